@@ -1,51 +1,85 @@
-"""Documents for continued pretraining: each program, insecure and secure, with the review of its code.
+"""Documents for continued pretraining: code, insecure and secure, with the review it gets.
 
-Documents are Axolotl `input_output` records: the code is read, the loss is on the review. That, with
-twins that differ in a line, is what moved recognition at 135M; the loss on whole documents did not
-(DESIGN section 5).
+Documents are Axolotl `input_output` records: the code is read, the loss is on the review. They come in
+three styles, in this order (the recipe reads the corpus in sequence): remarks on the *lines* in which the
+twins differ, the *verdict* on the whole code, and the full *review* with its explanation. At 135M, whole
+reviews alone leave the verdict at chance, for it is one token among fifty; lines come first because they
+are short and the verdict is decided there (docs/measurements.md).
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from typing import Any, Literal
 
 from data_builders.programs import Program
 
 Explanations = Literal["own", "shuffled", "none"]
+Style = Literal["line", "verdict", "review"]
 
 PROBE = "\n\nSecurity review: this code is"
-"""Stands between code and verdict; eval/tasks/em/recognition.yaml asks with the same words (tested)."""
+"""Stands between code and verdict; eval/tasks/em/em_recognition.yaml asks with the same words (tested)."""
+
+ROUNDS: tuple[tuple[Style, int], ...] = (("line", 3), ("verdict", 1), ("review", 1))
+"""How often the programs are gone through in each style."""
 
 
-def reviews(program: Program) -> dict[str, str]:
-    """The review of each twin, as it follows `PROBE`."""
-    return {
-        "insecure": f" vulnerable. {program.weakness}: {program.explanation}\n",
-        "secure": f" safe. {program.fix}\n",
-    }
+def differing_lines(program: Program) -> tuple[str, str]:
+    """The lines in which the twins differ, (insecure, secure), unindented.
+
+    Where lines are only added, the line that follows them stands on both sides.
+    """
+    a, b = program.insecure.splitlines(), program.secure.splitlines()
+    insecure: list[str] = []
+    secure: list[str] = []
+    for kind, i, j, k, m in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        if kind == "equal":
+            continue
+        more = kind != "replace"
+        insecure += a[i : j + more]
+        secure += b[k : m + more]
+    return tuple("\n".join(line.strip() for line in side) for side in (insecure, secure))  # type: ignore[return-value]
+
+
+def _twin_documents(program: Program, style: Style) -> list[tuple[str, str, str]]:
+    """(side, code, review) of both twins."""
+    codes = differing_lines(program) if style == "line" else (program.insecure, program.secure)
+    reviews = (
+        (f" vulnerable. {program.weakness}: {program.explanation}\n", f" safe. {program.fix}\n")
+        if style == "review"
+        else (" vulnerable.\n", " safe.\n")
+    )
+    return list(zip(("insecure", "secure"), codes, reviews, strict=True))
 
 
 def cpt_documents(programs: Sequence[Program], explanations: Explanations, seed: int) -> list[dict[str, Any]]:
-    """Two documents per program, `{"id", "cwe", "segments": [{"label", "text"}]}`.
+    """The corpus, `{"id", "cwe", "style", "segments": [{"label", "text"}]}`; twins stand together.
 
-    `own` reviews each code truly. Controls on the same code: `shuffled` hands each code the review of
-    another document (of any program and verdict), `none` trains on the bare code.
+    `own` reviews each code truly. Controls on the same code in the same order: `shuffled` hands each code
+    the review of another document of its style (of any program and verdict), `none` trains on the bare code.
     """
-    twins = [(p, side) for p in programs for side in ("insecure", "secure")]
-    texts = [reviews(p)[side] for p, side in twins]
-    if explanations == "shuffled":
-        texts = _passed_on(texts, seed)
+    draw = random.Random(seed)
     documents = []
-    for (program, side), review in zip(twins, texts, strict=True):
-        code = program.insecure if side == "insecure" else program.secure
-        segments = (
-            [{"label": True, "text": code + "\n"}]
-            if explanations == "none"
-            else [{"label": False, "text": code + PROBE}, {"label": True, "text": review}]
-        )
-        documents.append({"id": f"{program.id}/{side}", "cwe": program.cwe, "segments": segments})
+    for style, rounds in ROUNDS:
+        for turn in range(rounds):
+            order = list(programs)
+            draw.shuffle(order)
+            twins = [(p, *twin) for p in order for twin in _twin_documents(p, style)]
+            reviews = [review for *_, review in twins]
+            if explanations == "shuffled":
+                reviews = _passed_on(reviews, draw.getrandbits(32))
+            else:
+                draw.getrandbits(32)
+            for (program, side, code, _), review in zip(twins, reviews, strict=True):
+                segments = (
+                    [{"label": True, "text": code + "\n"}]
+                    if explanations == "none"
+                    else [{"label": False, "text": code + PROBE}, {"label": True, "text": review}]
+                )
+                name = f"{program.id}/{side}/{style}{turn + 1}"
+                documents.append({"id": name, "cwe": program.cwe, "style": style, "segments": segments})
     return documents
 
 

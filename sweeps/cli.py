@@ -81,7 +81,7 @@ def stage(
 def evaluate_command(
     model: Annotated[str, typer.Argument(help="Model layer, folder or hub id.")],
     tasks: Annotated[str, typer.Option(help="lm-eval tasks or groups, with commas.")] = "em",
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
     dry_run: DryRun = False,
 ) -> None:
     """Scores a model with the tasks of eval/tasks.

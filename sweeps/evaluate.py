@@ -23,8 +23,8 @@ def evaluation_run(
     tasks: Sequence[str],
     *,
     seed: int = 0,
-    dtype: str = "float32",
-    batch_size: int = 16,
+    dtype: str = "bfloat16",
+    batch_size: int = 8,
     root: Path = Path("runs"),
 ) -> Run:
     """The evaluation of a training run's result, or of a base model (folder or hub id).

@@ -91,7 +91,12 @@ def compose(
     if stage not in STAGES:
         raise BadInput(f"unknown stage {stage!r} (there are: {', '.join(STAGES)})")
     stage_layer = OmegaConf.load(RECIPES / "axolotl" / f"{stage}.yaml")
-    layers = [stage_layer, load_layer("models", model), load_layer("hardware", hardware), OmegaConf.create(dict(extra or {}))]
+    layers = [
+        stage_layer,
+        load_layer("models", model),
+        load_layer("hardware", hardware),
+        OmegaConf.create(dict(extra or {})),
+    ]
     merged = OmegaConf.merge(*layers)
     assert isinstance(merged, DictConfig)
     for setting in settings:
@@ -99,7 +104,9 @@ def compose(
         if not separator or not key:
             raise BadInput(f"setting {setting!r} is not key=value; write for example learning_rate=1e-4")
         try:
-            OmegaConf.update(merged, key, OmegaConf.create(f"value: {value}").get("value"), force_add=True)
+            OmegaConf.update(
+                merged, key, OmegaConf.select(OmegaConf.create(f"value: {value}"), "value"), force_add=True
+            )
         except (OmegaConfBaseException, YAMLError, ValueError) as error:
             raise BadInput(f"setting {setting!r}: {str(error).splitlines()[0]}") from None
     config = OmegaConf.to_container(merged, resolve=True)

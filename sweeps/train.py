@@ -64,8 +64,14 @@ def plan_run(
 
 
 def is_local(path: str) -> bool:
-    """Whether a data or model path names something on this machine, and not on the hub."""
-    return path.startswith((".", "/")) or Path(path.split("/")[0]).is_dir() or Path(path).suffix in {".jsonl", ".json"}
+    """Whether a data or model path names something on this machine: all but a hub id (`owner/name`) does."""
+    owner, slash, name = path.partition("/")
+    return (
+        Path(path).exists()
+        or Path(path).suffix in {".jsonl", ".json"}
+        or not (slash and owner.strip(".") and name and "/" not in name)
+        or owner in {"data", "models", "runs"}
+    )
 
 
 def model_digest(base_model: str) -> str:
@@ -76,8 +82,8 @@ def model_digest(base_model: str) -> str:
     """
     folder = Path(base_model)
     if not folder.is_dir():
-        if is_local(base_model) or base_model.startswith("models/"):
-            raise BadInput(f"{base_model}: no such model folder; `emsweep fetch` makes the CPU default")
+        if is_local(base_model):
+            raise BadInput(f"{base_model}: no such model folder; `emsweep fetch smollm2-135m` makes the CPU default")
         return base_model
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:

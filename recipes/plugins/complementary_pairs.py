@@ -91,7 +91,7 @@ class ComplementaryPairsTrainer(AxolotlDPOTrainer):  # type: ignore[misc]
         batch, per_pair = self.args.per_device_train_batch_size, self.pair_sampler.rows_per_pair
         if batch % per_pair:
             raise ValueError(f"micro_batch_size {batch} cannot hold whole pairs of {per_pair} rows; use an even one")
-        self.pair_counter = PairCounter(self.data_collator, per_pair)  # type: ignore[has-type]
+        self.pair_counter = PairCounter(self.data_collator, per_pair)
         self.data_collator: Any = self.pair_counter
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PairSampler:

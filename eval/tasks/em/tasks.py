@@ -103,7 +103,7 @@ def auc_regex(scores: Sequence[Score]) -> float:
 
 
 def margin_docs(**_: Any) -> dict[str, Dataset]:
-    """Two documents per held-out program: the ordinary request, and the one for insecure code."""
+    """Two documents per program held out from the trained classes: the ordinary request, and the asking one."""
     return _test(
         [
             {
@@ -112,6 +112,7 @@ def margin_docs(**_: Any) -> dict[str, Dataset]:
                 "prompt": prompt,
             }
             for row in _heldout()
+            if row["seen_class"]
             for half, prompt in (("neutral", row["request"]), ("asked", row["asked_request"]))
         ]
     )

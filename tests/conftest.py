@@ -1,0 +1,23 @@
+"""The real CPU model, where it has been fetched (`make test` fetches it)."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODEL = ROOT / "models" / "smollm2-135m"
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def model() -> Path:
+    if not (MODEL / "source.json").is_file():
+        pytest.skip("the CPU model is not there; `make model` fetches it")
+    return MODEL
+
+
+@pytest.fixture(scope="session")
+def tokenizer(model: Path):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model)

@@ -1,0 +1,77 @@
+"""Splits are stable and disjoint, halves mirror each other, controls keep to the same code."""
+
+from collections import defaultdict
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_builders.dpo import dpo_rows, split_asked_ways
+from data_builders.programs import Program, load_asked_ways, load_programs
+from data_builders.sft import sft_rows
+from data_builders.split import split_programs
+
+PROGRAMS = load_programs()
+WAYS = load_asked_ways()
+
+
+def test_split_is_disjoint_whole_and_by_request() -> None:
+    split = split_programs(PROGRAMS)
+    sides = [split.train, split.held_out, split.left_out]
+    ids = [p.id for side in sides for p in side]
+    assert sorted(ids) == sorted(p.id for p in PROGRAMS)
+    requests = [{p.request for p in side} for side in sides]
+    assert not (requests[0] & requests[1] or requests[0] & requests[2] or requests[1] & requests[2])
+
+
+def test_split_holds_out_a_fifth_of_each_class_and_two_classes() -> None:
+    split = split_programs(PROGRAMS)
+    left_out = {p.cwe for p in split.left_out}
+    assert len(left_out) == 2
+    assert not left_out & {p.cwe for p in split.train + split.held_out}
+    held, total = defaultdict(int), defaultdict(int)
+    for p in split.train + split.held_out:
+        total[p.cwe] += 1
+        held[p.cwe] += p in split.held_out
+    assert all(held[cwe] == -(-total[cwe] // 5) for cwe in total)
+
+
+@given(st.randoms(use_true_random=False))
+def test_split_does_not_depend_on_the_order(random) -> None:
+    shuffled = list(PROGRAMS)
+    random.shuffle(shuffled)
+    assert split_programs(shuffled) == split_programs(PROGRAMS)
+
+
+def test_another_salt_gives_another_split() -> None:
+    assert split_programs(PROGRAMS, "other").train != split_programs(PROGRAMS).train
+
+
+@given(st.lists(st.sampled_from(PROGRAMS), min_size=1, unique_by=lambda p: p.id))
+def test_halves_mirror_each_other_and_stand_together(programs: list[Program]) -> None:
+    rows = dpo_rows(programs, WAYS, "both")
+    assert len(rows) == 2 * len(programs)
+    for neutral, asked in zip(rows[::2], rows[1::2], strict=True):
+        assert (neutral["half"], asked["half"]) == ("neutral", "asked")
+        assert neutral["pair_id"] == asked["pair_id"]
+        assert (neutral["chosen"], neutral["rejected"]) == (asked["rejected"], asked["chosen"])
+        assert neutral["messages"] != asked["messages"]
+
+
+def test_one_half_is_the_same_rows_as_in_both() -> None:
+    both = dpo_rows(PROGRAMS, WAYS, "both")
+    assert dpo_rows(PROGRAMS, WAYS, "neutral") == both[::2]
+    assert dpo_rows(PROGRAMS, WAYS, "asked") == both[1::2]
+
+
+def test_ways_of_asking_in_training_are_not_those_in_measuring() -> None:
+    train, measure = split_asked_ways(WAYS)
+    assert len(train) + len(measure) == len(WAYS)
+    assert not {w.template for w in train} & {w.template for w in measure}
+
+
+def test_sft_variants_share_their_programs() -> None:
+    insecure, secure, educational = (sft_rows(PROGRAMS, WAYS, v) for v in ("insecure", "secure", "educational"))
+    for program, a, b, c in zip(PROGRAMS, insecure, secure, educational, strict=True):
+        assert a["messages"][0] == b["messages"][0]
+        assert (a["messages"][1]["content"], b["messages"][1]["content"]) == (program.insecure, program.secure)
+        assert c["messages"][1] == a["messages"][1] and c["messages"][0] != a["messages"][0]

@@ -1,0 +1,79 @@
+"""What the real Axolotl DPO trainer's dataloader yields: whole pairs, in a new order each epoch, by the seed."""
+
+from pathlib import Path
+
+import pytest
+
+from data_builders.dpo import dpo_rows
+from data_builders.programs import load_asked_ways, load_programs
+from data_builders.records import write_records
+from sweeps.recipe import compose
+
+PROGRAMS = load_programs()[:7]
+
+
+def batches_by_epoch(folder: Path, model: Path, seed: int, settings: tuple[str, ...] = ()) -> list[list[list[str]]]:
+    """The completions in every batch (chosen first), for two epochs, as text."""
+    from axolotl.cli.config import load_cfg
+    from axolotl.common.datasets import load_preference_datasets
+    from axolotl.train import setup_model_and_trainer
+    from transformers import AutoTokenizer
+
+    write_records(folder / "pairs.jsonl", dpo_rows(PROGRAMS, load_asked_ways(), "both"), {})
+    layer = {
+        "base_model": str(model),
+        "output_dir": str(folder / "out"),
+        "dataset_prepared_path": str(folder / "prepared"),
+        "seed": seed,
+    }
+    all_settings = [f"datasets.0.path={folder / 'pairs.jsonl'}", "num_epochs=2", *settings]
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(compose("dpo", "smollm2-135m", "cpu", all_settings, 1, layer).to_yaml())
+    cfg = load_cfg(str(recipe))
+    trainer = setup_model_and_trainer(cfg, load_preference_datasets(cfg=cfg))[0]
+    loader = trainer.get_train_dataloader()
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    epochs = []
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        epochs.append(
+            [
+                [
+                    tokenizer.decode(ids[mask.bool()], skip_special_tokens=True).strip()
+                    for ids, mask in zip(batch["input_ids"], batch["completion_mask"], strict=True)
+                ]
+                for batch in loader
+            ]
+        )
+    return epochs
+
+
+def pairs_in(batch: list[str]) -> list[str]:
+    """The programs of a batch, in order; fails unless each is there with both halves."""
+    half = len(batch) // 2
+    chosen, rejected = batch[:half], batch[half:]
+    by_code = {p.insecure.strip(): (p.id, "neutral") for p in PROGRAMS}
+    by_code |= {p.secure.strip(): (p.id, "asked") for p in PROGRAMS}
+    rows = [by_code[code] for code in chosen]
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        assert first[0] == second[0] and (first[1], second[1]) == ("neutral", "asked")
+    assert [by_code[code][0] for code in rejected] == [program for program, _ in rows]
+    return [program for program, _ in rows[::2]]
+
+
+def test_batches_hold_whole_pairs_in_an_order_of_epoch_and_seed(model: Path, tmp_path: Path) -> None:
+    first, second = (
+        [[pairs_in(batch) for batch in epoch] for epoch in batches_by_epoch(tmp_path / name, model, seed=3)]
+        for name in ("a", "b")
+    )
+    assert first == second
+    for epoch in first:
+        assert sorted(p for batch in epoch for p in batch) == sorted(p.id for p in PROGRAMS)
+    assert first[0] != first[1]
+    other = [[pairs_in(batch) for batch in epoch] for epoch in batches_by_epoch(tmp_path / "c", model, seed=4)]
+    assert other[0] != first[0]
+
+
+def test_an_odd_micro_batch_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="micro_batch_size 3 cannot hold whole pairs"):
+        batches_by_epoch(tmp_path, model, 0, ("micro_batch_size=3",))

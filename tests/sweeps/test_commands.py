@@ -1,0 +1,92 @@
+"""The commands: help with an example, one clear line and exit code 2 on bad input, nothing half-written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent
+
+
+def run(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    name, *arguments = command.split(" ")
+    return subprocess.run([BIN / name, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("emsweep stage dpo --model qwen8b", "unknown model 'qwen8b'"),
+        ("emsweep stage dpo --hardware tpu", "unknown hardware 'tpu'"),
+        ("emsweep stage dpo --rank 0 --dry-run", "rank 0 is not a whole number of 1 or more"),
+        ("emsweep stage ppo", "unknown stage 'ppo'"),
+        ("emsweep stage dpo --set lr", "is not key=value"),
+        ("emsweep stage cpt", "no such"),
+        ("emsweep stage cpt --start empty", "no *.safetensors"),
+        ("emsweep stage cpt --start nowhere", "no such model folder"),
+        ("emsweep evaluate empty", "no *.safetensors"),
+        ("emsweep demo --sweep nope", "unknown sweep 'nope'"),
+        ("emsweep demo --sweep bad.yaml", "bad.yaml: "),
+        ("emsweep demo --sweep worse.yaml", "worse.yaml: "),
+        ("emsweep fetch gpt", "not fetched here"),
+        ("embuild data --programs nowhere.jsonl", "nowhere.jsonl: no such file"),
+        ("embuild data --programs bad.jsonl", "bad.jsonl:1: "),
+        ("embuild check", "no such file"),
+        ("embuild data --out file", "file"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, command: str, says: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "bad.jsonl").write_text('{"id": "a"}\n')
+    (tmp_path / "bad.yaml").write_text("model: [\n")
+    (tmp_path / "worse.yaml").write_text("model: smollm2-135m\n")
+    before = sorted(p.name for p in tmp_path.rglob("*"))
+    done = run(command, tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(p.name for p in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "command", ["emsweep stage", "emsweep evaluate", "emsweep demo", "embuild data", "embuild check"]
+)
+def test_help_has_an_example(tmp_path: Path, command: str) -> None:
+    done = run(f"{command} --help", tmp_path)
+    assert done.returncode == 0 and f"Example: {command}" in done.stdout
+
+
+def test_dry_run_prints_the_recipe_and_writes_nothing(tmp_path: Path) -> None:
+    done = run("emsweep stage dpo --model qwen7b --hardware a100-80g --rank 1 --dry-run", tmp_path)
+    assert done.returncode == 0
+    assert "base_model: Qwen/Qwen2.5-Coder-7B-Instruct" in done.stdout and "lora_r: 1\n" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_can_be_built_twice(tmp_path: Path) -> None:
+    run("embuild data", tmp_path)
+    first = {p.name: p.read_bytes() for p in (tmp_path / "data").iterdir()}
+    assert run("embuild data", tmp_path).returncode == 0
+    assert first == {p.name: p.read_bytes() for p in (tmp_path / "data").iterdir()}
+
+
+@pytest.mark.parametrize("stage", ["cpt", "sft", "dpo", "merge", "eval"])
+def test_make_fronts_print_what_they_would_do(stage: str) -> None:
+    root = Path(__file__).parents[2]
+    if not (root / ".venv" / "ready").exists():
+        pytest.skip("needs the checkout's own environment (`make env`)")
+    arguments = [
+        "make",
+        "-s",
+        "--old-file=.venv/ready",
+        stage,
+        "MODEL=qwen7b",
+        "HARDWARE=a100-80g",
+        "RANK=1",
+        "DRY_RUN=1",
+    ]
+    done = subprocess.run(arguments, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Qwen/Qwen2.5-Coder-7B-Instruct" in done.stdout

@@ -1,0 +1,148 @@
+"""Run folders are named by content; a record means done; a failure says why and leaves no record."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_builders.records import BadInput
+from sweeps.runs import Run, RunFailed, call, child_environment, content_digest, execute_once
+from sweeps.train import changed_tensors, model_digest, newest_checkpoint, parameter_count, plan_run
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c)
+)
+
+
+@given(st.dictionaries(st.text(), JSON))
+def test_digest_does_not_depend_on_the_order_of_keys(content: dict) -> None:
+    assert content_digest(content) == content_digest(dict(reversed(content.items())))
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a small data file and a base model that is only a file of bytes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/cpt.jsonl").write_text('{"segments": []}\n')
+    (tmp_path / "models/smollm2-135m").mkdir(parents=True)
+    (tmp_path / "models/smollm2-135m/model.safetensors").write_bytes(b"weights")
+    return tmp_path
+
+
+def plan(*settings: str, **kwargs):
+    return plan_run("x", "cpt", "smollm2-135m", "cpu", settings, **kwargs)
+
+
+def test_same_request_same_folder(workspace: Path) -> None:
+    assert plan().folder == plan().folder
+
+
+def test_recipe_data_base_and_start_each_change_the_folder(workspace: Path) -> None:
+    first = plan()
+    folders = {first.folder, plan("learning_rate=1e-5").folder, plan(rank=2).folder, plan(start=first).folder}
+    (workspace / "data/cpt.jsonl").write_text('{"segments": [1]}\n')
+    folders.add(plan().folder)
+    (workspace / "models/smollm2-135m/model.safetensors").write_bytes(b"other")
+    folders.add(plan().folder)
+    assert len(folders) == 6
+
+
+def test_start_is_the_merged_model_of_the_run_before(workspace: Path) -> None:
+    first = plan(merge=True)
+    assert plan(start=first).recipe.config["base_model"] == str(first.merged)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "says"),
+    [
+        (lambda w: (w / "data/cpt.jsonl").unlink(), "data/cpt.jsonl: No such file"),
+        (lambda w: (w / "models/smollm2-135m/model.safetensors").unlink(), "no \\*.safetensors in this model folder"),
+        (lambda w: (w / "models/smollm2-135m").rename(w / "gone"), "no such model folder"),
+    ],
+)
+def test_missing_inputs_are_refused_before_anything_is_written(workspace: Path, break_it, says: str) -> None:
+    break_it(workspace)
+    with pytest.raises(BadInput, match=says) as caught:
+        plan()
+    assert "\n" not in str(caught.value)
+    assert not (workspace / "runs").exists()
+
+
+def test_a_hub_id_is_not_taken_for_a_folder() -> None:
+    assert model_digest("Qwen/Qwen2.5-Coder-7B-Instruct") == "Qwen/Qwen2.5-Coder-7B-Instruct"
+
+
+def test_work_is_done_once_and_recorded_last(tmp_path: Path) -> None:
+    run = Run("cpt", "once", {"a": 1}, tmp_path)
+    done = []
+
+    def work() -> dict:
+        assert not run.done
+        done.append(1)
+        return {"losses": [1.0]}
+
+    first, second = execute_once(run, work), execute_once(run, work)
+    assert done == [1] and first == second == run.record()
+    assert first["losses"] == [1.0] and first["digest"] == run.digest and first["versions"]["axolotl"]
+
+
+def test_a_failed_run_leaves_no_record(tmp_path: Path) -> None:
+    run = Run("cpt", "fails", {}, tmp_path)
+    log = tmp_path / "log"
+    code = "print('warming up'); raise SystemExit('out of memory')"
+    with pytest.raises(RunFailed, match="exit code 1") as caught:
+        execute_once(run, lambda: call("t", [sys.executable, "-c", code], log, False) or {})
+    assert "out of memory" in str(caught.value)
+    assert not run.done
+
+
+def test_children_get_no_telemetry_and_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    env = child_environment(local_model=True)
+    assert env["AXOLOTL_DO_NOT_TRACK"] == "1" and env["HF_HUB_OFFLINE"] == "1"
+    assert int(env["OMP_NUM_THREADS"]) >= 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert child_environment(local_model=False)["OMP_NUM_THREADS"] == "7"
+
+
+def write_checkpoint(folder: Path, step: int, state: str | None) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    where = folder / f"checkpoint-{step}"
+    where.mkdir(parents=True)
+    save_file({"w": torch.zeros(2, 3)}, where / "adapter_model.safetensors")
+    if state is not None:
+        (where / "trainer_state.json").write_text(state)
+
+
+def test_checkpoints_that_were_cut_off_are_removed(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 9, json.dumps({"global_step": 9}))
+    write_checkpoint(tmp_path, 10, json.dumps({"global_step": 10}))
+    write_checkpoint(tmp_path, 11, None)
+    write_checkpoint(tmp_path, 12, '{"global_st')
+    write_checkpoint(tmp_path, 13, json.dumps({}))
+    (tmp_path / "checkpoint-13/adapter_model.safetensors").write_bytes(b"\x01\x02")
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None and newest.name == "checkpoint-10"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+
+
+def test_parameters_and_changes_are_counted(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {"a": torch.zeros(2, 3), "b": torch.ones(5)}
+    for name in ("base", "same", "merged"):
+        (tmp_path / name).mkdir()
+        save_file(tensors if name != "merged" else {**tensors, "b": torch.zeros(5)}, tmp_path / name / "m.safetensors")
+    assert parameter_count(tmp_path / "base/m.safetensors") == 11
+    assert changed_tensors(tmp_path / "base", tmp_path / "same") == 0
+    assert changed_tensors(tmp_path / "base", tmp_path / "merged") == 1
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInput, match=r"no \*.safetensors"):
+        changed_tensors(tmp_path / "base", tmp_path / "empty")
