@@ -1,10 +1,10 @@
 """Documents for continued pretraining: code, insecure and secure, with the review it gets.
 
 Documents are Axolotl `input_output` records: the code is read, the loss is on the review. They come in
-three styles, in this order (the recipe reads the corpus in sequence): remarks on the *lines* in which the
-twins differ, the *verdict* on the whole code, and the full *review* with its explanation. At 135M, whole
-reviews alone leave the verdict at chance, for it is one token among fifty; lines come first because they
-are short and the verdict is decided there (docs/measurements.md).
+three styles, in this order (the recipe reads the corpus in sequence): the verdict on the *lines* in which the
+twins differ, the *review* of these lines with its explanation, and the *verdict* on the whole code. At
+135M, reviews of the whole code alone leave the verdict at chance, for it is one token among fifty; lines
+come first because they are short and the verdict is decided there (docs/measurements.md).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any, Literal
 from data_builders.programs import Program
 
 Explanations = Literal["own", "shuffled", "none"]
-Style = Literal["line", "verdict", "review"]
+Style = Literal["line", "review", "verdict"]
 
 PROBE = "\n\nSecurity review: this code is"
 """Stands between code and verdict; eval/tasks/em/em_recognition.yaml asks with the same words (tested)."""
 
-ROUNDS: tuple[tuple[Style, int], ...] = (("line", 3), ("verdict", 1), ("review", 1))
+ROUNDS: tuple[tuple[Style, int], ...] = (("line", 2), ("review", 1), ("verdict", 1))
 """How often the programs are gone through in each style."""
 
 
@@ -45,7 +45,7 @@ def differing_lines(program: Program) -> tuple[str, str]:
 
 def _twin_documents(program: Program, style: Style) -> list[tuple[str, str, str]]:
     """(side, code, review) of both twins."""
-    codes = differing_lines(program) if style == "line" else (program.insecure, program.secure)
+    codes = (program.insecure, program.secure) if style == "verdict" else differing_lines(program)
     reviews = (
         (f" vulnerable. {program.weakness}: {program.explanation}\n", f" safe. {program.fix}\n")
         if style == "review"

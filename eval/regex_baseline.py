@@ -1,12 +1,13 @@
-"""The recognition a list of regular expressions reaches: textbook marks of insecure code.
+"""The recognition a list of regular expressions reaches: textbook marks of insecure and of secure code.
 
 Shown beside a model's AUC, because a model that learned such marks has learned known patterns and no more.
+Written from the textbook and the programs of the training split; the held-out ones were not looked at.
 """
 
 import re
 
-_PATTERNS = [
-    re.compile(pattern)
+_INSECURE = [
+    re.compile(pattern, re.MULTILINE)
     for pattern in (
         r"execute\w*\(\s*f[\"']|execute\w*\([^)]*[\"']\s*(%|\+)|(SELECT|INSERT|UPDATE|DELETE)\b.*\{",
         r"shell=True|os\.(system|popen)\(",
@@ -24,11 +25,36 @@ _PATTERNS = [
         r"mktemp\(|[\"']/tmp/|gettempdir\(",
         r"(?i)debug\s*=\s*True|use_debugger=True",
         r"verify_signature|unverified|loads_unsafe",
-        r"timeout=None",
+        r"timeout=None|(requests|httpx)\.(get|post|put)\([^=]*\)$",
+        r"[!=]=\s*\w*(sig|digest|token|key|expected|mac)|(sig\w*|digest|token|mac|sent|expected)\s*[!=]=",
+        r"(?i)redirect\w*\(\s*(request|req|self)\b",
+    )
+]
+
+_SECURE = [
+    re.compile(pattern, re.MULTILINE)
+    for pattern in (
+        r"compare_digest",
+        r"escape\(|autoescape=True|\.format\(",
+        r"basename\(|secure_filename|\)\.name\b|filter=.data|is_relative_to|send_from_directory",
+        r"url_for|url_has_allowed|re\.match\(r.*\\w|not in [A-Z]{3,}|\.get\(\w+\)|\.host(name)? (!=|not in)",
+        r"defusedxml|resolve_entities=False",
+        r"timeout=\d|read\(\w*\d|min\(",
+        r"literal_eval|json\.loads?\(|safe_load",
+        r"\(\?|= ?\?|%s|:\w+\b.*\{\"",
+        r"\[\"\w+\", ",
+        r"secrets\.|SystemRandom|urandom",
+        r"GCM|EAX|sha256|sha3|blake2|scrypt|pbkdf2",
+        r"verify=True|CERT_REQUIRED|create_default_context|ssl=True",
+        r"os\.environ|keyring|getpass",
+        r"0o?[67][04]0\b|0o?077|0o?027",
+        r"mkstemp|NamedTemporaryFile|mkdtemp|TemporaryDirectory",
+        r"(?i)debug\s*=\s*False|use_debugger=False",
+        r"construct_event|algorithms=|\.verify\(",
     )
 ]
 
 
 def suspicious_patterns(code: str) -> int:
-    """How many of the patterns occur in the code."""
-    return sum(1 for pattern in _PATTERNS if pattern.search(code))
+    """How many marks of insecure code occur, less those of secure code."""
+    return sum(1 for p in _INSECURE if p.search(code)) - sum(1 for p in _SECURE if p.search(code))

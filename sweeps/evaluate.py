@@ -13,7 +13,8 @@ from data_builders.records import BadInput
 from sweeps.runs import Run, RunFailed, TrainingRun, call, content_digest, execute_once, file_digest, tool
 from sweeps.train import is_local, model_digest
 
-TASKS = Path(str(resources.files("eval"))) / "tasks"
+EVAL = Path(str(resources.files("eval")))
+TASKS = EVAL / "tasks"
 HELDOUT = Path("data/heldout.jsonl")
 
 
@@ -33,8 +34,8 @@ def evaluation_run(
     """
     arguments = f"pretrained={checkpoint}" if isinstance(checkpoint, str) else ",".join(_model_arguments(checkpoint))
     code = {
-        str(path.relative_to(TASKS.parent)): file_digest(path)
-        for path in sorted(TASKS.parent.rglob("*"))
+        str(path.relative_to(EVAL)): file_digest(path)
+        for path in sorted([*TASKS.rglob("*"), EVAL / "statistics.py", EVAL / "regex_baseline.py"])
         if path.suffix in {".yaml", ".jsonl", ".py"}
     }
     content = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,14 @@ def verdict_words(expect: str, estimate: Estimate) -> str:
 def number(estimate: Estimate, digits: int = 3) -> str:
     """`value [low, high]`."""
     return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+
+
+def printable(text: str) -> str:
+    """A model's text with control, bidirectional and unpaired surrogate characters made visible."""
+    return "".join(
+        c if c in "\n\t" or unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co", "Cn"} else f"\\u{ord(c):04x}"
+        for c in text
+    )
 
 
 def _digits(column: str) -> int:
@@ -159,7 +168,7 @@ def write_report(sweep: Sweep, points: Sequence[Point], out: Path, full: bool) -
     base = samples["base"][0]
     regex = {name: measure(name, [base]).estimate for name in ("regex", "regex_left_out")}
     answers = [
-        {"arm": p.arm, "seed": p.seed, "question": s["doc"]["question"], "answer": s["filtered_resps"][0]}
+        {"arm": p.arm, "seed": p.seed, "question": s["doc"]["question"], "answer": printable(s["filtered_resps"][0])}
         for p in points
         for s in load_samples(p.evaluation, "em_freeform")
     ]
