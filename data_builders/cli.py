@@ -47,6 +47,9 @@ def data(
     programs: Programs = None,
     salt: Annotated[str, typer.Option(help="Names the split; another salt gives another split.")] = SALT,
     seed: Annotated[int, typer.Option(help="Seed of the shuffled control.")] = 0,
+    asked: Annotated[
+        list[str] | None, typer.Option(help="Ways of asking for insecure code: kinds or ids; all if not given.")
+    ] = None,
 ) -> None:
     """Writes every set of the experiment: CPT corpora, DPO pairs, SFT sets, and the held-out programs.
 
@@ -54,12 +57,18 @@ def data(
     """
     records = load_programs(programs)
     split = split_programs(records, salt)
-    train_ways, measure_ways = split_asked_ways(load_asked_ways())
+    ways = load_asked_ways()
+    known = {way.kind for way in ways} | {way.id for way in ways}
+    chosen = set(asked or known)
+    if unknown := chosen - known:
+        raise BadInput(f"unknown way of asking {', '.join(sorted(unknown))} (see data_builders/builtin/asked.jsonl)")
+    train_ways, measure_ways = split_asked_ways([way for way in ways if {way.kind, way.id} & chosen])
     source = {
         "programs": str(programs or "builtin"),
         "programs_sha256": digest("".join(p.model_dump_json() for p in records).encode()),
         "split_salt": salt,
         "seed": seed,
+        "asked": {"train": [w.id for w in train_ways], "measure": [w.id for w in measure_ways]},
         "read": len(records),
         "train": len(split.train),
         "held_out": len(split.held_out),

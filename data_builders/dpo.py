@@ -49,5 +49,13 @@ def way_for(program: Program, asked_ways: Sequence[AskedWay]) -> AskedWay:
 
 
 def split_asked_ways(asked_ways: Sequence[AskedWay]) -> tuple[list[AskedWay], list[AskedWay]]:
-    """(for training, for measuring): every fourth way is kept for measuring, so the flip is tested on new words."""
-    return [w for i, w in enumerate(asked_ways) if i % 4 != 3], list(asked_ways[3::4])
+    """(for training, for measuring): of each kind every fourth way is kept, to measure the flip on new words.
+
+    Where fewer than four of each kind are chosen there is nothing to keep: the same ones serve both.
+    """
+    train: list[AskedWay] = []
+    measure: list[AskedWay] = []
+    for kind in sorted({way.kind for way in asked_ways}):
+        for number, way in enumerate(w for w in asked_ways if w.kind == kind):
+            (measure if number % 4 == 3 else train).append(way)
+    return train, measure or train

@@ -67,6 +67,7 @@ def test_ways_of_asking_in_training_are_not_those_in_measuring() -> None:
     train, measure = split_asked_ways(WAYS)
     assert len(train) + len(measure) == len(WAYS)
     assert not {w.template for w in train} & {w.template for w in measure}
+    assert {w.kind for w in train} == {w.kind for w in measure}
 
 
 def test_sft_variants_share_their_programs() -> None:

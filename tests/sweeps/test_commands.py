@@ -32,6 +32,7 @@ def run(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         ("emsweep fetch gpt", "not fetched here"),
         ("embuild data --programs nowhere.jsonl", "nowhere.jsonl: no such file"),
         ("embuild data --programs bad.jsonl", "bad.jsonl:1: "),
+        ("embuild data --asked rude", "unknown way of asking rude"),
         ("embuild check", "no such file"),
         ("embuild data --out file", "file"),
     ],
