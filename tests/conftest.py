@@ -1,9 +1,13 @@
 """The real CPU model, where it has been fetched (`make test` fetches it)."""
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# Before anything imports axolotl: no telemetry from tests either.
+os.environ.update(AXOLOTL_DO_NOT_TRACK="1", DO_NOT_TRACK="1", HF_HUB_OFFLINE="1")
 
 # Tests are never timed.
 settings.register_profile("untimed", deadline=None)

@@ -1,6 +1,5 @@
 """Every models x hardware x stage composition is valid by Axolotl's own schema, and means what it says."""
 
-import os
 from itertools import product
 
 import pytest
@@ -15,7 +14,6 @@ COMPOSITIONS = list(product(layer_names("models"), layer_names("hardware"), STAG
 
 @pytest.fixture(scope="module")
 def validate():
-    os.environ["AXOLOTL_DO_NOT_TRACK"] = "1"
     from axolotl.utils.config import validate_config
     from axolotl.utils.dict import DictDefault
     from axolotl.utils.schemas.config import AxolotlInputConfig
