@@ -33,10 +33,10 @@ def training_run(
     if start is not None:
         config["base_model"] = str(start.merged)
     content: dict[str, Any] = {
+        "start": start.digest if start else model_digest(config["base_model"]),
         "recipe": config,
         "alpha": recipe.em.get("alpha"),
         "data": {d["path"]: file_digest(Path(d["path"])) for d in config["datasets"] if is_local(d["path"])},
-        "start": start.digest if start else model_digest(config["base_model"]),
         "merge": merge,
     }
     run = TrainingRun(recipe.stage, name, content, root, recipe=recipe, merge=merge)

@@ -23,7 +23,7 @@ class PairSampler(Sampler[int]):
     """Row indices pair by pair, in a pair order drawn afresh for each epoch.
 
     The order depends on the seed and the epoch alone, so that a resumed run sees the order of an
-    uninterrupted one. Rows of a pair keep the order of the file.
+    uninterrupted one. Rows of a pair keep the order of the data set, which Axolotl may have shuffled.
 
     Raises:
         ValueError: if pairs differ in their number of rows (a half is missing or doubled).

@@ -56,7 +56,7 @@ def pairs_in(batch: list[str]) -> list[str]:
     by_code |= {p.secure.strip(): (p.id, "asked") for p in PROGRAMS}
     rows = [by_code[code] for code in chosen]
     for first, second in zip(rows[::2], rows[1::2], strict=True):
-        assert first[0] == second[0] and (first[1], second[1]) == ("neutral", "asked")
+        assert first[0] == second[0] and {first[1], second[1]} == {"neutral", "asked"}
     assert [by_code[code][0] for code in rejected] == [program for program, _ in rows]
     return [program for program, _ in rows[::2]]
 
