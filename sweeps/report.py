@@ -204,6 +204,7 @@ def write_report(sweep: Sweep, points: Sequence[Point], out: Path, full: bool) -
 def print_table(rows: Sequence[dict[str, Any]], judged: Sequence[Verdict], regex: dict[str, Estimate]) -> None:
     """Prints the table of arms and the verdicts."""
     console = Console()
+    console.width = max(console.width, 200)  # a table that is cut cannot be read; a terminal wraps it
     table = Table("arm", "seeds", *COLUMNS.values(), title="mean [95 % interval over programs or questions]")
     for row in rows:
         cells = [number(row["measures"][name].estimate, _digits(name)) for name in COLUMNS]
