@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_builders.records import write_whole
-from eval.scores import MATRICES, PER_CLUSTER, Measured, Samples, measure
+from eval.scores import PER_CLUSTER, Measured, Samples, measure
 from eval.statistics import Estimate
 from sweeps.arms import Claim, Point, Sweep
 from sweeps.evaluate import load_samples
@@ -187,7 +187,7 @@ def write_report(sweep: Sweep, points: Sequence[Point], out: Path, full: bool) -
         "answers": answers,
         "runs": [p for p in points if p.training],
         "records": {str(p.evaluation.folder): p.evaluation.record() for p in points},
-        "auc": set(MATRICES),
+        "alpha": sorted({"{policy} = {value}".format(**p.training.recipe.em["alpha"]) for p in points if p.training}),
         "questions": len(PER_CLUSTER["log_odds_per_byte"](base)),
         "command": "make demo FULL=1" if full else "make demo",
     }
