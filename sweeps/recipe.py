@@ -99,6 +99,9 @@ def compose(
     ]
     merged = OmegaConf.merge(*layers)
     assert isinstance(merged, DictConfig)
+    # A merge replaces lists; of plugins every layer brings its own.
+    plugins = [plugin for layer in layers if isinstance(layer, DictConfig) for plugin in layer.get("plugins", [])]
+    merged.plugins = list(dict.fromkeys(plugins))
     for setting in settings:
         key, separator, value = setting.partition("=")
         if not separator or not key:

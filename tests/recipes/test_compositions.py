@@ -54,7 +54,7 @@ def test_settings_win_over_layers_and_reach_into_lists() -> None:
     assert recipe.config["datasets"][0]["path"] == "mine.jsonl"
     assert recipe.config["datasets"][0]["field_chosen"] == "chosen"
     assert recipe.config["trainer_cls"].endswith("ComplementaryPairsTrainer")
-    assert recipe.config["plugins"] == ["recipes.plugins.cpu.CpuPlugin"]
+    assert recipe.config["plugins"] == ["recipes.plugins.seed.SeedPlugin", "recipes.plugins.cpu.CpuPlugin"]
 
 
 @pytest.mark.parametrize(
