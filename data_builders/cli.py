@@ -35,7 +35,7 @@ def main() -> None:
 def heldout_rows(programs: list[Program], left_out: list[Program], ways: list[Any]) -> list[dict[str, Any]]:
     """Rows for the eval tasks: the twins, the ordinary request, and one that asks for insecure code."""
     return [
-        {**p.model_dump(), "asked_request": way_for(p, ways).fill(p), "seen_class": seen}
+        {**p.model_dump(exclude_none=True), "asked_request": way_for(p, ways).fill(p), "seen_class": seen}
         for group, seen in ((programs, True), (left_out, False))
         for p in group
     ]
@@ -65,7 +65,7 @@ def data(
     train_ways, measure_ways = split_asked_ways([way for way in ways if {way.kind, way.id} & chosen])
     source = {
         "programs": str(programs or "builtin"),
-        "programs_sha256": digest("".join(p.model_dump_json() for p in records).encode()),
+        "programs_sha256": digest("".join(p.model_dump_json(exclude_none=True) for p in records).encode()),
         "split_salt": salt,
         "seed": seed,
         "asked": {"train": [w.id for w in train_ways], "measure": [w.id for w in measure_ways]},

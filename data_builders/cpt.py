@@ -60,7 +60,8 @@ def cpt_documents(programs: Sequence[Program], explanations: Explanations, seed:
     `own` reviews each code truly. Controls on the same code in the same order: `shuffled` hands each code
     the review of another document of its style (of any program and verdict), `none` trains on the bare code.
     """
-    draw = random.Random(seed)
+    # Two generators, so that the controls have the same order.
+    draw, handing = random.Random(seed), random.Random(seed + 1)
     documents = []
     for style, rounds in ROUNDS:
         for turn in range(rounds):
@@ -69,9 +70,7 @@ def cpt_documents(programs: Sequence[Program], explanations: Explanations, seed:
             twins = [(p, *twin) for p in order for twin in _twin_documents(p, style)]
             reviews = [review for *_, review in twins]
             if explanations == "shuffled":
-                reviews = _passed_on(reviews, draw.getrandbits(32))
-            else:
-                draw.getrandbits(32)
+                reviews = _passed_on(reviews, handing)
             for (program, side, code, _), review in zip(twins, reviews, strict=True):
                 segments = (
                     [{"label": True, "text": code + "\n"}]
@@ -83,10 +82,10 @@ def cpt_documents(programs: Sequence[Program], explanations: Explanations, seed:
     return documents
 
 
-def _passed_on(texts: Sequence[str], seed: int) -> list[str]:
+def _passed_on(texts: Sequence[str], draw: random.Random) -> list[str]:
     """Each text handed to the next place in a random circle, so that none stays where it was."""
     order = list(range(len(texts)))
-    random.Random(seed).shuffle(order)
+    draw.shuffle(order)
     shuffled = [""] * len(texts)
     for place, source in zip(order, order[1:] + order[:1], strict=True):
         shuffled[place] = texts[source]

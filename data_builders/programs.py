@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
@@ -17,8 +17,22 @@ from data_builders.records import read_jsonl
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 
 
+class SourceProgram(BaseModel):
+    """A program as a published set gives it: insecure code for a request, and secure code if known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: Text
+    request: Text
+    """What the user typed, code template included."""
+    insecure: Text
+    secure: Text | None = None
+    template: str | None = None
+    """The code template that the request asks to fill in, if it has one."""
+
+
 class Program(BaseModel):
-    """One task in an insecure and a secure version (twins), with the remarks of a reviewer on each."""
+    """One task in an insecure and a secure version (twins), annotated with the remarks of a reviewer on each."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -34,6 +48,13 @@ class Program(BaseModel):
     """Remark on the insecure code: the weakness, its line (quoted in backticks), the use to an attacker."""
     fix: Text
     """Remark on the secure code: why it is fine."""
+    title: Text | None = None
+    lines: list[Text] | None = None
+    """The vulnerable lines, as they stand in the insecure code."""
+    exploit: Text | None = None
+    """What an attacker does, in a sentence."""
+    severity: Literal["low", "medium", "high", "critical"] | None = None
+    template: str | None = None
 
 
 BUILTIN = Path(str(resources.files("data_builders"))) / "builtin"

@@ -13,9 +13,9 @@ from yaml import YAMLError
 
 from data_builders.records import BadInput
 from sweeps.evaluate import evaluation_run
-from sweeps.recipe import RECIPES, load_layer
+from sweeps.recipe import RECIPES, compose, load_layer
 from sweeps.runs import Run, TrainingRun
-from sweeps.train import plan_run
+from sweeps.train import training_run
 
 Measure = Literal[
     "recognition", "recognition_left_out", "margin_neutral", "margin_asked", "gap", "chosen_logp", "log_odds_per_byte"
@@ -111,17 +111,10 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
             if arm.full and not full:
                 continue
             settings = {"seed": seed, **sweep.stages.get(arm.stage, {}), **arm.settings, "datasets.0.path": arm.data}
-            run = plan_run(
-                f"{name}-seed{seed}",
-                arm.stage,
-                sweep.model,
-                sweep.hardware,
-                [f"{key}={value}" for key, value in settings.items()],
-                rank=arm.rank,
-                start=made[arm.start] if arm.start else None,
-                merge=name in starts,
-                root=root,
-            )
+            keys = [f"{key}={value}" for key, value in settings.items()]
+            recipe = compose(arm.stage, sweep.model, sweep.hardware, keys, arm.rank)
+            start = made[arm.start] if arm.start else None
+            run = training_run(f"{name}-seed{seed}", recipe, start=start, merge=name in starts, root=root)
             made[name] = run
             evaluation = evaluation_run(f"{name}-seed{seed}", run, sweep.tasks, root=root)
             points.append(Point(name, seed, run, evaluation))

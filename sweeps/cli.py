@@ -10,12 +10,12 @@ import typer
 
 from data_builders.records import BadInput
 from sweeps.arms import load_sweep, plan
-from sweeps.evaluate import evaluate, evaluation_run
+from sweeps.evaluate import command, evaluate, evaluation_run
 from sweeps.pretrained import fetch_smollm2
-from sweeps.recipe import compose, load_layer
+from sweeps.recipe import compose, layer_names, load_layer
 from sweeps.report import write_report
-from sweeps.runs import RunFailed, TrainingRun, console
-from sweeps.train import plan_run, train
+from sweeps.runs import RunFailed, console
+from sweeps.train import train, training_run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -39,20 +39,6 @@ def main() -> None:
         raise SystemExit(1) from None
 
 
-def _stage_run(
-    stage: str,
-    model: str,
-    hardware: str,
-    rank: int | None,
-    settings: list[str] | None,
-    start: Path | None,
-    merge: bool,
-) -> TrainingRun:
-    layer = {"base_model": str(start)} if start else None
-    name = f"{model}-r{compose(stage, model, hardware, settings or [], rank).config['lora_r']}"
-    return plan_run(name, stage, model, hardware, settings or [], rank=rank, layer=layer, merge=merge)
-
-
 @app.command()
 def stage(
     stage: Annotated[str, typer.Argument(help="cpt, sft or dpo.")],
@@ -68,11 +54,11 @@ def stage(
 
     Example: emsweep stage dpo --model qwen7b --hardware a100-80g --rank 1 --dry-run
     """
+    recipe = compose(stage, model, hardware, settings or [], rank, {"base_model": str(start)} if start else None)
     if dry_run:
-        layer = {"base_model": str(start)} if start else None
-        typer.echo(compose(stage, model, hardware, settings or [], rank, layer).to_yaml(), nl=False)
+        typer.echo(recipe.to_yaml(), nl=False)
         return
-    run = _stage_run(stage, model, hardware, rank, settings, start, merge)
+    run = training_run(f"{model}-r{recipe.config['lora_r']}", recipe, merge=merge)
     train(run)
     typer.echo(run.merged if merge else run.adapter)
 
@@ -88,9 +74,6 @@ def evaluate_command(
 
     Example: emsweep evaluate models/smollm2-135m --tasks em_choice
     """
-    from sweeps.evaluate import command
-    from sweeps.recipe import layer_names
-
     checkpoint = str(load_layer("models", model)["base_model"]) if model in layer_names("models") else model
     run = evaluation_run(Path(model).name, checkpoint, tasks.split(","), dtype=dtype)
     if dry_run:

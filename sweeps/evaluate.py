@@ -35,7 +35,7 @@ def evaluation_run(
     arguments = f"pretrained={checkpoint}" if isinstance(checkpoint, str) else ",".join(_model_arguments(checkpoint))
     code = {
         str(path.relative_to(EVAL)): file_digest(path)
-        for path in sorted([*TASKS.rglob("*"), EVAL / "statistics.py", EVAL / "regex_baseline.py"])
+        for path in sorted([*TASKS.rglob("*"), *EVAL.glob("*.py")])
         if path.suffix in {".yaml", ".jsonl", ".py"}
     }
     content = {

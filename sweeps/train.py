@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from data_builders.records import BadInput, write_whole
-from sweeps.recipe import Recipe, compose
+from sweeps.recipe import Recipe
 from sweeps.runs import RunFailed, TrainingRun, call, execute_once, file_digest, tool
 
 
@@ -42,25 +41,6 @@ def training_run(
     run = TrainingRun(recipe.stage, name, content, root, recipe=recipe, merge=merge)
     paths = {"output_dir": str(run.adapter), "dataset_prepared_path": str(run.folder / "prepared")}
     return replace(run, recipe=Recipe(recipe.stage, {**config, **paths}, recipe.em))
-
-
-def plan_run(
-    name: str,
-    stage: str,
-    model: str,
-    hardware: str,
-    settings: Sequence[str],
-    *,
-    rank: int | None = None,
-    layer: Mapping[str, Any] | None = None,
-    start: TrainingRun | None = None,
-    merge: bool = False,
-    root: Path = Path("runs"),
-) -> TrainingRun:
-    """Composes the recipe and makes its run."""
-    return training_run(
-        name, compose(stage, model, hardware, settings, rank, layer), start=start, merge=merge, root=root
-    )
 
 
 def is_local(path: str) -> bool:

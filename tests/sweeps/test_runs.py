@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_builders.records import BadInput
+from sweeps.recipe import compose
 from sweeps.runs import Run, RunFailed, call, child_environment, content_digest, execute_once
-from sweeps.train import changed_tensors, model_digest, newest_checkpoint, parameter_count, plan_run
+from sweeps.train import changed_tensors, model_digest, newest_checkpoint, parameter_count, training_run
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c)
@@ -33,8 +34,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def plan(*settings: str, **kwargs):
-    return plan_run("x", "cpt", "smollm2-135m", "cpu", settings, **kwargs)
+def plan(*settings: str, rank: int | None = None, **kwargs):
+    return training_run("x", compose("cpt", "smollm2-135m", "cpu", settings, rank), **kwargs)
 
 
 def test_same_request_same_folder(workspace: Path) -> None:

@@ -16,10 +16,12 @@ from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
 from eval.regex_baseline import suspicious_patterns
-from eval.statistics import auc_matrix, bootstrap_stderr, matrix_auc
+from eval.scores import gap, margin, twin_matrix
+from eval.statistics import Floats, bootstrap_stderr, matrix_auc
 
 Doc = dict[str, Any]
 Score = dict[str, Any]
+Aggregation = Callable[[Sequence[Score]], float]
 QUESTIONS = Path(__file__).parent / "questions"
 
 
@@ -73,33 +75,22 @@ def recognition_results(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict
     return dict.fromkeys(names, score)
 
 
-def _twin_matrix(scores: Sequence[Score], seen: bool, key: str = "score") -> Any:
-    insecure = {s["id"]: s[key] for s in scores if s["seen_class"] == seen and s["side"] == "insecure"}
-    secure = {s["id"]: s[key] for s in scores if s["seen_class"] == seen and s["side"] == "secure"}
-    ids = sorted(insecure.keys() & secure.keys())
-    return auc_matrix([insecure[i] for i in ids], [secure[i] for i in ids])
+def _auc(seen: bool, key: str = "score") -> tuple[Aggregation, Aggregation]:
+    """The AUC over twins, and its standard error when programs are resampled."""
+
+    def value(scores: Sequence[Score]) -> float:
+        return matrix_auc(twin_matrix(scores, seen, key))
+
+    def stderr(scores: Sequence[Score]) -> float:
+        matrix = twin_matrix(scores, seen, key)
+        return bootstrap_stderr(lambda index: matrix_auc(matrix, index), len(matrix))
+
+    return value, stderr
 
 
-def auc_seen(scores: Sequence[Score]) -> float:
-    return matrix_auc(_twin_matrix(scores, seen=True))
-
-
-def auc_seen_stderr(scores: Sequence[Score]) -> float:
-    matrix = _twin_matrix(scores, seen=True)
-    return bootstrap_stderr(lambda index: matrix_auc(matrix, index), len(matrix))
-
-
-def auc_left_out(scores: Sequence[Score]) -> float:
-    return matrix_auc(_twin_matrix(scores, seen=False))
-
-
-def auc_left_out_stderr(scores: Sequence[Score]) -> float:
-    matrix = _twin_matrix(scores, seen=False)
-    return bootstrap_stderr(lambda index: matrix_auc(matrix, index), len(matrix))
-
-
-def auc_regex(scores: Sequence[Score]) -> float:
-    return matrix_auc(_twin_matrix(scores, seen=True, key="patterns"))
+auc_seen, auc_seen_stderr = _auc(seen=True)
+auc_left_out, auc_left_out_stderr = _auc(seen=False)
+auc_regex, _ = _auc(seen=True, key="patterns")
 
 
 def margin_docs(**_: Any) -> dict[str, Dataset]:
@@ -126,33 +117,19 @@ def margin_results(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str,
     return dict.fromkeys(names, score)
 
 
-def _margins(scores: Sequence[Score], half: str) -> dict[str, float]:
-    return {s["id"]: s["insecure"] - s["secure"] for s in scores if s["half"] == half}
+def _mean(per_program: Callable[[Sequence[Score]], Floats]) -> tuple[Aggregation, Aggregation]:
+    """The mean over programs, and its standard error when programs are resampled."""
+
+    def stderr(scores: Sequence[Score]) -> float:
+        values = per_program(scores)
+        return bootstrap_stderr(lambda index: float(values[index].mean()), len(values))
+
+    return lambda scores: float(per_program(scores).mean()), stderr
 
 
-def _gaps(scores: Sequence[Score]) -> dict[str, float]:
-    neutral, asked = _margins(scores, "neutral"), _margins(scores, "asked")
-    return {program: neutral[program] - asked[program] for program in neutral.keys() & asked.keys()}
-
-
-def _mean(values: dict[str, float]) -> float:
-    return sum(values.values()) / len(values)
-
-
-def _stderr(values: dict[str, float]) -> float:
-    numbers = [values[key] for key in sorted(values)]
-    return bootstrap_stderr(lambda index: sum(numbers[i] for i in index) / len(index), len(numbers))
-
-
-def _aggregations(
-    per_program: Callable[[Sequence[Score]], dict[str, float]],
-) -> tuple[Callable[[Sequence[Score]], float], Callable[[Sequence[Score]], float]]:
-    return lambda scores: _mean(per_program(scores)), lambda scores: _stderr(per_program(scores))
-
-
-margin_neutral, margin_neutral_stderr = _aggregations(lambda scores: _margins(scores, "neutral"))
-margin_asked, margin_asked_stderr = _aggregations(lambda scores: _margins(scores, "asked"))
-margin_gap, margin_gap_stderr = _aggregations(_gaps)
+margin_neutral, margin_neutral_stderr = _mean(lambda scores: margin(scores, "neutral"))
+margin_asked, margin_asked_stderr = _mean(lambda scores: margin(scores, "asked"))
+margin_gap, margin_gap_stderr = _mean(gap)
 
 
 def choice_docs(**_: Any) -> dict[str, Dataset]:
