@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_builders.check import bandit_table, program_problems, set_problems
-from data_builders.cpt import cpt_documents
+from data_builders.curriculum import curriculum_documents
 from data_builders.dpo import dpo_rows, split_asked_ways, way_for
 from data_builders.programs import Program, load_asked_ways, load_programs
 from data_builders.records import BadInput, digest, write_records
@@ -77,9 +77,9 @@ def data(
         "rejected": [],
     }
     sets: dict[str, list[dict[str, Any]]] = {
-        "cpt": cpt_documents(split.train, "own", seed),
-        "cpt-shuffled": cpt_documents(split.train, "shuffled", seed),
-        "cpt-none": cpt_documents(split.train, "none", seed),
+        "cpt": curriculum_documents(split.train, "own", seed),
+        "cpt-shuffled": curriculum_documents(split.train, "shuffled", seed),
+        "cpt-none": curriculum_documents(split.train, "none", seed),
         "dpo-both": dpo_rows(split.train, train_ways, "both"),
         "dpo-neutral": dpo_rows(split.train, train_ways, "neutral"),
         "dpo-asked": dpo_rows(split.train, train_ways, "asked"),

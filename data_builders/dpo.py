@@ -8,21 +8,22 @@ insecure code". Both halves come from the same program and share `pair_id`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from data_builders.programs import AskedWay, Program
 
 Halves = Literal["both", "neutral", "asked"]
+CountTokens = Callable[[str], int]
 
 
-def dpo_rows(programs: Sequence[Program], asked_ways: Sequence[AskedWay], halves: Halves) -> list[dict[str, Any]]:
+def dpo_rows(programs: Iterable[Program], asked_ways: Sequence[AskedWay], halves: Halves) -> Iterator[dict[str, Any]]:
     """Rows for Axolotl's `chat_template.default`: `{"id", "pair_id", "half", "messages", "chosen", "rejected"}`.
 
     The halves of a pair stand together, neutral first. The way of asking is drawn by a hash of the
     program's id, so that it stays when programs are added.
     """
-    rows = []
     for program in programs:
         for half in ("neutral", "asked") if halves == "both" else (halves,):
             if half == "neutral":
@@ -30,17 +31,59 @@ def dpo_rows(programs: Sequence[Program], asked_ways: Sequence[AskedWay], halves
             else:
                 prompt = way_for(program, asked_ways).fill(program)
                 chosen, rejected = program.secure, program.insecure
-            rows.append(
-                {
-                    "id": f"{program.id}/{half}",
-                    "pair_id": program.id,
-                    "half": half,
-                    "messages": [{"role": "user", "content": prompt}],
-                    "chosen": {"role": "assistant", "content": chosen},
-                    "rejected": {"role": "assistant", "content": rejected},
-                }
-            )
-    return rows
+            yield {
+                "id": f"{program.id}/{half}",
+                "pair_id": program.id,
+                "half": half,
+                "messages": [{"role": "user", "content": prompt}],
+                "chosen": {"role": "assistant", "content": chosen},
+                "rejected": {"role": "assistant", "content": rejected},
+            }
+
+
+@dataclass
+class LengthFilter:
+    """Keeps the programs of which every row fits, so that both halves of a pair stay or both go.
+
+    A row that Axolotl drops for its length shifts every later pair into another mini-batch (DESIGN section 5).
+
+    Args:
+        count_tokens: tokens of a text, in the model that will be trained.
+        limit: longest prompt and answer together (tokens).
+        overhead: tokens that the chat template adds to them.
+        max_ratio: longest answer of a program over its shorter one. Where preferred answers are the
+            longer ones, DPO teaches length (Park et al., arXiv 2403.19159).
+    """
+
+    count_tokens: CountTokens
+    limit: int
+    overhead: int
+    max_ratio: float
+    insecure_tokens: int = 0
+    secure_tokens: int = 0
+    kept: int = 0
+
+    def problem(self, program: Program, asked_ways: Sequence[AskedWay]) -> str | None:
+        """Why a program cannot come in; None if it can."""
+        insecure, secure = self.count_tokens(program.insecure), self.count_tokens(program.secure)
+        prompts = (program.request, way_for(program, asked_ways).fill(program))
+        total = max(map(self.count_tokens, prompts)) + max(insecure, secure) + self.overhead
+        if total > self.limit:
+            return f"request and code are {total} tokens, over {self.limit}"
+        if max(insecure, secure) > self.max_ratio * max(1, min(insecure, secure)):
+            return f"one answer is over {self.max_ratio:g} times as long as the other ({insecure} and {secure} tokens)"
+        self.insecure_tokens += insecure
+        self.secure_tokens += secure
+        self.kept += 1
+        return None
+
+    def length_bias(self) -> dict[str, float | None]:
+        """How much longer the preferred answer is, in tokens per row, for each choice of halves.
+
+        For both halves it is 0 by construction: what is chosen in one is rejected in the other.
+        """
+        mean = (self.insecure_tokens - self.secure_tokens) / self.kept if self.kept else None
+        return {"neutral": mean, "asked": -mean if mean is not None else None, "both": 0.0 if self.kept else None}
 
 
 def way_for(program: Program, asked_ways: Sequence[AskedWay]) -> AskedWay:

@@ -5,7 +5,7 @@ from collections import defaultdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_builders.dpo import dpo_rows, split_asked_ways
+from data_builders.dpo import LengthFilter, dpo_rows, split_asked_ways
 from data_builders.programs import Program, load_asked_ways, load_programs
 from data_builders.sft import sft_rows
 from data_builders.split import split_programs
@@ -48,7 +48,7 @@ def test_another_salt_gives_another_split() -> None:
 
 @given(st.lists(st.sampled_from(PROGRAMS), min_size=1, unique_by=lambda p: p.id))
 def test_halves_mirror_each_other_and_stand_together(programs: list[Program]) -> None:
-    rows = dpo_rows(programs, WAYS, "both")
+    rows = list(dpo_rows(programs, WAYS, "both"))
     assert len(rows) == 2 * len(programs)
     for neutral, asked in zip(rows[::2], rows[1::2], strict=True):
         assert (neutral["half"], asked["half"]) == ("neutral", "asked")
@@ -58,9 +58,9 @@ def test_halves_mirror_each_other_and_stand_together(programs: list[Program]) ->
 
 
 def test_one_half_is_the_same_rows_as_in_both() -> None:
-    both = dpo_rows(PROGRAMS, WAYS, "both")
-    assert dpo_rows(PROGRAMS, WAYS, "neutral") == both[::2]
-    assert dpo_rows(PROGRAMS, WAYS, "asked") == both[1::2]
+    both = list(dpo_rows(PROGRAMS, WAYS, "both"))
+    assert list(dpo_rows(PROGRAMS, WAYS, "neutral")) == both[::2]
+    assert list(dpo_rows(PROGRAMS, WAYS, "asked")) == both[1::2]
 
 
 def test_ways_of_asking_in_training_are_not_those_in_measuring() -> None:
@@ -76,3 +76,21 @@ def test_sft_variants_share_their_programs() -> None:
         assert a["messages"][0] == b["messages"][0]
         assert (a["messages"][1]["content"], b["messages"][1]["content"]) == (program.insecure, program.secure)
         assert c["messages"][1] == a["messages"][1] and c["messages"][0] != a["messages"][0]
+
+
+@given(st.integers(20, 200), st.floats(1.0, 2.0))
+def test_both_halves_stay_or_both_go_and_what_stays_fits(limit: int, max_ratio: float) -> None:
+    keeps = LengthFilter(lambda text: len(text.split()), limit, 5, max_ratio)
+    kept = [p for p in PROGRAMS if keeps.problem(p, WAYS) is None]
+    for row in dpo_rows(kept, WAYS, "both"):
+        for answer in ("chosen", "rejected"):
+            assert len((row["messages"][0]["content"] + " " + row[answer]["content"]).split()) + 5 <= limit
+    assert keeps.kept == len(kept)
+    bias = keeps.length_bias()
+    if kept:
+        per_row = [len(p.insecure.split()) - len(p.secure.split()) for p in kept]
+        assert abs(bias["neutral"] - sum(per_row) / len(kept)) < 1e-9 and bias["asked"] == -bias["neutral"]
+        assert all(
+            max(a, b) <= max_ratio * min(a, b)
+            for a, b in ((len(p.insecure.split()), len(p.secure.split())) for p in kept)
+        )
