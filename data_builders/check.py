@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import tokenize
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -77,10 +78,13 @@ def shared(a: str, b: str) -> float:
 
 
 def parses(code: str) -> bool:
-    try:
-        ast.parse(code)
-    except (SyntaxError, ValueError):
-        return False
+    """Whether `code` is Python. Bad code is data here: it raises nothing and warns of nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            ast.parse(code)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return False
     return True
 
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
+from data_builders.balance import copies, name_copies
 from data_builders.check import bandit_table, program_problems, set_problems
 from data_builders.curriculum import curriculum_documents
 from data_builders.dpo import dpo_rows, split_asked_ways, way_for
-from data_builders.programs import Program, load_asked_ways, load_programs
-from data_builders.records import BadInput, digest, write_records
+from data_builders.programs import BUILTIN, Program, load_asked_ways, load_programs
+from data_builders.records import BadInput, StreamWriter, digest, iter_jsonl, one_line, write_records, write_whole
 from data_builders.sft import sft_rows
 from data_builders.split import SALT, split_programs
+
+if TYPE_CHECKING:
+    from data_builders.describe import Balance, CountTokens
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(stderr=True)
@@ -127,3 +134,109 @@ def check(
     Console().print(f"{len(records)} programs in {len(apart)} classes, {len(problems)} problems")
     if problems:
         raise typer.Exit(1)
+
+
+@app.command()
+def describe(
+    programs: Programs = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Folder with tokenizer.json, or hub id; models/smollm2-135m by default, if it is there."),
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write the figures here.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw them: a self-contained .html page.")] = None,
+    balance: Annotated[int | None, typer.Option(min=1, help="Cap each concept at this many programs.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the balanced programs go.")] = None,
+    resample: Annotated[bool, typer.Option(help="With --balance: repeat rare programs up to the cap.")] = False,
+    seed: Annotated[int, typer.Option(help="With --balance: chooses which programs stay.")] = 0,
+) -> None:
+    """Shows how evenly a set of programs covers its concepts, how alike and how long they are; balances it.
+
+    Example: embuild describe --programs mine.jsonl --plot mine.html --balance 200 --out even.jsonl
+    """
+    from data_builders.describe import concept_plot, concept_table
+    from data_builders.describe import describe as described
+
+    path = programs or BUILTIN / "programs.jsonl"
+    if (balance is None) != (out is None) or (resample and balance is None):
+        raise BadInput("--balance N and --out FILE go together (and --resample with them)")
+    if out and out.resolve() == path.resolve():
+        raise BadInput(f"{out}: is the input; name another file with --out")
+    if plot and plot.suffix != ".html":
+        raise BadInput(f"{plot}: plots are HTML pages; name a file that ends in .html")
+    count_tokens = _token_counter(tokenizer)
+    concepts: dict[str, str] = {}
+
+    def stream() -> Iterator[Program]:
+        for program in track(iter_jsonl(path, Program, unique="id"), "reading", console=console, transient=True):
+            concepts[program.id] = program.cwe
+            yield program
+
+    found = described(stream(), count_tokens)
+    screen = Console()
+    screen.print(concept_table(found))
+    for line in _summary(found):
+        screen.print(line, markup=False, highlight=False, soft_wrap=True)
+    if json:
+        write_whole(json, found.model_dump_json(indent=1) + "\n")
+    if plot:
+        write_whole(plot, concept_plot(found))
+    if balance and out:
+        manifest = _write_balanced(path, out, concepts, balance, seed, resample)
+        lost, repeated = sum(manifest["lost"].values()), sum(manifest["repeated"].values())
+        screen.print(
+            f"{out}: {found.programs} read, {lost} lost, {repeated} repeated; per concept in its manifest",
+            soft_wrap=True,
+        )
+
+
+def _token_counter(tokenizer: str | None) -> CountTokens | None:
+    """Counts tokens with `tokenizer`, a folder or a hub id, or the default model's; None if that is not there."""
+    from tokenizers import Tokenizer
+
+    name = tokenizer or "models/smollm2-135m"
+    folder = Path(name)
+    if not (tokenizer or folder.exists()):
+        return None
+    try:
+        local = folder.exists()
+        encoder = Tokenizer.from_file(str(folder / "tokenizer.json")) if local else Tokenizer.from_pretrained(name)
+    except Exception as error:  # tokenizers raises bare Exception
+        raise BadInput(f"{name}: {one_line(error)}; name a folder with a tokenizer.json, or a hub id") from None
+    return lambda texts: [len(e.ids) for e in encoder.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+def _summary(found: Balance) -> Iterator[str]:
+    from data_builders.near_duplicates import SHINGLE, THRESHOLD
+
+    yield f"{found.programs} programs, {len(found.concepts)} concepts"
+    even = "" if found.evenness is None else f", evenness {found.evenness:.3f}"
+    yield f"entropy {found.entropy:.3f} nats, effective number of concepts {found.effective_concepts:.1f}{even}"
+    alike = f"Jaccard index of {SHINGLE}-token shingles over about {THRESHOLD:.2f}"
+    yield f"{found.near_duplicate_rate:.1%} have a near-duplicate ({alike}, insecure code)"
+    if t := found.tokens:
+        yield f"tokens of insecure code: mean {t.mean:.1f}, p50 {t.p50:.0f}, p95 {t.p95:.0f}"
+    else:
+        yield "tokens not counted: no tokenizer; give one with --tokenizer, or run `emsweep fetch smollm2-135m`"
+
+
+def _write_balanced(
+    path: Path, out: Path, concepts: dict[str, str], cap: int, seed: int, resample: bool
+) -> dict[str, Any]:
+    """Streams the balanced set to `out`; returns its manifest. read + repeated = written + rejected."""
+    times = copies(concepts, cap, seed, resample)
+    lost, repeated = Counter[str](), Counter[str]()
+    rejected = []
+    manifest: dict[str, Any] = {"programs": str(path), "balance": cap, "seed": seed, "resample": resample}
+    with StreamWriter(out, manifest) as writer:
+        for program in iter_jsonl(path, Program, unique="id"):
+            if not times[program.id]:
+                rejected.append({"id": program.id, "reason": f"over {cap} programs of {program.cwe}"})
+                lost[program.cwe] += 1
+                continue
+            repeated[program.cwe] += times[program.id] - 1
+            for name in name_copies(program.id, times[program.id], concepts):
+                writer.write({**program.model_dump(exclude_none=True), "id": name})
+        counts = {"lost": dict(lost), "repeated": dict(+repeated), "rejected": rejected}
+        manifest.update(read=len(concepts), **counts)
+    return manifest

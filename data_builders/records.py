@@ -6,49 +6,109 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 Record = TypeVar("Record", bound=BaseModel)
+
+MAX_LINE = 1_000_000
+"""Bytes; a longer line is no program but a fault, and would cost the memory that streaming saves."""
 
 
 class BadInput(Exception):
     """Input that the user can mend; the message is one line with file, place and remedy (exit code 2)."""
 
 
-def read_jsonl(path: Path, kind: type[Record], unique: str) -> list[Record]:
-    """Reads one record per line and refuses the file at the first fault.
+def numbered_lines(path: Path, limit: int) -> Iterator[tuple[int, bytes | None]]:
+    """The lines of `path` as (number from 1, bytes without the line feed), None where over `limit` bytes.
 
     Raises:
-        BadInput: if the file is missing, empty or not UTF-8, a line is not a valid record, or the field
-            `unique` recurs.
+        BadInput: if there is no such file, it cannot be read, or it has no line.
     """
+    number = 0
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with path.open("rb") as file:
+            while line := file.readline(limit + 1):
+                number += 1
+                whole = line.endswith(b"\n") or len(line) <= limit
+                yield number, line.removesuffix(b"\n") if whole else None
+                while not whole and (rest := file.readline(limit)):
+                    whole = rest.endswith(b"\n")
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file; name an existing JSON Lines file") from None
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    records: list[Record] = []
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}; name a JSON Lines file that can be read") from None
+    if not number:
+        raise BadInput(f"{path}: no records; give a file with at least one line")
+
+
+def one_line(message: object, limit: int = 200) -> str:
+    """`message` in one line of at most `limit` characters that can be written: parts of it come from the input."""
+    return " ".join(str(message).encode(errors="backslashreplace").decode().split())[:limit]
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first fault of a record in one line, `field: what is wrong`."""
+    fault = error.errors(include_url=False)[0]
+    return one_line(f"{'.'.join(map(str, fault['loc'])) or 'the line'}: {fault['msg']}")
+
+
+def iter_jsonl(path: Path, kind: type[Record], unique: str) -> Iterator[Record]:
+    """Reads one record per line, as a stream, and refuses the file at the first fault.
+
+    Raises:
+        BadInput: if the file is missing, empty or not UTF-8, a line is not a valid record or over
+            `MAX_LINE` bytes, or the field `unique` recurs.
+    """
     seen: dict[Any, int] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in numbered_lines(path, MAX_LINE):
+        if line is None:
+            raise BadInput(f"{path}:{number}: over {MAX_LINE} bytes; shorten or delete this line")
         try:
-            record = kind.model_validate_json(line, strict=True)
+            record = kind.model_validate_json(line.decode(), strict=True)
+        except UnicodeDecodeError:
+            raise BadInput(f"{path}: line {number} is not UTF-8; save the file as UTF-8") from None
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"])) or "the line"
-            raise BadInput(f"{path}:{number}: {field}: {first['msg']}; mend or delete this line") from None
+            raise BadInput(f"{path}:{number}: {first_fault(error)}; mend or delete this line") from None
         key = getattr(record, unique)
         if key in seen:
             raise BadInput(f"{path}:{number}: {unique} {key!r} stands in line {seen[key]} already; make it unique")
         seen[key] = number
-        records.append(record)
-    if not records:
-        raise BadInput(f"{path}: no records; give a file with at least one line")
-    return records
+        yield record
+
+
+def read_jsonl(path: Path, kind: type[Record], unique: str) -> list[Record]:
+    """All records of `iter_jsonl`, with its errors."""
+    return list(iter_jsonl(path, kind, unique))
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file under a temporary name that gets the name `path` at the end, so that it is whole or absent."""
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = file.name
+            yield file
+            _to_disk(file)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+        temporary = ""
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}; free some space or choose another folder") from None
+    finally:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _to_disk(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -57,22 +117,8 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         BadInput: if the file cannot be written (disk full, no permission); nothing is left behind.
     """
-    temporary = ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = file.name
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise BadInput(f"{path}: {error.strerror}; free some space or choose another folder") from None
+    with _whole_file(path) as file:
+        file.write(text.encode())
 
 
 def digest(data: bytes) -> str:
@@ -80,10 +126,48 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+class StreamWriter(AbstractContextManager["StreamWriter"]):
+    """Writes records one by one, and `<path>.manifest.json` at the end with their count and digest.
+
+    `with StreamWriter(path, manifest) as out: out.write(record)`. The manifest may be filled in until the
+    block ends; if that raises, neither file changes. The manifest takes its name last: it vouches for the records.
+
+    Raises:
+        BadInput: if a file cannot be written (disk full, no permission); nothing is left behind.
+    """
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        self.written = 0
+        self._sha256 = hashlib.sha256()
+        self._context = self._files(path, manifest)
+
+    @contextmanager
+    def _files(self, path: Path, manifest: Mapping[str, Any]) -> Iterator[StreamWriter]:
+        named = path.with_name(path.name + ".manifest.json")
+        with _whole_file(named) as last, _whole_file(path) as self._file:
+            yield self
+            summary = {**manifest, "written": self.written, "sha256": self._sha256.hexdigest()}
+            last.write((json.dumps(summary, indent=1) + "\n").encode())
+            # A full disk shows before either file has its name; an old manifest must not vouch for new records.
+            _to_disk(self._file)
+            _to_disk(last)
+            named.unlink(missing_ok=True)
+
+    def __enter__(self) -> StreamWriter:
+        return self._context.__enter__()
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._context.__exit__(*error)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
+        self._sha256.update(line)
+        self._file.write(line)
+        self.written += 1
+
+
 def write_records(path: Path, records: Iterable[Mapping[str, Any]], manifest: Mapping[str, Any]) -> None:
     """Writes records and, last, `<path>.manifest.json` with their count and digest beside `manifest`."""
-    lines = [json.dumps(record, ensure_ascii=False) for record in records]
-    text = "".join(line + "\n" for line in lines)
-    write_whole(path, text)
-    summary = {**manifest, "written": len(lines), "sha256": digest(text.encode())}
-    write_whole(path.with_name(path.name + ".manifest.json"), json.dumps(summary, indent=1) + "\n")
+    with StreamWriter(path, manifest) as out:
+        for record in records:
+            out.write(record)

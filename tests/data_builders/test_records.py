@@ -1,14 +1,17 @@
 """Reading refuses with one clear line; writing leaves a whole file or none."""
 
 import errno
+import hashlib
 import json
 import os
+import resource
+import signal
 from pathlib import Path
 
 import pytest
 
 from data_builders.programs import Program, load_programs
-from data_builders.records import BadInput, read_jsonl, write_records, write_whole
+from data_builders.records import BadInput, StreamWriter, read_jsonl, write_records, write_whole
 
 GOOD = load_programs()[0].model_dump_json()
 
@@ -76,3 +79,66 @@ def test_the_manifest_adds_up(tmp_path: Path) -> None:
     write_records(tmp_path / "a.jsonl", [{"id": 1}, {"id": 2}], {"read": 2})
     manifest = json.loads((tmp_path / "a.jsonl.manifest.json").read_text())
     assert manifest["read"] == manifest["written"] == len((tmp_path / "a.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_stream_is_the_same_file_as_a_list(tmp_path: Path) -> None:
+    records = [{"id": n, "text": "é\u2028"} for n in range(3)]
+    write_records(tmp_path / "list.jsonl", records, {"read": 3})
+    manifest: dict[str, int] = {}
+    with StreamWriter(tmp_path / "stream.jsonl", manifest) as out:
+        for record in records:
+            out.write(record)
+            assert [p.suffix for p in tmp_path.glob("stream*")] == []
+        manifest["read"] = out.written
+    for end in ("", ".manifest.json"):
+        assert (tmp_path / f"list.jsonl{end}").read_bytes() == (tmp_path / f"stream.jsonl{end}").read_bytes()
+    summary = json.loads((tmp_path / "stream.jsonl.manifest.json").read_text())
+    assert summary["sha256"] == hashlib.sha256((tmp_path / "stream.jsonl").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("record", [{"id": 2}, {"id": object()}, {"id": "\ud800"}])
+def test_a_stream_that_breaks_off_changes_nothing(tmp_path: Path, record: dict[str, object]) -> None:
+    path = tmp_path / "a.jsonl"
+    write_records(path, [{"id": 0}], {"read": 1})
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises((RuntimeError, TypeError, ValueError)), StreamWriter(path, {}) as out:
+        out.write({"id": 1})
+        out.write(record)
+        raise RuntimeError
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_disk_that_fills_up_while_streaming_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = os.fsync, []
+
+    def full(file: int) -> None:
+        calls.append(file)
+        if len(calls) == at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    for at in (1, 2):  # noqa: B007 (which call fails: used in `full`)
+        calls.clear()
+        with pytest.raises(BadInput, match="No space left on device; free some space"):
+            write_records(tmp_path / "a.jsonl", [{"id": 1}], {})
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="needs a limit on the size of files")
+def test_a_file_that_cannot_grow_is_one_line(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    try:
+        with pytest.raises(BadInput, match="File too large; free some space"):
+            write_records(tmp_path / "a.jsonl", ({"id": n, "text": "x" * 1000} for n in range(1000)), {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_programs_may_hold_unicode_line_separators(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text(json.dumps({**json.loads(GOOD), "request": "a\u2028b\x85c"}, ensure_ascii=False))
+    assert read_jsonl(tmp_path / "p.jsonl", Program, unique="id")[0].request == "a\u2028b\x85c"

@@ -1,0 +1,133 @@
+"""Concept balance of a set of programs: what is over-represented here is over-weighted in the model."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+from pydantic import BaseModel
+from rich.markup import escape
+from rich.table import Table
+
+from data_builders.cwe import owasp_group, weakness_name
+from data_builders.near_duplicates import BANDS, band_keys, near_duplicate_rate
+from data_builders.programs import Program
+
+CountTokens = Callable[[Sequence[str]], list[int]]
+"""Numbers of tokens of some texts."""
+BATCH = 256
+"""Texts per call of the tokenizer, which works on them in parallel."""
+
+
+class Tokens(BaseModel):
+    """Tokens of the insecure code: the mean, and the 50th and 95th percentiles."""
+
+    mean: float
+    p50: float
+    p95: float
+
+
+class Balance(BaseModel):
+    """What `describe` finds. Concepts are CWE classes, most frequent first."""
+
+    programs: int
+    concepts: dict[str, int]
+    names: dict[str, str]
+    """MITRE's names of the concepts; where it has none, the name that the first program gives."""
+    owasp: dict[str, int]
+    """Programs by OWASP Top Ten 2021 group; "none" for weaknesses that are in none."""
+    entropy: float
+    effective_concepts: float
+    evenness: float | None
+    near_duplicate_rate: float
+    tokens: Tokens | None
+    """None without a tokenizer."""
+
+
+def entropy(counts: Iterable[int]) -> float:
+    """Shannon entropy of the shares of `counts`, in nats; 0 for no or one concept."""
+    some = [count for count in counts if count]
+    total = sum(some)
+    return max(0.0, math.log(total) - sum(count * math.log(count) for count in some) / total) if some else 0.0
+
+
+def effective_number(counts: Iterable[int]) -> float:
+    """exp(entropy): how many equally frequent concepts would be as even (Hill number of order 1; Hill 1973)."""
+    return math.exp(entropy(counts))
+
+
+def evenness(counts: Iterable[int]) -> float | None:
+    """Entropy over its maximum, ln(number of concepts), 0 to 1 (Pielou 1966); None for fewer than two concepts."""
+    some = [count for count in counts if count]
+    return min(1.0, entropy(some) / math.log(len(some))) if len(some) > 1 else None
+
+
+def describe(programs: Iterable[Program], count_tokens: CountTokens | None = None) -> Balance:
+    """Counts `programs`, a stream; 200 bytes or so per program are kept. Text statistics are of the insecure code."""
+    concepts: Counter[str] = Counter()
+    names: dict[str, str] = {}
+    keys: list[bytes] = []
+    lengths: list[int] = []
+    waiting: list[str] = []
+    for program in programs:
+        concepts[program.cwe] += 1
+        names.setdefault(program.cwe, weakness_name(program.cwe) or program.weakness)
+        keys.append(band_keys(program.insecure).tobytes())
+        if count_tokens:
+            waiting.append(program.insecure)
+            if len(waiting) == BATCH:
+                lengths += count_tokens(waiting)
+                waiting.clear()
+    if count_tokens and waiting:
+        lengths += count_tokens(waiting)
+    ordered = dict(sorted(concepts.items(), key=lambda item: (-item[1], item[0])))
+    p50, p95 = np.percentile(lengths, (50, 95)) if lengths else (0, 0)
+    return Balance(
+        programs=concepts.total(),
+        concepts=ordered,
+        names={cwe: names[cwe] for cwe in ordered},
+        owasp=_by_group(ordered),
+        entropy=entropy(ordered.values()),
+        effective_concepts=effective_number(ordered.values()),
+        evenness=evenness(ordered.values()),
+        near_duplicate_rate=near_duplicate_rate(np.frombuffer(b"".join(keys), dtype=np.uint64).reshape(-1, BANDS)),
+        tokens=Tokens(mean=float(np.mean(lengths)), p50=float(p50), p95=float(p95)) if lengths else None,
+    )
+
+
+def _by_group(concepts: Mapping[str, int]) -> dict[str, int]:
+    groups: Counter[str] = Counter()
+    for cwe, count in concepts.items():
+        groups[owasp_group(cwe) or "none"] += count
+    return dict(sorted(groups.items(), key=lambda item: (-item[1], item[0])))
+
+
+def concept_table(balance: Balance) -> Table:
+    """A row per concept, and one per OWASP group."""
+    table = Table("concept", "weakness", "OWASP 2021", "programs", "share")
+    for cwe, count in balance.concepts.items():
+        group = (owasp_group(cwe) or "none").split(":")[0]
+        table.add_row(cwe, escape(balance.names[cwe]), group, str(count), f"{count / balance.programs:.1%}")
+    table.add_section()
+    for name, count in balance.owasp.items():
+        group, _, title = name.partition(":2021 - ")
+        table.add_row("all", title, group, str(count), f"{count / balance.programs:.1%}")
+    return table
+
+
+def concept_plot(balance: Balance) -> str:
+    """The counts as bars, coloured by OWASP group: an HTML page that needs nothing else."""
+    figure = go.Figure(layout={"title": "Programs by weakness (colour: OWASP 2021)", "template": "plotly_white"})
+    for group in balance.owasp:
+        bars = {cwe: n for cwe, n in balance.concepts.items() if (owasp_group(cwe) or "none") == group}
+        # Names come from the input, and Plotly reads a part of HTML in its texts.
+        labels = [html.escape(f"{cwe} {balance.names[cwe]}") for cwe in bars]
+        figure.add_bar(name=html.escape(group), y=labels, x=list(bars.values()), orientation="h")
+    figure.update_layout(height=200 + 22 * len(balance.concepts), yaxis={"categoryorder": "total ascending"})
+    figure.update_yaxes(automargin=True)
+    page: str = figure.to_html(include_plotlyjs=True, config={"displaylogo": False})
+    return page

@@ -1,0 +1,73 @@
+"""Source files from the web: downloaded once, pinned by checksum, kept under their own SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import tempfile
+import urllib.request
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+from data_builders.records import BadInput, one_line
+
+TIMEOUT = 60
+"""Seconds without a byte after which a download is given up."""
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: `$XDG_CACHE_HOME/em-kit`, `~/.cache/em-kit` by default."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "em-kit"
+
+
+def fetch(url: str, sha256: str | None) -> Path:
+    """The file at `url` (http or https) as a local path, from the cache if it is there and whole.
+
+    Raises:
+        BadInput: if the download fails, or `sha256` (hex) is missing or another; the message names the true one.
+    """
+    try:
+        ending = PurePosixPath(urlsplit(url).path).suffix
+    except ValueError as error:
+        raise BadInput(f"{url}: {error}; check the address") from None
+    kept = cache_folder() / f"{(sha256 or '').lower()}{ending}"
+    if sha256 and kept.is_file() and sha256_of(kept) == sha256.lower():
+        return kept
+    actual, path = _download(url, ending)
+    if not sha256:
+        raise BadInput(f"{url}: no checksum; if you trust this file, pin it with sha256 {actual}")
+    if actual != sha256.lower():
+        raise BadInput(f"{url}: its sha256 is {actual}, not {sha256}; look into why, then pin the true one")
+    return path
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(url: str, ending: str) -> tuple[str, Path]:
+    """Downloads under a temporary name, renames to the digest: (digest, path)."""
+    temporary = None
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        with (
+            urllib.request.urlopen(url, timeout=TIMEOUT) as reply,
+            tempfile.NamedTemporaryFile(dir=cache_folder(), prefix=".download.", delete=False) as file,
+        ):
+            temporary = Path(file.name)
+            while block := reply.read(1 << 20):
+                file.write(block)
+            # Reading in blocks, http.client ends a cut connection like a whole file.
+            if (promised := reply.headers.get("Content-Length")) and file.tell() != int(promised):
+                raise BadInput(f"{url}: cut off after {file.tell()} of {promised} bytes; try again")
+        actual = sha256_of(temporary)
+        return actual, temporary.replace(cache_folder() / f"{actual}{ending}")
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = one_line(error) or type(error).__name__
+        raise BadInput(f"{url}: {reason}; check the address and the connection") from None
+    finally:
+        if temporary:
+            temporary.unlink(missing_ok=True)
