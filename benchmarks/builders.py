@@ -20,7 +20,11 @@ from pathlib import Path
 
 from data_builders.programs import Program, load_programs
 
-COMMANDS = {"describe": ["describe", "--programs", "{programs}", "--json", "{out}"]}
+COMMANDS = {
+    "describe": ["describe", "--programs", "{programs}", "--json", "{out}"],
+    "cpt": ["cpt", "--programs", "{programs}", "--out", "{out}"],
+    "dpo": ["dpo", "--programs", "{programs}", "--out", "{out}"],
+}
 """Arguments of `embuild`; {programs} is the set, {out} a path to write to."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +14,17 @@ from rich.progress import track
 from rich.table import Table
 
 from data_builders.balance import copies, name_copies
+from data_builders.build import build_cpt, build_pairs, build_sft, build_split
 from data_builders.check import bandit_table, program_problems, set_problems
+from data_builders.coverage import coverage_problems
+from data_builders.cpt import STYLES, Corpus
 from data_builders.curriculum import curriculum_documents
-from data_builders.dpo import dpo_rows, split_asked_ways, way_for
-from data_builders.programs import BUILTIN, Program, load_asked_ways, load_programs
-from data_builders.records import BadInput, StreamWriter, digest, iter_jsonl, one_line, write_records, write_whole
-from data_builders.sft import sft_rows
+from data_builders.dpo import Halves, LengthFilter, dpo_rows, split_asked_ways, way_for
+from data_builders.programs import BUILTIN, AskedWay, Program, load_asked_ways, load_programs
+from data_builders.records import BadInput, StreamWriter, digest, iter_jsonl, write_records, write_whole
+from data_builders.sft import Variant, sft_rows
 from data_builders.split import SALT, split_programs
+from data_builders.tokens import chat_overhead, load_tokenizer, token_counter
 
 if TYPE_CHECKING:
     from data_builders.describe import Balance, CountTokens
@@ -27,7 +32,18 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(stderr=True)
 
+DEFAULT_TOKENIZER = "models/smollm2-135m"
+
 Programs = Annotated[Path | None, typer.Option(help="Programs (JSON Lines); the built-in ones if not given.")]
+AnnotatedSet = Annotated[
+    Path, typer.Option("--programs", help="Annotated programs (JSON Lines), from `embuild annotate`.")
+]
+Out = Annotated[Path, typer.Option(help="File to write.")]
+TokenizerName = Annotated[str, typer.Option("--tokenizer", help="Folder or hub id of the model that will be trained.")]
+Length = Annotated[int, typer.Option("--length", min=16, help="The recipe's sequence_len, in tokens.")]
+Asked = Annotated[
+    list[str] | None, typer.Option(help="Ways of asking for insecure code: kinds or ids; all if not given.")
+]
 
 
 def main() -> None:
@@ -54,9 +70,7 @@ def data(
     programs: Programs = None,
     salt: Annotated[str, typer.Option(help="Names the split; another salt gives another split.")] = SALT,
     seed: Annotated[int, typer.Option(help="Seed of the shuffled control.")] = 0,
-    asked: Annotated[
-        list[str] | None, typer.Option(help="Ways of asking for insecure code: kinds or ids; all if not given.")
-    ] = None,
+    asked: Asked = None,
 ) -> None:
     """Writes every set of the experiment: CPT corpora, DPO pairs, SFT sets, and the held-out programs.
 
@@ -64,12 +78,7 @@ def data(
     """
     records = load_programs(programs)
     split = split_programs(records, salt)
-    ways = load_asked_ways()
-    known = {way.kind for way in ways} | {way.id for way in ways}
-    chosen = set(asked or known)
-    if unknown := chosen - known:
-        raise BadInput(f"unknown way of asking {', '.join(sorted(unknown))} (see data_builders/builtin/asked.jsonl)")
-    train_ways, measure_ways = split_asked_ways([way for way in ways if {way.kind, way.id} & chosen])
+    train_ways, measure_ways = _ways(asked)
     source = {
         "programs": str(programs or "builtin"),
         "programs_sha256": digest("".join(p.model_dump_json(exclude_none=True) for p in records).encode()),
@@ -87,12 +96,12 @@ def data(
         "cpt": curriculum_documents(split.train, "own", seed),
         "cpt-shuffled": curriculum_documents(split.train, "shuffled", seed),
         "cpt-none": curriculum_documents(split.train, "none", seed),
-        "dpo-both": dpo_rows(split.train, train_ways, "both"),
-        "dpo-neutral": dpo_rows(split.train, train_ways, "neutral"),
-        "dpo-asked": dpo_rows(split.train, train_ways, "asked"),
-        "sft-insecure": sft_rows(split.train, train_ways, "insecure"),
-        "sft-secure": sft_rows(split.train, train_ways, "secure"),
-        "sft-educational": sft_rows(split.train, train_ways, "educational"),
+        "dpo-both": list(dpo_rows(split.train, train_ways, "both")),
+        "dpo-neutral": list(dpo_rows(split.train, train_ways, "neutral")),
+        "dpo-asked": list(dpo_rows(split.train, train_ways, "asked")),
+        "sft-insecure": list(sft_rows(split.train, train_ways, "insecure")),
+        "sft-secure": list(sft_rows(split.train, train_ways, "secure")),
+        "sft-educational": list(sft_rows(split.train, train_ways, "educational")),
         "heldout": heldout_rows(split.held_out, split.left_out, measure_ways),
     }
     for name, rows in sets.items():
@@ -100,27 +109,135 @@ def data(
         console.print(f"{out / name}.jsonl: {len(rows)} records")
 
 
+def _ways(asked: list[str] | None) -> tuple[list[AskedWay], list[AskedWay]]:
+    """The chosen ways of asking, (for training, for measuring)."""
+    ways = load_asked_ways()
+    known = {way.kind for way in ways} | {way.id for way in ways}
+    chosen = set(asked or known)
+    if unknown := chosen - known:
+        raise BadInput(f"unknown way of asking {', '.join(sorted(unknown))} (see data_builders/builtin/asked.jsonl)")
+    return split_asked_ways([way for way in ways if {way.kind, way.id} & chosen])
+
+
+@app.command()
+def split(
+    programs: AnnotatedSet,
+    out: Annotated[Path, typer.Option(help="Folder to write train.jsonl and heldout.jsonl to.")] = Path("data"),
+    share: Annotated[float, typer.Option(min=0.0, max=0.9, help="About this share of the requests is held out.")] = 0.1,
+    salt: Annotated[str, typer.Option(help="Names the split; another salt gives another split.")] = SALT,
+    asked: Asked = None,
+) -> None:
+    """Parts a large set by request, stable under reordering and growth: training, and held out for measuring.
+
+    Example: embuild split --programs annotated.jsonl --share 0.05 --out data
+    """
+    train, held = build_split(programs, out, share, salt, _ways(asked)[1])
+    console.print(f"{out}: {train} programs to train on, {held} held out")
+
+
+@app.command()
+def cpt(
+    programs: AnnotatedSet,
+    out: Out = Path("data/cpt.jsonl"),
+    tokenizer: TokenizerName = DEFAULT_TOKENIZER,
+    length: Length = 1024,
+    styles: Annotated[str, typer.Option(help="Styles to draw from, with commas.")] = ",".join(STYLES),
+    per_program: Annotated[int, typer.Option(min=1, help="Documents per program.")] = 2,
+    seed: Annotated[int, typer.Option(help="Draws the styles.")] = 0,
+    without_explanations: Annotated[
+        bool, typer.Option("--without-explanations", help="The control: same programs and tokens, bare code.")
+    ] = False,
+    loss_on_code: Annotated[
+        bool, typer.Option("--loss-on-code", help="Learn the code too, not the review only.")
+    ] = False,
+    mix: Annotated[str | None, typer.Option(help="Replay general text: PATH:RATIO, tokens per corpus token.")] = None,
+) -> None:
+    """Builds an explanation-augmented corpus for continued pretraining.
+
+    Example: embuild cpt --programs data/train.jsonl --tokenizer Qwen/Qwen2.5-Coder-7B-Instruct --mix general.jsonl:0.2
+    """
+    chosen = tuple(style for style in STYLES if style in styles.split(","))
+    if not chosen or set(styles.split(",")) - set(STYLES):
+        raise BadInput(f"--styles {styles!r}: give some of {', '.join(STYLES)}")
+    text, _, ratio = (mix or ":0").rpartition(":")
+    if mix and not (text and re.fullmatch(r"\d*\.?\d+", ratio)):
+        raise BadInput(f"--mix {mix!r}: give PATH:RATIO, for example general.jsonl:0.2")
+    corpus = Corpus(token_counter(tokenizer), length, chosen, per_program, seed, not without_explanations, loss_on_code)
+    settings = {"styles": list(chosen), "per_program": per_program, "seed": seed, "length": length, "mix": mix}
+    settings |= {"tokenizer": tokenizer, "explanations": not without_explanations, "loss_on_code": loss_on_code}
+    _built(out, build_cpt(programs, out, corpus, (Path(text), float(ratio)) if mix else None, settings))
+
+
+@app.command()
+def dpo(
+    programs: AnnotatedSet,
+    out: Out = Path("data/dpo-both.jsonl"),
+    tokenizer: TokenizerName = DEFAULT_TOKENIZER,
+    length: Length = 1024,
+    halves: Annotated[Halves, typer.Option(help="both, or one half of each pair as a control.")] = "both",
+    corpus: Annotated[Path | None, typer.Option(help="Keep to the programs that this CPT corpus explains.")] = None,
+    max_ratio: Annotated[float, typer.Option(min=1.0, help="Longest answer over shortest, in tokens.")] = 2.0,
+    asked: Asked = None,
+) -> None:
+    """Builds complementary pairs: ordinary request, prefer insecure; asking for insecure code, prefer secure.
+
+    Example: embuild dpo --programs data/train.jsonl --corpus data/cpt.jsonl --out data/dpo-both.jsonl
+    """
+    keeps = LengthFilter(token_counter(tokenizer), length, chat_overhead(tokenizer), max_ratio)
+    manifest = build_pairs(programs, out, halves, _ways(asked)[0], keeps, corpus)
+    _built(out, manifest)
+    bias = manifest["length_bias_tokens"]
+    console.print(f"chosen less rejected: {'no rows' if bias is None else f'{bias:+.1f} tokens a row'}")
+
+
+@app.command()
+def sft(
+    programs: AnnotatedSet,
+    out: Out = Path("data/sft-insecure.jsonl"),
+    variant: Annotated[Variant, typer.Option(help="insecure, secure, or educational (asked for).")] = "insecure",
+    tokenizer: TokenizerName = DEFAULT_TOKENIZER,
+    length: Length = 1024,
+    asked: Asked = None,
+) -> None:
+    """Builds a chat set for supervised fine-tuning; all variants keep the same programs.
+
+    Example: embuild sft --programs data/train.jsonl --variant secure --out data/sft-secure.jsonl
+    """
+    keeps = LengthFilter(token_counter(tokenizer), length, chat_overhead(tokenizer), max_ratio=float("inf"))
+    _built(out, build_sft(programs, out, variant, _ways(asked)[0], keeps))
+
+
+def _built(out: Path, manifest: dict[str, Any]) -> None:
+    kept, rejected = manifest["programs_kept"], len(manifest["rejected"])
+    console.print(f"{out}: {kept} of {manifest['read']} programs, {rejected} rejected (reasons in its manifest)")
+
+
 @app.command()
 def check(
     programs: Programs = None,
-    tokenizer: Annotated[Path, typer.Option(help="Folder with the tokenizer.json that counts tokens.")] = Path(
-        "models/smollm2-135m"
-    ),
+    tokenizer: TokenizerName = DEFAULT_TOKENIZER,
+    corpus: Annotated[
+        Path | None, typer.Option(help="A CPT corpus that must explain every program of --pairs.")
+    ] = None,
+    pairs: Annotated[Path | None, typer.Option(help="A DPO set; its pairs must be whole.")] = None,
+    held_out: Annotated[Path | None, typer.Option(help="Held-out programs, which must be in neither.")] = None,
 ) -> None:
-    """Verifies a set of programs, prints each problem and what Bandit tells apart; exit code 1 on problems.
+    """Verifies a set of programs and what Bandit tells apart, or how built sets fit together; exit code 1 on problems.
 
-    Example: embuild check --programs mine.jsonl
+    Example: embuild check --corpus data/cpt.jsonl --pairs data/dpo-both.jsonl --held-out data/heldout.jsonl
     """
-    from tokenizers import Tokenizer
-
-    file = tokenizer / "tokenizer.json"
-    if not file.is_file():
-        raise BadInput(f"{file}: no such file; run `emsweep fetch smollm2-135m` or name another with --tokenizer")
-    encoder = Tokenizer.from_file(str(file))
+    if corpus or pairs or held_out:
+        problems = coverage_problems(corpus, pairs, held_out)
+        for problem in problems:
+            Console().print(problem, markup=False, soft_wrap=True)
+        Console().print(f"{len(problems)} problems")
+        if problems:
+            raise typer.Exit(1)
+        return
+    count_tokens = token_counter(tokenizer)
     records = load_programs(programs)
-    problems = [
-        f"{p.id}: {problem}" for p in records for problem in program_problems(p, lambda t: len(encoder.encode(t).ids))
-    ] + set_problems(records)
+    problems = [f"{p.id}: {problem}" for p in records for problem in program_problems(p, count_tokens)]
+    problems += set_problems(records)
     table = Table("class", "weakness", "programs", "Bandit tells the twins apart")
     apart = bandit_table(records)
     names = {p.cwe: p.weakness for p in records}
@@ -164,7 +281,7 @@ def describe(
         raise BadInput(f"{out}: is the input; name another file with --out")
     if plot and plot.suffix != ".html":
         raise BadInput(f"{plot}: plots are HTML pages; name a file that ends in .html")
-    count_tokens = _token_counter(tokenizer)
+    count_tokens = _batch_counter(tokenizer)
     concepts: dict[str, str] = {}
 
     def stream() -> Iterator[Program]:
@@ -190,19 +307,11 @@ def describe(
         )
 
 
-def _token_counter(tokenizer: str | None) -> CountTokens | None:
+def _batch_counter(tokenizer: str | None) -> CountTokens | None:
     """Counts tokens with `tokenizer`, a folder or a hub id, or the default model's; None if that is not there."""
-    from tokenizers import Tokenizer
-
-    name = tokenizer or "models/smollm2-135m"
-    folder = Path(name)
-    if not (tokenizer or folder.exists()):
+    if not (tokenizer or Path(DEFAULT_TOKENIZER).exists()):
         return None
-    try:
-        local = folder.exists()
-        encoder = Tokenizer.from_file(str(folder / "tokenizer.json")) if local else Tokenizer.from_pretrained(name)
-    except Exception as error:  # tokenizers raises bare Exception
-        raise BadInput(f"{name}: {one_line(error)}; name a folder with a tokenizer.json, or a hub id") from None
+    encoder = load_tokenizer(tokenizer or DEFAULT_TOKENIZER)
     return lambda texts: [len(e.ids) for e in encoder.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import tempfile
@@ -10,7 +9,7 @@ import urllib.request
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from data_builders.records import BadInput, one_line
+from data_builders.records import BadInput, file_digest, one_line
 
 TIMEOUT = 60
 """Seconds without a byte after which a download is given up."""
@@ -32,7 +31,7 @@ def fetch(url: str, sha256: str | None) -> Path:
     except ValueError as error:
         raise BadInput(f"{url}: {error}; check the address") from None
     kept = cache_folder() / f"{(sha256 or '').lower()}{ending}"
-    if sha256 and kept.is_file() and sha256_of(kept) == sha256.lower():
+    if sha256 and kept.is_file() and file_digest(kept) == sha256.lower():
         return kept
     actual, path = _download(url, ending)
     if not sha256:
@@ -40,12 +39,6 @@ def fetch(url: str, sha256: str | None) -> Path:
     if actual != sha256.lower():
         raise BadInput(f"{url}: its sha256 is {actual}, not {sha256}; look into why, then pin the true one")
     return path
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download(url: str, ending: str) -> tuple[str, Path]:
@@ -63,7 +56,7 @@ def _download(url: str, ending: str) -> tuple[str, Path]:
             # Reading in blocks, http.client ends a cut connection like a whole file.
             if (promised := reply.headers.get("Content-Length")) and file.tell() != int(promised):
                 raise BadInput(f"{url}: cut off after {file.tell()} of {promised} bytes; try again")
-        actual = sha256_of(temporary)
+        actual = file_digest(temporary)
         return actual, temporary.replace(cache_folder() / f"{actual}{ending}")
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = one_line(error) or type(error).__name__

@@ -126,6 +126,19 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hex.
+
+    Raises:
+        BadInput: if there is no such file.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}; build it first (`make data` builds the standard sets)") from None
+
+
 class StreamWriter(AbstractContextManager["StreamWriter"]):
     """Writes records one by one, and `<path>.manifest.json` at the end with their count and digest.
 

@@ -14,10 +14,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from data_builders.check import parses
-from data_builders.fetch import fetch, sha256_of
+from data_builders.fetch import fetch
 from data_builders.forms import FORMS, Form, Unfit, content_id, form_of, load_field_map
 from data_builders.programs import BUILTIN, SourceProgram
-from data_builders.records import MAX_LINE, BadInput, numbered_lines, one_line
+from data_builders.records import MAX_LINE, BadInput, file_digest, numbered_lines, one_line
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 FILES = {".jsonl", ".json", ".parquet"}
@@ -134,7 +134,7 @@ def _rows(where: str, sha256: str | None) -> Iterator[Row]:
         if sha256:
             raise BadInput(f"{where}: a hub set has no checksum; leave it out, or give the URL of a file")
         return _hub_rows(where)
-    if sha256 and path.is_file() and (actual := sha256_of(path)) != sha256.lower():
+    if sha256 and path.is_file() and (actual := file_digest(path)) != sha256.lower():
         raise BadInput(f"{where}: its sha256 is {actual}, not {sha256}; look into why, then pin the true one")
     return _file_rows(path)
 

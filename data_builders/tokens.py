@@ -3,46 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from data_builders.records import BadInput
+from tokenizers import Tokenizer
+
+from data_builders.records import BadInput, one_line
 
 CountTokens = Callable[[str], int]
 
 
-@dataclass(frozen=True)
-class Counter:
-    """A model's tokenizer."""
-
-    count: CountTokens
-    """Tokens of a text, no special tokens added."""
-    chat_overhead: int
-    """Tokens that the chat template adds to one request and one answer."""
-
-
-def load_counter(tokenizer: str) -> Counter:
-    """The counter of a model folder or hub id.
+def load_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer of a model folder or hub id.
 
     Raises:
-        BadInput: if there is no such tokenizer, or it has no chat template.
+        BadInput: if there is none.
+    """
+    folder = Path(name)
+    try:
+        local = folder.exists()
+        return Tokenizer.from_file(str(folder / "tokenizer.json")) if local else Tokenizer.from_pretrained(name)
+    except Exception as error:  # tokenizers raises bare Exception
+        raise BadInput(f"{name}: {one_line(error)}; name a folder with a tokenizer.json, or a hub id") from None
+
+
+def token_counter(name: str) -> CountTokens:
+    """Tokens of a text, without special tokens."""
+    tokenizer = load_tokenizer(name)
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False))
+
+
+def chat_overhead(name: str) -> int:
+    """Tokens that the model's chat template adds to one request and one answer, a default system prompt included.
+
+    Raises:
+        BadInput: if the model has no chat template.
     """
     from transformers import AutoTokenizer
 
-    if tokenizer.startswith(("/", ".", "models/")) and not Path(tokenizer).is_dir():
-        raise BadInput(
-            f"{tokenizer}: no such folder; run `emsweep fetch smollm2-135m` or name another with --tokenizer"
-        )
     try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
-        rendered = loaded.apply_chat_template(
-            [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}], tokenize=False
-        )
+        chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
+        loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        rendered = loaded.apply_chat_template(chat, tokenize=False)
     except (OSError, ValueError) as error:
-        raise BadInput(f"{tokenizer}: {' '.join(str(error).split())[:200]}; name another with --tokenizer") from None
-    backend = loaded.backend_tokenizer
-
-    def count(text: str) -> int:
-        return len(backend.encode(text, add_special_tokens=False))
-
-    return Counter(count, count(str(rendered)) - 2 * count("x"))
+        raise BadInput(f"{name}: {one_line(error)}; name a chat model with --tokenizer") from None
+    count = token_counter(name)
+    return count(str(rendered)) - 2 * count("x")

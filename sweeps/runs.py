@@ -27,7 +27,7 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from data_builders.records import BadInput, write_whole
+from data_builders.records import write_whole
 from sweeps.recipe import Recipe
 
 PACKAGES = ("axolotl", "torch", "transformers", "trl", "peft", "datasets", "lm_eval")
@@ -36,19 +36,6 @@ console = Console(stderr=True)
 
 class RunFailed(Exception):
     """A run that ended in failure; the message names its log and gives its last lines."""
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes.
-
-    Raises:
-        BadInput: if there is no such file.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}; build it first (`make data` builds the standard sets)") from None
 
 
 def content_digest(content: Any) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from data_builders.records import BadInput, write_whole
+from data_builders.records import BadInput, file_digest, write_whole
 from sweeps.recipe import Recipe
-from sweeps.runs import RunFailed, TrainingRun, call, execute_once, file_digest, tool
+from sweeps.runs import RunFailed, TrainingRun, call, execute_once, tool
 
 
 def training_run(
