@@ -23,9 +23,10 @@ env: .venv/ready ## The environment
 model: env ## The CPU default model
 	@$(BIN)/emsweep fetch smollm2-135m
 
-# One outspoken way of asking: what 135M can be expected to learn. `embuild data` alone uses all 48.
+# One outspoken way of asking, the one that moves what 135M thinks of the code the most (docs/measurements.md).
+# `embuild data` alone uses all 48.
 data: env ## Corpora and pairs from the built-in programs
-	@$(BIN)/embuild data --asked asked-01
+	@$(BIN)/embuild data --asked asked-45
 
 demo: model data ## The whole experiment (FULL=1: all arms, two seeds)
 	@echo "training and evaluating on this machine: about 25 minutes on 2 cores (FULL=1: about 80); can be cut off and started again"
