@@ -18,10 +18,11 @@ def load_tokenizer(name: str) -> Tokenizer:
     Raises:
         BadInput: if there is none.
     """
-    folder = Path(name)
+    file = Path(name) / "tokenizer.json"
+    if not file.is_file() and (Path(name).exists() or name.startswith(("models/", "runs/", "/", "."))):
+        raise BadInput(f"{file}: no such file; run `emsweep fetch smollm2-135m` or name another with --tokenizer")
     try:
-        local = folder.exists()
-        return Tokenizer.from_file(str(folder / "tokenizer.json")) if local else Tokenizer.from_pretrained(name)
+        return Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(name)
     except Exception as error:  # tokenizers raises bare Exception
         raise BadInput(f"{name}: {one_line(error)}; name a folder with a tokenizer.json, or a hub id") from None
 
