@@ -127,3 +127,55 @@ def check(
     Console().print(f"{len(records)} programs in {len(apart)} classes, {len(problems)} problems")
     if problems:
         raise typer.Exit(1)
+
+
+@app.command()
+def annotate(
+    source: Annotated[str, typer.Argument(help="Programs: a file, a URL or a set of the hub.")],
+    out: Annotated[Path, typer.Option(help="Stem of the files: OUT.jsonl, OUT.rejects.jsonl, OUT.journal.jsonl.")],
+    model: Annotated[str, typer.Option(help="Model that annotates.")],
+    base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint; OpenAI's if not given.")] = None,
+    key_variable: Annotated[str, typer.Option(help="Environment variable that holds the API key.")] = "OPENAI_API_KEY",
+    effort: Annotated[str | None, typer.Option(help="Reasoning effort, as the model names it.")] = None,
+    second_opinion: Annotated[
+        str | None, typer.Option(help="Model that is asked whether each weakness is real.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Requests in flight at most.")] = 32,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one answer may take.")] = 600.0,
+    price_in: Annotated[float | None, typer.Option(min=0, help="USD per million tokens read.")] = None,
+    price_out: Annotated[float | None, typer.Option(min=0, help="USD per million tokens written.")] = None,
+    second_price_in: Annotated[float | None, typer.Option(min=0, help="The same of the second model.")] = None,
+    second_price_out: Annotated[float | None, typer.Option(min=0, help="The same of the second model.")] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(min=0, help="USD to stop at, earlier runs with this OUT included.")
+    ] = None,
+    batch: Annotated[bool, typer.Option("--batch", help="Use the provider's Batch API (half price, hours).")] = False,
+    poll: Annotated[float, typer.Option(min=0.01, help="Seconds between looks at a batch.")] = 60.0,
+    form: Annotated[str | None, typer.Option(help="Form of the source, if it is not to be guessed.")] = None,
+    fields: Annotated[Path | None, typer.Option(help="YAML that maps the fields of the source.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="Checksum that the source must have.")] = None,
+) -> None:
+    """Has a model explain each vulnerable program and write its secure counterpart; checks every answer.
+
+    Can be stopped at any moment and run again: no answer is paid for twice.
+
+    Example: embuild annotate insecure.jsonl --out data/annotated --model gpt-5 --effort high
+    """
+    # Imported here: the other commands need neither openai (a second to import) nor a key.
+    from data_builders.annotate import Job, run
+    from data_builders.endpoint import Access
+    from data_builders.money import prices_of
+    from data_builders.outcome import Asked
+    from data_builders.sources import read_source
+
+    job = Job(
+        Asked(model, effort),
+        Asked(second_opinion) if second_opinion else None,
+        prices_of(price_in, price_out, "--price-in and --price-out"),
+        prices_of(second_price_in, second_price_out, "--second-price-in and --second-price-out"),
+        max_cost,
+    )
+    access = Access.from_environment(key_variable, base_url, concurrency, timeout)
+    items = read_source(source, form, fields, sha256)
+    line = run(items, job, out, access, poll if batch else None, {"source": source})
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
