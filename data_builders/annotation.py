@@ -12,6 +12,7 @@ import keyword
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -28,7 +29,7 @@ ADVISORY_RULES = frozenset({"B404", "B603", "B607"})
 RULES_VERSION = "1"
 """Raised when `acceptance_problems` changes what it accepts."""
 
-MAX_CODE = 100_000
+MAX_CODE = 50_000
 """Characters of a secure counterpart."""
 
 
@@ -68,6 +69,7 @@ class Annotation(BaseModel):
     )
 
 
+@cache
 def json_schema(kind: type[BaseModel]) -> dict[str, Any]:
     """The JSON schema of `kind` in the strict form that servers take: no bounds, all keys required, no others."""
 

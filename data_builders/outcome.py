@@ -20,6 +20,7 @@ from data_builders.annotation import (
 from data_builders.journal import Answer, Key
 from data_builders.opinion import OPINION_VERSION, Opinion, opinion_messages, parse_opinion
 from data_builders.programs import SourceProgram
+from data_builders.python_code import parsed
 from data_builders.records import digest
 
 
@@ -60,6 +61,9 @@ class State:
 
     def advance(self, annotator: Asked, second: Asked | None, answers: Mapping[Key, Answer]) -> Question | None:
         """Goes as far as the answers allow: returns the question whose answer is missing, or None when done."""
+        if not self.used and parsed(self.program.insecure) is None:
+            # Nothing could be checked against it, so nothing is paid for it.
+            self.problems, self.done = ["insecure code: does not parse"], True
         while not self.done:
             question = self._question(annotator, second)
             answer = answers.get(question.key)

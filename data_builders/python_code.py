@@ -7,6 +7,7 @@ import re
 import textwrap
 import warnings
 from collections.abc import Iterator
+from functools import lru_cache
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -14,8 +15,9 @@ _HEADER = re.compile(r"^[ \t]*(?:async[ \t]+def|def|class)[ \t]+\w+", re.MULTILI
 _HEADER_LINES = 20
 
 
+@lru_cache(maxsize=64)  # several checks in a row look at the same code
 def parsed(code: str) -> ast.Module | None:
-    """The syntax tree; None if the code is not Python (or is nested too deeply for the parser)."""
+    """The syntax tree, not to be changed; None if the code is not Python (or nested too deeply for the parser)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "invalid escape sequence": the code's fault, not the user's
         try:

@@ -129,6 +129,8 @@ def test_an_endpoint_that_never_answers_stops_the_job_in_time(tmp_path, fake, so
     server.process.wait()
     said = run(sources, JOB, tmp_path / "o", server.access(4))
     assert said.startswith("stopped: the endpoint does not answer (no connection")
+    slow = fake("--latency", "9").access(4, timeout=0.1)
+    assert "no answer in time" in run(sources, JOB, tmp_path / "o", slow)
 
 
 @pytest.mark.parametrize("refused", [["json_schema"], ["json_schema", "json_object"]])
@@ -168,7 +170,9 @@ def test_the_key_never_leaks(tmp_path, fake, sources, caplog) -> None:
     with pytest.raises(BadInput, match="refuses all requests") as caught:
         run(sources, JOB, tmp_path / "a", fake("--refuse-key").access())
     assert "[key]" in str(caught.value)
-    server = fake("--faults", '{"status_500": 0.2}', "--no-form", "json_schema", "json_object", "text", "--latency", "0")
+    server = fake(
+        "--faults", '{"status_500": 0.2}', "--no-form", "json_schema", "json_object", "text", "--latency", "0"
+    )
     run(sources[:20], JOB, tmp_path / "b", server.access())
     everything = "".join(path.read_text() for path in tmp_path.glob("*.json*")) + caplog.text + str(caught.value)
     assert KEY not in everything + repr(server.access())

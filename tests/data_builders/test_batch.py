@@ -40,7 +40,7 @@ def test_a_batch_job_writes_what_a_live_one_writes_at_half_the_price(tmp_path, f
     assert final_files(tmp_path / "batch")[".jsonl"] == final_files(tmp_path / "live")[".jsonl"]
     assert final_files(tmp_path / "batch")[".rejects.jsonl"] == final_files(tmp_path / "live")[".rejects.jsonl"]
     rounds = {r["batch"]: r["round"] for r in server.log("batched")}
-    assert list(rounds.values())[0] == "ask" and set(rounds.values()) == {"ask", "repair", "opinion"}
+    assert next(iter(rounds.values())) == "ask" and set(rounds.values()) == {"ask", "repair", "opinion"}
     assert set(submitted(server).values()) == {1}
 
 
