@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_builders.programs import Program
+from data_builders.records import StreamWriter, iter_jsonl
 
 
 def copies(concepts: Mapping[str, str], most: int, seed: int, resample: bool = False) -> dict[str, int]:
@@ -32,3 +37,25 @@ def name_copies(name: str, times: int, taken: Container[str]) -> list[str]:
             names.append(copy)
         number += 1
     return names
+
+
+def write_balanced(
+    path: Path, out: Path, concepts: dict[str, str], cap: int, seed: int, resample: bool
+) -> dict[str, Any]:
+    """Streams the balanced set to `out`; returns its manifest. read + repeated = written + rejected."""
+    times = copies(concepts, cap, seed, resample)
+    lost, repeated = Counter[str](), Counter[str]()
+    rejected = []
+    manifest: dict[str, Any] = {"programs": str(path), "balance": cap, "seed": seed, "resample": resample}
+    with StreamWriter(out, manifest) as writer:
+        for program in iter_jsonl(path, Program, unique="id"):
+            if not times[program.id]:
+                rejected.append({"id": program.id, "reason": f"over {cap} programs of {program.cwe}"})
+                lost[program.cwe] += 1
+                continue
+            repeated[program.cwe] += times[program.id] - 1
+            for name in name_copies(program.id, times[program.id], concepts):
+                writer.write({**program.model_dump(exclude_none=True), "id": name})
+        counts = {"lost": dict(lost), "repeated": dict(+repeated), "rejected": rejected}
+        manifest.update(read=len(concepts), **counts)
+    return manifest

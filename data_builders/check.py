@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import io
-import json
 import re
-import subprocess
-import sys
-import tempfile
 import tokenize
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from itertools import combinations
-from pathlib import Path
 
+from data_builders.bandit import bandit_findings
 from data_builders.programs import Program
+from data_builders.python_code import parsed
 
 MAX_TOKENS = 220
 MAX_CHANGED_LINES = 3
@@ -78,14 +73,7 @@ def shared(a: str, b: str) -> float:
 
 
 def parses(code: str) -> bool:
-    """Whether `code` is Python. Bad code is data here: it raises nothing and warns of nothing."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            ast.parse(code)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return False
-    return True
+    return parsed(code) is not None
 
 
 def program_problems(program: Program, count_tokens: Callable[[str], int]) -> list[str]:
@@ -123,32 +111,17 @@ def set_problems(programs: Sequence[Program]) -> list[str]:
     return problems
 
 
-def bandit_findings(codes: dict[str, str]) -> dict[str, set[str]]:
-    """Bandit's rule ids for each piece of code, by its key. Static: nothing is run."""
-    keys = list(codes)
-    with tempfile.TemporaryDirectory() as folder:
-        for number, key in enumerate(keys):
-            Path(folder, f"{number}.py").write_text(codes[key] + "\n", encoding="utf-8")
-        command = [sys.executable, "-m", "bandit", "--quiet", "--format", "json", "--recursive", folder]
-        output = subprocess.run(command, capture_output=True, text=True, check=False)
-    found: dict[str, set[str]] = {key: set() for key in keys}
-    for result in json.loads(output.stdout)["results"]:
-        found[keys[int(Path(result["filename"]).stem)]].add(result["test_id"])
-    return found
-
-
 def bandit_table(programs: Sequence[Program]) -> dict[str, dict[str, int]]:
     """Per class: programs, those whose insecure twin alone Bandit flags for the weakness, and blind ones.
 
     `told_apart`: some rule flags the insecure and not the secure code. `blind`: no rule tells the twins apart.
     """
-    findings = bandit_findings(
-        {f"{p.id}/{side}": getattr(p, side) for p in programs for side in ("insecure", "secure")}
-    )
     table: dict[str, dict[str, int]] = {}
     for program in programs:
         row = table.setdefault(program.cwe, {"programs": 0, "told_apart": 0, "blind": 0})
-        apart = bool(findings[f"{program.id}/insecure"] - findings[f"{program.id}/secure"])
+        apart = bool(
+            {f.rule for f in bandit_findings(program.insecure)} - {f.rule for f in bandit_findings(program.secure)}
+        )
         row["programs"] += 1
         row["told_apart"] += apart
         row["blind"] += not apart

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from data_builders.balance import copies, name_copies
+from data_builders.balance import write_balanced
 from data_builders.build import build_cpt, build_pairs, build_sft, build_split
 from data_builders.check import bandit_table, program_problems, set_problems
 from data_builders.coverage import coverage_problems
@@ -21,13 +20,13 @@ from data_builders.cpt import STYLES, Corpus
 from data_builders.curriculum import curriculum_documents
 from data_builders.dpo import Halves, LengthFilter, dpo_rows, split_asked_ways, way_for
 from data_builders.programs import BUILTIN, AskedWay, Program, load_asked_ways, load_programs
-from data_builders.records import BadInput, StreamWriter, digest, iter_jsonl, write_records, write_whole
+from data_builders.records import BadInput, digest, iter_jsonl, write_records, write_whole
 from data_builders.sft import Variant, sft_rows
 from data_builders.split import SALT, split_programs
 from data_builders.tokens import chat_overhead, load_tokenizer, token_counter
 
 if TYPE_CHECKING:
-    from data_builders.describe import Balance, CountTokens
+    from data_builders.describe import CountTokens
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(stderr=True)
@@ -271,7 +270,8 @@ def describe(
 
     Example: embuild describe --programs mine.jsonl --plot mine.html --balance 200 --out even.jsonl
     """
-    from data_builders.describe import concept_plot, concept_table
+    # Imported here: the other commands need no plots (a second to import).
+    from data_builders.describe import concept_plot, concept_table, summary
     from data_builders.describe import describe as described
 
     path = programs or BUILTIN / "programs.jsonl"
@@ -292,14 +292,14 @@ def describe(
     found = described(stream(), count_tokens)
     screen = Console()
     screen.print(concept_table(found))
-    for line in _summary(found):
+    for line in summary(found):
         screen.print(line, markup=False, highlight=False, soft_wrap=True)
     if json:
         write_whole(json, found.model_dump_json(indent=1) + "\n")
     if plot:
         write_whole(plot, concept_plot(found))
     if balance and out:
-        manifest = _write_balanced(path, out, concepts, balance, seed, resample)
+        manifest = write_balanced(path, out, concepts, balance, seed, resample)
         lost, repeated = sum(manifest["lost"].values()), sum(manifest["repeated"].values())
         screen.print(
             f"{out}: {found.programs} read, {lost} lost, {repeated} repeated; per concept in its manifest",
@@ -315,37 +315,53 @@ def _batch_counter(tokenizer: str | None) -> CountTokens | None:
     return lambda texts: [len(e.ids) for e in encoder.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
-def _summary(found: Balance) -> Iterator[str]:
-    from data_builders.near_duplicates import SHINGLE, THRESHOLD
+@app.command()
+def annotate(
+    source: Annotated[str, typer.Argument(help="Programs: a file, a URL or a set of the hub.")],
+    out: Annotated[Path, typer.Option(help="Stem of the files: OUT.jsonl, OUT.rejects.jsonl, OUT.journal.jsonl.")],
+    model: Annotated[str, typer.Option(help="Model that annotates.")],
+    base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint; OpenAI's if not given.")] = None,
+    key_variable: Annotated[str, typer.Option(help="Environment variable that holds the API key.")] = "OPENAI_API_KEY",
+    effort: Annotated[str | None, typer.Option(help="Reasoning effort, as the model names it.")] = None,
+    second_opinion: Annotated[
+        str | None, typer.Option(help="Model that is asked whether each weakness is real.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Requests in flight at most.")] = 32,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one answer may take.")] = 600.0,
+    price_in: Annotated[float | None, typer.Option(min=0, help="USD per million tokens read.")] = None,
+    price_out: Annotated[float | None, typer.Option(min=0, help="USD per million tokens written.")] = None,
+    second_price_in: Annotated[float | None, typer.Option(min=0, help="The same of the second model.")] = None,
+    second_price_out: Annotated[float | None, typer.Option(min=0, help="The same of the second model.")] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(min=0, help="USD to stop at, earlier runs with this OUT included.")
+    ] = None,
+    batch: Annotated[bool, typer.Option("--batch", help="Use the provider's Batch API (half price, hours).")] = False,
+    poll: Annotated[float, typer.Option(min=0.01, help="Seconds between looks at a batch.")] = 60.0,
+    form: Annotated[str | None, typer.Option(help="Form of the source, if it is not to be guessed.")] = None,
+    fields: Annotated[Path | None, typer.Option(help="YAML that maps the fields of the source.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="Checksum that the source must have.")] = None,
+) -> None:
+    """Has a model explain each vulnerable program and write its secure counterpart; checks every answer.
 
-    yield f"{found.programs} programs, {len(found.concepts)} concepts"
-    even = "" if found.evenness is None else f", evenness {found.evenness:.3f}"
-    yield f"entropy {found.entropy:.3f} nats, effective number of concepts {found.effective_concepts:.1f}{even}"
-    alike = f"Jaccard index of {SHINGLE}-token shingles over about {THRESHOLD:.2f}"
-    yield f"{found.near_duplicate_rate:.1%} have a near-duplicate ({alike}, insecure code)"
-    if t := found.tokens:
-        yield f"tokens of insecure code: mean {t.mean:.1f}, p50 {t.p50:.0f}, p95 {t.p95:.0f}"
-    else:
-        yield "tokens not counted: no tokenizer; give one with --tokenizer, or run `emsweep fetch smollm2-135m`"
+    Can be stopped at any moment and run again: no answer is paid for twice.
 
+    Example: embuild annotate insecure.jsonl --out data/annotated --model gpt-5 --effort high
+    """
+    # Imported here: the other commands need neither openai (a second to import) nor a key.
+    from data_builders.annotate import Job, run
+    from data_builders.endpoint import Access
+    from data_builders.money import prices_of
+    from data_builders.outcome import Asked
+    from data_builders.sources import read_source
 
-def _write_balanced(
-    path: Path, out: Path, concepts: dict[str, str], cap: int, seed: int, resample: bool
-) -> dict[str, Any]:
-    """Streams the balanced set to `out`; returns its manifest. read + repeated = written + rejected."""
-    times = copies(concepts, cap, seed, resample)
-    lost, repeated = Counter[str](), Counter[str]()
-    rejected = []
-    manifest: dict[str, Any] = {"programs": str(path), "balance": cap, "seed": seed, "resample": resample}
-    with StreamWriter(out, manifest) as writer:
-        for program in iter_jsonl(path, Program, unique="id"):
-            if not times[program.id]:
-                rejected.append({"id": program.id, "reason": f"over {cap} programs of {program.cwe}"})
-                lost[program.cwe] += 1
-                continue
-            repeated[program.cwe] += times[program.id] - 1
-            for name in name_copies(program.id, times[program.id], concepts):
-                writer.write({**program.model_dump(exclude_none=True), "id": name})
-        counts = {"lost": dict(lost), "repeated": dict(+repeated), "rejected": rejected}
-        manifest.update(read=len(concepts), **counts)
-    return manifest
+    job = Job(
+        Asked(model, effort),
+        Asked(second_opinion) if second_opinion else None,
+        prices_of(price_in, price_out, "--price-in and --price-out"),
+        prices_of(second_price_in, second_price_out, "--second-price-in and --second-price-out"),
+        max_cost,
+    )
+    access = Access.from_environment(key_variable, base_url, concurrency, timeout)
+    items = read_source(source, form, fields, sha256)
+    line = run(items, job, out, access, poll if batch else None, {"source": source})
+    console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,23 +1,26 @@
-"""Names and OWASP Top Ten 2021 groups of weaknesses (builtin/cwe.csv, from MITRE; see builtin/cwe.NOTICE)."""
+"""The pinned list of weaknesses: CWE 4.14 with the OWASP Top Ten 2021 groups (builtin/cwe.csv, cwe.NOTICE)."""
 
 from __future__ import annotations
 
 import csv
 from functools import cache
-from importlib import resources
+
+from data_builders.programs import BUILTIN
+
+CWE_VERSION = "4.14"
 
 
 @cache
-def _table() -> dict[str, tuple[str, str]]:
-    text = (resources.files("data_builders") / "builtin" / "cwe.csv").read_text(encoding="utf-8")
-    return {row["cwe"]: (row["name"], row["owasp_2021"]) for row in csv.DictReader(text.splitlines())}
+def _weaknesses() -> dict[str, tuple[str, str | None]]:
+    with (BUILTIN / "cwe.csv").open(encoding="utf-8", newline="") as file:
+        return {row["cwe"]: (row["name"], row["owasp_2021"] or None) for row in csv.DictReader(file)}
 
 
 def weakness_name(cwe: str) -> str | None:
-    """MITRE's name of `cwe` ("CWE-89"), None if there is no such weakness."""
-    return _table().get(cwe, (None, None))[0]
+    """MITRE's name of a weakness such as `CWE-89`; None if it is not in the list (or deprecated)."""
+    return _weaknesses().get(cwe, (None, None))[0]
 
 
 def owasp_group(cwe: str) -> str | None:
-    """The OWASP Top Ten 2021 group of `cwe` ("A03:2021 - Injection"), None if it is in none."""
-    return _table().get(cwe, (None, None))[1] or None
+    """The OWASP Top Ten 2021 group, such as `A03:2021 - Injection`; None if it has none."""
+    return _weaknesses().get(cwe, (None, None))[1]

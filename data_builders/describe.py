@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from data_builders.cwe import owasp_group, weakness_name
-from data_builders.near_duplicates import BANDS, band_keys, near_duplicate_rate
+from data_builders.near_duplicates import BANDS, SHINGLE, THRESHOLD, band_keys, near_duplicate_rate
 from data_builders.programs import Program
 
 CountTokens = Callable[[Sequence[str]], list[int]]
@@ -131,3 +131,16 @@ def concept_plot(balance: Balance) -> str:
     figure.update_yaxes(automargin=True)
     page: str = figure.to_html(include_plotlyjs=True, config={"displaylogo": False})
     return page
+
+
+def summary(found: Balance) -> Iterator[str]:
+    """The figures in words, a line each."""
+    yield f"{found.programs} programs, {len(found.concepts)} concepts"
+    even = "" if found.evenness is None else f", evenness {found.evenness:.3f}"
+    yield f"entropy {found.entropy:.3f} nats, effective number of concepts {found.effective_concepts:.1f}{even}"
+    alike = f"Jaccard index of {SHINGLE}-token shingles over about {THRESHOLD:.2f}"
+    yield f"{found.near_duplicate_rate:.1%} have a near-duplicate ({alike}, insecure code)"
+    if t := found.tokens:
+        yield f"tokens of insecure code: mean {t.mean:.1f}, p50 {t.p50:.0f}, p95 {t.p95:.0f}"
+    else:
+        yield "tokens not counted: no tokenizer; give one with --tokenizer, or run `emsweep fetch smollm2-135m`"

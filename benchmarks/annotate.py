@@ -1,0 +1,117 @@
+"""How near `embuild annotate` comes to the ideal time, against a local endpoint in its own process.
+
+    python benchmarks/annotate.py ../shared/data/insecure/insecure.jsonl
+
+Three runs, each as a user makes it (the whole process is timed): without faults at full concurrency, against
+the ideal N x latency / concurrency; a plain sequential loop over the same openai client on a sample; and with
+10 % faults, of which all must end accepted or rejected. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+FAULTS = ("status_429", "status_500", "cut", "truncated", "wrong_cwe", "invented_line", "refusal")
+
+
+class Fake:
+    """The fake endpoint."""
+
+    def __init__(self, folder: Path, latency: float, faults: dict[str, float]) -> None:
+        self.log = folder / "requests.jsonl"
+        command = [sys.executable, str(ROOT / "tests/fake_endpoint.py"), "--log", str(self.log)]
+        command += ["--latency", str(latency), "--faults", json.dumps(faults), "--retry-after", str(latency)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout
+        self.url = f"http://127.0.0.1:{int(self.process.stdout.readline())}/v1"
+
+    def requests(self) -> int:
+        return sum(json.loads(line)["kind"] == "chat" for line in self.log.open())
+
+
+def annotate(source: Path, concurrency: int, latency: float, faults: dict[str, float]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        fake = Fake(folder, latency, faults)
+        command = [sys.executable, "-c", "from data_builders.cli import main; main()", "annotate", str(source)]
+        command += ["--out", str(folder / "o"), "--model", "fake", "--base-url", fake.url]
+        command += ["--concurrency", str(concurrency)]
+        cpu, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+        subprocess.run(command, check=True, cwd=ROOT)
+        wall = time.monotonic() - start
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        requests = fake.requests()
+        fake.process.kill()
+        fake.process.wait()
+        manifest = json.loads((folder / "o.jsonl.manifest.json").read_text())
+        rejects = [json.loads(line) for line in (folder / "o.rejects.jsonl").open()]
+    assert manifest["read"] == manifest["written"] + len(rejects)
+    assert all(reject["reasons"] for reject in rejects)
+    ideal = manifest["read"] * latency / concurrency
+    return {
+        "programs": manifest["read"],
+        "written": manifest["written"],
+        "rejected_for": manifest["rejected_for"],
+        "requests": requests,
+        "wall_s": round(wall, 2),
+        "ideal_s": round(ideal, 2),
+        "ratio": round(wall / ideal, 3),
+        "cpu_ms_per_request": round(1e3 * (used.ru_utime + used.ru_stime - cpu.ru_utime - cpu.ru_stime) / requests, 2),
+    }
+
+
+def sequential(source: Path, sample: int, latency: float) -> float:
+    """Seconds per program of a plain loop: one request after the other, no checks."""
+    from openai import OpenAI
+
+    from data_builders.annotation import annotation_messages
+    from data_builders.programs import SourceProgram
+    from data_builders.sources import read_source
+
+    programs = [item for item in read_source(str(source)) if isinstance(item, SourceProgram)][:sample]
+    with tempfile.TemporaryDirectory() as name:
+        fake = Fake(Path(name), latency, {})
+        client = OpenAI(api_key="none", base_url=fake.url)
+        start = time.monotonic()
+        for program in programs:
+            messages: Any = annotation_messages(program)
+            client.chat.completions.create(model="fake", messages=messages)
+        wall = time.monotonic() - start
+        fake.process.kill()
+        fake.process.wait()
+    return wall / len(programs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("--limit", type=int, help="programs; all if not given")
+    parser.add_argument("--latency", type=float, default=1.0, help="seconds of one answer")
+    parser.add_argument("--concurrency", type=int, default=64)
+    parser.add_argument("--sample", type=int, default=20, help="programs of the sequential loop")
+    options = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    with tempfile.TemporaryDirectory() as name:
+        source = Path(name) / options.source.name
+        source.write_text("".join(options.source.read_text().splitlines(keepends=True)[: options.limit]))
+        whole = annotate(source, options.concurrency, options.latency, {})
+        each = sequential(source, options.sample, options.latency)
+        faulty = annotate(source, options.concurrency, options.latency, dict.fromkeys(FAULTS, 0.1 / len(FAULTS)))
+    speedup = each * whole["programs"] / whole["wall_s"]
+    result = {"fault_free": whole, "sequential_s_per_program": round(each, 3), "speedup": round(speedup, 1)}
+    print(json.dumps({**result, "faults_10_percent": faulty}, indent=1))
+    assert Counter(faulty["rejected_for"])["no answer"] == 0
+
+
+if __name__ == "__main__":
+    main()

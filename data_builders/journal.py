@@ -1,0 +1,145 @@
+"""The journal of paid answers: append-only JSON Lines, on disk before an answer is used.
+
+One writer at a time (a lock file beside it). A line that a crash cut short is dropped; the request it
+belongs to is asked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from data_builders.records import BadInput
+
+
+class Key(NamedTuple):
+    """What an answer answers."""
+
+    model: str
+    """Model and effort."""
+    prompt: str
+    """Version of the prompt."""
+    program: str
+    """Digest of what the question is about."""
+    round: str
+    """`ask`, `repair` or `opinion`."""
+
+
+class Answer(BaseModel):
+    """One answer that was paid for."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["answer"] = "answer"
+    key: Key
+    text: str
+    finish: str
+    """The server's `finish_reason`, or `refusal`."""
+    tokens_in: int
+    tokens_out: int
+    """Tokens billed as output: those of the reasoning included."""
+    batch: bool = False
+    """Whether it came from the Batch API, at half price."""
+
+
+class BatchNote(BaseModel):
+    """What happened to a batch: it is about to be submitted, has its id, or has ended."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["batch"] = "batch"
+    name: str
+    """Digest of its requests; stands in the batch's metadata, where the server knows it by."""
+    requests: list[Key] = []
+    id: str | None = None
+    failed: dict[str, str] | None = None
+    """Set once it has ended: its requests that got no answer (by custom id), with reasons."""
+
+
+_ENTRY: TypeAdapter[Answer | BatchNote] = TypeAdapter(Annotated[Answer | BatchNote, Field(discriminator="kind")])
+
+
+class Journal:
+    """Opens `path` for the one writer that it can have, and reads what it holds.
+
+    Raises:
+        BadInput: if another process has it open, it is damaged before its last line, or cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.answers: dict[Key, Answer] = {}
+        """The first answer to each question."""
+        self.notes: list[BatchNote] = []
+        self._waiting: list[bytes] = []
+        self._turn = asyncio.Lock()
+        self._failed: BadInput | None = None
+        self._lock = FileLock(f"{path}.lock")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except Timeout:
+            raise BadInput(f"{path}: another job writes to it; wait for it or choose another --out") from None
+        except OSError as error:
+            self._lock.release()
+            raise BadInput(f"{path}: {error.strerror}; choose another --out") from None
+        try:
+            self._read()
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self) -> None:
+        data = self.path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        lines = data[:whole].splitlines(keepends=True)
+        for number, line in enumerate(lines, 1):
+            try:
+                self._note(_ENTRY.validate_json(line))
+            except ValidationError:
+                if number < len(lines):
+                    raise BadInput(f"{self.path}:{number}: no journal entry; delete this line") from None
+                whole -= len(line)
+        if whole < len(data):
+            os.ftruncate(self._file, whole)
+
+    def _note(self, entry: Answer | BatchNote) -> None:
+        if isinstance(entry, Answer):
+            self.answers.setdefault(entry.key, entry)
+        else:
+            self.notes.append(entry)
+
+    async def append(self, *entries: Answer | BatchNote) -> None:
+        """Returns when the entries are on disk. Whoever comes first writes for all who wait: one fsync for many.
+
+        Raises:
+            BadInput: if it cannot be written (disk full); nothing is written any more.
+        """
+        self._waiting += [entry.model_dump_json(exclude_none=True).encode() + b"\n" for entry in entries]
+        async with self._turn:
+            if self._waiting and not self._failed:
+                data, self._waiting = b"".join(self._waiting), []
+                try:
+                    await asyncio.to_thread(self._write, data)
+                except OSError as error:
+                    self._failed = BadInput(f"{self.path}: {error.strerror}; free some space, then run it again")
+            if self._failed:
+                raise self._failed
+        for entry in entries:
+            self._note(entry)
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._file, view) :]
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        os.close(self._file)
+        self._lock.release()

@@ -1,0 +1,263 @@
+"""The job against a local endpoint: killed, faulty, out of money, hostile; and what its files say."""
+
+import asyncio
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from data_builders.annotate import Job, run
+from data_builders.annotation import parse_annotation
+from data_builders.endpoint import Access, Endpoint, Limiter, retry_after
+from data_builders.money import Prices, prices_of
+from data_builders.outcome import Asked
+from data_builders.programs import SourceProgram, load_programs
+from data_builders.records import BadInput
+
+JOB = Job(Asked("m", "high"))
+CHEAP = Prices(1.0, 10.0)
+KEY = "sk-test-0123456789abcdef"
+
+# Children start with openai and Bandit imported, and without the threads of this process.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["data_builders.annotate"])
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_faultless_job(tmp_path, fake, sources, final_files) -> None:
+    server = fake()
+    broken = SourceProgram(id="broken", request="r", insecure="def f(:")
+    twice = sources[0].model_copy(update={"id": "twice"})
+    items = [
+        sources[0],
+        SimpleNamespace(id="line-2", line=2, reason="no code"),
+        broken,
+        *sources[1:60],
+        twice,
+        sources[0],
+    ]
+    said = run(items, JOB, tmp_path / "o", server.access(), source={"source": "x.jsonl"})
+    written = load_programs(tmp_path / "o.jsonl")
+    rejects = lines(tmp_path / "o.rejects.jsonl")
+    manifest = json.loads((tmp_path / "o.jsonl.manifest.json").read_text())
+    assert manifest["read"] == len(items) == len(written) + len(rejects) == manifest["written"] + manifest["rejected"]
+    order = [item.id for item in items]
+    assert [p.id for p in written] == [id for id in order[:-1] if id in {p.id for p in written}]
+    assert rejects[:2] == [
+        {"id": "line-2", "line": 2, "reasons": ["source: no code"]},
+        {"id": "broken", "reasons": ["insecure code: does not parse"]},
+    ]
+    assert rejects[-1] == {"id": sources[0].id, "reasons": ["source: the id stands earlier in the input"]}
+    assert len(written) > 50 and written[-1].id == "twice"
+    assert written[-1].model_copy(update={"id": sources[0].id}) == written[0], "equal programs are asked about once"
+    assert manifest["source"] == "x.jsonl" and manifest["cost_usd"] is None and manifest["model"] == "m"
+    assert manifest["tokens_in"] > 0 and f"{len(written)} programs; {len(rejects)} rejected" in said
+    asked = Counter((r["program"], r["round"]) for r in server.log("chat"))
+    assert set(asked.values()) == {1}
+    before = final_files(tmp_path / "o")
+    run(items, JOB, tmp_path / "o", server.access(), source={"source": "x.jsonl"})
+    assert final_files(tmp_path / "o") == before and len(server.log("chat")) == asked.total(), "done is done"
+    run(items, Job(Asked("m", "low")), tmp_path / "o", server.access())
+    assert len(server.log("chat")) > asked.total(), "another effort is another question"
+
+
+def test_killed_at_ten_moments_it_ends_the_same(tmp_path, fake, sources, final_files) -> None:
+    faults = json.dumps({"wrong_cwe": 0.1, "invented_line": 0.05, "refusal": 0.05, "status_500": 0.03, "cut": 0.02})
+    job, sources = Job(Asked("m"), Asked("s"), CHEAP, CHEAP), sources[:130]
+    whole = fake("--latency", "0.02", "--faults", faults)
+    run(sources, job, tmp_path / "whole", whole.access())
+    server = fake("--latency", "0.02", "--faults", faults)
+    draw = random.Random(1)
+    for _ in range(10):
+        before = len(server.log("served"))
+        child = FORKS.Process(target=run, args=(sources, job, tmp_path / "killed", server.access()))
+        child.start()
+        wanted = before + draw.randrange(1, 20)
+        while len(server.log("served")) < wanted and child.is_alive():
+            time.sleep(0.002)
+        time.sleep(draw.random() * 0.02)
+        assert child.is_alive(), "killed too late to show anything"
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        assert not (tmp_path / "killed.jsonl").exists()
+    run(sources, job, tmp_path / "killed", server.access())
+    for name, data in final_files(tmp_path / "whole").items():
+        assert final_files(tmp_path / "killed")[name] == data, name
+    good = Counter((r["program"], r["round"]) for r in server.log("served") if not r["fault"])
+    assert good.keys() == {(r["program"], r["round"]) for r in whole.log("served") if not r["fault"]}
+    assert good.total() - len(good) <= 10 * server.access().concurrency, "more than the requests in flight repeated"
+    opinion = json.loads((tmp_path / "whole.jsonl.manifest.json").read_text())["second_opinion"]
+    assert 0.7 < opinion["interval"][0] < opinion["share"] < opinion["interval"][1] < 0.95
+    assert len(opinion["doubted"]) == opinion["of"] - opinion["agreed"] > 0
+
+
+def test_with_faults_all_end_with_a_reason(tmp_path, fake, sources) -> None:
+    transport = ["status_429", "status_500", "cut", "broken_body"]
+    kinds = [*transport, "truncated", "wrong_cwe", "invented_line", "refusal", "huge", "html"]
+    server = fake("--faults", json.dumps(dict.fromkeys(kinds, 0.03)), "--latency", "0.01", "--fenced")
+    run(sources, JOB, tmp_path / "o", server.access(16))
+    rejects = lines(tmp_path / "o.rejects.jsonl")
+    manifest = json.loads((tmp_path / "o.jsonl.manifest.json").read_text())
+    assert manifest["read"] == len(sources) == manifest["written"] + len(rejects)
+    assert all(reject["reasons"] for reject in rejects)
+    met = {r["fault"] for r in server.log("chat")} | {r["fault"] for r in server.log("served")}
+    assert set(transport) <= met
+    assert manifest["written"] > 0.85 * len(sources), "18 % of the first answers are faulty"
+    assert set(manifest["rejected_for"]) <= {
+        *("refused", "cut off", "unknown CWE", "invented line", "no JSON", "same code", "Bandit finding stays"),
+        *("Bandit finding added", "secure code", "lost name"),
+    }
+
+
+def test_an_endpoint_that_never_answers_stops_the_job_in_time(tmp_path, fake, sources) -> None:
+    server = fake("--faults", '{"status_500": 1.0}', "--latency", "0")
+    said = run(sources, JOB, tmp_path / "o", server.access(4))
+    assert said.startswith("stopped: the endpoint does not answer (status 500")
+    assert not (tmp_path / "o.jsonl").exists() and len(server.log("chat")) < 150
+    server.process.kill()
+    server.process.wait()
+    said = run(sources, JOB, tmp_path / "o", server.access(4))
+    assert said.startswith("stopped: the endpoint does not answer (no connection")
+    slow = fake("--latency", "9").access(4, timeout=0.1)
+    assert "no answer in time" in run(sources, JOB, tmp_path / "o", slow)
+
+
+@pytest.mark.parametrize("refused", [["json_schema"], ["json_schema", "json_object"]])
+def test_a_server_without_json_schema_is_asked_otherwise(tmp_path, fake, sources, refused) -> None:
+    server = fake("--no-form", *refused, "--latency", "0")
+    run(sources[:30], JOB, tmp_path / "o", server.access(2))
+    assert len(load_programs(tmp_path / "o.jsonl")) > 25
+    assert sum(r["fault"] == "status_400" for r in server.log("chat")) <= 2 * len(refused)
+
+
+def test_max_cost_stops_cleanly_and_goes_on(tmp_path, fake, sources, final_files) -> None:
+    server, sources = fake("--latency", "0.01"), sources[:80]
+    run(sources, Job(Asked("m"), prices=CHEAP), tmp_path / "whole", server.access())
+    cost = json.loads((tmp_path / "whole.jsonl.manifest.json").read_text())["cost_usd"]
+    first = len(server.log("chat"))
+    spent = 0.0
+    for share in (0.3, 0.6):
+        job = Job(Asked("m"), prices=CHEAP, max_cost=cost * share)
+        said = run(sources, job, tmp_path / "o", server.access())
+        assert said.startswith("stopped: the money is spent; ") and "--max-cost" in said and "programs are left" in said
+        assert not (tmp_path / "o.jsonl").exists()
+        answers = lines(tmp_path / "o.journal.jsonl")
+        spent = sum(a["tokens_in"] * 1.0 + a["tokens_out"] * 10.0 for a in answers) / 1e6
+        assert cost * (share - 0.15) < spent <= cost * share
+        assert len(server.log("chat")) - first == len(answers), "what was in flight was kept"
+    run(sources, Job(Asked("m"), prices=CHEAP, max_cost=cost * 2), tmp_path / "o", server.access())
+    assert final_files(tmp_path / "o") == final_files(tmp_path / "whole")
+    assert len(server.log("chat")) == 2 * first
+    with pytest.raises(BadInput, match="--max-cost needs the prices"):
+        Job(Asked("m"), max_cost=1.0)
+    with pytest.raises(BadInput, match="belong together"):
+        prices_of(1.0, None, "--price-in and --price-out")
+
+
+def test_the_key_never_leaks(tmp_path, fake, sources, caplog) -> None:
+    caplog.set_level("DEBUG")
+    with pytest.raises(BadInput, match="refuses all requests") as caught:
+        run(sources, JOB, tmp_path / "a", fake("--refuse-key").access())
+    assert "[key]" in str(caught.value)
+    server = fake(
+        "--faults", '{"status_500": 0.2}', "--no-form", "json_schema", "json_object", "text", "--latency", "0"
+    )
+    run(sources[:20], JOB, tmp_path / "b", server.access())
+    everything = "".join(path.read_text() for path in tmp_path.glob("*.json*")) + caplog.text + str(caught.value)
+    assert KEY not in everything + repr(server.access())
+    assert "Authorization" not in everything
+    client = SimpleNamespace(_key=KEY)
+    reply = Endpoint.clean(client, f"your key is {KEY} \ud800")
+    assert reply == "your key is [key] ?"
+
+
+def test_the_limiter_holds_everybody_and_recovers() -> None:
+    async def try_it() -> None:
+        limiter = Limiter(8)
+        started: list[float] = []
+
+        async def one() -> None:
+            async with limiter.slot():
+                started.append(time.monotonic())
+                await asyncio.sleep(0)
+
+        before = time.monotonic()
+        limiter.cut(before + 1, 0.2)
+        assert limiter.limit == 6
+        limiter.cut(before - 1, None)
+        assert limiter.limit == 6, "requests sent before a cut tell nothing new"
+        await asyncio.gather(*(one() for _ in range(20)))
+        assert min(started) >= before + 0.2 and len(started) == 20
+        for _ in range(50):
+            limiter.grow()
+        assert limiter.limit == 8 and limiter.busy == 0
+        for _ in range(50):
+            limiter.cut(time.monotonic() + 1, None)
+        assert limiter.limit == 1
+
+    asyncio.run(try_it())
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "3"}, 3.0),
+        ({"retry-after": "1.5", "retry-after-ms": "200"}, 0.2),
+        ({"retry-after": "Fri, 01 Jan 2021 00:00:00 GMT"}, 0.0),
+        ({"retry-after": "soon"}, None),
+        ({}, None),
+    ],
+)
+def test_retry_after_in_every_form(headers, seconds) -> None:
+    assert retry_after(headers) == seconds
+
+
+def test_hostile_answers_are_only_data(tmp_path, fake, sources) -> None:
+    server = fake("--faults", '{"huge": 0.5, "html": 0.5}', "--latency", "0")
+    run(sources[:20], JOB, tmp_path / "o", server.access())
+    rejects = lines(tmp_path / "o.rejects.jsonl")
+    assert len(rejects) == 20 and {r["reasons"][0].split(":")[0] for r in rejects} == {"no JSON"}
+    assert isinstance(parse_annotation("<html>"), list)
+
+
+def test_a_key_is_only_needed_for_openai(monkeypatch) -> None:
+    monkeypatch.delenv("MY_KEY", raising=False)
+    with pytest.raises(BadInput, match="MY_KEY"):
+        Access.from_environment("MY_KEY", None, 1, 1.0)
+    assert Access.from_environment("MY_KEY", "http://localhost/v1", 1, 1.0).key == "none"
+    monkeypatch.setenv("MY_KEY", "sk-\u00fc")
+    with pytest.raises(BadInput, match="characters") as caught:
+        Access.from_environment("MY_KEY", None, 1, 1.0)
+    assert "sk-" not in str(caught.value)
+
+
+def test_the_command(tmp_path, fake, sources) -> None:
+    pytest.importorskip("data_builders.sources")
+    server = fake()
+    (tmp_path / "s.jsonl").write_text("".join(s.model_dump_json(exclude_none=True) + "\n" for s in sources[:20]))
+    command = [sys.executable, "-c", "from data_builders.cli import main; main()", "annotate", "s.jsonl", "--out", "o"]
+    command += ["--model", "m", "--base-url", f"http://127.0.0.1:{server.port}/v1"]
+    env = {**os.environ, "OPENAI_API_KEY": KEY, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def call(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, *more], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+
+    done = call("--max-cost", "1")
+    assert done.returncode == 2 and "--max-cost needs the prices" in done.stderr and not server.log()
+    done = call("--max-cost", "0.00001", "--price-in", "1", "--price-out", "1")
+    assert done.returncode == 0 and "20 of 20 programs are left" in done.stderr
+    done = call("--price-in", "1", "--price-out", "1")
+    assert done.returncode == 0 and "programs; " in done.stderr and len(done.stderr.splitlines()) == 1
+    assert KEY not in done.stderr

@@ -1,0 +1,280 @@
+"""A local server that answers like an OpenAI-compatible endpoint: chat completions, files and batches.
+
+Answers are true to the schema and derived from what Bandit finds in the program; faults are mixed in by a hash
+of the request, so that the same job always meets the same faults in the answers. Every chat request is logged.
+
+    python tests/fake_endpoint.py --log requests.jsonl --latency 1 --faults '{"status_500": 0.02}'
+
+prints the port once it listens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import asyncio
+import hashlib
+import json
+import re
+import sys
+import time
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from data_builders.annotation import ADVISORY_RULES
+from data_builders.bandit import Finding, bandit_findings
+from data_builders.cwe import weakness_name
+
+TRANSPORT_FAULTS = ("status_429", "status_500", "cut", "broken_body")
+"""Met by one attempt: the next may pass."""
+ANSWER_FAULTS = ("truncated", "wrong_cwe", "invented_line", "refusal", "huge", "html")
+"""Met by a round: the repair may pass."""
+
+SIMPLE = (ast.Expr, ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Return, ast.Raise, ast.Import, ast.ImportFrom)
+
+
+def luck(*parts: object) -> float:
+    """A number in [0, 1) that depends on the parts alone."""
+    return int(hashlib.sha256(repr(parts).encode()).hexdigest()[:12], 16) / 16**12
+
+
+def chosen_fault(kinds: tuple[str, ...], shares: dict[str, float], *parts: object) -> str | None:
+    number = luck(*parts)
+    for kind in kinds:
+        number -= shares.get(kind, 0.0)
+        if number < 0:
+            return kind
+    return None
+
+
+def mended(code: str, lines: set[int]) -> str:
+    """The code with each simple statement on these lines replaced by a refusal; as it was where there is none."""
+    text = code.splitlines()
+    for node in sorted(ast.walk(ast.parse(code)), key=lambda n: -getattr(n, "lineno", 0)):
+        if isinstance(node, SIMPLE) and lines & set(range(node.lineno, (node.end_lineno or node.lineno) + 1)):
+            indent = " " * (len(text[node.lineno - 1]) - len(text[node.lineno - 1].lstrip()))
+            text[node.lineno - 1 : node.end_lineno] = [f'{indent}raise PermissionError("not allowed")']
+    return "\n".join(text)
+
+
+@cache
+def review(code: str) -> dict[str, Any]:
+    """An annotation of the code: of its first Bandit finding, else of its first call."""
+    findings = [f for f in bandit_findings(code) if f.rule not in ADVISORY_RULES]
+    text = code.splitlines()
+    if findings:
+        first = min(findings, key=lambda f: f.lines)
+    else:
+        calls = [n.lineno for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Call)]
+        statements = [n.lineno for n in ast.walk(ast.parse(code)) if isinstance(n, SIMPLE)]
+        first = Finding("none", (min(calls or statements or [1]),), 20)
+    lines = [text[number - 1] for number in first.lines if text[number - 1].strip()]
+    places = {number for number, line in enumerate(text, 1) if line in lines}
+    cwe = f"CWE-{first.cwe}" if weakness_name(f"CWE-{first.cwe}") else "CWE-20"
+    return {
+        "cwe": cwe,
+        "title": f"Weakness in line {first.lines[0]}",
+        "lines": lines,
+        "explanation": f"The statement `{lines[0].strip()}` trusts what it is given.",
+        "exploit": "An attacker hands it a value of their own.",
+        "severity": ("low", "medium", "high", "critical")[len(code) % 4],
+        "fix": "The value is refused before it is used.",
+        "secure": mended(code, places),
+    }
+
+
+def marked(text: str, name: str) -> str:
+    found = re.search(rf"=== {name} (\w+) begins ===\n(.*?)\n=== {name} \1 ends ===", text, re.DOTALL)
+    return found.group(2) if found else ""
+
+
+class Fake:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.faults: dict[str, float] = json.loads(options.faults)
+        self.log = Path(options.log).open("a", buffering=1, encoding="utf-8")  # noqa: SIM115
+        self.attempts: Counter[tuple[str, str]] = Counter()
+        self.files: dict[str, str] = {}
+        self.batches: dict[str, dict[str, Any]] = {}
+        self.polls: Counter[str] = Counter()
+
+    def note(self, **entry: Any) -> None:
+        self.log.write(json.dumps({"time": time.time(), **entry}) + "\n")
+
+    def completion(self, body: dict[str, Any], program: str, round_: str) -> dict[str, Any]:
+        code = marked(body["messages"][1]["content"], "code")
+        fault = chosen_fault(ANSWER_FAULTS, self.faults, "answer", program, round_)
+        message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None}
+        finish = "stop"
+        if round_ == "opinion":
+            real = luck(program, "real") < 0.8
+            message["content"] = json.dumps({"real": real, "reason": "It is so." if real else "The value is fixed."})
+        elif fault == "refusal":
+            message["refusal"] = "I'm sorry, I can't help with that."
+        elif fault == "huge":
+            message["content"] = '{"cwe": "' + "A" * 2_000_000
+        elif fault == "html":
+            message["content"] = "<html><script>alert(1)</script>{{7*7}}</html>"
+        else:
+            answer = dict(review(code))
+            if fault == "wrong_cwe":
+                answer["cwe"] = "CWE-99999"
+            elif fault == "invented_line":
+                answer["lines"] = ["os.system(input_that_is_not_there)"]
+            message["content"] = json.dumps(answer)
+            if self.options.fenced:
+                message["content"] = f"Here it is:\n```json\n{message['content']}\n```\nI hope {{this}} helps."
+            if fault == "truncated":
+                message["content"], finish = message["content"][: len(message["content"]) // 2], "length"
+        tokens = (len(json.dumps(body["messages"])) // 4, len(message["content"] or "") // 4 + 200)
+        return {
+            "id": f"chatcmpl-{program}",
+            "object": "chat.completion",
+            "created": 1,
+            "model": body["model"],
+            "choices": [{"index": 0, "finish_reason": finish, "message": message}],
+            "usage": {"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "total_tokens": sum(tokens)},
+        }
+
+    def refuses(self, body: dict[str, Any]) -> bool:
+        return body.get("response_format", {}).get("type") in self.options.no_form
+
+    @staticmethod
+    def names(body: dict[str, Any]) -> tuple[str, str]:
+        """(program, round): what the request is about, and which request about it."""
+        user = body["messages"][1]["content"]
+        round_ = "opinion" if marked(user, "claim") else ("repair" if len(body["messages"]) > 2 else "ask")
+        return hashlib.sha256(marked(user, "code").encode()).hexdigest()[:16], round_
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        key = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        body = json.loads(await request.read())
+        program, round_ = self.names(body)
+        self.attempts[program, round_] += 1
+        fault = chosen_fault(TRANSPORT_FAULTS, self.faults, program, round_, self.attempts[program, round_])
+        if self.options.refuse_key:
+            fault = "status_401"
+        elif self.refuses(body):
+            fault = "status_400"
+        self.note(kind="chat", program=program, round=round_, fault=fault)
+        if fault == "status_429":
+            wait = {"Retry-After": str(self.options.retry_after)}
+            return web.json_response(
+                {"error": {"message": "slow down", "code": "rate_limit"}}, status=429, headers=wait
+            )
+        if fault in ("status_400", "status_401"):
+            # As careless as a server can be: it repeats the key.
+            message = f"{'response_format not supported' if fault == 'status_400' else 'wrong key'} {key}"
+            return web.json_response({"error": {"message": message}}, status=int(fault[-3:]))
+        await asyncio.sleep(self.options.latency)
+        if fault == "status_500":
+            return web.json_response({"error": {"message": f"broken {key}"}}, status=500)
+        if fault == "cut" and request.transport:
+            request.transport.abort()
+        answer = json.dumps(self.completion(body, program, round_))
+        self.note(kind="served", program=program, round=round_, fault=fault)
+        return web.Response(text=answer[:100] if fault == "broken_body" else answer, content_type="application/json")
+
+    async def upload(self, request: web.Request) -> web.Response:
+        form = await request.post()
+        file: Any = form["file"]
+        name = f"file-{len(self.files)}"
+        self.files[name] = file.file.read().decode()
+        return web.json_response(self._file(name))
+
+    def _file(self, name: str) -> dict[str, Any]:
+        size = len(self.files[name])
+        shape = {"object": "file", "purpose": "batch", "filename": "batch.jsonl", "status": "processed"}
+        return {"id": name, "bytes": size, "created_at": 1, **shape}
+
+    async def content(self, request: web.Request) -> web.Response:
+        return web.Response(text=self.files[request.match_info["name"]])
+
+    async def create_batch(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        name = f"batch-{len(self.batches)}"
+        lines = [json.loads(line) for line in self.files[body["input_file_id"]].splitlines()]
+        output, errors = [], []
+        for line in lines:
+            program, round_ = self.names(line["body"])
+            self.attempts[program, round_] += 1
+            self.note(kind="batched", program=program, round=round_, batch=name)
+            failed = luck(program, round_, self.attempts[program, round_]) < self.faults.get("batch_error", 0.0)
+            status = 400 if self.refuses(line["body"]) else (500 if failed else 200)
+            answer = self.completion(line["body"], program, round_) if status == 200 else {"error": {}}
+            result = {
+                "custom_id": line["custom_id"],
+                "response": {"status_code": status, "body": answer},
+                "error": None,
+            }
+            (output if status == 200 else errors).append(json.dumps(result))
+        batch: dict[str, Any] = {
+            "id": name,
+            "object": "batch",
+            "endpoint": body["endpoint"],
+            "completion_window": "24h",
+            "created_at": len(self.batches),
+            "input_file_id": body["input_file_id"],
+            "status": "validating",
+            "metadata": body.get("metadata"),
+            "request_counts": {"total": len(lines), "completed": 0, "failed": 0},
+        }
+        for kind, results in (("output_file_id", output), ("error_file_id", errors)):
+            if results:
+                batch[kind] = f"file-{len(self.files)}"
+                self.files[batch[kind]] = "\n".join(reversed(results)) + "\n"
+        self.batches[name] = batch
+        if len(self.batches) <= self.options.cut_batches and request.transport:
+            request.transport.abort()  # taken, but the client does not hear of it
+        return web.json_response(batch)
+
+    async def get_batch(self, request: web.Request) -> web.Response:
+        batch = self.batches[request.match_info["name"]]
+        self.polls[batch["id"]] += 1
+        done = self.polls[batch["id"]] > self.options.batch_polls
+        return web.json_response({**batch, "status": "completed" if done else "in_progress"})
+
+    async def list_batches(self, request: web.Request) -> web.Response:
+        newest = list(reversed(self.batches.values()))
+        return web.json_response({"object": "list", "data": newest, "has_more": False})
+
+
+async def serve(options: argparse.Namespace) -> None:
+    fake = Fake(options)
+    app = web.Application(client_max_size=2**30)
+    app.router.add_post("/v1/chat/completions", fake.chat)
+    app.router.add_post("/v1/files", fake.upload)
+    app.router.add_get("/v1/files/{name}/content", fake.content)
+    app.router.add_post("/v1/batches", fake.create_batch)
+    app.router.add_get("/v1/batches", fake.list_batches)
+    app.router.add_get("/v1/batches/{name}", fake.get_batch)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
+    await site.start()
+    print(runner.addresses[0][1], flush=True)
+    await asyncio.Event().wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--log", required=True, help="file that every request is appended to")
+    parser.add_argument("--latency", type=float, default=0.02, help="seconds")
+    parser.add_argument("--faults", default="{}", help="JSON: share of each fault")
+    parser.add_argument("--retry-after", type=float, default=0.05, help="seconds, of status 429")
+    parser.add_argument("--no-form", nargs="*", default=[], help="response formats that get status 400")
+    parser.add_argument("--fenced", action="store_true", help="text around the JSON")
+    parser.add_argument("--refuse-key", action="store_true", help="status 401 with the key in the message")
+    parser.add_argument("--batch-polls", type=int, default=2, help="looks at a batch before it is completed")
+    parser.add_argument("--cut-batches", type=int, default=0, help="first batches whose creation is not answered")
+    asyncio.run(serve(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()
