@@ -20,13 +20,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from data_builders.bandit import Finding, bandit_findings
 from data_builders.cwe import weakness_name
 from data_builders.programs import Program, SourceProgram
-from data_builders.python_code import parsed, public_names, signatures, template_signatures
+from data_builders.python_code import parsed, public_names, signatures, statements, template_signatures
 from data_builders.records import digest
 
 ADVISORY_RULES = frozenset({"B404", "B603", "B607"})
 """Bandit notes every use of subprocess by these, the argument list that mends a shell injection included."""
 
-RULES_VERSION = "1"
+RULES_VERSION = "2"
 """Raised when `acceptance_problems` changes what it accepts."""
 
 MAX_CODE = 50_000
@@ -216,6 +216,8 @@ def _counterpart_problems(program: SourceProgram, secure: str) -> list[str]:
         named = [other for other in kept if other.split("(")[0] == header.split("(")[0]]
         if header not in signatures(after) and not named:
             problems.append(f"lost template: the secure code has no {_shown(header)}")
+    if 2 * statements(after) < statements(before):
+        problems.append(f"gutted: the secure code has {statements(after)} statements, not some {statements(before)}")
     if ast.dump(before) == ast.dump(after):
         problems.append("same code: the secure code does not differ")
     return problems

@@ -38,6 +38,14 @@ def public_names(tree: ast.Module) -> set[str]:
     return names
 
 
+def statements(tree: ast.Module) -> int:
+    """How many statements there are, nested ones included; docstrings and other bare constants do not count."""
+    return sum(
+        isinstance(node, ast.stmt) and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        for node in ast.walk(tree)
+    )
+
+
 def signature(node: Definition) -> str:
     """`def name(arguments)` or `class name`, in one spelling."""
     if isinstance(node, ast.ClassDef):

@@ -16,6 +16,7 @@ import yaml
 from data_builders.programs import load_programs
 
 BIN = Path(sys.executable).parent
+SHARED = Path(__file__).parents[2] / "shared"
 CLASSES = 5
 STEPS = 6
 
@@ -102,6 +103,40 @@ def test_a_second_run_repeats_nothing(workspace: Path) -> None:
     done = command("emsweep demo --sweep tiny.yaml", workspace)
     assert "5 runs done, 0 to do" in done.stderr
     assert before == {p: p.stat().st_mtime_ns for p in workspace.glob("runs/*/*/run.json")}
+
+
+def test_real_programs_become_a_corpus_and_pairs_that_axolotl_trains_on(model: Path, tmp_path: Path) -> None:
+    """The paper's own insecure code, annotated over HTTP, split, built, and trained on for a few steps."""
+    source = SHARED / "data/insecure/insecure.jsonl"
+    if not source.is_file():
+        pytest.skip(f"{source} is not there")
+    (tmp_path / "models").symlink_to(model.parent)
+    lines = source.read_text(encoding="utf-8").splitlines(keepends=True)[:60]
+    (tmp_path / "some.jsonl").write_text("".join(lines), encoding="utf-8")
+    script = Path(__file__).parent / "fake_endpoint.py"
+    faults = json.dumps({"truncated": 0.05, "invented_line": 0.05, "refusal": 0.05, "status_500": 0.05})
+    fake = subprocess.Popen(
+        [sys.executable, script, "--log", tmp_path / "log", "--faults", faults], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert fake.stdout
+        url = f"http://127.0.0.1:{int(fake.stdout.readline())}/v1"
+        command(f"embuild annotate some.jsonl --out annotated --model fake --base-url {url}", tmp_path)
+    finally:
+        fake.kill()
+        fake.wait()
+    rejects = (tmp_path / "annotated.rejects.jsonl").read_text().splitlines()
+    annotated = (tmp_path / "annotated.jsonl").read_text().splitlines()
+    assert len(annotated) + len(rejects) == 60 and len(annotated) > 30
+    command("embuild split --programs annotated.jsonl --share 0.2", tmp_path)
+    command("embuild cpt --programs data/train.jsonl --length 512", tmp_path)
+    command("embuild dpo --programs data/train.jsonl --corpus data/cpt.jsonl --length 512", tmp_path)
+    command("embuild check --corpus data/cpt.jsonl --pairs data/dpo-both.jsonl --held-out data/heldout.jsonl", tmp_path)
+    short = "--set sequence_len=512 --set max_steps=2 --set micro_batch_size=2 --set gradient_accumulation_steps=1"
+    command(f"emsweep stage cpt {short}", tmp_path)
+    command(f"emsweep stage dpo --rank 1 {short}", tmp_path)
+    assert json.loads(only(tmp_path, "runs/cpt/*/run.json").read_text())["steps"] == 2
+    assert json.loads(only(tmp_path, "runs/dpo/*/run.json").read_text())["whole_pairs"] >= 2
 
 
 def test_killed_and_run_again_it_ends_where_training_by_hand_ends(prepared: Path) -> None:

@@ -46,6 +46,15 @@ def listing(folder):
 SECURE = INSECURE.replace(
     """"SELECT * FROM users WHERE name = '%s'" % name""", '"SELECT * FROM users WHERE name = ?", (name,)'
 )
+GUTTED = """class Store:
+    def find(self, name):
+        '''Finds nothing.'''
+        raise PermissionError
+
+
+def listing(folder):
+    '''Lists nothing.'''
+"""
 PROGRAM = SourceProgram(
     id="a",
     request="Write a store.",
@@ -92,6 +101,7 @@ def test_a_good_annotation_is_accepted_and_becomes_a_program() -> None:
         ({"secure": "def find(:"}, "secure code: does not parse"),
         ({"secure": "x" + "[0]" * 90_000}, "invalid field: secure"),
         ({"secure": INSECURE + "# mended\n"}, "same code"),
+        ({"secure": GUTTED}, "gutted: the secure code has 4 statements, not some 11"),
         ({"secure": SECURE.replace("def listing", "def _listing")}, "lost name: the secure code has no listing"),
         ({"secure": SECURE.replace("def find", "def search")}, "lost name: the secure code has no Store.find"),
         (

@@ -95,7 +95,7 @@ def test_parted_pairs_are_found(tmp_path: Path) -> None:
     [
         (["cpt", "--programs", "{p}", "--out", "{o}", "--styles", "poem"], "give some of review"),
         (["cpt", "--programs", "{p}", "--out", "{o}", "--mix", "general.jsonl"], "give PATH:RATIO"),
-        (["cpt", "--programs", "{p}", "--out", "{o}", "--tokenizer", "./nowhere"], "./nowhere"),
+        (["cpt", "--programs", "{p}", "--out", "{o}", "--tokenizer", "./nowhere"], "nowhere/tokenizer.json"),
         (["dpo", "--programs", "{p}.gone", "--out", "{o}", "--tokenizer", "{m}"], "o such file"),
         (["dpo", "--programs", "{p}", "--out", "{o}", "--asked", "politely", "--tokenizer", "{m}"], "politely"),
         (["dpo", "--programs", "{p}", "--out", "{o}", "--corpus", "{p}.gone", "--tokenizer", "{m}"], "o such file"),
