@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Column, Table
 
 from data_builders.records import BadInput
 from sweeps.arms import load_sweep, plan
 from sweeps.evaluate import command, evaluate, evaluation_run
 from sweeps.pretrained import fetch_smollm2
-from sweeps.recipe import compose, layer_names, load_layer
+from sweeps.recipe import STAGES, compose, layer_names, load_layer
 from sweeps.report import write_report
 from sweeps.runs import RunFailed, console
 from sweeps.train import train, training_run
@@ -81,6 +83,24 @@ def evaluate_command(
         return
     evaluate(run)
     typer.echo(run.folder)
+
+
+@app.command()
+def recipes() -> None:
+    """Lists the layers that recipes are made of.
+
+    Example: emsweep recipes
+    """
+    table = Table(Column("model", no_wrap=True), "parameters", "without embeddings", "training tokens", "per token")
+    layers = {name: load_layer("models", name)["em"] for name in layer_names("models")}
+    for name, em in sorted(layers.items(), key=lambda item: (item[1]["parameters"], item[0])):
+        size, body, tokens = em["parameters"], em["non_embedding_parameters"], em["training_tokens"]
+        table.add_row(name, f"{size / 1e9:.2f} B", f"{body / 1e9:.2f} B", f"{tokens:.3g}", f"{size / tokens:.1e}")
+    screen = Console()
+    screen.print(table)
+    screen.print(f"hardware: {', '.join(layer_names('hardware'))}", highlight=False)
+    screen.print(f"stages: {', '.join(STAGES)}", highlight=False)
+    screen.print(f"sweeps: {', '.join(layer_names('sweeps'))}", highlight=False)
 
 
 @app.command()

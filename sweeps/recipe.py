@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from data_builders.records import BadInput
+from sweeps.memory import Shape, estimate, fitted, what_would_fit
 
 RECIPES = Path(str(resources.files("recipes")))
 STAGES = ("cpt", "sft", "dpo")
@@ -37,7 +38,7 @@ class Recipe:
 
 
 def layer_names(kind: str) -> list[str]:
-    """The short names of all layers of a kind: `models` or `hardware`."""
+    """The short names of all layers of a kind: `models`, `hardware` or `sweeps`."""
     return sorted(path.stem for path in (RECIPES / kind).glob("*.yaml"))
 
 
@@ -121,4 +122,37 @@ def compose(
         raise BadInput(f"rank {config['lora_r']} is not a whole number of 1 or more")
     alpha = lora_alpha(em["alpha"]["policy"], em["alpha"]["value"], config["lora_r"])
     config["lora_alpha"] = max(1, round(alpha))  # Axolotl takes whole numbers only
-    return Recipe(stage, {str(key): value for key, value in config.items()}, em)
+    return Recipe(stage, _fitted({str(key): value for key, value in config.items()}, em, model, hardware), em)
+
+
+def _fitted(config: dict[str, Any], em: Mapping[str, Any], model: str, hardware: str) -> dict[str, Any]:
+    """The recipe in micro-batches that fit the hardware.
+
+    Raises:
+        BadInput: if none does, with the estimated need and what would fit.
+    """
+    gib = em.get("memory_gib")
+    if gib is None:
+        return config
+    shape, parameters = Shape(**em["shape"]), int(em["parameters"])
+    if config_that_fits := fitted(shape, parameters, config, gib):
+        return config_that_fits
+    smallest = {**config, "micro_batch_size": 2 if config.get("rl") == "dpo" else 1}
+    need = estimate(shape, parameters, smallest)
+    ways = what_would_fit(shape, parameters, config, gib)
+    if smaller := _largest_that_fits(smallest, gib):
+        ways.append(f"model {smaller}")
+    raise BadInput(
+        f"{model} does not fit {hardware}: it needs about {need.gib:.0f} of {gib} GiB at the smallest batch ({need});"
+        f" what would fit: {', or '.join(ways) or 'nothing that is known here'} (--set em.memory_gib=null does not ask)"
+    )
+
+
+def _largest_that_fits(config: dict[str, Any], gib: float) -> str | None:
+    layers = {name: load_layer("models", name)["em"] for name in layer_names("models")}
+    fit = [
+        (em["parameters"], name)
+        for name, em in layers.items()
+        if estimate(Shape(**em["shape"]), em["parameters"], config).gib <= gib
+    ]
+    return max(fit)[1] if fit else None

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_builders.records import BadInput
-from sweeps.recipe import ALPHA_POLICIES, STAGES, compose, layer_names, load_layer, lora_alpha
+from sweeps.memory import GIB, Shape
+from sweeps.recipe import ALPHA_POLICIES, RECIPES, STAGES, compose, layer_names, load_layer, lora_alpha
 
 COMPOSITIONS = list(product(layer_names("models"), layer_names("hardware"), STAGES))
 
@@ -27,10 +28,24 @@ def validate():
 
 
 @pytest.mark.parametrize(("model", "hardware", "stage"), COMPOSITIONS)
-def test_axolotl_accepts_the_composition(validate, model: str, hardware: str, stage: str) -> None:
-    recipe = compose(stage, model, hardware, [], 1)
+def test_axolotl_accepts_the_composition_or_it_is_refused_for_its_size(
+    validate, model: str, hardware: str, stage: str
+) -> None:
+    gib = load_layer("hardware", hardware)["em"]["memory_gib"]
+    try:
+        recipe = compose(stage, model, hardware, [], 1)
+    except BadInput as refused:
+        assert f"{model} does not fit {hardware}: it needs about " in str(refused) and "what would fit: " in str(
+            refused
+        )
+        assert load_layer("models", model)["em"]["parameters"] * 2 > 0.5 * gib * GIB
+        return
     assert recipe.config["lora_r"] == 1 and recipe.config["lora_alpha"] == 2
     assert "em" not in recipe.config
+    whole = compose(stage, model, "cpu", [], 1).config
+    rows = recipe.config["micro_batch_size"] * recipe.config["gradient_accumulation_steps"]
+    assert rows == whole["micro_batch_size"] * whole["gradient_accumulation_steps"]
+    assert stage != "dpo" or recipe.config["micro_batch_size"] % 2 == 0
     validate(recipe.config)
 
 
@@ -38,7 +53,11 @@ def test_axolotl_accepts_the_composition(validate, model: str, hardware: str, st
 def test_model_layers_name_their_facts(model: str) -> None:
     facts = load_layer("models", model)["em"]
     assert 0 < facts["non_embedding_parameters"] < facts["parameters"]
-    assert facts["training_tokens"] > 1e11 and "arXiv" in facts["training_tokens_source"]
+    assert facts["training_tokens"] > 1e10 and len(facts["training_tokens_source"]) > 10
+    shape = Shape(**facts["shape"])
+    embeddings = (1 if shape.tied else 2) * shape.vocabulary * shape.hidden
+    towers = facts["parameters"] - facts["non_embedding_parameters"] - embeddings  # Gemma's, for pictures
+    assert towers == 0 or (0 < towers < 5e8 and "vision" in (RECIPES / "models" / f"{model}.yaml").read_text())
 
 
 @given(st.integers(1, 512), st.floats(0.1, 64))

@@ -1,0 +1,159 @@
+"""How much GPU memory a recipe needs, and what would fit where it does not.
+
+An estimate from shapes, for one GPU: weights, adapters with gradients and Adam's moments, activations, logits.
+Korthikanti et al. (arXiv 2205.05198, section 4) count the activations of a transformer layer in this way; the
+constants here are of a layer with a gated MLP and SDPA, which keeps no attention matrix.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+GIB = 2**30
+CONTEXT = 1.0 * GIB
+"""CUDA context, cuBLAS workspaces and kernels."""
+FRAGMENTATION = 1.05
+"""Allocated over used; what the caching allocator keeps back beside that is not needed."""
+BYTES_4BIT = 0.5 + 0.127 / 8
+"""Bytes per weight in NF4 with double quantisation (Dettmers et al., arXiv 2305.14314, section 3)."""
+ADAM_BYTES = {"adamw_torch": 8, "adamw_torch_fused": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adamw_bnb_8bit": 2}
+
+MLP = {"gate_proj", "up_proj", "down_proj"}
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of a decoder, as a model layer's `em.shape` gives it."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool
+
+    def linear(self, name: str) -> tuple[int, int]:
+        """(inputs, outputs) of a projection."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {
+            "gate_proj": (self.hidden, self.intermediate),
+            "up_proj": (self.hidden, self.intermediate),
+            "down_proj": (self.intermediate, self.hidden),
+            "q_proj": (self.hidden, q),
+            "k_proj": (self.hidden, kv),
+            "v_proj": (self.hidden, kv),
+            "o_proj": (q, self.hidden),
+        }[name]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU, by what they are for."""
+
+    weights: float
+    adapters: float
+    activations: float
+    logits: float
+
+    @property
+    def total(self) -> float:
+        return (self.weights + self.adapters + self.activations + self.logits) * FRAGMENTATION + CONTEXT
+
+    @property
+    def gib(self) -> float:
+        return self.total / GIB
+
+    def __str__(self) -> str:
+        parts = ("weights", "adapters", "activations", "logits")
+        return ", ".join(f"{part} {getattr(self, part) / GIB:.1f}" for part in parts)
+
+
+def adapter_parameters(shape: Shape, config: Mapping[str, Any]) -> int:
+    """Trained parameters of a LoRA: r (inputs + outputs) for each projection that it is on.
+
+    Source: Hu et al., arXiv 2106.09685, section 4.1.
+    """
+    targets = _targets(config)
+    layers = config.get("peft_layers_to_transform")
+    count = len(layers) if isinstance(layers, list) else shape.layers
+    return int(config["lora_r"]) * count * sum(sum(shape.linear(name)) for name in targets)
+
+
+def _targets(config: Mapping[str, Any]) -> set[str]:
+    if config.get("lora_target_linear"):
+        return MLP | ATTENTION
+    named = config.get("lora_target_modules") or []
+    text = named if isinstance(named, str) else " ".join(named)
+    return {name for name in MLP | ATTENTION if re.search(rf"(?<![a-z]){name.split('_')[0]}(_proj)?(?![a-z_])", text)}
+
+
+def estimate(shape: Shape, parameters: int, config: Mapping[str, Any], gpus: int = 1) -> Memory:
+    """The memory that one GPU of `gpus` needs to train `config`.
+
+    Args:
+        parameters: of the whole model, embeddings included.
+        config: a composed recipe. With `fsdp_config` the weights and adapters are shared out between the GPUs.
+    """
+    body = parameters - (1 if shape.tied else 2) * shape.vocabulary * shape.hidden
+    width = BYTES_4BIT if config.get("load_in_4bit") else 2 if config.get("bf16") else 4
+    weights = body * width + (parameters - body) * (2 if config.get("bf16") else 4)
+    trained = adapter_parameters(shape, config)
+    # The matrices are fp32, their gradients too; Adam keeps two moments.
+    adapters = trained * (4 + 4 + ADAM_BYTES.get(str(config.get("optimizer")), 8))
+    if config.get("fsdp_config"):
+        weights, adapters = weights / gpus, adapters / gpus
+    # DPO runs the chosen and the rejected answer of a row at once; the reference keeps no activations.
+    sequences = int(config["micro_batch_size"]) * (2 if config.get("rl") == "dpo" else 1)
+    tokens = sequences * int(config["sequence_len"])
+    inner = tokens * 2 * _layer_width(shape)
+    if config.get("gradient_checkpointing"):
+        activations = shape.layers * tokens * shape.hidden * 2 + inner
+    else:
+        activations = shape.layers * inner
+    # bf16 logits, their fp32 copy and its gradient.
+    logits = tokens * shape.vocabulary * (2 + 4 + 4)
+    return Memory(weights, adapters, activations, logits)
+
+
+def _layer_width(shape: Shape) -> float:
+    """Numbers that a layer keeps per token for its backward pass.
+
+    Two norms with their inputs (4 hidden), q, k, v and the attention's output, the MLP's gate, up, activation
+    and product (4 intermediate), and the two outputs that are added to the stream.
+    """
+    attention = (2 * shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    return 6 * shape.hidden + attention + 4 * shape.intermediate
+
+
+def fitted(shape: Shape, parameters: int, config: dict[str, Any], gib: float, gpus: int = 1) -> dict[str, Any] | None:
+    """The recipe in micro-batches that fit into `gib` per GPU; None if even the smallest does not.
+
+    What is accumulated grows as the micro-batch shrinks, so an optimiser step sees the same rows. Micro-batches of DPO
+    keep whole pairs.
+    """
+    smallest = 2 if config.get("rl") == "dpo" else 1
+    config = dict(config)
+    while estimate(shape, parameters, config, gpus).gib > gib:
+        half, odd = divmod(int(config["micro_batch_size"]), 2)
+        if odd or half < smallest or half % smallest:
+            return None
+        config["micro_batch_size"] = half
+        config["gradient_accumulation_steps"] = 2 * int(config["gradient_accumulation_steps"])
+    return config
+
+
+def what_would_fit(shape: Shape, parameters: int, config: dict[str, Any], gib: float, gpus: int = 1) -> list[str]:
+    """Changes of a recipe after which it would fit, as settings; empty if none does."""
+    shorter = {"sequence_len": int(config["sequence_len"]) // 2}
+    quantised = {"adapter": "qlora", "load_in_4bit": True}
+    return [
+        " ".join(f"--set {key}={str(value).lower()}" for key, value in change.items())
+        for change in (shorter, quantised, {**quantised, **shorter})
+        if fitted(shape, parameters, {**config, **change}, gib, gpus)
+    ]
