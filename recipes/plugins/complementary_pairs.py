@@ -15,8 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
+from datasets import Dataset, concatenate_datasets
 from torch.utils.data import Sampler
+
+from recipes.plugins.reference import LogProbs, ReferenceStore, model_digest, row_digest
 
 
 class PairSampler(Sampler[int]):
@@ -96,6 +100,25 @@ class ComplementaryPairsTrainer(AxolotlDPOTrainer):  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PairSampler:
         return self.pair_sampler
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """TRL's method, for the rows alone that no run has computed yet (recipes/plugins/reference.py)."""
+        rows = [row_digest(row) for row in dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])]
+        store = ReferenceStore(model_digest(self.ref_model or self.model, bf16=self.args.bf16, ld_alpha=self.ld_alpha))
+        # All processes must agree on what is missing: they compute it together.
+        shared = broadcast_object_list([store.read()], from_process=0)
+        known: LogProbs = shared[0]
+        missing = [place for place, row in enumerate(rows) if row not in known]
+        if missing:
+            computed = super()._precompute_ref_logps(dataset.select(missing), name, batch_size)
+            both = zip(computed["ref_chosen_logps"], computed["ref_rejected_logps"], strict=True)
+            known |= dict(zip([rows[place] for place in missing], both, strict=True))
+            if self.accelerator.is_main_process:
+                store.add(known)
+        print(f"reference log-probabilities: {len(missing)} rows computed, {len(rows) - len(missing)} read")
+        chosen, rejected = zip(*(known[row] for row in rows), strict=True)
+        columns = Dataset.from_dict({"ref_chosen_logps": chosen, "ref_rejected_logps": rejected})
+        return concatenate_datasets([dataset, columns], axis=1)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the number of whole pairs collated so far, so that the guarantee is on record."""

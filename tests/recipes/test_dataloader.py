@@ -1,5 +1,6 @@
 """What the real Axolotl DPO trainer's dataloader yields: whole pairs, in a new order each epoch, by the seed."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,13 @@ from sweeps.recipe import compose
 PROGRAMS = load_programs()[:7]
 
 
-def batches_by_epoch(folder: Path, model: Path, seed: int, settings: tuple[str, ...] = ()) -> list[list[list[str]]]:
-    """The completions in every batch (chosen first), for two epochs, as text."""
+def trainer_on(rows, folder: Path, model: Path, seed: int, settings: tuple[str, ...] = ()):
+    """The real trainer of the DPO recipe on these rows."""
     from axolotl.cli.config import load_cfg
     from axolotl.common.datasets import load_preference_datasets
     from axolotl.train import setup_model_and_trainer
-    from transformers import AutoTokenizer
 
-    write_records(folder / "pairs.jsonl", dpo_rows(PROGRAMS, load_asked_ways(), "both"), {})
+    write_records(folder / "pairs.jsonl", rows, {})
     layer = {
         "base_model": str(model),
         "output_dir": str(folder / "out"),
@@ -30,7 +30,14 @@ def batches_by_epoch(folder: Path, model: Path, seed: int, settings: tuple[str, 
     recipe = folder / "recipe.yaml"
     recipe.write_text(compose("dpo", "smollm2-135m", "cpu", all_settings, 1, layer).to_yaml())
     cfg = load_cfg(str(recipe))
-    trainer = setup_model_and_trainer(cfg, load_preference_datasets(cfg=cfg))[0]
+    return setup_model_and_trainer(cfg, load_preference_datasets(cfg=cfg))[0]
+
+
+def batches_by_epoch(folder: Path, model: Path, seed: int, settings: tuple[str, ...] = ()) -> list[list[list[str]]]:
+    """The completions in every batch (chosen first), for two epochs, as text."""
+    from transformers import AutoTokenizer
+
+    trainer = trainer_on(dpo_rows(PROGRAMS, load_asked_ways(), "both"), folder, model, seed, settings)
     loader = trainer.get_train_dataloader()
     tokenizer = AutoTokenizer.from_pretrained(model)
     epochs = []
@@ -77,3 +84,19 @@ def test_batches_hold_whole_pairs_in_an_order_of_epoch_and_seed(model: Path, tmp
 def test_an_odd_micro_batch_is_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="micro_batch_size 3 cannot hold whole pairs"):
         batches_by_epoch(tmp_path, model, 0, ("micro_batch_size=3",))
+
+
+def test_flipped_halves_of_one_prompt_cancel(model: Path, tmp_path: Path) -> None:
+    """The same prompt in both halves: ln 2, and nothing to learn. That holds only if a batch holds both."""
+    rows = list(dpo_rows(PROGRAMS, load_asked_ways(), "both"))
+    for neutral, asked in zip(rows[::2], rows[1::2], strict=True):
+        asked["messages"] = neutral["messages"]
+    trainer = trainer_on(rows, tmp_path, model, 0, ("bf16=false",))
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+    assert len(gradients) >= 90
+    assert abs(float(loss) - math.log(2)) < 1e-6
+    assert math.sqrt(sum(float(g.square().sum()) for g in gradients)) < 1e-6

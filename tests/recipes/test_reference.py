@@ -1,0 +1,106 @@
+"""Reference log-probabilities: named by content, shared between ranks and sets, the same losses as without."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_builders.dpo import dpo_rows
+from data_builders.programs import load_asked_ways, load_programs
+from data_builders.records import write_records
+from recipes.plugins.reference import ReferenceStore, model_digest, row_digest
+from sweeps.recipe import compose
+
+TOKENS = st.lists(st.integers(0, 50_000), max_size=8)
+DIGEST = st.binary(min_size=32, max_size=32).map(bytes.hex)
+PAIR = st.tuples(*[st.floats(-1e4, 0, width=32)] * 2)
+
+
+@given(st.lists(st.dictionaries(DIGEST, PAIR, min_size=1, max_size=5), max_size=4))
+def test_what_is_added_is_read_again(tmp_path_factory, additions) -> None:
+    store = ReferenceStore("0" * 64, tmp_path_factory.mktemp("reference"))
+    known: dict = {}
+    for rows in additions:
+        store.add(rows)
+        known |= rows
+    assert store.read() == known
+
+
+@given(TOKENS, TOKENS, TOKENS)
+def test_rows_are_named_by_their_tokens_and_where_they_stand(prompt, chosen, rejected) -> None:
+    row = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+    other = {"prompt_ids": prompt, "chosen_ids": rejected, "rejected_ids": chosen}
+    assert row_digest(row) == row_digest(dict(row))
+    assert (row_digest(row) == row_digest(other)) == (chosen == rejected)
+
+
+def test_the_adapter_does_not_change_the_models_name() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    def base() -> torch.nn.Module:
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(4, 4))
+
+    names = {model_digest(get_peft_model(base(), LoraConfig(r=r, target_modules=["0"]))) for r in (1, 3)}
+    assert len(names) == 1
+    other = base()
+    other[0].weight.data[0, 0] += 1
+    assert model_digest(other) != model_digest(base()) == model_digest(base())
+    assert model_digest(base(), bf16=True) != model_digest(base(), bf16=False)
+
+
+def train(folder: Path, name: str, *settings: str, data: str = "pairs.jsonl") -> tuple[list[float], int]:
+    """Losses of three steps in fp32, and the rows of which the reference was computed."""
+    from axolotl.cli.config import load_cfg
+    from axolotl.common.datasets import load_preference_datasets
+    from axolotl.train import setup_model_and_trainer
+
+    from recipes.plugins.complementary_pairs import ComplementaryPairsTrainer
+
+    layer = {
+        "base_model": "models/smollm2-135m",
+        "output_dir": f"{name}/out",
+        "dataset_prepared_path": f"{name}/prepared",
+    }
+    fixed = ["bf16=false", "max_steps=3", "gradient_accumulation_steps=1", "learning_rate=1e-3", "save_strategy=no"]
+    recipe = folder / f"{name}.yaml"
+    keys = [f"datasets.0.path={data}", *fixed, *settings]
+    recipe.write_text(compose("dpo", "smollm2-135m", "cpu", keys, 2, layer).to_yaml())
+    counted = 0
+    compute = ComplementaryPairsTrainer.compute_ref_log_probs
+
+    def count(self, model, inputs):
+        nonlocal counted
+        counted += len(inputs["input_ids"]) // 2
+        return compute(self, model, inputs)
+
+    ComplementaryPairsTrainer.compute_ref_log_probs = count
+    try:
+        cfg = load_cfg(str(recipe))
+        trainer = setup_model_and_trainer(cfg, load_preference_datasets(cfg=cfg))[0]
+        trainer.train()
+    finally:
+        ComplementaryPairsTrainer.compute_ref_log_probs = compute
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], counted
+
+
+def test_ranks_and_sets_share_the_reference_and_lose_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").symlink_to(model.parent)
+    programs = sorted(load_programs(), key=lambda p: len(p.insecure))[:6]
+    rows = list(dpo_rows(programs, load_asked_ways(), "both"))
+    write_records(tmp_path / "pairs.jsonl", rows, {})
+    write_records(tmp_path / "neutral.jsonl", rows[::2], {})
+    plain, _ = train(tmp_path, "plain")
+    once, computed = train(tmp_path, "once", "precompute_ref_log_probs=true")
+    assert computed == len(rows)
+    assert once == pytest.approx(plain, abs=1e-5)
+    again, computed = train(tmp_path, "again", "precompute_ref_log_probs=true", "lora_r=5")
+    assert computed == 0 and again[0] == pytest.approx(once[0], abs=1e-5)
+    _, computed = train(tmp_path, "neutral", "precompute_ref_log_probs=true", data="neutral.jsonl")
+    assert computed == 0
+    assert len(list((tmp_path / "runs/reference").glob("*.safetensors"))) == 1
