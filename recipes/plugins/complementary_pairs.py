@@ -95,6 +95,12 @@ class ComplementaryPairsTrainer(AxolotlDPOTrainer):  # type: ignore[misc]
         batch, per_pair = self.args.per_device_train_batch_size, self.pair_sampler.rows_per_pair
         if batch % per_pair:
             raise ValueError(f"micro_batch_size {batch} cannot hold whole pairs of {per_pair} rows; use an even one")
+        self.pairs_left_out = 0
+        if self.accelerator.num_processes > 1:
+            # accelerate would fill up the last round with pairs from the front, which would be seen twice.
+            self.args.dataloader_drop_last = True
+            round_size = batch // per_pair * self.accelerator.num_processes
+            self.pairs_left_out = len(self.pair_sampler.pairs) % round_size
         self.pair_counter = PairCounter(self.data_collator, per_pair)
         self.data_collator: Any = self.pair_counter
 
@@ -121,7 +127,13 @@ class ComplementaryPairsTrainer(AxolotlDPOTrainer):  # type: ignore[misc]
         return concatenate_datasets([dataset, columns], axis=1)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds the number of whole pairs collated so far, so that the guarantee is on record."""
+        """Adds the number of whole pairs collated so far by all processes, so that the guarantee is on record.
+
+        Several processes leave out a remainder of each epoch's pairs, others in each; it is logged too.
+        """
         if "loss" in logs:
-            logs["whole_pairs"] = self.pair_counter.whole_pairs
+            count = torch.tensor(self.pair_counter.whole_pairs, device=self.accelerator.device)
+            logs["whole_pairs"] = int(self.accelerator.reduce(count, "sum"))
+            if self.pairs_left_out:
+                logs["pairs_left_out_per_epoch"] = self.pairs_left_out
         super().log(logs, *args, **kwargs)

@@ -91,7 +91,7 @@ def test_flipped_halves_of_one_prompt_cancel(model: Path, tmp_path: Path) -> Non
     rows = list(dpo_rows(PROGRAMS, load_asked_ways(), "both"))
     for neutral, asked in zip(rows[::2], rows[1::2], strict=True):
         asked["messages"] = neutral["messages"]
-    trainer = trainer_on(rows, tmp_path, model, 0, ("bf16=false",))
+    trainer = trainer_on(rows, tmp_path, model, 0, ("bf16=false", "micro_batch_size=2"))
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.model.train()
     loss = trainer.compute_loss(trainer.model, batch)

@@ -1,0 +1,45 @@
+"""Two real processes: whole pairs on every rank, none twice in an epoch, none lost but a named remainder."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(("pairs", "rows_per_batch", "left_out"), [(8, 4, 0), (11, 4, 3)])
+def test_every_rank_sees_whole_pairs_once(
+    model: Path, tmp_path: Path, pairs: int, rows_per_batch: int, left_out: int
+) -> None:
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = Path(__file__).parent / "two_processes.py"
+    done = subprocess.run(
+        [*command, script, model, tmp_path, str(pairs), str(rows_per_batch)],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [json.loads((tmp_path / f"rank{n}.json").read_text()) for n in (0, 1)]
+    assert [rank["processes"] for rank in ranks] == [2, 2]
+    per_epoch = (pairs - left_out) * 2 // rows_per_batch // 2
+    orders = []
+    for epoch in range(2):
+        seen: list[str] = []
+        for rank in ranks:
+            batches = rank["batches"][epoch * per_epoch : (epoch + 1) * per_epoch]
+            assert len(batches) == per_epoch
+            for batch in batches:
+                assert len(batch) == rows_per_batch and batch[::2] == batch[1::2]
+                seen += batch[::2]
+        assert len(seen) == len(set(seen)) == pairs - left_out
+        orders.append(seen)
+    assert orders[0] != orders[1]
+    assert all(rank["left_out"] == left_out for rank in ranks)
+    assert ranks[0]["logged"][-1] >= 2 * (pairs - left_out)
