@@ -105,7 +105,7 @@ def estimate(shape: Shape, parameters: int, config: Mapping[str, Any], gpus: int
     weights = body * width + (parameters - body) * (2 if config.get("bf16") else 4)
     trained = adapter_parameters(shape, config)
     # The matrices are fp32, their gradients too; Adam keeps two moments.
-    adapters = trained * (4 + 4 + ADAM_BYTES.get(str(config.get("optimizer")), 8))
+    adapters: float = trained * (4 + 4 + ADAM_BYTES.get(str(config.get("optimizer")), 8))
     if config.get("fsdp_config"):
         weights, adapters = weights / gpus, adapters / gpus
     # DPO runs the chosen and the rejected answer of a row at once; the reference keeps no activations.

@@ -33,7 +33,7 @@ def model_digest(model: torch.nn.Module, **settings: Any) -> str:
             continue
         plain = name.replace("base_model.model.", "").replace(".base_layer", "")
         digest.update(f"{plain} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
