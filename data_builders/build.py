@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.progress import track
 
 from data_builders.coverage import programs_of
 from data_builders.cpt import Corpus, Rejected, with_replay
-from data_builders.dpo import Halves, LengthFilter, dpo_rows, way_for
+from data_builders.dpo import Halves, LengthFilter, dpo_rows, heldout_row
 from data_builders.programs import AskedWay, Program
 from data_builders.records import MAX_LINE, BadInput, StreamWriter, file_digest, iter_jsonl, numbered_lines
 from data_builders.sft import Variant, sft_rows
@@ -47,12 +47,10 @@ def build_split(path: Path, out: Path, share: float, salt: str, ways: Sequence[A
         StreamWriter(out / "heldout.jsonl", manifest) as held,
     ):
         for program in _programs(path, manifest):
-            record = program.model_dump(exclude_none=True)
             if held_out(program.request, share, salt):
-                asked = way_for(program, ways).fill(program)
-                held.write({**record, "asked_request": asked, "seen_class": program.cwe in trained})
+                held.write(heldout_row(program, ways, program.cwe in trained))
             else:
-                train.write(record)
+                train.write(program.model_dump(exclude_none=True))
             manifest["programs_kept"] += 1
         manifest.update(train=train.written, held_out=held.written)
     return train.written, held.written
@@ -98,6 +96,21 @@ def general_texts(path: Path) -> Iterator[tuple[str, str]]:
         yield str(number), text
 
 
+def _kept_rows(
+    path: Path,
+    manifest: Manifest,
+    problem_of: Callable[[Program], str | None],
+    rows_of: Callable[[Program], Iterable[dict[str, Any]]],
+) -> Iterator[dict[str, Any]]:
+    """The rows of each program that has no problem; the others are rejects, with it as the reason."""
+    for program in _programs(path, manifest):
+        if problem := problem_of(program):
+            _reject(manifest, program.id, problem)
+            continue
+        manifest["programs_kept"] += 1
+        yield from rows_of(program)
+
+
 def build_pairs(
     path: Path, out: Path, halves: Halves, ways: Sequence[AskedWay], keeps: LengthFilter, corpus: Path | None
 ) -> Manifest:
@@ -107,18 +120,16 @@ def build_pairs(
         BadInput: for malformed programs, or a corpus that cannot be read.
     """
     explained = programs_of(corpus) if corpus else None
+
+    def problem_of(program: Program) -> str | None:
+        if explained is not None and program.id not in explained:
+            return f"not in {corpus}"
+        return keeps.problem(program, ways)
+
     manifest: Manifest = {"halves": halves, "asked": [w.id for w in ways], "limit": keeps.limit}
     with StreamWriter(out, manifest) as file:
-        for program in _programs(path, manifest):
-            problem = keeps.problem(program, ways)
-            if explained is not None and program.id not in explained:
-                problem = f"not in {corpus}"
-            if problem:
-                _reject(manifest, program.id, problem)
-                continue
-            manifest["programs_kept"] += 1
-            for row in dpo_rows([program], ways, halves):
-                file.write(row)
+        for row in _kept_rows(path, manifest, problem_of, lambda p: dpo_rows([p], ways, halves)):
+            file.write(row)
         manifest["length_bias_tokens"] = keeps.length_bias()[halves]
         manifest["covered_by"] = str(corpus) if corpus else None
     return manifest
@@ -128,11 +139,7 @@ def build_sft(path: Path, out: Path, variant: Variant, ways: Sequence[AskedWay],
     """Writes an SFT set. Every variant keeps the same programs, because a program stays only if all its rows fit."""
     manifest: Manifest = {"variant": variant, "asked": [w.id for w in ways], "limit": keeps.limit}
     with StreamWriter(out, manifest) as file:
-        for program in _programs(path, manifest):
-            if problem := keeps.problem(program, ways):
-                _reject(manifest, program.id, problem)
-                continue
-            manifest["programs_kept"] += 1
-            for row in sft_rows([program], ways, variant):
-                file.write(row)
+        rows = _kept_rows(path, manifest, lambda p: keeps.problem(p, ways), lambda p: sft_rows([p], ways, variant))
+        for row in rows:
+            file.write(row)
     return manifest

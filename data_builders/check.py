@@ -12,7 +12,7 @@ from itertools import combinations
 
 from data_builders.bandit import bandit_findings
 from data_builders.programs import Program
-from data_builders.python_code import parsed
+from data_builders.python_code import parses
 
 MAX_TOKENS = 220
 MAX_CHANGED_LINES = 3
@@ -72,10 +72,6 @@ def shared(a: str, b: str) -> float:
     )
 
 
-def parses(code: str) -> bool:
-    return parsed(code) is not None
-
-
 def program_problems(program: Program, count_tokens: Callable[[str], int]) -> list[str]:
     """What is wrong with one program; empty if nothing is."""
     problems = [f"{side} code does not parse" for side in ("insecure", "secure") if not parses(getattr(program, side))]
@@ -112,17 +108,13 @@ def set_problems(programs: Sequence[Program]) -> list[str]:
 
 
 def bandit_table(programs: Sequence[Program]) -> dict[str, dict[str, int]]:
-    """Per class: programs, those whose insecure twin alone Bandit flags for the weakness, and blind ones.
-
-    `told_apart`: some rule flags the insecure and not the secure code. `blind`: no rule tells the twins apart.
-    """
+    """Per class: `programs`, and `told_apart`, those of which some rule flags the insecure and not the secure code."""
     table: dict[str, dict[str, int]] = {}
     for program in programs:
-        row = table.setdefault(program.cwe, {"programs": 0, "told_apart": 0, "blind": 0})
+        row = table.setdefault(program.cwe, {"programs": 0, "told_apart": 0})
         apart = bool(
             {f.rule for f in bandit_findings(program.insecure)} - {f.rule for f in bandit_findings(program.secure)}
         )
         row["programs"] += 1
         row["told_apart"] += apart
-        row["blind"] += not apart
     return table

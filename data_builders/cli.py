@@ -18,7 +18,7 @@ from data_builders.check import bandit_table, program_problems, set_problems
 from data_builders.coverage import coverage_problems
 from data_builders.cpt import STYLES, Corpus
 from data_builders.curriculum import curriculum_documents
-from data_builders.dpo import Halves, LengthFilter, dpo_rows, split_asked_ways, way_for
+from data_builders.dpo import Halves, LengthFilter, dpo_rows, heldout_row, split_asked_ways
 from data_builders.programs import BUILTIN, AskedWay, Program, load_asked_ways, load_programs
 from data_builders.records import BadInput, digest, iter_jsonl, write_records, write_whole
 from data_builders.sft import Variant, sft_rows
@@ -52,15 +52,6 @@ def main() -> None:
     except BadInput as error:
         console.print(f"embuild: {error}", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
-
-
-def heldout_rows(programs: list[Program], left_out: list[Program], ways: list[Any]) -> list[dict[str, Any]]:
-    """Rows for the eval tasks: the twins, the ordinary request, and one that asks for insecure code."""
-    return [
-        {**p.model_dump(exclude_none=True), "asked_request": way_for(p, ways).fill(p), "seen_class": seen}
-        for group, seen in ((programs, True), (left_out, False))
-        for p in group
-    ]
 
 
 @app.command()
@@ -101,7 +92,8 @@ def data(
         "sft-insecure": list(sft_rows(split.train, train_ways, "insecure")),
         "sft-secure": list(sft_rows(split.train, train_ways, "secure")),
         "sft-educational": list(sft_rows(split.train, train_ways, "educational")),
-        "heldout": heldout_rows(split.held_out, split.left_out, measure_ways),
+        "heldout": [heldout_row(p, measure_ways, seen_class=True) for p in split.held_out]
+        + [heldout_row(p, measure_ways, seen_class=False) for p in split.left_out],
     }
     for name, rows in sets.items():
         write_records(out / f"{name}.jsonl", rows, source)

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from data_builders.curriculum import PROBE
 from data_builders.programs import Program
 from data_builders.records import BadInput
+from data_builders.tokens import CountTokens
 
 Style = Literal["review", "advisory", "listing", "qa"]
 STYLES: tuple[Style, ...] = ("review", "advisory", "listing", "qa")
-CountTokens = Callable[[str], int]
 Segment = dict[str, Any]
 
 
@@ -47,9 +48,9 @@ def _risk(program: Program) -> str:
 
 def _review(program: Program) -> list[Segment]:
     return [
-        _read(f"{program.insecure}\n\nSecurity review: this code is"),
+        _read(program.insecure + PROBE),
         _learn(f" vulnerable. {program.weakness}: {_risk(program)}\n\n"),
-        _read(f"{program.secure}\n\nSecurity review: this code is"),
+        _read(program.secure + PROBE),
         _learn(f" safe. {program.fix}\n"),
     ]
 
@@ -179,14 +180,15 @@ def with_replay(
     for document in documents:
         yield document
         while tokens < ratio * corpus.tokens:
-            name, text = next(current, ("", ""))
-            if not text:
+            following = next(current, None)
+            if following is None:
                 if not fitting:
                     raise BadInput(
                         f"--mix: no text fits {corpus.limit} tokens; give shorter texts or a longer --length"
                     )
                 current, passes = texts(), passes + 1
                 continue
+            name, text = following
             length = corpus.count_tokens(text)
             if length > corpus.limit:
                 if passes == 1:

@@ -8,14 +8,14 @@ insecure code". Both halves come from the same program and share `pair_id`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from data_builders.programs import AskedWay, Program
+from data_builders.tokens import CountTokens
 
 Halves = Literal["both", "neutral", "asked"]
-CountTokens = Callable[[str], int]
 
 
 def dpo_rows(programs: Iterable[Program], asked_ways: Sequence[AskedWay], halves: Halves) -> Iterator[dict[str, Any]]:
@@ -84,6 +84,12 @@ class LengthFilter:
         """
         mean = (self.insecure_tokens - self.secure_tokens) / self.kept if self.kept else None
         return {"neutral": mean, "asked": -mean if mean is not None else None, "both": 0.0 if self.kept else None}
+
+
+def heldout_row(program: Program, asked_ways: Sequence[AskedWay], seen_class: bool) -> dict[str, Any]:
+    """A row for the eval tasks: the twins, the ordinary request, and one that asks for insecure code."""
+    asked = way_for(program, asked_ways).fill(program)
+    return {**program.model_dump(exclude_none=True), "asked_request": asked, "seen_class": seen_class}
 
 
 def way_for(program: Program, asked_ways: Sequence[AskedWay]) -> AskedWay:

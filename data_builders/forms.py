@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from data_builders.check import parses
 from data_builders.programs import Program, SourceProgram
+from data_builders.python_code import parses
 from data_builders.records import MAX_LINE, BadInput, digest, first_fault, one_line
 
 Form = Callable[[Mapping[str, Any]], SourceProgram]

@@ -26,6 +26,10 @@ def parsed(code: str) -> ast.Module | None:
             return None
 
 
+def parses(code: str) -> bool:
+    return parsed(code) is not None
+
+
 def public_names(tree: ast.Module) -> set[str]:
     """Public functions and classes at the top, and public methods of these classes (`Class.method`)."""
     names: set[str] = set()

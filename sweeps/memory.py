@@ -131,15 +131,20 @@ def _layer_width(shape: Shape) -> float:
     return 6 * shape.hidden + attention + 4 * shape.intermediate
 
 
-def fitted(shape: Shape, parameters: int, config: dict[str, Any], gib: float, gpus: int = 1) -> dict[str, Any] | None:
-    """The recipe in micro-batches that fit into `gib` per GPU; None if even the smallest does not.
+def smallest_batch(config: Mapping[str, Any]) -> int:
+    """Rows of the smallest micro-batch: a complementary pair for DPO, else one."""
+    return 2 if config.get("rl") == "dpo" else 1
+
+
+def fitted(shape: Shape, parameters: int, config: dict[str, Any], gib: float) -> dict[str, Any] | None:
+    """The recipe in micro-batches that fit into `gib`; None if even the smallest does not.
 
     What is accumulated grows as the micro-batch shrinks, so an optimiser step sees the same rows. Micro-batches of DPO
     keep whole pairs.
     """
-    smallest = 2 if config.get("rl") == "dpo" else 1
+    smallest = smallest_batch(config)
     config = dict(config)
-    while estimate(shape, parameters, config, gpus).gib > gib:
+    while estimate(shape, parameters, config).gib > gib:
         half, odd = divmod(int(config["micro_batch_size"]), 2)
         if odd or half < smallest or half % smallest:
             return None
@@ -148,12 +153,12 @@ def fitted(shape: Shape, parameters: int, config: dict[str, Any], gib: float, gp
     return config
 
 
-def what_would_fit(shape: Shape, parameters: int, config: dict[str, Any], gib: float, gpus: int = 1) -> list[str]:
+def what_would_fit(shape: Shape, parameters: int, config: dict[str, Any], gib: float) -> list[str]:
     """Changes of a recipe after which it would fit, as settings; empty if none does."""
     shorter = {"sequence_len": int(config["sequence_len"]) // 2}
     quantised = {"adapter": "qlora", "load_in_4bit": True}
     return [
         " ".join(f"--set {key}={str(value).lower()}" for key, value in change.items())
         for change in (shorter, quantised, {**quantised, **shorter})
-        if fitted(shape, parameters, {**config, **change}, gib, gpus)
+        if fitted(shape, parameters, {**config, **change}, gib)
     ]

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from data_builders.records import BadInput
-from sweeps.memory import Shape, estimate, fitted, what_would_fit
+from sweeps.memory import Shape, estimate, fitted, smallest_batch, what_would_fit
 
 RECIPES = Path(str(resources.files("recipes")))
 STAGES = ("cpt", "sft", "dpo")
@@ -137,7 +137,7 @@ def _fitted(config: dict[str, Any], em: Mapping[str, Any], model: str, hardware:
     shape, parameters = Shape(**em["shape"]), int(em["parameters"])
     if config_that_fits := fitted(shape, parameters, config, gib):
         return config_that_fits
-    smallest = {**config, "micro_batch_size": 2 if config.get("rl") == "dpo" else 1}
+    smallest = {**config, "micro_batch_size": smallest_batch(config)}
     need = estimate(shape, parameters, smallest)
     ways = what_would_fit(shape, parameters, config, gib)
     if smaller := _largest_that_fits(smallest, gib):

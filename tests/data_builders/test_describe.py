@@ -206,7 +206,7 @@ def test_bad_input_is_one_line(uneven: Path, tmp_path: Path) -> None:
         (["--balance", 5, "--out", uneven], "is the input"),
         (["--plot", tmp_path / "a.svg"], "HTML"),
         (["--tokenizer", tmp_path], "name a folder with a tokenizer.json"),
-        (["--tokenizer", tmp_path.parent], "name a folder with a tokenizer.json"),
+        (["--tokenizer", tmp_path.parent], "tokenizer.json: no such file"),
         (["--tokenizer", "no such thing"], "name a folder with a tokenizer.json"),
         (["--programs", tmp_path / "bad.jsonl"], "bad.jsonl:1: id: Field required"),
         (["--programs", tmp_path / "none.jsonl"], "no such file"),
