@@ -49,12 +49,20 @@ class Claim(_Strict):
     expect: Literal["above", "null"] = "above"
 
 
+class Evaluation(_Strict):
+    """How lm-eval runs; part of what names an evaluation."""
+
+    batch_size: int = 8
+    attention: str = "sdpa"
+
+
 class Sweep(_Strict):
     """A declared sweep."""
 
     model: str
     hardware: str
     tasks: list[str]
+    evaluation: Evaluation = Evaluation()
     seeds: list[int]
     """The first seed is the small demo's; FULL=1 trains all."""
     stages: dict[str, dict[str, Any]]
@@ -103,7 +111,8 @@ def load_sweep(name: str) -> Sweep:
 def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
     """All points of a sweep, the base model first, in an order in which they can be executed."""
     base = str(load_layer("models", sweep.model)["base_model"])
-    points = [Point("base", None, None, evaluation_run("base", base, sweep.tasks, root=root))]
+    how = sweep.evaluation.model_dump()
+    points = [Point("base", None, None, evaluation_run("base", base, sweep.tasks, **how, root=root))]
     starts = {arm.start for arm in sweep.arms.values()}
     for seed in sweep.seeds if full else sweep.seeds[:1]:
         made: dict[str, TrainingRun] = {}
@@ -116,6 +125,6 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
             start = made[arm.start] if arm.start else None
             run = training_run(f"{name}-seed{seed}", recipe, start=start, merge=name in starts, root=root)
             made[name] = run
-            evaluation = evaluation_run(f"{name}-seed{seed}", run, sweep.tasks, root=root)
+            evaluation = evaluation_run(f"{name}-seed{seed}", run, sweep.tasks, **how, root=root)
             points.append(Point(name, seed, run, evaluation))
     return points

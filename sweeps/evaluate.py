@@ -26,11 +26,13 @@ def evaluation_run(
     seed: int = 0,
     dtype: str = "bfloat16",
     batch_size: int = 8,
+    attention: str = "sdpa",
     root: Path = Path("runs"),
 ) -> Run:
     """The evaluation of a training run's result, or of a base model (folder or hub id).
 
-    Its digest covers the checkpoint, the task files, the held-out programs and the settings.
+    `attention` is transformers' attn_implementation. The digest covers the checkpoint, the task files, the held-out
+    programs and the settings.
     """
     arguments = f"pretrained={checkpoint}" if isinstance(checkpoint, str) else ",".join(_model_arguments(checkpoint))
     code = {
@@ -39,7 +41,7 @@ def evaluation_run(
         if path.suffix in {".yaml", ".jsonl", ".py"}
     }
     content = {
-        "model_args": f"{arguments},dtype={dtype}",
+        "model_args": f"{arguments},dtype={dtype},attn_implementation={attention}",
         "checkpoint": model_digest(checkpoint) if isinstance(checkpoint, str) else checkpoint.digest,
         "tasks": list(tasks),
         "task_files": content_digest(code),
