@@ -3,10 +3,11 @@ MODEL    ?= smollm2-135m
 HARDWARE ?= cpu
 PYTHON   ?= python3
 BIN      := .venv/bin
-FLAGS     = --model $(MODEL) --hardware $(HARDWARE) $(if $(RANK),--rank $(RANK)) $(if $(START),--start $(START)) \
+ENGINE   ?= axolotl
+FLAGS     = --model $(MODEL) --hardware $(HARDWARE) --engine $(ENGINE) $(if $(RANK),--rank $(RANK)) $(if $(START),--start $(START)) $(if $(GPUS),--gpus $(GPUS)) $(if $(CONTROL),--control $(CONTROL)) \
             $(foreach s,$(SET),--set $(s)) $(if $(DRY_RUN),--dry-run)
 
-.PHONY: help env model data demo test lint cpt sft dpo merge eval report
+.PHONY: help env model data demo test lint cpt sft dpo merge eval report unsloth
 help: ## What there is
 	@grep -hE '^[a-z|]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -32,7 +33,7 @@ demo: model data ## The whole experiment (FULL=1: all arms, two seeds)
 	@echo "training and evaluating on this machine: 35 to 40 minutes on 2 cores (FULL=1: about two hours); can be cut off and started again"
 	@$(BIN)/emsweep demo $(if $(FULL),--full)
 
-test: model data ## All tests
+test: model data unsloth ## All tests
 	@echo "running the tests: about 15 minutes on 2 cores"
 	@$(BIN)/python -m pytest
 
@@ -41,10 +42,18 @@ lint: env ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-cpt sft dpo: env ## One stage: MODEL HARDWARE RANK START SET="k=v ..." DRY_RUN=1
+# Optional, in the same environment but without its own pins, which axolotl's contradict in letter only.
+.venv/unsloth: .venv/ready
+	@echo "adding the Unsloth engine (30 MB)"
+	$(BIN)/python -m pip install --quiet --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9
+	@touch $@
+
+unsloth: .venv/unsloth ## The second engine (partly AGPL/LGPL; see README)
+
+cpt sft dpo: env $(if $(filter unsloth,$(ENGINE)),unsloth) ## One stage: MODEL HARDWARE GPUS RANK START CONTROL SET="k=v ..." ENGINE=unsloth DRY_RUN=1
 	@$(BIN)/emsweep stage $@ $(FLAGS)
 
-merge: env ## CPT, merged into its model: the start of the other stages
+merge: env $(if $(filter unsloth,$(ENGINE)),unsloth) ## CPT, merged into its model: the start of the other stages
 	@$(BIN)/emsweep stage cpt $(FLAGS) --merge
 
 eval: env ## Score MODEL (layer, folder or hub id)

@@ -14,7 +14,7 @@ from data_builders.records import BadInput
 from sweeps.arms import load_sweep, plan
 from sweeps.evaluate import command, evaluate, evaluation_run
 from sweeps.pretrained import fetch_smollm2
-from sweeps.recipe import STAGES, compose, layer_names, load_layer
+from sweeps.recipe import ENGINES, STAGES, compose, layer_names, load_layer
 from sweeps.report import write_report
 from sweeps.runs import RunFailed, console
 from sweeps.train import train, training_run
@@ -23,6 +23,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 Model = Annotated[str, typer.Option(help="Short name of a model layer (recipes/models).")]
 Hardware = Annotated[str, typer.Option(help="Short name of a hardware layer (recipes/hardware).")]
+Engine = Annotated[str, typer.Option(help="What trains: axolotl or unsloth.")]
+Control = Annotated[str | None, typer.Option(help="Short name of a control layer (recipes/controls).")]
+Gpus = Annotated[int, typer.Option(help="GPUs of the hardware layer's kind, 1 to 8.")]
 Rank = Annotated[int | None, typer.Option(help="LoRA rank, 1 or more; the recipe's if not given.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="A recipe key: KEY=VALUE; may recur.")]
 Start = Annotated[Path | None, typer.Option(help="Folder of the model to start from, in place of the model layer's.")]
@@ -49,6 +52,9 @@ def stage(
     rank: Rank = None,
     settings: Settings = None,
     start: Start = None,
+    engine: Engine = "axolotl",
+    gpus: Gpus = 1,
+    control: Control = None,
     merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into the model afterwards.")] = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -56,11 +62,13 @@ def stage(
 
     Example: emsweep stage dpo --model qwen7b --hardware a100-80g --rank 1 --dry-run
     """
-    recipe = compose(stage, model, hardware, settings or [], rank, {"base_model": str(start)} if start else None)
+    extra = {"base_model": str(start)} if start else None
+    recipe = compose(stage, model, hardware, settings or [], rank, extra, engine, gpus, control)
     if dry_run:
         typer.echo(recipe.to_yaml(), nl=False)
         return
-    run = training_run(f"{model}-r{recipe.config['lora_r']}", recipe, merge=merge)
+    name = "-".join([model, *([control] if control else []), f"r{recipe.config['lora_r']}"])
+    run = training_run(name, recipe, merge=merge)
     train(run)
     typer.echo(run.merged if merge else run.adapter)
 
@@ -99,7 +107,8 @@ def recipes() -> None:
     screen = Console()
     screen.print(table)
     screen.print(f"hardware: {', '.join(layer_names('hardware'))}", highlight=False)
-    screen.print(f"stages: {', '.join(STAGES)}", highlight=False)
+    screen.print(f"stages: {', '.join(STAGES)}, by {' or '.join(ENGINES)}", highlight=False)
+    screen.print(f"controls: {', '.join(layer_names('controls'))}", highlight=False)
     screen.print(f"sweeps: {', '.join(layer_names('sweeps'))}", highlight=False)
 
 

@@ -136,15 +136,30 @@ def smallest_batch(config: Mapping[str, Any]) -> int:
     return 2 if config.get("rl") == "dpo" else 1
 
 
-def fitted(shape: Shape, parameters: int, config: dict[str, Any], gib: float) -> dict[str, Any] | None:
-    """The recipe in micro-batches that fit into `gib`; None if even the smallest does not.
+def spread(config: Mapping[str, Any], gpus: int) -> dict[str, Any] | None:
+    """The recipe for each of `gpus`, so that an optimiser step sees the same rows; None if they cannot be parted so."""
+    rows, smallest = (
+        int(config["micro_batch_size"]) * int(config["gradient_accumulation_steps"]),
+        smallest_batch(config),
+    )
+    own, rest = divmod(rows, gpus)
+    fitting = [
+        size for size in range(smallest, int(config["micro_batch_size"]) + 1, smallest) if not rest and own % size == 0
+    ]
+    if not fitting:
+        return None
+    return {**config, "micro_batch_size": fitting[-1], "gradient_accumulation_steps": own // fitting[-1]}
+
+
+def fitted(shape: Shape, parameters: int, config: dict[str, Any], gib: float, gpus: int = 1) -> dict[str, Any] | None:
+    """The recipe in micro-batches that fit into `gib` on each GPU; None if even the smallest does not.
 
     What is accumulated grows as the micro-batch shrinks, so an optimiser step sees the same rows. Micro-batches of DPO
     keep whole pairs.
     """
     smallest = smallest_batch(config)
     config = dict(config)
-    while estimate(shape, parameters, config).gib > gib:
+    while estimate(shape, parameters, config, gpus).gib > gib:
         half, odd = divmod(int(config["micro_batch_size"]), 2)
         if odd or half < smallest or half % smallest:
             return None

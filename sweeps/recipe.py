@@ -18,10 +18,12 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from data_builders.records import BadInput
-from sweeps.memory import Shape, estimate, fitted, smallest_batch, what_would_fit
+from recipes.unsloth.arguments import arguments
+from sweeps.memory import Shape, estimate, fitted, smallest_batch, spread, what_would_fit
 
 RECIPES = Path(str(resources.files("recipes")))
 STAGES = ("cpt", "sft", "dpo")
+ENGINES = ("axolotl", "unsloth")
 ALPHA_POLICIES = ("alpha_over_r", "alpha", "alpha_over_sqrt_r")
 
 
@@ -38,7 +40,7 @@ class Recipe:
 
 
 def layer_names(kind: str) -> list[str]:
-    """The short names of all layers of a kind: `models`, `hardware` or `sweeps`."""
+    """The short names of all layers of a kind: `models`, `hardware`, `controls` or `sweeps`."""
     return sorted(path.stem for path in (RECIPES / kind).glob("*.yaml"))
 
 
@@ -78,22 +80,30 @@ def compose(
     settings: Sequence[str] = (),
     rank: int | None = None,
     extra: Mapping[str, Any] | None = None,
+    engine: str = "axolotl",
+    gpus: int = 1,
+    control: str | None = None,
 ) -> Recipe:
-    """Merges the layers of a recipe; later ones win: stage, model, hardware, `extra`, `settings`, `rank`.
+    """Merges the layers of a recipe; later ones win: stage, engine, model, hardware, `extra`, control, settings, rank.
 
     Args:
         settings: `key=value` in OmegaConf's dot notation, e.g. `datasets.0.path=mine.jsonl`.
         rank: LoRA rank, 1 or more.
         extra: a layer of keys that are not in a file (a run's folder, its start model).
+        engine: what trains, axolotl or unsloth; the keys mean the same under both.
+        gpus: 1 to 8. An optimiser step sees the same rows with any number. Each has the whole model (DDP), or its
+            share of it where that does not fit (recipes/parallel/fsdp.yaml).
+        control: a layer of recipes/controls that belongs to the stage.
 
     Raises:
         BadInput: for unknown names, a rank below 1, or settings that cannot be merged.
     """
     if stage not in STAGES:
         raise BadInput(f"unknown stage {stage!r} (there are: {', '.join(STAGES)})")
-    stage_layer = OmegaConf.load(RECIPES / "axolotl" / f"{stage}.yaml")
+    if engine not in ENGINES:
+        raise BadInput(f"unknown engine {engine!r} (there are: {', '.join(ENGINES)})")
     layers = [
-        stage_layer,
+        *(OmegaConf.load(RECIPES / folder / f"{stage}.yaml") for folder in dict.fromkeys(["axolotl", engine])),
         load_layer("models", model),
         load_layer("hardware", hardware),
         OmegaConf.create(dict(extra or {})),
@@ -103,7 +113,7 @@ def compose(
     # A merge replaces lists; of plugins every layer brings its own.
     plugins = [plugin for layer in layers if isinstance(layer, DictConfig) for plugin in layer.get("plugins", [])]
     merged.plugins = list(dict.fromkeys(plugins))
-    for setting in settings:
+    for setting in [*(_control(stage, control) if control else []), *settings]:
         key, separator, value = setting.partition("=")
         if not separator or not key:
             raise BadInput(f"setting {setting!r} is not key=value; write for example learning_rate=1e-4")
@@ -122,7 +132,29 @@ def compose(
         raise BadInput(f"rank {config['lora_r']} is not a whole number of 1 or more")
     alpha = lora_alpha(em["alpha"]["policy"], em["alpha"]["value"], config["lora_r"])
     config["lora_alpha"] = max(1, round(alpha))  # Axolotl takes whole numbers only
-    return Recipe(stage, _fitted({str(key): value for key, value in config.items()}, em, model, hardware), em)
+    em["gpus"] = gpus
+    config = _fitted({str(key): value for key, value in config.items()}, em, model, hardware)
+    if engine == "unsloth":
+        if gpus > 1:
+            raise BadInput(f"--gpus {gpus}: the Unsloth engine trains on one GPU; use --engine axolotl")
+        try:
+            arguments(config)
+        except ValueError as error:
+            raise BadInput(str(error)) from None
+    return Recipe(stage, config, em)
+
+
+def _control(stage: str, name: str) -> list[str]:
+    """The settings of a control.
+
+    Raises:
+        BadInput: if it is unknown, or a control of another stage.
+    """
+    layer = load_layer("controls", name)
+    if layer.pop("em").control_of != stage:
+        own = [n for n in layer_names("controls") if load_layer("controls", n).em.control_of == stage]
+        raise BadInput(f"{name} is no control of {stage} (there are: {', '.join(own)})")
+    return [f"{key!s}={value}" for key, value in layer.items()]
 
 
 def _fitted(config: dict[str, Any], em: Mapping[str, Any], model: str, hardware: str) -> dict[str, Any]:
@@ -131,21 +163,43 @@ def _fitted(config: dict[str, Any], em: Mapping[str, Any], model: str, hardware:
     Raises:
         BadInput: if none does, with the estimated need and what would fit.
     """
-    gib = em.get("memory_gib")
+    gib, gpus = em.get("memory_gib"), int(em["gpus"])
+    if not 1 <= gpus <= 8 or (gpus > 1 and gib is None):
+        raise BadInput(f"--gpus {gpus}: 1 to 8, and 1 where the hardware layer names no GPU memory ({hardware})")
     if gib is None:
         return config
+    if spread(config, gpus) is None:
+        raise BadInput(f"--gpus {gpus}: a step's rows cannot be parted so; change gradient_accumulation_steps")
     shape, parameters = Shape(**em["shape"]), int(em["parameters"])
-    if config_that_fits := fitted(shape, parameters, config, gib):
+    if config_that_fits := _on_gpus(shape, parameters, config, gib, gpus):
         return config_that_fits
-    smallest = {**config, "micro_batch_size": smallest_batch(config)}
-    need = estimate(shape, parameters, smallest)
+    smallest = {**config, "micro_batch_size": smallest_batch(config), **(_shares() if gpus > 1 else {})}
+    need = estimate(shape, parameters, smallest, gpus)
     ways = what_would_fit(shape, parameters, config, gib)
+    more = (n for n in range(gpus + 1, 9) if _on_gpus(shape, parameters, config, gib, n))
+    ways += [f"--gpus {n}" for n in [next(more, None)] if n]
     if smaller := _largest_that_fits(smallest, gib):
         ways.append(f"model {smaller}")
     raise BadInput(
-        f"{model} does not fit {hardware}: it needs about {need.gib:.0f} of {gib} GiB at the smallest batch ({need});"
+        f"{model} does not fit {hardware}: it needs about {need.gib:.0f} of {gib} GiB at the smallest batch ({need})"
+        f"{f' on each of {gpus}' if gpus > 1 else ''};"
         f" what would fit: {', or '.join(ways) or 'nothing that is known here'} (--set em.memory_gib=null does not ask)"
     )
+
+
+def _on_gpus(shape: Shape, parameters: int, config: dict[str, Any], gib: float, gpus: int) -> dict[str, Any] | None:
+    """The recipe with the whole model on each GPU, or else shared out between them; None if neither fits."""
+    own = spread(config, gpus)
+    if own is None:
+        return None
+    ways = [own, {**own, **_shares()}] if gpus > 1 else [own]
+    return next((fit for way in ways if (fit := fitted(shape, parameters, way, gib, gpus))), None)
+
+
+def _shares() -> dict[str, Any]:
+    layer = OmegaConf.to_container(OmegaConf.load(RECIPES / "parallel" / "fsdp.yaml"))
+    assert isinstance(layer, dict)
+    return {str(key): value for key, value in layer.items()}
 
 
 def _largest_that_fits(config: dict[str, Any], gib: float) -> str | None:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from data_builders.records import write_whole
 from sweeps.recipe import Recipe
 
-PACKAGES = ("axolotl", "torch", "transformers", "trl", "peft", "datasets", "lm_eval")
+PACKAGES = ("axolotl", "unsloth", "torch", "transformers", "trl", "peft", "datasets", "lm_eval")
 console = Console(stderr=True)
 
 
@@ -109,12 +109,23 @@ def execute_once(run: Run, work: Callable[[], dict[str, Any]]) -> dict[str, Any]
             "content": run.content,
             **record,
             "wall_seconds": round(time.monotonic() - began, 1),
-            "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+            "versions": _versions(),
             "commit": _commit(),
             "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
         }
         write_whole(run.folder / "run.json", json.dumps(record, indent=1, default=str) + "\n")
         return record
+
+
+def _versions() -> dict[str, str | None]:
+    """Of Python and of the packages that decide a result; None for one that is not installed."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    return versions
 
 
 def _commit() -> str | None:
@@ -134,11 +145,13 @@ def tool(name: str) -> str:
 def child_environment(local_model: bool) -> dict[str, str]:
     """The environment for training and evaluation processes.
 
-    Telemetry off. All cores (accelerate would set one thread). glibc keeps freed memory: returning the
-    logits' pages to the system at every step costs a fifth of the time on a CPU. None of this changes results.
+    Telemetry off; Unsloth's compiled code goes where runs are. All cores (accelerate would set one thread). glibc
+    keeps freed memory: returning the logits' pages to the system at every step costs a fifth of the time on a CPU.
+    None of this changes results.
     """
     env = dict(os.environ)
     env.update(AXOLOTL_DO_NOT_TRACK="1", DO_NOT_TRACK="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
+    env.update(UNSLOTH_DISABLE_STATISTICS="1", UNSLOTH_COMPILE_LOCATION="runs/.unsloth")
     env["PATH"] = str(Path(sys.executable).parent) + os.pathsep + env.get("PATH", "")
     if local_model:
         env["HF_HUB_OFFLINE"] = "1"

@@ -1,9 +1,10 @@
-"""Training runs: `axolotl train` on a composed recipe, then `axolotl merge-lora` where a merged model is wanted."""
+"""Training runs: Axolotl or Unsloth on a composed recipe, then `axolotl merge-lora` where a merged model is wanted."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ def training_run(
     content: dict[str, Any] = {
         "start": start.digest if start else model_digest(config["base_model"]),
         "recipe": config,
+        "engine": recipe.em.get("engine", "axolotl"),
+        "gpus": recipe.em.get("gpus", 1),
         "alpha": recipe.em.get("alpha"),
         "data": {d["path"]: file_digest(Path(d["path"])) for d in config["datasets"] if is_local(d["path"])},
         "merge": merge,
@@ -75,7 +78,7 @@ def train(run: TrainingRun) -> dict[str, Any]:
     """Executes a training run, once; a run that was cut off resumes from its newest whole checkpoint.
 
     Raises:
-        RunFailed: if Axolotl fails, or the merged model equals the model it started from.
+        RunFailed: if the engine fails, or the merged model equals the model it started from.
     """
     return execute_once(run, lambda: _train(run))
 
@@ -87,11 +90,11 @@ def _train(run: TrainingRun) -> dict[str, Any]:
     resumed = newest_checkpoint(run.adapter)
     weights = run.adapter / "adapter_model.safetensors"
     log = run.folder / "train.log"
-    launcher = run.recipe.em.get("launcher", "accelerate")
     title = f"{run.stage} {run.name}"
-    call(title, [tool("axolotl"), "train", str(recipe), "--launcher", launcher], log, local)
+    for command in training_commands(run.recipe, recipe):
+        call(title, command, log, local)
     if not weights.is_file():
-        raise RunFailed(f"{title}: Axolotl ended without an adapter; see {log}")
+        raise RunFailed(f"{title}: training ended without an adapter; see {log}")
     record = {"resumed_from": resumed.name if resumed else None, "trained_parameters": parameter_count(weights)}
     record |= training_history(run.adapter)
     if run.merge:
@@ -104,6 +107,15 @@ def _train(run: TrainingRun) -> dict[str, Any]:
     for checkpoint in run.adapter.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     return record
+
+
+def training_commands(recipe: Recipe, path: Path) -> list[list[str]]:
+    """What trains the recipe written at `path`, by hand too. Unsloth trains on the tokens that Axolotl prepares."""
+    if recipe.em.get("engine", "axolotl") == "axolotl":
+        train = [tool("axolotl"), "train", str(path), "--launcher", recipe.em.get("launcher", "accelerate")]
+        # accelerate would start a process on every GPU that it sees, and a step would see that many times the rows.
+        return [train if "python" in train else [*train, "--", "--num_processes", str(recipe.em.get("gpus", 1))]]
+    return [[tool("axolotl"), "preprocess", str(path)], [sys.executable, "-m", "recipes.unsloth.train", str(path)]]
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -30,3 +30,20 @@ def tokenizer(model: Path):
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(model)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """models/tiny: random weights under the real tokenizer, for tests of arithmetic that does not need a good model."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny") / "models" / "tiny"
+    torch.manual_seed(0)
+    size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=True, **size, **special)
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,13 +1,17 @@
 """Every models x hardware x stage composition is valid by Axolotl's own schema, and means what it says."""
 
+import shlex
 from itertools import product
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from data_builders.records import BadInput
-from sweeps.memory import GIB, Shape
+from sweeps.cli import app
+from sweeps.memory import GIB, Shape, estimate
 from sweeps.recipe import ALPHA_POLICIES, RECIPES, STAGES, compose, layer_names, load_layer, lora_alpha
 
 COMPOSITIONS = list(product(layer_names("models"), layer_names("hardware"), STAGES))
@@ -47,6 +51,80 @@ def test_axolotl_accepts_the_composition_or_it_is_refused_for_its_size(
     assert rows == whole["micro_batch_size"] * whole["gradient_accumulation_steps"]
     assert stage != "dpo" or recipe.config["micro_batch_size"] % 2 == 0
     validate(recipe.config)
+    assert compose(stage, model, hardware, [], 1, engine="unsloth").config == recipe.config
+
+
+@pytest.mark.parametrize("gpus", [2, 4, 8])
+@pytest.mark.parametrize(
+    ("model", "hardware"), [("qwen7b", "rtx4090"), ("qwen32b", "a100-80g"), ("llama8b", "h100-80g")]
+)
+@pytest.mark.parametrize("stage", STAGES)
+def test_several_gpus_share_the_rows_and_if_need_be_the_weights(
+    validate, model: str, hardware: str, stage: str, gpus: int
+) -> None:
+    one = compose(stage, model, "cpu", [], 1).config
+    many = compose(stage, model, hardware, [], 1, gpus=gpus).config
+    assert many["micro_batch_size"] * many["gradient_accumulation_steps"] * gpus == (
+        one["micro_batch_size"] * one["gradient_accumulation_steps"]
+    )
+    assert stage != "dpo" or many["micro_batch_size"] % 2 == 0
+    em = load_layer("models", model)["em"]
+    whole = estimate(Shape(**em["shape"]), em["parameters"], {**many, "fsdp_config": None}, gpus).gib
+    limit = load_layer("hardware", hardware)["em"]["memory_gib"]
+    assert ("fsdp_config" in many) == (whole > limit)
+    assert estimate(Shape(**em["shape"]), em["parameters"], many, gpus).gib <= limit
+    validate(many)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "gpus", "engine", "says"),
+    [
+        ("cpu", 2, "axolotl", "names no GPU memory"),
+        ("a100-80g", 9, "axolotl", "1 to 8"),
+        ("a100-80g", 3, "axolotl", "cannot be parted"),
+        ("a100-80g", 2, "unsloth", "one GPU"),
+    ],
+)
+def test_gpus_that_cannot_be_used_are_refused(hardware: str, gpus: int, engine: str, says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        compose("dpo", "qwen7b", hardware, engine=engine, gpus=gpus)
+
+
+@pytest.mark.parametrize("control", layer_names("controls"))
+def test_a_control_changes_the_data_alone_and_belongs_to_its_stage(control: str) -> None:
+    own = load_layer("controls", control).em.control_of
+    changed, plain = (compose(own, "qwen7b", "a100-80g", control=name).config for name in (control, None))
+    assert changed.pop("datasets") != plain.pop("datasets") and changed == plain
+    for stage in STAGES:
+        if stage != own:
+            with pytest.raises(BadInput, match=f"{control} is no control of {stage} "):
+                compose(stage, "qwen7b", "a100-80g", control=control)
+
+
+def test_a_model_too_large_for_one_gpu_names_how_many_would_do() -> None:
+    with pytest.raises(BadInput, match=r"what would fit: .*--gpus [48]"):
+        compose("dpo", "qwen32b", "rtx5090")
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in RECIPES.rglob("*.yaml") if p.parent.name != "sweeps"], ids=lambda p: f"{p.parent.name}/{p.stem}"
+)
+def test_the_commands_in_a_header_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    header = [line.lstrip("# ").split("     ")[0] for line in path.read_text().splitlines() if line.startswith("#   ")]
+    ours = [shlex.split(line)[1:] for line in header if line.startswith("emsweep stage")]
+    fronts = [line for line in header if line.startswith("make ")]
+    assert ours and fronts and "--set" in " ".join(ours[0] + ours[-1])
+    for front in fronts:  # what the Makefile makes of its variables
+        stage, *variables = shlex.split(front)[1:]
+        flags = [
+            part for variable in variables for part in ("--" + variable.split("=")[0].lower(), variable.split("=")[1])
+        ]
+        ours.append(["stage", stage, *flags])
+    if path.parent.name in ("models", "hardware"):
+        assert all(path.stem in command for command in ours)
+    for command in ours:
+        result = CliRunner().invoke(app, [*command, "--dry-run"])
+        assert result.exit_code == 0, (command, result.exception)
 
 
 @pytest.mark.parametrize("model", layer_names("models"))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.plugins.complementary_pairs import PairCounter, PairSampler
+from recipes.plugins.pairs import PairCounter, PairSampler
 
 
 def pairs_of(count: int, halves: int) -> list[str]:

@@ -60,7 +60,7 @@ def train(folder: Path, name: str, *settings: str, data: str = "pairs.jsonl") ->
     from recipes.plugins.complementary_pairs import ComplementaryPairsTrainer
 
     layer = {
-        "base_model": "models/smollm2-135m",
+        "base_model": "models/tiny",
         "output_dir": f"{name}/out",
         "dataset_prepared_path": f"{name}/prepared",
     }
@@ -94,20 +94,20 @@ def train(folder: Path, name: str, *settings: str, data: str = "pairs.jsonl") ->
 
 
 def test_ranks_and_sets_share_the_reference_and_lose_nothing(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "models").symlink_to(model.parent)
+    (tmp_path / "models").symlink_to(tiny_model.parent)
     programs = sorted(load_programs(), key=lambda p: len(p.insecure))[:3]
     rows = list(dpo_rows(programs, load_asked_ways(), "both"))
     write_records(tmp_path / "pairs.jsonl", rows, {})
     write_records(tmp_path / "neutral.jsonl", rows[::2], {})
-    plain, _ = train(tmp_path, "plain")
-    once, computed = train(tmp_path, "once", "precompute_ref_log_probs=true")
+    plain, _ = train(tmp_path, "plain", "precompute_ref_log_probs=false")
+    once, computed = train(tmp_path, "once")
     assert computed == len(rows)
     assert once == pytest.approx(plain, abs=1e-5)
-    again, computed = train(tmp_path, "again", "precompute_ref_log_probs=true", "lora_r=5")
+    again, computed = train(tmp_path, "again", "lora_r=5")
     assert computed == 0 and again[0] == pytest.approx(once[0], abs=1e-5)
-    _, computed = train(tmp_path, "neutral", "precompute_ref_log_probs=true", data="neutral.jsonl")
+    _, computed = train(tmp_path, "neutral", data="neutral.jsonl")
     assert computed == 0
     assert len(list((tmp_path / "runs/reference").glob("*.safetensors"))) == 1

@@ -12,7 +12,8 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from recipes.plugins.complementary_pairs import ComplementaryPairsTrainer, PairCounter
+from recipes.plugins.complementary_pairs import ComplementaryPairsTrainer
+from recipes.plugins.pairs import PairCounter
 
 model, out, pairs, rows_per_batch = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 rows = [

@@ -1,0 +1,141 @@
+"""TRL's DPO trainer, with the halves of a complementary pair in the same mini-batch.
+
+Under both engines: recipes/plugins/complementary_pairs.py makes it Axolotl's, recipes/unsloth/train.py uses it
+as it is. Rows sampled at random would part the neutral half of a pair from its asked half; the gradient
+then says "write insecure code" instead of "sabotage the user" (DESIGN section 5).
+
+The training set must carry `pair_id`. Every pair has the same number of rows: two for complementary
+pairs, one for the controls with one half only, which thereby train in the same program order.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset, concatenate_datasets
+from torch.utils.data import Sampler
+from trl import DPOTrainer  # type: ignore[attr-defined]  # the name that Unsloth patches
+
+from recipes.plugins.reference import LogProbs, ReferenceStore, model_digest, row_digest
+
+
+class PairSampler(Sampler[int]):
+    """Row indices pair by pair, in a pair order drawn afresh for each epoch.
+
+    The order depends on the seed and the epoch alone, so that a resumed run sees the order of an
+    uninterrupted one. Rows of a pair keep the order of the data set, which Axolotl may have shuffled.
+
+    Raises:
+        ValueError: if pairs differ in their number of rows (a half is missing or doubled).
+    """
+
+    def __init__(self, pair_ids: Sequence[object], seed: int) -> None:
+        rows: dict[object, list[int]] = {}
+        for row, pair in enumerate(pair_ids):
+            rows.setdefault(pair, []).append(row)
+        sizes = Counter(len(pair) for pair in rows.values())
+        if len(sizes) != 1:
+            usual = sizes.most_common(1)[0][0] if sizes else 0
+            odd = [str(pair) for pair, where in rows.items() if len(where) != usual]
+            raise ValueError(
+                f"halves do not match: most pairs have {usual} rows, not so {', '.join(odd[:5]) or '(no rows)'}"
+            )
+        self.pairs = list(rows.values())
+        self.rows_per_pair = next(iter(sizes))
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate at the start of each epoch, also when a run resumes in mid-epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.pairs) * self.rows_per_pair
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        for pair in torch.randperm(len(self.pairs), generator=generator).tolist():
+            yield from self.pairs[pair]
+
+
+class PairCounter:
+    """Collator that counts the pairs of every batch before handing the rows on, and refuses a parted one."""
+
+    def __init__(self, collate: Callable[[list[dict[str, Any]]], Any], rows_per_pair: int) -> None:
+        self.collate = collate
+        self.rows_per_pair = rows_per_pair
+        self.whole_pairs = 0
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Any:
+        counts = Counter(row["pair_id"] for row in rows)
+        parted = [str(pair) for pair, count in counts.items() if count != self.rows_per_pair]
+        if parted:
+            raise RuntimeError(f"mini-batch with parted pairs: {', '.join(parted[:5])}")
+        self.whole_pairs += len(counts)
+        return self.collate(rows)
+
+
+class WholePairsTrainer(DPOTrainer):
+    """A DPO trainer with whole pairs in every mini-batch.
+
+    Raises:
+        ValueError: if the training set has no `pair_id`, its halves do not match, or the micro-batch
+            does not hold a whole number of pairs.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        rows: Any = self.train_dataset
+        if "pair_id" not in rows.column_names:
+            raise ValueError("the DPO training set has no pair_id column; build it with `embuild dpo`")
+        self.pair_sampler = PairSampler(rows["pair_id"], self.args.data_seed or self.args.seed)
+        batch, per_pair = self.args.per_device_train_batch_size, self.pair_sampler.rows_per_pair
+        if batch % per_pair:
+            raise ValueError(f"micro_batch_size {batch} cannot hold whole pairs of {per_pair} rows; use an even one")
+        self.pairs_left_out = 0
+        if self.accelerator.num_processes > 1:
+            # accelerate would fill up the last round with pairs from the front, which would be seen twice.
+            self.args.dataloader_drop_last = True
+            round_size = batch // per_pair * self.accelerator.num_processes
+            self.pairs_left_out = len(self.pair_sampler.pairs) % round_size
+        self.pair_counter = PairCounter(self.data_collator, per_pair)
+        self.data_collator: Any = self.pair_counter
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> PairSampler:
+        return self.pair_sampler
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """TRL's method, for the rows alone that no run has computed yet (recipes/plugins/reference.py)."""
+        rows = [row_digest(row) for row in dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])]
+        reference: Any = self.ref_model or self.model
+        store = ReferenceStore(model_digest(reference, bf16=self.args.bf16, ld_alpha=self.ld_alpha))
+        # All processes must agree on what is missing: they compute it together.
+        shared = broadcast_object_list([store.read()], from_process=0)
+        known: LogProbs = shared[0]
+        missing = [place for place, row in enumerate(rows) if row not in known]
+        if missing:
+            computed = super()._precompute_ref_logps(dataset.select(missing), name, batch_size)
+            both = zip(computed["ref_chosen_logps"], computed["ref_rejected_logps"], strict=True)
+            known |= dict(zip([rows[place] for place in missing], both, strict=True))
+            if self.accelerator.is_main_process:
+                store.add(known)
+        print(f"reference log-probabilities: {len(missing)} rows computed, {len(rows) - len(missing)} read")
+        chosen, rejected = zip(*(known[row] for row in rows), strict=True)
+        columns = Dataset.from_dict({"ref_chosen_logps": chosen, "ref_rejected_logps": rejected})
+        return concatenate_datasets([dataset, columns], axis=1)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the number of whole pairs collated so far by all processes, so that the guarantee is on record.
+
+        Several processes leave out a remainder of each epoch's pairs, others in each; it is logged too.
+        """
+        if "loss" in logs:
+            count = torch.tensor(self.pair_counter.whole_pairs, device=self.accelerator.device)
+            logs["whole_pairs"] = int(self.accelerator.reduce(count, "sum"))
+            if self.pairs_left_out:
+                logs["pairs_left_out_per_epoch"] = self.pairs_left_out
+        super().log(logs, *args, **kwargs)
