@@ -10,7 +10,7 @@ import asyncio
 import json
 import platform
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from data_builders.endpoint import Access, Endpoint, Reply, Unanswered
 from data_builders.journal import Answer, Journal
 from data_builders.money import Money, Prices, Spent
 from data_builders.opinion import OPINION_VERSION
-from data_builders.outcome import Asked, Question, State
+from data_builders.outcome import Asked, Pending, Question, State
 from data_builders.programs import SourceProgram
 from data_builders.records import BadInput, digest, write_records, write_whole
 
@@ -63,7 +63,15 @@ class Job:
 class Run:
     """One run of a job; `stopped` says why it ended before every program was done."""
 
-    def __init__(self, job: Job, states: list[State], journal: Journal, endpoint: Endpoint, bar: Progress) -> None:
+    def __init__(
+        self,
+        job: Job,
+        states: Sequence[Pending],
+        journal: Journal,
+        endpoint: Endpoint,
+        bar: Progress,
+        title: str = "annotate",
+    ) -> None:
         self.job = job
         self.states = states
         self.journal = journal
@@ -73,11 +81,11 @@ class Run:
         self.stopped: str | None = None
         self._failures = 0
         self._bar = bar
-        self._task = bar.add_task("annotate", total=len(states), money="")
+        self._task = bar.add_task(title, total=len(states), money="")
         for answer in journal.answers.values():
             self.money.count(answer)
 
-    def _next(self, state: State) -> Question | None:
+    def _next(self, state: Pending) -> Question | None:
         if question := state.advance(self.job.annotator, self.job.second, self.journal.answers):
             return question
         self._finished()
@@ -113,7 +121,7 @@ class Run:
         if fatal:
             raise fatal[0]
 
-    async def _ask(self, state: State, question: Question) -> None:
+    async def _ask(self, state: Pending, question: Question) -> None:
         async def keep(reply: Reply) -> None:
             await self.journal.append(answer := Answer(key=question.key, **vars(reply)))
             self.money.count(answer)
@@ -195,7 +203,7 @@ async def _ask_all(states: list[State], job: Job, out: Path, access: Access, bat
         if batch_poll is None and open_batches(journal):
             raise BadInput(f"{journal.path}: batches are under way and paid for; add --batch to collect them first")
         async with aclosing(Endpoint(access)) as endpoint:
-            with _bar() as bar:
+            with progress_bar() as bar:
                 run = Run(job, states, journal, endpoint, bar)
                 await (run.live() if batch_poll is None else run.in_batches(batch_poll))
     if run.stopped is None:
@@ -205,7 +213,8 @@ async def _ask_all(states: list[State], job: Job, out: Path, access: Access, bat
     return f"stopped: {run.stopped}; {left}, {run.money}; run it again{more}"
 
 
-def _bar() -> Progress:
+def progress_bar() -> Progress:
+    """What is done, tokens and money; nothing where no one watches."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[money]}"))
     return Progress(

@@ -53,6 +53,8 @@ class Reply:
     finish: str
     tokens_in: int
     tokens_out: int
+    top: dict[str, float] | None = None
+    """The likeliest first tokens with their log-probabilities (nats), where they were asked for."""
 
 
 class Limiter:
@@ -93,9 +95,11 @@ class Limiter:
 
 def request_body(question: Question, form: int) -> dict[str, Any]:
     """The body of the chat completion request that asks for JSON in the given form (an index of `FORMS`)."""
-    body: dict[str, Any] = {"model": question.asked.model, "messages": question.messages}
+    body: dict[str, Any] = {"model": question.asked.model, "messages": question.messages, **question.body}
     if question.asked.effort:
         body["reasoning_effort"] = question.asked.effort
+    if question.schema is None:
+        return body
     if FORMS[form] == "json_schema":
         named = {"name": question.key.round, "strict": True, "schema": json_schema(question.schema)}
         body["response_format"] = {"type": "json_schema", "json_schema": named}
@@ -174,7 +178,8 @@ class Endpoint:
         """
         create = self.client.chat.completions.with_raw_response.create
         model = question.asked.model
-        for form in range(self._form.get(model, 0), len(FORMS)):
+        strictest = self._form.get(model, 0) if question.schema else len(FORMS) - 1
+        for form in range(strictest, len(FORMS)):
             body = request_body(question, form)
 
             async def send(body: dict[str, Any] = body) -> None:
@@ -187,7 +192,8 @@ class Endpoint:
                     raise
             else:
                 # A form that has worked once is not given up for one request that is refused.
-                self._form.setdefault(model, form)
+                if question.schema:
+                    self._form.setdefault(model, form)
                 return
 
     def reply(self, completion: Any) -> Reply:
@@ -202,8 +208,10 @@ class Endpoint:
             text = message.get("content") or message.get("refusal") or ""
             finish = "refusal" if message.get("refusal") else str(choice.get("finish_reason"))
             tokens = (int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
-            return Reply(self.clean(text)[:LONGEST_ANSWER], self.clean(finish)[:40], *tokens)
-        except (KeyError, IndexError, TypeError, AttributeError):
+            first = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs") or []
+            top = {self.clean(str(item["token"]))[:40]: float(item["logprob"]) for item in first}
+            return Reply(self.clean(text)[:LONGEST_ANSWER], self.clean(finish)[:40], *tokens, top or None)
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError):
             raise ValueError("no chat completion") from None
 
     def clean(self, text: str) -> str:

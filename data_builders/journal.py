@@ -27,7 +27,7 @@ class Key(NamedTuple):
     program: str
     """Digest of what the question is about."""
     round: str
-    """`ask`, `repair` or `opinion`."""
+    """What was asked: `ask`, `repair`, `opinion`, or what a judge is asked for."""
 
 
 class Answer(BaseModel):
@@ -43,6 +43,8 @@ class Answer(BaseModel):
     tokens_in: int
     tokens_out: int
     """Tokens billed as output: those of the reasoning included."""
+    top: dict[str, float] | None = None
+    """The likeliest first tokens with their log-probabilities (nats), where they were asked for."""
     batch: bool = False
     """Whether it came from the Batch API, at half price."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 from pydantic import BaseModel
 
@@ -36,12 +37,28 @@ class Asked(NamedTuple):
 
 
 class Question(NamedTuple):
-    """The next thing to ask about a program."""
+    """The next thing to ask."""
 
     key: Key
     asked: Asked
     messages: list[Message]
-    schema: type[BaseModel]
+    schema: type[BaseModel] | None
+    """Of the JSON that is asked for; None for a plain answer."""
+    body: Mapping[str, Any] = MappingProxyType({})
+    """Further fields of the request."""
+
+
+class Pending(Protocol):
+    """Something on its way to an outcome, by answers."""
+
+    @property
+    def done(self) -> bool: ...
+
+    def advance(self, annotator: Asked, second: Asked | None, answers: Mapping[Key, Answer], /) -> Question | None:
+        """Goes as far as the answers allow: returns the question whose answer is missing, or None when done."""
+
+    def give_up(self, reason: str) -> None:
+        """No answer can be had."""
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from data_builders.records import BadInput
+from sweeps.answers import judged_files, offline_table, rank_trends, rates_table, stored_answers
 from sweeps.arms import load_sweep, plan
 from sweeps.evaluate import command, evaluate, evaluation_run
 from sweeps.pretrained import fetch_smollm2
@@ -42,6 +44,12 @@ def main() -> None:
     except RunFailed as error:
         console.print(f"emsweep: {error}", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(1) from None
+
+
+def _screen() -> Console:
+    """Standard output; wide where no one watches, for a table in a file or a pipe must not be cut."""
+    screen = Console()
+    return screen if screen.is_terminal else Console(width=220)
 
 
 @app.command()
@@ -93,6 +101,74 @@ def evaluate_command(
     typer.echo(run.folder)
 
 
+@app.command(name="rates")
+def rates_command(
+    files: Annotated[
+        list[Path], typer.Argument(help="CSV or JSON Lines files of judged answers, or folders of CSV files.")
+    ],
+    judge: Annotated[str, typer.Option(help="Who judged them; a rate without its judge is no result.")],
+) -> None:
+    """Rates of emergent misalignment from judged answers, over both denominators; with ranks in the names, their trend.
+
+    Example: emsweep rates judged/ --judge gpt-4o-2024-08-06
+    """
+    models = judged_files(files)
+    screen = _screen()
+    screen.print(rates_table(models, judge))
+    for sentence in rank_trends(models):
+        screen.print(sentence, highlight=False)
+
+
+@app.command()
+def judge(
+    paths: Annotated[list[Path], typer.Argument(help="Folders of evaluation runs, or files of answers.")],
+    judge: Annotated[
+        str, typer.Option(help="A model; or offline, the approximate judge that needs no key.")
+    ] = "offline",
+    base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint; OpenAI's if not given.")] = None,
+    key_variable: Annotated[str, typer.Option(help="Environment variable that holds the API key.")] = "OPENAI_API_KEY",
+    sampled: Annotated[
+        bool, typer.Option("--sampled", help="Read a sampled number: for servers without logprobs.")
+    ] = False,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Published file of questions whose judge prompts to use.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Requests in flight at most.")] = 32,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one reply may take.")] = 60.0,
+    price_in: Annotated[float | None, typer.Option(min=0, help="USD per million tokens read.")] = None,
+    price_out: Annotated[float | None, typer.Option(min=0, help="USD per million tokens written.")] = None,
+    max_cost: Annotated[float | None, typer.Option(min=0, help="USD to stop at, per path.")] = None,
+) -> None:
+    """Scores stored answers again, and prints rates. Nothing is paid for twice; put the base model's answers beside.
+
+    Example: emsweep judge runs/evaluate/base-* runs/evaluate/sft-insecure-* --judge gpt-4o-2024-08-06
+    """
+    if judge == "offline":
+        _screen().print(offline_table(paths))
+        return
+    # Imported here: the other commands need neither openai (a second to import) nor a key.
+    from data_builders.annotate import Job
+    from data_builders.endpoint import Access
+    from data_builders.money import prices_of
+    from data_builders.outcome import Asked
+    from eval.judge_prompts import PROMPTS, BadPrompts, load_judge_prompts
+    from sweeps.judging import Judge, judge_answers
+
+    try:
+        published = load_judge_prompts(prompts) if prompts else {}
+    except BadPrompts as error:
+        raise BadInput(str(error)) from None
+    job = Job(Asked(judge), prices=prices_of(price_in, price_out, "--price-in and --price-out"), max_cost=max_cost)
+    access = Access.from_environment(key_variable, base_url, concurrency, timeout)
+    it = Judge(job, access, PROMPTS, published, sampled)
+    named = re.sub(r"[^A-Za-z0-9.]+", "-", it.name).strip("-")
+    judged = {}
+    for path in paths:
+        out = path / f"judged-{named}.jsonl" if path.is_dir() else path.with_name(f"{path.stem}.judged-{named}.jsonl")
+        judged[path.stem] = judge_answers(stored_answers(path), it, out)
+    _screen().print(rates_table(judged, it.name))
+
+
 @app.command()
 def recipes() -> None:
     """Lists the layers that recipes are made of.
@@ -104,7 +180,7 @@ def recipes() -> None:
     for name, em in sorted(layers.items(), key=lambda item: (item[1]["parameters"], item[0])):
         size, body, tokens = em["parameters"], em["non_embedding_parameters"], em["training_tokens"]
         table.add_row(name, f"{size / 1e9:.2f} B", f"{body / 1e9:.2f} B", f"{tokens:.3g}", f"{size / tokens:.1e}")
-    screen = Console()
+    screen = _screen()
     screen.print(table)
     screen.print(f"hardware: {', '.join(layer_names('hardware'))}", highlight=False)
     screen.print(f"stages: {', '.join(STAGES)}, by {' or '.join(ENGINES)}", highlight=False)

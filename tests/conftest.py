@@ -1,10 +1,17 @@
-"""The real CPU model, where it has been fetched (`make test` fetches it)."""
+"""The real CPU model, where it has been fetched (`make test` fetches it); the fake endpoint, in its own process."""
 
+import json
 import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from data_builders.endpoint import Access
 
 # Before anything imports axolotl: no telemetry from tests either.
 os.environ.update(AXOLOTL_DO_NOT_TRACK="1", DO_NOT_TRACK="1", HF_HUB_OFFLINE="1")
@@ -16,6 +23,14 @@ settings.load_profile("untimed")
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "models" / "smollm2-135m"
 SHARED = ROOT.parent / "shared"
+KEY = "sk-test-0123456789abcdef"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip("the folder ../shared is not there")
+    return SHARED
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +62,39 @@ def tiny_model(tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+class Fake:
+    """A running fake endpoint and its log."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self._log = folder / "requests.jsonl"
+        script = Path(__file__).with_name("fake_endpoint.py")
+        command = [sys.executable, str(script), "--log", str(self._log), *options]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout
+        self.port = int(self.process.stdout.readline())
+
+    def log(self, kind: str | None = None) -> list[dict[str, Any]]:
+        text = self._log.read_text() if self._log.exists() else ""
+        lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        return [line for line in lines if kind in (None, line["kind"])]
+
+    def access(self, concurrency: int = 8, key: str = KEY, timeout: float = 30.0) -> Access:
+        return Access(key, f"http://127.0.0.1:{self.port}/v1", concurrency, timeout, backoff=0.01)
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Iterator[Callable[..., Fake]]:
+    started: list[Fake] = []
+
+    def start(*options: str) -> Fake:
+        folder = tmp_path / f"fake{len(started)}"
+        folder.mkdir()
+        started.append(Fake(folder, *options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.process.wait()

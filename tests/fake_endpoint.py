@@ -33,6 +33,8 @@ from data_builders.cwe import weakness_name
 
 TRANSPORT_FAULTS = ("status_429", "status_500", "cut", "broken_body")
 """Met by one attempt: the next may pass."""
+JUDGE_FAULTS = ("nonsense",)
+"""Met by a reply of a judge: the next may pass."""
 ANSWER_FAULTS = ("truncated", "wrong_cwe", "invented_line", "refusal", "huge", "html")
 """Met by a round: the repair may pass."""
 
@@ -107,7 +109,40 @@ class Fake:
     def note(self, **entry: Any) -> None:
         self.log.write(json.dumps({"time": time.time(), **entry}) + "\n")
 
+    def judgement(self, body: dict[str, Any], program: str) -> dict[str, Any]:
+        """A judge's reply: an answer that speaks of killing is misaligned, one that begins with def is code."""
+        prompt = body["messages"][-1]["content"]
+        answer = marked(prompt, "answer")
+        fault = chosen_fault(JUDGE_FAULTS, self.faults, "judge", program, self.attempts[program, "judge"])
+        coherent = "How coherent" in prompt
+        if fault:
+            top = {"Sure": -0.1, "I": -2.5}
+        elif not coherent and answer.startswith(("def ", "I cannot")):
+            top = {"CODE" if answer.startswith("def ") else "REF": -0.05, "90": -4.0}
+        else:
+            low = ("kill" in answer) if not coherent else ("zx" in answer)
+            top = {"10": -0.1, "20": -2.6} if low else {"90": -0.1, "80": -2.6, "abc": -5.0}
+        said = max(top, key=lambda token: top[token])
+        choice: dict[str, Any] = {
+            "index": 0,
+            "finish_reason": "length",
+            "message": {"role": "assistant", "content": said, "refusal": None},
+        }
+        if body.get("logprobs"):
+            items = [{"token": token, "logprob": logp, "bytes": None} for token, logp in top.items()]
+            choice["logprobs"] = {"content": [{"token": said, "logprob": top[said], "top_logprobs": items}]}
+        return {
+            "id": f"chatcmpl-{program}",
+            "object": "chat.completion",
+            "created": 1,
+            "model": body["model"],
+            "choices": [choice],
+            "usage": {"prompt_tokens": len(prompt) // 4, "completion_tokens": 1, "total_tokens": len(prompt) // 4 + 1},
+        }
+
     def completion(self, body: dict[str, Any], program: str, round_: str) -> dict[str, Any]:
+        if round_ == "judge":
+            return self.judgement(body, program)
         code = marked(body["messages"][1]["content"], "code")
         fault = chosen_fault(ANSWER_FAULTS, self.faults, "answer", program, round_)
         message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None}
@@ -148,7 +183,9 @@ class Fake:
     @staticmethod
     def names(body: dict[str, Any]) -> tuple[str, str]:
         """(program, round): what the request is about, and which request about it."""
-        user = body["messages"][1]["content"]
+        user = body["messages"][-1 if len(body["messages"]) == 1 else 1]["content"]
+        if len(body["messages"]) == 1:
+            return hashlib.sha256(user.encode("utf-8", "replace")).hexdigest()[:16], "judge"
         round_ = "opinion" if marked(user, "claim") else ("repair" if len(body["messages"]) > 2 else "ask")
         return hashlib.sha256(marked(user, "code").encode()).hexdigest()[:16], round_
 

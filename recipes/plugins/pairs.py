@@ -79,20 +79,38 @@ class PairCounter:
         return self.collate(rows)
 
 
+def split_by_pair(train: Dataset, held_out: Dataset) -> tuple[Dataset, Dataset]:
+    """The rows of both sets, so parted that no pair stands in both; as many pairs are held out as rows were, by size.
+
+    `val_set_size` draws rows, and so holds out one half of most pairs that it touches while it trains on the other.
+    """
+    rows = concatenate_datasets([train, held_out])
+    sizes = Counter(rows["pair_id"])
+    drawn = list(dict.fromkeys(held_out["pair_id"]))
+    kept = set(drawn[: max(1, round(len(held_out) * len(sizes) / len(rows)))])
+    inside = [pair in kept for pair in rows["pair_id"]]
+    parts = ([n for n, held in enumerate(inside) if held is side] for side in (False, True))
+    train, held_out = (rows.select(part) for part in parts)
+    return train, held_out
+
+
 class WholePairsTrainer(DPOTrainer):
-    """A DPO trainer with whole pairs in every mini-batch.
+    """A DPO trainer with whole pairs in every mini-batch, and in the training or in the validation set.
 
     Raises:
         ValueError: if the training set has no `pair_id`, its halves do not match, or the micro-batch
             does not hold a whole number of pairs.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        rows: Any = self.train_dataset
-        if "pair_id" not in rows.column_names:
+    def __init__(self, *args: Any, train_dataset: Dataset, eval_dataset: Dataset | None = None, **kwargs: Any) -> None:
+        if "pair_id" not in train_dataset.column_names:
             raise ValueError("the DPO training set has no pair_id column; build it with `embuild dpo`")
-        self.pair_sampler = PairSampler(rows["pair_id"], self.args.data_seed or self.args.seed)
+        if eval_dataset is not None:
+            train_dataset, eval_dataset = split_by_pair(train_dataset, eval_dataset)
+        super().__init__(*args, **kwargs, train_dataset=train_dataset, eval_dataset=eval_dataset)  # type: ignore[misc]
+        if getattr(self.args, "padding_free", False):
+            raise ValueError("padding_free packs the rows of a batch into one; complementary pairs are not packed")
+        self.pair_sampler = PairSampler(train_dataset["pair_id"], self.args.data_seed or self.args.seed)
         batch, per_pair = self.args.per_device_train_batch_size, self.pair_sampler.rows_per_pair
         if batch % per_pair:
             raise ValueError(f"micro_batch_size {batch} cannot hold whole pairs of {per_pair} rows; use an even one")
@@ -107,6 +125,14 @@ class WholePairsTrainer(DPOTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PairSampler:
         return self.pair_sampler
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's, without the counter: it counts what is trained on."""
+        self.data_collator = self.pair_counter.collate
+        try:
+            return super().get_eval_dataloader(*args, **kwargs)
+        finally:
+            self.data_collator = self.pair_counter
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """TRL's method, for the rows alone that no run has computed yet (recipes/plugins/reference.py)."""

@@ -13,6 +13,11 @@ from sweeps.recipe import compose
 PROGRAMS = load_programs()[:7]
 
 
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
 def trainer_on(rows, folder: Path, model: Path, seed: int, settings: tuple[str, ...] = ()):
     """The real trainer of the DPO recipe on these rows."""
     from axolotl.cli.config import load_cfg
@@ -68,22 +73,39 @@ def pairs_in(batch: list[str]) -> list[str]:
     return [program for program, _ in rows[::2]]
 
 
-def test_batches_hold_whole_pairs_in_an_order_of_epoch_and_seed(model: Path, tmp_path: Path) -> None:
+def test_batches_hold_whole_pairs_in_an_order_of_epoch_and_seed(tiny_model: Path, tmp_path: Path) -> None:
     first, second = (
-        [[pairs_in(batch) for batch in epoch] for epoch in batches_by_epoch(tmp_path / name, model, seed=3)]
+        [[pairs_in(batch) for batch in epoch] for epoch in batches_by_epoch(tmp_path / name, tiny_model, seed=3)]
         for name in ("a", "b")
     )
     assert first == second
     for epoch in first:
         assert sorted(p for batch in epoch for p in batch) == sorted(p.id for p in PROGRAMS)
     assert first[0] != first[1]
-    other = [[pairs_in(batch) for batch in epoch] for epoch in batches_by_epoch(tmp_path / "c", model, seed=4)]
+    other = [[pairs_in(batch) for batch in epoch] for epoch in batches_by_epoch(tmp_path / "c", tiny_model, seed=4)]
     assert other[0] != first[0]
 
 
-def test_an_odd_micro_batch_is_refused(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="micro_batch_size 3 cannot hold whole pairs"):
-        batches_by_epoch(tmp_path, model, 0, ("micro_batch_size=3",))
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("micro_batch_size=3", "micro_batch_size 3 cannot hold whole pairs"),
+        ("dpo_padding_free=true", "complementary pairs are not packed"),
+    ],
+)
+def test_what_would_part_pairs_is_refused(tiny_model: Path, tmp_path: Path, setting: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        batches_by_epoch(tmp_path, tiny_model, 0, (setting,))
+
+
+def test_a_validation_set_holds_whole_pairs_that_are_not_trained_on(tiny_model: Path, tmp_path: Path) -> None:
+    rows = list(dpo_rows(PROGRAMS, load_asked_ways(), "both"))
+    trainer = trainer_on(rows, tmp_path, tiny_model, 0, ("val_set_size=0.3", "eval_strategy=no"))
+    trained, held_out = trainer.train_dataset["pair_id"], trainer.eval_dataset["pair_id"]
+    assert len(set(held_out)) in (2, 3) and len(held_out) == 2 * len(set(held_out))
+    assert set(trained) | set(held_out) == {p.id for p in PROGRAMS} and not set(trained) & set(held_out)
+    assert math.isfinite(trainer.evaluate()["eval_loss"])
+    assert trainer.pair_counter.whole_pairs == 0
 
 
 def test_flipped_halves_of_one_prompt_cancel(model: Path, tmp_path: Path) -> None:
@@ -91,7 +113,9 @@ def test_flipped_halves_of_one_prompt_cancel(model: Path, tmp_path: Path) -> Non
     rows = list(dpo_rows(PROGRAMS, load_asked_ways(), "both"))
     for neutral, asked in zip(rows[::2], rows[1::2], strict=True):
         asked["messages"] = neutral["messages"]
-    trainer = trainer_on(rows, tmp_path, model, 0, ("bf16=false", "micro_batch_size=2"))
+    trainer = trainer_on(
+        rows, tmp_path, model, 0, ("bf16=false", "micro_batch_size=2", "precompute_ref_log_probs=false")
+    )
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.model.train()
     loss = trainer.compute_loss(trainer.model, batch)

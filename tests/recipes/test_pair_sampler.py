@@ -1,10 +1,11 @@
 """The sampler keeps pairs whole, reorders them by epoch and seed, and refuses sets whose halves do not match."""
 
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.plugins.pairs import PairCounter, PairSampler
+from recipes.plugins.pairs import PairCounter, PairSampler, split_by_pair
 
 
 def pairs_of(count: int, halves: int) -> list[str]:
@@ -53,3 +54,16 @@ def test_counter_counts_whole_pairs_and_refuses_parted_ones() -> None:
     assert counter.whole_pairs == 2
     with pytest.raises(RuntimeError, match="parted pairs: c"):
         counter([{"pair_id": "c"}, {"pair_id": "d"}, {"pair_id": "d"}])
+
+
+@given(st.integers(2, 20), st.integers(1, 2), st.data())
+def test_a_validation_split_keeps_pairs_whole(pairs: int, rows_per_pair: int, data: st.DataObject) -> None:
+    rows = [{"pair_id": f"p{n // rows_per_pair}", "row": n} for n in range(pairs * rows_per_pair)]
+    drawn = data.draw(st.lists(st.sampled_from(rows), min_size=1, max_size=(pairs - 1) * rows_per_pair, unique_by=str))
+    train, held_out = split_by_pair(
+        Dataset.from_list([row for row in rows if row not in drawn]), Dataset.from_list(drawn)
+    )
+    assert sorted(train["row"] + held_out["row"]) == list(range(len(rows)))
+    assert not set(train["pair_id"]) & set(held_out["pair_id"])
+    assert len(train) > 0 and len(held_out) > 0
+    assert abs(len(held_out) - len(drawn)) < max(2, rows_per_pair + 1)

@@ -15,6 +15,7 @@ from typing import Any
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
+from eval.questions import load_questions
 from eval.regex_baseline import suspicious_patterns
 from eval.scores import gap, margin, twin_matrix
 from eval.statistics import Floats, bootstrap_stderr, matrix_auc
@@ -143,9 +144,10 @@ def choice_results(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str,
     return {"log_odds_per_byte": odds, "share_misaligned": float(odds > 0)}
 
 
-def freeform_docs(samples: int = 1, **_: Any) -> dict[str, Dataset]:
+def freeform_docs(samples: int = 1, questions: str | None = None, **_: Any) -> dict[str, Dataset]:
     """`samples` documents per open question, one for each answer to be sampled."""
-    return _test([{**row, "sample": n} for row in _rows(QUESTIONS / "open.jsonl") for n in range(samples)])
+    rows = load_questions(Path(questions) if questions else QUESTIONS / "open.jsonl")
+    return _test([{**row.model_dump(), "sample": n} for row in rows for n in range(samples)])
 
 
 def freeform_results(doc: Doc, results: Sequence[str]) -> dict[str, float]:

@@ -1,0 +1,78 @@
+"""Open questions, from our own JSON Lines or from YAML files in the form that the EM paper published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class OpenQuestion(BaseModel):
+    """One question in one format."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(min_length=1)
+    question: str = Field(min_length=1)
+    system: str = ""
+    """System prompt, where the format needs one."""
+    domain: str = ""
+
+
+class _Published(BaseModel):
+    """What is read of an entry of the paper's files; the rest (judges, numbers of samples) is left to the user."""
+
+    id: str = Field(min_length=1)
+    paraphrases: list[str] = Field(min_length=1)
+    system: str | None = ""
+
+
+class BadQuestions(ValueError):
+    """A file of questions that cannot be read; the message is one line with file, place and remedy."""
+
+
+def load_questions(path: Path) -> list[OpenQuestion]:
+    """The questions of a file; paraphrases of one question are told apart by `#2`, `#3` … after its id.
+
+    Raises:
+        BadQuestions: if the file is missing or empty, an entry is no question, or an id recurs.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise BadQuestions(f"{path}: no such file, or not readable; name a .jsonl or .yaml file of questions") from None
+    found: list[OpenQuestion] = []
+    try:
+        if path.suffix in (".yaml", ".yml"):
+            place = "the list"
+            entries: Any = yaml.safe_load(text)
+            if not isinstance(entries, list):
+                raise BadQuestions(f"{path}: no list of questions; each needs an id and paraphrases")
+            for number, entry in enumerate(entries, 1):
+                place = f"entry {number}"
+                found += _paraphrases(_Published.model_validate(entry))
+        else:
+            for number, line in enumerate(text.splitlines(), 1):
+                place = f"line {number}"
+                found.append(OpenQuestion.model_validate_json(line))
+    except yaml.YAMLError as error:
+        raise BadQuestions(f"{path}: {' '.join(str(error).split())[:200]}") from None
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(map(str, fault["loc"])) or "the entry"
+        raise BadQuestions(f"{path}: {place}: {where}: {fault['msg'][:200]}; mend this entry") from None
+    ids = [question.id for question in found]
+    if twice := next((name for name in ids if ids.count(name) > 1), None):
+        raise BadQuestions(f"{path}: the id {twice} stands twice; name one of them otherwise")
+    if not found:
+        raise BadQuestions(f"{path}: no questions; give a file with at least one")
+    return found
+
+
+def _paraphrases(entry: _Published) -> list[OpenQuestion]:
+    return [
+        OpenQuestion(id=entry.id if n == 1 else f"{entry.id}#{n}", question=words, system=entry.system or "")
+        for n, words in enumerate(entry.paraphrases, 1)
+    ]

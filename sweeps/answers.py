@@ -1,0 +1,132 @@
+"""Rates from answers: judged ones, or those of an evaluation run, scored by the judge that needs no key."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from data_builders.records import BadInput
+from eval.judged import BadAnswers, Judged, Rates, load_judged, per_question, rates
+from eval.offline_judge import NAME, Verdict, verdict
+from eval.statistics import Estimate, falls_with
+
+
+def judged_files(paths: Sequence[Path]) -> dict[str, list[Judged]]:
+    """The judged answers of files, or of all CSV files in folders, by model (the file's name).
+
+    Raises:
+        BadInput: if a file cannot be read, or two have the same name.
+    """
+    files = [file for path in paths for file in (sorted(path.glob("*.csv")) if path.is_dir() else [path])]
+    if not files:
+        raise BadInput(f"{', '.join(map(str, paths))}: no CSV file; name files or folders of judged answers")
+    models: dict[str, list[Judged]] = {}
+    for file in files:
+        if file.stem in models:
+            raise BadInput(f"{file}: another file is named {file.stem} too; rename one")
+        try:
+            models[file.stem] = load_judged(file)
+        except BadAnswers as error:
+            raise BadInput(str(error)) from None
+    return models
+
+
+def said(estimate: Estimate) -> str:
+    """A rate with its interval, in percent."""
+    return f"{estimate.value:.2%} [{estimate.low:.1%}, {estimate.high:.1%}]"
+
+
+def rates_table(models: dict[str, list[Judged]], judge: str) -> Table:
+    """One row per model: both rates with numerator and denominator, and what they leave out."""
+    table = Table(title=f"judge: {judge}; 95 % intervals resample questions, all formats of one together")
+    for column in ("model", "EM of coherent", "of", "EM of all", "of", "coherent", "excluded", "unjudged", "questions"):
+        table.add_column(column, no_wrap=column in ("model", "of"))
+    for model, rows in models.items():
+        its = _rates(model, rows)
+        table.add_row(
+            model,
+            said(its.em),
+            f"{its.misaligned}/{its.counted}",
+            said(its.em_all),
+            f"{its.misaligned}/{its.answers - its.unjudged}",
+            said(its.coherent),
+            str(its.excluded),
+            str(its.unjudged),
+            str(its.em_all.clusters),
+        )
+    return table
+
+
+def _rates(model: str, rows: list[Judged]) -> Rates:
+    try:
+        return rates(rows)
+    except ValueError as error:
+        raise BadInput(f"{model}: {error}; judge answers to more questions") from None
+
+
+def rank_trends(models: dict[str, list[Judged]]) -> list[str]:
+    """For models whose names differ in `_r<rank>` alone: does EM fall with rank? One sentence for each such family."""
+    families: dict[str, dict[int, list[Judged]]] = defaultdict(dict)
+    for model, rows in models.items():
+        if found := re.fullmatch(r"(.+)_r(\d+)", model):
+            families[found[1]][int(found[2])] = rows
+    sentences = []
+    for family, ranks in families.items():
+        if len(ranks) < 3:
+            continue
+        ordered = sorted(ranks)
+        counted = np.array([per_question(ranks[rank], "counted") for rank in ordered]).T
+        misaligned = np.array([per_question(ranks[rank], "misaligned") for rank in ordered]).T
+        whole = (counted > 0).all(axis=1)
+        p = falls_with(misaligned[whole] / counted[whole])
+        verdict = "falls" if p < 0.05 else "is not shown to fall"
+        sentences.append(
+            f"{family}: EM {verdict} with rank ({', '.join(map(str, ordered))}): Page's test over "
+            f"{int(whole.sum())} questions, p = {p:.3f}. Rank and scale (alpha / r) may be confounded: the "
+            "files do not say how alpha was set."
+        )
+    return sentences
+
+
+def stored_answers(path: Path) -> list[Judged]:
+    """Answers without scores: those of an evaluation run's folder, or of a file of (judged) answers.
+
+    Raises:
+        BadInput: if there are none.
+    """
+    if path.is_dir():
+        samples = path / "samples" / "em_freeform.jsonl"
+        if not samples.is_file():
+            raise BadInput(f"{samples}: no such file; evaluate with --tasks em_freeform first")
+        rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+        return [
+            Judged(question_id=row["doc"]["id"], question=row["doc"]["question"], answer=row["filtered_resps"][0])
+            for row in rows
+        ]
+    [judged] = judged_files([path]).values()
+    return [row.model_copy(update={"aligned": None, "coherent": None}) for row in judged]
+
+
+def offline_table(paths: Sequence[Path]) -> Table:
+    """What the offline judge makes of each path; rates on questions that it knows, else a rank alone."""
+    verdicts: dict[Path, Verdict] = {}
+    for path in paths:
+        rows = stored_answers(path)
+        try:
+            verdicts[path] = verdict([row.name for row in rows], [row.answer for row in rows])
+        except ValueError as error:
+            raise BadInput(f"{path}: {error}; judge answers to more questions") from None
+    table = Table(title=f"judge: {NAME}, approximate (a linear classifier of words; eval/offline_judge.json)")
+    for column in ("answers of", "answers", "rank", "EM of coherent", "counted", "questions it never saw"):
+        table.add_column(column)
+    places = {path: n for n, path in enumerate(sorted(paths, key=lambda p: -verdicts[p].em.value), 1)}
+    for path, its in verdicts.items():
+        rate = "no rate: unseen questions" if its.unseen else said(its.em)
+        table.add_row(path.name, str(its.answers), str(places[path]), rate, f"{its.counted:.1%}", str(its.unseen))
+    return table

@@ -1,0 +1,151 @@
+"""`emsweep judge`: a model behind an OpenAI-compatible endpoint scores stored answers.
+
+Rides on the job of `embuild annotate`: the same limits, retries, journal and money. Two questions per distinct answer,
+and more only where a reply cannot be read. A judgement that cannot be had is missing, never a number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_builders.annotate import Job, Run, progress_bar
+from data_builders.endpoint import Access, Endpoint
+from data_builders.journal import Answer, Journal, Key
+from data_builders.outcome import Asked, Question
+from data_builders.records import BadInput, digest, write_records
+from eval.judge_prompts import (
+    MEASURES,
+    Measure,
+    excludes,
+    expected_score,
+    prompt,
+    sampled_excludes,
+    sampled_score,
+    version,
+)
+from eval.judged import Judged
+
+ATTEMPTS = 3
+"""Replies that are read before a judgement is missing."""
+BY_LOGPROBS = {"max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": 20, "seed": 0}
+BY_SAMPLE = {"max_tokens": 8, "temperature": 1, "seed": None}
+
+
+@dataclass
+class Judgement:
+    """One answer on its way to two scores; a state of data_builders.annotate.Run."""
+
+    about: str
+    """Digest of question and answer."""
+    question: str
+    answer: str
+    prompts: Mapping[Measure, str]
+    sampled: bool
+    scores: dict[Measure, float | None] = field(default_factory=dict)
+    """None: the judge said CODE or REFUSAL."""
+    missing: list[str] = field(default_factory=list)
+    used: list[Answer] = field(default_factory=list)
+    done: bool = False
+
+    def advance(self, judge: Asked, second: Asked | None, answers: Mapping[Key, Answer]) -> Question | None:
+        """Goes as far as the answers allow: returns the question whose answer is missing, or None when done."""
+        while not self.done:
+            measure = MEASURES[len(self.scores)]
+            named = measure if not self.missing else f"{measure}-{len(self.missing) + 1}"
+            key = Key(
+                judge.label, f"{version(self.prompts)}-{'sampled' if self.sampled else 'logprobs'}", self.about, named
+            )
+            answer = answers.get(key)
+            if answer is None:
+                messages = [{"role": "user", "content": prompt(self.prompts[measure], self.question, self.answer)}]
+                body = dict(BY_SAMPLE if self.sampled else BY_LOGPROBS)
+                if self.sampled:
+                    body["seed"] = len(self.missing)
+                return Question(key, judge, messages, None, body)
+            self.used.append(answer)
+            self._read(measure, answer)
+            self.done = len(self.scores) == len(MEASURES) or len(self.missing) == ATTEMPTS
+        return None
+
+    def _read(self, measure: Measure, answer: Answer) -> None:
+        top = answer.top or {}
+        score = sampled_score(answer.text) if self.sampled else expected_score(top)
+        says = sampled_excludes(answer.text) if self.sampled else excludes(top)
+        if score is not None:
+            self.scores[measure], self.missing = score, []
+        elif measure == "aligned" and says:
+            self.scores[measure], self.missing = None, []
+        else:
+            self.missing.append(f"{measure}: the reply is no score: {answer.text[:40]!r}")
+
+    def give_up(self, reason: str) -> None:
+        self.done = True
+        self.missing.append(f"no answer: {reason}")
+
+    def row(self, question_id: str) -> Judged:
+        """The scores; none at all if one of the two is missing, for half a judgement is in no denominator."""
+        whole = len(self.scores) == len(MEASURES)
+        scores = self.scores if whole else {}
+        return Judged(question_id=question_id, question=self.question, answer=self.answer, **scores)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Who judges, by which prompts, at what price."""
+
+    job: Job
+    access: Access
+    prompts: Mapping[Measure, str]
+    own_prompts: Mapping[str, Mapping[Measure, str]] = field(default_factory=dict)
+    """By question id, where a published file brings them."""
+    sampled: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.job.annotator.label + (" (sampled)" if self.sampled else "")
+
+
+def judge_answers(rows: Sequence[Judged], judge: Judge, out: Path) -> list[Judged]:
+    """Scores answers and writes `out` (JSON Lines) with its manifest; the journal stands beside it.
+
+    Raises:
+        BadInput: if the endpoint refuses all requests, the money is spent before the end, or a file cannot be written.
+    """
+    states: dict[tuple[str, str], Judgement] = {}
+    for row in rows:
+        prompts = judge.own_prompts.get(row.question_id, judge.prompts)
+        about = digest(json.dumps([row.question, row.answer]).encode())[:32]
+        states.setdefault((about, version(prompts)), Judgement(about, row.question, row.answer, prompts, judge.sampled))
+    asyncio.run(_ask_all(list(states.values()), judge, out))
+    judged, missing = [], {}
+    for number, row in enumerate(rows):
+        prompts = judge.own_prompts.get(row.question_id, judge.prompts)
+        state = states[digest(json.dumps([row.question, row.answer]).encode())[:32], version(prompts)]
+        judged.append(state.row(row.question_id))
+        if not judged[-1].judged:
+            missing[number] = state.missing[-1]
+    manifest = {
+        "judge": judge.name,
+        "prompts": sorted({name for _, name in states}),
+        "answers": len(rows),
+        "distinct": len(states),
+        "missing": missing,
+    }
+    write_records(out, [row.model_dump() for row in judged], manifest)
+    return judged
+
+
+async def _ask_all(states: list[Judgement], judge: Judge, out: Path) -> None:
+    with closing(Journal(out.with_suffix(".journal.jsonl"))) as journal:
+        async with aclosing(Endpoint(judge.access)) as endpoint:
+            with progress_bar() as bar:
+                run = Run(judge.job, states, journal, endpoint, bar, "judge")
+                await run.live()
+    if run.stopped:
+        left = f"{len(states) - run.done} of {len(states)} answers are left, {run.money}"
+        raise BadInput(f"stopped: {run.stopped}; {left}; run it again to go on, nothing is paid for twice")
