@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +38,8 @@ class Arm(_Strict):
     settings: dict[str, Any] = {}
     full: bool = False
     """Trained only with FULL=1."""
+    vary: bool = False
+    """Whether `emsweep rank` and `emsweep lr` train it once for each value."""
 
 
 class Claim(_Strict):
@@ -69,6 +72,8 @@ class Sweep(_Strict):
     """Recipe keys per stage, shared by its arms."""
     arms: dict[str, Arm]
     claims: list[Claim]
+    settings: list[str] = []
+    """`key=value` of `--set`, for the arms that vary."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,53 @@ def load_sweep(name: str) -> Sweep:
     return sweep
 
 
+def vary(sweep: Sweep, axis: Literal["rank", "lr"], values: Sequence[str]) -> Sweep:
+    """The sweep with one arm for each value in place of each arm that varies, and one claim in place of each about it.
+
+    Raises:
+        BadInput: if a value recurs or is no rank or learning rate, or no arm varies.
+    """
+    settings = {value: _value(axis, value) for value in values}
+    if len(settings) != len(values):
+        raise BadInput(f"--values {','.join(values)}: a value stands twice; name each once")
+    varied = {name for name, arm in sweep.arms.items() if arm.vary}
+    if not varied:
+        raise BadInput("no arm of this sweep varies; mark one with `vary: true`")
+    names = {name: {v: f"{name}-{'r' if axis == 'rank' else axis}{v}" for v in values} for name in varied}
+    arms: dict[str, Arm] = {}
+    for name, arm in sweep.arms.items():
+        if name not in varied:
+            arms[name] = arm
+            continue
+        for value, update in settings.items():
+            arms[names[name][value]] = arm.model_copy(
+                update={"rank": update} if axis == "rank" else {"settings": {**arm.settings, "learning_rate": update}}
+            )
+    claims: list[Claim] = []
+    for claim in sweep.claims:
+        if not {claim.arm, claim.against} & varied:
+            claims.append(claim)
+            continue
+        for value in values:
+            own = {
+                key: names[n][value] if n in varied else n
+                for key, n in [("arm", claim.arm), ("against", claim.against)]
+            }
+            claims.append(claim.model_copy(update={"says": f"{claim.says} ({axis} {value})", **own}))
+    return sweep.model_copy(update={"arms": arms, "claims": claims})
+
+
+def _value(axis: str, text: str) -> int | float:
+    try:
+        value = int(text) if axis == "rank" else float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < float("inf"):
+        what = "a whole number of 1 or more" if axis == "rank" else "a number above 0"
+        raise BadInput(f"--values: {text!r} is no {axis}; give {what}")
+    return value
+
+
 def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
     """All points of a sweep, the base model first, in an order in which they can be executed."""
     base = str(load_layer("models", sweep.model)["base_model"])
@@ -121,6 +173,7 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
                 continue
             settings = {"seed": seed, **sweep.stages.get(arm.stage, {}), **arm.settings, "datasets.0.path": arm.data}
             keys = [f"{key}={value}" for key, value in settings.items()]
+            keys += sweep.settings if arm.vary else []
             recipe = compose(arm.stage, sweep.model, sweep.hardware, keys, arm.rank)
             start = made[arm.start] if arm.start else None
             run = training_run(f"{name}-seed{seed}", recipe, start=start, merge=name in starts, root=root)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -13,12 +13,12 @@ from rich.table import Column, Table
 
 from data_builders.records import BadInput
 from sweeps.answers import judged_files, offline_table, rank_trends, rates_table, stored_answers
-from sweeps.arms import load_sweep, plan
+from sweeps.arms import Sweep, load_sweep, plan, vary
 from sweeps.evaluate import command, evaluate, evaluation_run
 from sweeps.pretrained import fetch_smollm2
 from sweeps.recipe import ENGINES, STAGES, compose, layer_names, load_layer
 from sweeps.report import write_report
-from sweeps.runs import RunFailed, console
+from sweeps.runs import RunFailed, console, content_digest
 from sweeps.train import train, training_run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -211,7 +211,69 @@ def demo(
 
     Example: emsweep demo --full
     """
-    declared = load_sweep(sweep)
+    _run_sweep(load_sweep(sweep), Path(sweep).stem, full, dry_run)
+
+
+SweepModel = Annotated[str | None, typer.Option("--model", help="Model layer; the sweep's if not given.")]
+SweepHardware = Annotated[str | None, typer.Option("--hardware", help="Hardware layer; the sweep's if not given.")]
+Values = Annotated[str, typer.Option(help="Values, with commas between.")]
+AllSeeds = Annotated[bool, typer.Option("--full", help="All seeds of the sweep; else its first.")]
+
+
+@app.command()
+def rank(
+    values: Values = "1,2,4,8,64",
+    sweep: Annotated[str, typer.Option(help="Declared sweep (recipes/sweeps) or the path of one.")] = "rank",
+    model: SweepModel = None,
+    hardware: SweepHardware = None,
+    settings: Settings = None,
+    full: AllSeeds = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Trains the arms that vary at each LoRA rank, evaluates, and reports; CPT and the reference are shared.
+
+    Example: emsweep rank --values 1,2,4,8,64
+    """
+    _vary("rank", values, sweep, model, hardware, settings or [], full, dry_run)
+
+
+@app.command()
+def lr(
+    values: Values = "1e-3,2e-3,5e-3",
+    sweep: Annotated[str, typer.Option(help="Declared sweep (recipes/sweeps) or the path of one.")] = "lr",
+    model: SweepModel = None,
+    hardware: SweepHardware = None,
+    settings: Settings = None,
+    full: AllSeeds = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Trains the arms that vary at each learning rate, evaluates, and reports.
+
+    Example: emsweep lr --values 1e-3,2e-3,5e-3 --set lora_r=1
+    """
+    _vary("lr", values, sweep, model, hardware, settings or [], full, dry_run)
+
+
+def _vary(
+    axis: Literal["rank", "lr"],
+    values: str,
+    sweep: str,
+    model: str | None,
+    hardware: str | None,
+    settings: list[str],
+    full: bool,
+    dry_run: bool,
+) -> None:
+    declared = vary(load_sweep(sweep), axis, values.split(","))
+    declared = declared.model_copy(
+        update={"model": model or declared.model, "hardware": hardware or declared.hardware, "settings": settings}
+    )
+    # A report for each set of points; runs are shared anyhow.
+    name = "-".join([axis, declared.model, content_digest(declared.model_dump())[:6]])
+    _run_sweep(declared, name, full, dry_run)
+
+
+def _run_sweep(declared: Sweep, name: str, full: bool, dry_run: bool) -> None:
     points = []
     began = time.monotonic()
     planned = plan(declared, full)
@@ -228,5 +290,5 @@ def demo(
         points.append(point)
     if dry_run:
         return
-    out = write_report(declared, points, Path("runs") / Path(sweep).stem, full)
+    out = write_report(declared, points, Path("runs") / name, full)
     console.print(f"{out} ({time.monotonic() - began:.0f} s)", highlight=False)
