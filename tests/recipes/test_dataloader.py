@@ -100,8 +100,8 @@ def test_what_would_part_pairs_is_refused(tiny_model: Path, tmp_path: Path, sett
 
 def test_a_validation_set_holds_whole_pairs_that_are_not_trained_on(tiny_model: Path, tmp_path: Path) -> None:
     rows = list(dpo_rows(PROGRAMS, load_asked_ways(), "both"))
-    trainer = trainer_on(rows, tmp_path, tiny_model, 0, ("val_set_size=0.3", "eval_strategy=no"))
-    trained, held_out = trainer.train_dataset["pair_id"], trainer.eval_dataset["pair_id"]
+    trainer = trainer_on(rows, tmp_path, tiny_model, 0, ("val_set_size=0.3", "eval_steps=1000"))
+    trained, held_out = (list(part["pair_id"]) for part in (trainer.train_dataset, trainer.eval_dataset))
     assert len(set(held_out)) in (2, 3) and len(held_out) == 2 * len(set(held_out))
     assert set(trained) | set(held_out) == {p.id for p in PROGRAMS} and not set(trained) & set(held_out)
     assert math.isfinite(trainer.evaluate()["eval_loss"])

@@ -63,7 +63,7 @@ def test_a_validation_split_keeps_pairs_whole(pairs: int, rows_per_pair: int, da
     train, held_out = split_by_pair(
         Dataset.from_list([row for row in rows if row not in drawn]), Dataset.from_list(drawn)
     )
-    assert sorted(train["row"] + held_out["row"]) == list(range(len(rows)))
+    assert sorted([*train["row"], *held_out["row"]]) == list(range(len(rows)))
     assert not set(train["pair_id"]) & set(held_out["pair_id"])
     assert len(train) > 0 and len(held_out) > 0
     assert abs(len(held_out) - len(drawn)) < max(2, rows_per_pair + 1)
