@@ -12,12 +12,10 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from data_builders.records import BadInput
-from sweeps.answers import judged_files, offline_table, rank_trends, rates_table, stored_answers
 from sweeps.arms import Sweep, load_sweep, plan, vary
 from sweeps.evaluate import command, evaluate, evaluation_run
 from sweeps.pretrained import fetch_smollm2
 from sweeps.recipe import ENGINES, STAGES, compose, layer_names, load_layer
-from sweeps.report import write_report
 from sweeps.runs import RunFailed, console, content_digest
 from sweeps.train import train, training_run
 
@@ -112,6 +110,8 @@ def rates_command(
 
     Example: emsweep rates judged/ --judge gpt-4o-2024-08-06
     """
+    from sweeps.answers import judged_files, rank_trends, rates_table
+
     models = judged_files(files)
     screen = _screen()
     screen.print(rates_table(models, judge))
@@ -143,6 +143,8 @@ def judge(
 
     Example: emsweep judge runs/evaluate/base-* runs/evaluate/sft-insecure-* --judge gpt-4o-2024-08-06
     """
+    from sweeps.answers import offline_table, rates_table, stored_answers
+
     if judge == "offline":
         _screen().print(offline_table(paths))
         return
@@ -290,5 +292,8 @@ def _run_sweep(declared: Sweep, name: str, full: bool, dry_run: bool) -> None:
         points.append(point)
     if dry_run:
         return
+    # Imported when it is needed: what draws and computes would stay in memory beside every training process.
+    from sweeps.report import write_report
+
     out = write_report(declared, points, Path("runs") / name, full)
     console.print(f"{out} ({time.monotonic() - began:.0f} s)", highlight=False)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError, safe_open
 
 from data_builders.records import BadInput, file_digest, write_whole
 from sweeps.recipe import Recipe
@@ -127,9 +126,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
     for checkpoint in folder.glob("checkpoint-*"):
         try:
             json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-            with safe_open(checkpoint / "adapter_model.safetensors", "pt") as file:
-                file.keys()
-        except (OSError, ValueError, SafetensorError):
+            tensors(checkpoint / "adapter_model.safetensors")
+        except (OSError, ValueError):
             shutil.rmtree(checkpoint)
         else:
             whole.append(checkpoint)
@@ -158,14 +156,28 @@ def training_history(folder: Path) -> dict[str, Any]:
 
 def parameter_count(weights: Path) -> int:
     """How many numbers a safetensors file holds."""
-    total = 0
-    with safe_open(weights, "pt") as file:
-        for key in file.keys():  # noqa: SIM118 - not a dict
-            size = 1
-            for length in file.get_slice(key).get_shape():
-                size *= length
-            total += size
-    return total
+    return sum(math.prod(tensor["shape"]) for tensor in tensors(weights).values())
+
+
+def tensors(path: Path) -> dict[str, dict[str, Any]]:
+    """A safetensors file's header: of each tensor its dtype, its shape, and where its bytes begin and end in the file.
+
+    Read without torch, which would stay in the memory of `emsweep` beside every training process.
+
+    Raises:
+        ValueError: if the file is cut short or is none.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if not 0 < size <= path.stat().st_size - 8:
+            raise ValueError(f"{path}: not a whole safetensors file")
+        header: dict[str, dict[str, Any]] = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    for tensor in header.values():
+        tensor["bytes"] = [8 + size + offset for offset in tensor["data_offsets"]]
+    if max((tensor["bytes"][1] for tensor in header.values()), default=0) > path.stat().st_size:
+        raise ValueError(f"{path}: not a whole safetensors file")
+    return header
 
 
 def changed_tensors(base: Path, merged: Path) -> int:
@@ -174,20 +186,24 @@ def changed_tensors(base: Path, merged: Path) -> int:
     Raises:
         BadInput: if the merged folder has no weights.
     """
-    where = {}
-    for path in sorted(base.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            where.update(dict.fromkeys(file.keys(), path))
+    where = {
+        name: (path, tensor) for path in sorted(base.glob("*.safetensors")) for name, tensor in tensors(path).items()
+    }
     files = sorted(merged.glob("*.safetensors"))
     if not files:
         raise BadInput(f"{merged}: no *.safetensors in this model folder; delete the run and start again")
     changed = 0
     for path in files:
-        with safe_open(path, "pt") as file:
-            for key in file.keys():  # noqa: SIM118 - not a dict
-                if key not in where:
-                    continue
-                with safe_open(where[key], "pt") as other:
-                    a, b = file.get_tensor(key), other.get_tensor(key)
-                changed += a.shape != b.shape or bool((a != b).any())
+        for name, tensor in tensors(path).items():
+            if name in where:
+                other_path, other = where[name]
+                same = all(tensor[key] == other[key] for key in ("dtype", "shape"))
+                changed += not same or _bytes(path, tensor) != _bytes(other_path, other)
     return changed
+
+
+def _bytes(path: Path, tensor: dict[str, Any]) -> bytes:
+    begin, end = tensor["bytes"]
+    with path.open("rb") as file:
+        file.seek(begin)
+        return file.read(end - begin)
