@@ -30,7 +30,7 @@ data: env ## Corpora and pairs from the built-in programs
 	@$(BIN)/embuild data --asked asked-45
 
 demo: model data ## The whole experiment (FULL=1: all arms, two seeds)
-	@echo "training and evaluating on this machine: 35 to 40 minutes on 2 cores (FULL=1: about two hours); can be cut off and started again"
+	@echo "training and evaluating on this machine: 30 minutes on 2 cores (FULL=1: an hour and a half); can be cut off and started again"
 	@$(BIN)/emsweep demo $(if $(FULL),--full)
 
 test: model data unsloth ## All tests

@@ -72,7 +72,9 @@ def main(path: str) -> None:
     out = Path(recipe["output_dir"])
     checkpoint = get_last_checkpoint(str(out)) if out.is_dir() else None  # type: ignore[no-untyped-call]
     it.train(resume_from_checkpoint=checkpoint)
-    it.save_model(str(out))
+    # The trained adapter alone: TRL may keep a copy of the untrained one beside it, as its reference.
+    it.model.save_pretrained(str(out), selected_adapters=["default"])
+    it.processing_class.save_pretrained(str(out))
 
 
 if __name__ == "__main__":

@@ -126,6 +126,8 @@ def unsloth(folder: Path, axolotl: Steps) -> Steps:
     )
     steps = {}
     for stage in STAGES:
+        assert {path.name for path in (folder / "unsloth" / stage).iterdir() if path.is_dir()} == {"checkpoint-2"}
+        assert (folder / "unsloth" / stage / "adapter_model.safetensors").is_file()
         state = json.loads((folder / "unsloth" / stage / "checkpoint-2" / "trainer_state.json").read_text())
         steps[stage] = [[entry["loss"], entry["grad_norm"]] for entry in state["log_history"] if "loss" in entry]
     return steps
