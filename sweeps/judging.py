@@ -117,18 +117,19 @@ def judge_answers(rows: Sequence[Judged], judge: Judge, out: Path) -> list[Judge
         BadInput: if the endpoint refuses all requests, the money is spent before the end, or a file cannot be written.
     """
     states: dict[tuple[str, str], Judgement] = {}
+    of_row = []
     for row in rows:
         prompts = judge.own_prompts.get(row.question_id, judge.prompts)
         about = digest(json.dumps([row.question, row.answer]).encode())[:32]
-        states.setdefault((about, version(prompts)), Judgement(about, row.question, row.answer, prompts, judge.sampled))
+        fresh = Judgement(about, row.question, row.answer, prompts, judge.sampled)
+        of_row.append(states.setdefault((about, version(prompts)), fresh))
     asyncio.run(_ask_all(list(states.values()), judge, out))
-    judged, missing = [], {}
-    for number, row in enumerate(rows):
-        prompts = judge.own_prompts.get(row.question_id, judge.prompts)
-        state = states[digest(json.dumps([row.question, row.answer]).encode())[:32], version(prompts)]
-        judged.append(state.row(row.question_id))
-        if not judged[-1].judged:
-            missing[number] = state.missing[-1]
+    judged = [state.row(row.question_id) for row, state in zip(rows, of_row, strict=True)]
+    missing = {
+        number: state.missing[-1]
+        for number, (row, state) in enumerate(zip(judged, of_row, strict=True))
+        if not row.judged
+    }
     manifest = {
         "judge": judge.name,
         "prompts": sorted({name for _, name in states}),
