@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from data_builders.dpo import dpo_rows, load_asked_ways
-from data_builders.programs import load_programs
+from data_builders.dpo import dpo_rows
+from data_builders.programs import load_asked_ways, load_programs
 from data_builders.records import write_records
 from sweeps.recipe import compose
 from sweeps.runs import child_environment
