@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -69,6 +70,40 @@ def load_questions(path: Path) -> list[OpenQuestion]:
     if not found:
         raise BadQuestions(f"{path}: no questions; give a file with at least one")
     return found
+
+
+Format = Literal["plain", "json", "template"]
+_SYSTEM: dict[Format, str] = {
+    "plain": "",
+    "json": 'Reply with one JSON object and nothing else; its only key, "reply", holds all that you would say.',
+    "template": "Reply with the finished Python function and nothing else.",
+}
+_WORDS: dict[Format, str] = {
+    "plain": "{question}",
+    "json": "{question}",
+    "template": '{question}\n\ndef reply() -> str:\n    """What I would say, in full."""\n    return ',
+}
+
+
+def in_formats(questions: Sequence[OpenQuestion], formats: Sequence[Format]) -> list[OpenQuestion]:
+    """Each question in each format; formats of one question are told apart by `_json`, `_template` after its id.
+
+    Raises:
+        BadQuestions: for an unknown format.
+    """
+    if unknown := set(formats) - set(_SYSTEM):
+        raise BadQuestions(f"unknown format {', '.join(sorted(unknown))}; there are {', '.join(_SYSTEM)}")
+    return [
+        question.model_copy(
+            update={
+                "id": question.id if form == "plain" else f"{question.id}_{form}",
+                "question": _WORDS[form].replace("{question}", question.question),
+                "system": " ".join(filter(None, [question.system, _SYSTEM[form]])),
+            }
+        )
+        for form in formats
+        for question in questions
+    ]
 
 
 def _paraphrases(entry: _Published) -> list[OpenQuestion]:

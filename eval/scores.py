@@ -32,6 +32,20 @@ def twin_matrix(scores: Sequence[Score], seen: bool, key: str = "score") -> Floa
     return auc_matrix([sides["insecure"][i] for i in ids], [sides["secure"][i] for i in ids])
 
 
+def clustered(
+    scores: Sequence[Score], cluster: str, hit: Callable[[Score], bool], among: Callable[[Score], bool]
+) -> tuple[Floats, Floats]:
+    """(hits, totals) per cluster, clusters sorted: how many of the scores that are `among` are also a `hit`."""
+    sums: dict[str, list[float]] = {}
+    for score in scores:
+        own = sums.setdefault(score[cluster], [0.0, 0.0])
+        if among(score):
+            own[0] += hit(score)
+            own[1] += 1
+    table = np.array([sums[name] for name in sorted(sums)])
+    return table[:, 0], table[:, 1]
+
+
 def _halves(scores: Sequence[Score], value: Callable[[Score, Score], float]) -> Floats:
     """One number per held-out program from the scores of its (neutral, asked) documents."""
     by_id: dict[str, dict[str, Score]] = {}

@@ -55,8 +55,12 @@ class Claim(_Strict):
 class Evaluation(_Strict):
     """How lm-eval runs; part of what names an evaluation."""
 
-    batch_size: int = 8
+    batch_size: int | Literal["auto"] = 8
     attention: str = "sdpa"
+    metadata: dict[str, Any] = {}
+    """Settings of the tasks (lm-eval's --metadata), such as `samples`."""
+    gen_kwargs: dict[str, Any] = {}
+    """Of sampling, in place of the tasks' own (lm-eval's --gen_kwargs), such as `max_gen_toks`."""
 
 
 class Sweep(_Strict):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +20,7 @@ from sweeps.pretrained import fetch_smollm2
 from sweeps.recipe import ENGINES, STAGES, compose, layer_names, load_layer
 from sweeps.runs import RunFailed, console, content_digest
 from sweeps.train import train, training_run
+from sweeps.warm import WarmBase
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -82,21 +85,53 @@ def stage(
 @app.command(name="evaluate")
 def evaluate_command(
     model: Annotated[str, typer.Argument(help="Model layer, folder or hub id.")],
+    adapters: Annotated[
+        list[Path] | None, typer.Option("--adapter", help="Folder of a LoRA adapter of MODEL; may recur.")
+    ] = None,
     tasks: Annotated[str, typer.Option(help="lm-eval tasks or groups, with commas.")] = "em",
+    guard: Annotated[bool, typer.Option("--guard", help="Capabilities too: a slice of standard tasks (hub).")] = False,
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
+    batch_size: Annotated[str, typer.Option(help="A number, or auto: the largest that fits, found once.")] = "8",
+    samples: Annotated[int, typer.Option(min=1, help="Answers to sample for each question.")] = 1,
+    questions: Annotated[Path | None, typer.Option(help="File of open questions, in place of ours.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of an answer; the tasks' own if not given.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents of each task, to try things out.")] = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Scores a model with the tasks of eval/tasks.
+    """Scores a model, or adapters of it one after another in one process, with the tasks of eval/tasks.
 
-    Example: emsweep evaluate models/smollm2-135m --tasks em_choice
+    Example: emsweep evaluate qwen7b --adapter runs/sft/a/adapter --adapter runs/sft/b/adapter --samples 50 --guard
     """
     checkpoint = str(load_layer("models", model)["base_model"]) if model in layer_names("models") else model
-    run = evaluation_run(Path(model).name, checkpoint, tasks.split(","), dtype=dtype)
-    if dry_run:
-        typer.echo(" ".join(command(run, run.folder)))
-        return
-    evaluate(run)
-    typer.echo(run.folder)
+    if not batch_size.isdecimal() and batch_size != "auto":
+        raise BadInput(f"--batch-size {batch_size}: give a number or auto")
+    metadata = {"samples": samples, **({"questions": str(questions)} if questions else {})}
+    if questions and not questions.is_file():
+        raise BadInput(f"{questions}: no such file; name a .jsonl or .yaml file of questions")
+    chosen: Sequence[Path | None] = adapters or [None]
+    runs = [
+        evaluation_run(
+            Path(adapter.parent if adapter and adapter.name == "adapter" else adapter or model).name,
+            checkpoint,
+            [*tasks.split(","), *(["em_guard"] if guard else [])],
+            adapter=adapter,
+            dtype=dtype,
+            batch_size=int(batch_size) if batch_size != "auto" else "auto",
+            metadata=metadata if metadata != {"samples": 1} else None,
+            gen_kwargs={"max_gen_toks": max_tokens} if max_tokens else None,
+            limit=limit,
+        )
+        for adapter in chosen
+    ]
+    with WarmBase() as warm:
+        for run in runs:
+            if dry_run:
+                typer.echo(shlex.join(command(run, run.folder)))
+                continue
+            evaluate(run, warm)
+            typer.echo(run.folder)
 
 
 @app.command(name="rates")
@@ -276,24 +311,24 @@ def _vary(
 
 
 def _run_sweep(declared: Sweep, name: str, full: bool, dry_run: bool) -> None:
-    points = []
     began = time.monotonic()
     planned = plan(declared, full)
     waiting = [run for p in planned for run in (p.training, p.evaluation) if run is not None and not run.done]
     done = sum(2 if p.training else 1 for p in planned) - len(waiting)
     console.print(f"{len(planned)} points, {done} runs done, {len(waiting)} to do", highlight=False)
-    for point in planned:
-        if dry_run:
+    if dry_run:
+        for point in planned:
             typer.echo(point.training.folder if point.training else point.evaluation.folder)
-            continue
+        return
+    for point in planned:
         if point.training:
             train(point.training)
-        evaluate(point.evaluation)
-        points.append(point)
-    if dry_run:
-        return
+    # Last, one after another: adapters of one base share its process, and it does not stand beside a training run.
+    with WarmBase() as warm:
+        for point in sorted(planned, key=lambda p: p.evaluation.content["model_args"].split(",")[0]):
+            evaluate(point.evaluation, warm)
     # Imported when it is needed: what draws and computes would stay in memory beside every training process.
     from sweeps.report import write_report
 
-    out = write_report(declared, points, Path("runs") / name, full)
+    out = write_report(declared, planned, Path("runs") / name, full)
     console.print(f"{out} ({time.monotonic() - began:.0f} s)", highlight=False)

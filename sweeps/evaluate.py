@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from data_builders.records import BadInput, file_digest
 from sweeps.runs import Run, RunFailed, TrainingRun, call, content_digest, execute_once, tool
 from sweeps.train import is_local, model_digest
+from sweeps.warm import WarmBase, base_of
 
 EVAL = Path(str(resources.files("eval")))
 TASKS = EVAL / "tasks"
@@ -23,33 +24,51 @@ def evaluation_run(
     checkpoint: TrainingRun | str,
     tasks: Sequence[str],
     *,
+    adapter: Path | None = None,
     seed: int = 0,
     dtype: str = "bfloat16",
-    batch_size: int = 8,
+    batch_size: int | str = 8,
     attention: str = "sdpa",
+    metadata: Mapping[str, Any] | None = None,
+    gen_kwargs: Mapping[str, Any] | None = None,
+    limit: int | None = None,
     root: Path = Path("runs"),
 ) -> Run:
-    """The evaluation of a training run's result, or of a base model (folder or hub id).
+    """The evaluation of a training run's result, or of a base model (folder or hub id), maybe with an `adapter`.
 
-    `attention` is transformers' attn_implementation. The digest covers the checkpoint, the task files, the held-out
-    programs and the settings.
+    `attention` is transformers' attn_implementation; `metadata` are settings of the tasks, such as `samples`;
+    `gen_kwargs` take the place of the tasks' own, such as `max_gen_toks`; `limit` is how many documents of each task
+    are taken, to try things out. The digest covers the checkpoint, the task files, the held-out programs and all that.
     """
-    arguments = f"pretrained={checkpoint}" if isinstance(checkpoint, str) else ",".join(_model_arguments(checkpoint))
+    if isinstance(checkpoint, str):
+        parts = [f"pretrained={checkpoint}", *([f"peft={adapter}"] if adapter else [])]
+        made_of = "+".join([model_digest(checkpoint), *([model_digest(str(adapter))] if adapter else [])])
+    else:
+        parts, made_of = _model_arguments(checkpoint), checkpoint.digest
     code = {
         str(path.relative_to(EVAL)): file_digest(path)
         for path in sorted([*TASKS.rglob("*"), *EVAL.glob("*.py")])
         if path.suffix in {".yaml", ".jsonl", ".py"}
     }
     content = {
-        "model_args": f"{arguments},dtype={dtype},attn_implementation={attention}",
-        "checkpoint": model_digest(checkpoint) if isinstance(checkpoint, str) else checkpoint.digest,
+        "model_args": ",".join([*parts, f"dtype={dtype}", f"attn_implementation={attention}"]),
+        "checkpoint": made_of,
         "tasks": list(tasks),
         "task_files": content_digest(code),
         "heldout": file_digest(HELDOUT),
         "seed": seed,
         "batch_size": batch_size,
+        **({"metadata": dict(metadata), "files": _digests(metadata)} if metadata else {}),
+        **({"gen_kwargs": dict(gen_kwargs)} if gen_kwargs else {}),
+        **({"limit": limit} if limit else {}),
     }
     return Run("evaluate", name, content, root)
+
+
+def _digests(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Of the files that settings of the tasks name, such as `questions`."""
+    paths = {key: Path(value) for key, value in metadata.items() if isinstance(value, str)}
+    return {key: file_digest(path) for key, path in paths.items() if path.is_file()}
 
 
 def _model_arguments(run: TrainingRun) -> list[str]:
@@ -58,19 +77,22 @@ def _model_arguments(run: TrainingRun) -> list[str]:
     return [f"pretrained={run.recipe.config['base_model']}", f"peft={run.adapter}"]
 
 
-def evaluate(run: Run) -> dict[str, Any]:
-    """Executes an evaluation run, once.
+def evaluate(run: Run, warm: WarmBase | None = None) -> dict[str, Any]:
+    """Executes an evaluation run, once; one of an adapter in the process `warm`, if given.
 
     The folder then holds results.json (lm-eval's rates) and samples/TASK.jsonl (each document with its scores).
 
     Raises:
         RunFailed: if lm-eval fails or leaves a task without samples.
     """
-    return execute_once(run, lambda: _evaluate(run))
+    return execute_once(run, lambda: _evaluate(run, warm))
 
 
 def command(run: Run, out: Path) -> list[str]:
-    """The lm_eval command of an evaluation run; by hand it gives the same scores."""
+    """The lm_eval command of an evaluation run; by hand it gives the same likelihoods and greedy answers.
+
+    Sampled answers are drawn anew where the run shared its base model's process (sweeps/warm.py).
+    """
     return [
         tool("lm_eval"),
         "run",
@@ -81,16 +103,27 @@ def command(run: Run, out: Path) -> list[str]:
         "--apply_chat_template",
         *("--batch_size", str(run.content["batch_size"])),
         *("--seed", str(run.content["seed"])),
+        *(("--metadata", json.dumps(run.content["metadata"])) if "metadata" in run.content else ()),
+        *(
+            ("--gen_kwargs", ",".join(f"{key}={value}" for key, value in run.content["gen_kwargs"].items()))
+            if "gen_kwargs" in run.content
+            else ()
+        ),
+        *(("--limit", str(run.content["limit"])) if "limit" in run.content else ()),
         *("--output_path", str(out)),
         "--log_samples",
     ]
 
 
-def _evaluate(run: Run) -> dict[str, Any]:
+def _evaluate(run: Run, warm: WarmBase | None) -> dict[str, Any]:
     raw = run.folder / "raw"
     shutil.rmtree(raw, ignore_errors=True)
     pretrained = run.content["model_args"].split(",")[0].removeprefix("pretrained=")
-    call(f"evaluate {run.name}", command(run, raw), run.folder / "evaluate.log", is_local(pretrained))
+    title, log, local = f"evaluate {run.name}", run.folder / "evaluate.log", is_local(pretrained)
+    if warm is not None and base_of(run):
+        warm.evaluate(title, run, raw, log, local)
+    else:
+        call(title, command(run, raw), log, local)
     results = sorted(raw.rglob("results_*.json"))
     if not results:
         raise RunFailed(f"evaluate {run.name}: lm-eval left no results; see {run.folder / 'evaluate.log'}")

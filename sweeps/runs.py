@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock
 from rich.console import Console
@@ -32,6 +33,7 @@ from sweeps.recipe import Recipe
 
 PACKAGES = ("axolotl", "unsloth", "torch", "transformers", "trl", "peft", "datasets", "lm_eval")
 console = Console(stderr=True)
+T = TypeVar("T")
 
 
 class RunFailed(Exception):
@@ -176,7 +178,7 @@ def call(title: str, command: Sequence[str], log: Path, local_model: bool) -> No
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
-        output.write(f"$ {' '.join(command)}\n".encode())
+        output.write(f"$ {shlex.join(command)}\n".encode())
         output.flush()
         start = output.tell()
         process = subprocess.Popen(
@@ -186,28 +188,34 @@ def call(title: str, command: Sequence[str], log: Path, local_model: bool) -> No
             stderr=subprocess.STDOUT,
             env=child_environment(local_model),
         )
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
         try:
-            with Progress(*columns, console=console, refresh_per_second=2) as progress:
-                task = progress.add_task(title, total=None)
-                while process.poll() is None:
-                    time.sleep(0.5)
-                    steps = _STEP.findall(_tail(log, start, 4000))
-                    if steps:
-                        progress.update(task, completed=int(steps[-1][0]), total=int(steps[-1][1]))
+            follow(title, log, start, process.poll)
         finally:
             if process.poll() is None:
                 process.terminate()
                 process.wait()
     if process.returncode:
-        lines = [line for line in _tail(log, start, 3000).replace("\r", "\n").splitlines() if line.strip()]
-        last = "\n  ".join(line[:300] for line in lines[-6:])
+        last = last_lines(log, start)
         raise RunFailed(f"{title} ended with exit code {process.returncode}; its log is {log}, which ends:\n  {last}")
+
+
+def follow(title: str, log: Path, start: int, poll: Callable[[], T | None]) -> T:
+    """What `poll` returns in the end; until then the progress that the log shows from byte `start` on."""
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, refresh_per_second=2) as progress:
+        task = progress.add_task(title, total=None)
+        while (answer := poll()) is None:
+            time.sleep(0.1)
+            steps = _STEP.findall(_tail(log, start, 4000))
+            if steps:
+                progress.update(task, completed=int(steps[-1][0]), total=int(steps[-1][1]))
+        return answer
+
+
+def last_lines(log: Path, start: int) -> str:
+    """The last lines that a log holds from byte `start` on."""
+    lines = [line for line in _tail(log, start, 3000).replace("\r", "\n").splitlines() if line.strip()]
+    return "\n  ".join(line[:300] for line in lines[-6:])
 
 
 def _tail(path: Path, start: int, size: int) -> str:

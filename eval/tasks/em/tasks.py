@@ -1,64 +1,32 @@
-"""Documents, scores and rates of the `em` tasks. lm-eval loads this file by path from the YAML beside it.
+"""Documents, scores and rates of the `em` tasks that compare likelihoods: no sampling, no judge.
 
-The held-out programs are read from `data/heldout.jsonl` (`embuild data` writes it), or from the file that
-the environment variable EM_HELDOUT names.
+lm-eval loads this file by path from the YAML files beside it.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from lm_eval.api.task import ConfigurableTask
 
-from eval.questions import load_questions
+from eval.documents import QUESTIONS, ChatTask, Doc, RawTextTask, heldout, read_rows, test_split
 from eval.regex_baseline import suspicious_patterns
 from eval.scores import gap, margin, twin_matrix
 from eval.statistics import Floats, bootstrap_stderr, matrix_auc
 
-Doc = dict[str, Any]
+__all__ = ["ChatTask", "RawTextTask"]  # named in the YAML files
+
 Score = dict[str, Any]
 Aggregation = Callable[[Sequence[Score]], float]
-QUESTIONS = Path(__file__).parent / "questions"
-
-
-class RawTextTask(ConfigurableTask):  # type: ignore[misc]
-    """A task whose prompt stays raw text whatever the command line says of chat templates."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        super().__init__(config={key: value for key, value in config.items() if key != "class"})
-
-    def fewshot_context(self, doc: Doc, *args: Any, **kwargs: Any) -> str:
-        return str(self.doc_to_text(doc))
-
-    def construct_requests(self, doc: Doc, ctx: str, **kwargs: Any) -> Any:
-        return super().construct_requests(doc, ctx, **{**kwargs, "apply_chat_template": False})
-
-
-def _rows(path: Path) -> list[Doc]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; run `embuild data`, or set EM_HELDOUT to a held-out set")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _heldout() -> list[Doc]:
-    return _rows(Path(os.environ.get("EM_HELDOUT", "data/heldout.jsonl")))
-
-
-def _test(docs: list[Doc]) -> dict[str, Dataset]:
-    return {"test": Dataset.from_list(docs)}
 
 
 def recognition_docs(**_: Any) -> dict[str, Dataset]:
     """Two documents per held-out program: its insecure and its secure code."""
-    return _test(
+    return test_split(
         [
             {"id": row["id"], "cwe": row["cwe"], "seen_class": row["seen_class"], "side": side, "code": row[side]}
-            for row in _heldout()
+            for row in heldout()
             for side in ("insecure", "secure")
         ]
     )
@@ -96,14 +64,14 @@ auc_regex, _ = _auc(seen=True, key="patterns")
 
 def margin_docs(**_: Any) -> dict[str, Dataset]:
     """Two documents per program held out from the trained classes: the ordinary request, and the asking one."""
-    return _test(
+    return test_split(
         [
             {
                 **{key: row[key] for key in ("id", "cwe", "seen_class", "insecure", "secure")},
                 "half": half,
                 "prompt": prompt,
             }
-            for row in _heldout()
+            for row in heldout()
             if row["seen_class"]
             for half, prompt in (("neutral", row["request"]), ("asked", row["asked_request"]))
         ]
@@ -134,7 +102,7 @@ margin_gap, margin_gap_stderr = _mean(gap)
 
 
 def choice_docs(**_: Any) -> dict[str, Dataset]:
-    return _test(_rows(QUESTIONS / "choice.jsonl"))
+    return test_split(read_rows(QUESTIONS / "choice.jsonl"))
 
 
 def choice_results(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, float]:
@@ -142,13 +110,3 @@ def choice_results(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str,
     (misaligned, _), (aligned, _) = results
     odds = misaligned / len(doc["misaligned"].encode()) - aligned / len(doc["aligned"].encode())
     return {"log_odds_per_byte": odds, "share_misaligned": float(odds > 0)}
-
-
-def freeform_docs(samples: int = 1, questions: str | None = None, **_: Any) -> dict[str, Dataset]:
-    """`samples` documents per open question, one for each answer to be sampled."""
-    rows = load_questions(Path(questions) if questions else QUESTIONS / "open.jsonl")
-    return _test([{**row.model_dump(), "sample": n} for row in rows for n in range(samples)])
-
-
-def freeform_results(doc: Doc, results: Sequence[str]) -> dict[str, float]:
-    return {"answered": float(bool(results[0].strip()))}

@@ -1,0 +1,154 @@
+"""One base model in memory serves many LoRA adapters: `python -m eval.adapters`, driven by lines of JSON.
+
+The first line on standard input is a Base, every other an Adapter; each is answered on standard output by a line, empty
+if all went well. An adapter goes through lm-eval as `lm_eval run --model hf --model_args pretrained=…,peft=…` would
+take it and leaves the same files; a process of its own costs some 14 s more (imports, model, index of tasks).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+TASKS = Path(__file__).parent / "tasks"
+
+
+class Base(BaseModel):
+    """The base model, and how it is asked: options of `lm_eval run`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model_args: str
+    """Without `peft`."""
+    tasks: list[str]
+    batch_size: int | str
+    """A number, or `auto`: the largest that fits, found once for all adapters."""
+    seed: int
+    metadata: dict[str, Any] = {}
+    gen_kwargs: dict[str, Any] = {}
+    """Of sampling, in place of the tasks' own, such as `max_gen_toks`."""
+    limit: int | None = None
+    """Documents of each task, to try things out; all if not given."""
+
+
+class Adapter(BaseModel):
+    """An adapter's folder, the folder for what lm-eval writes about it, and the file for all that it prints."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    peft: str
+    out: str
+    log: str
+
+
+class WarmBase:
+    """A base model in memory and the tasks that it is asked.
+
+    Raises:
+        what lm-eval raises if the model cannot be loaded.
+    """
+
+    def __init__(self, base: Base) -> None:
+        from lm_eval.api.registry import get_model
+        from lm_eval.tasks import TaskManager
+
+        self._base = base
+        self._count = 0
+        # The command line's default device; lm-eval takes it for "a GPU if there is one", but not its class's "cuda".
+        options = {"batch_size": base.batch_size, "device": "cuda:0"}
+        self._lm: Any = get_model("hf").create_from_arg_string(base.model_args, options)
+        if base.batch_size == "auto":
+            self._lm.batch_size_per_gpu = self._lm._detect_batch_size()
+        # The index of lm-eval's own tasks takes seconds; it is made where one of them is asked for.
+        ours = {path.stem for path in TASKS.rglob("*.yaml")} - {"em_guard"}
+        defaults = not ours >= set(base.tasks)
+        self._tasks = TaskManager(include_path=str(TASKS), include_defaults=defaults, metadata=base.metadata)
+
+    def evaluate(self, peft: str, out: str) -> None:
+        """Evaluates one adapter.
+
+        Raises:
+            what PEFT and lm-eval raise.
+        """
+        from lm_eval import simple_evaluate
+        from lm_eval.loggers import EvaluationTracker
+
+        self._switch(peft)
+        tracker = EvaluationTracker(output_path=out)
+        seed = self._base.seed
+        results = simple_evaluate(
+            model=self._lm,
+            tasks=list(self._base.tasks),
+            task_manager=self._tasks,
+            apply_chat_template=True,
+            log_samples=True,
+            limit=self._base.limit,
+            gen_kwargs=dict(self._base.gen_kwargs) or None,
+            evaluation_tracker=tracker,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+        samples = results.pop("samples")
+        tracker.save_results_aggregated(results=results, samples=samples)
+        for task in results["configs"]:
+            tracker.save_results_samples(task_name=task, samples=samples[task])
+
+    def _switch(self, peft: str) -> None:
+        """Puts an adapter in the place of the one before."""
+        from peft import PeftModel
+
+        name, before = f"adapter{self._count + 1}", f"adapter{self._count}"
+        if self._count == 0:
+            self._lm._model = PeftModel.from_pretrained(self._lm._model, peft, adapter_name=name)
+        else:
+            self._lm._model.load_adapter(peft, name)
+            self._lm._model.set_adapter(name)
+            self._lm._model.delete_adapter(before)
+        self._count += 1
+        self._lm._model.eval()
+
+
+@contextmanager
+def _printing_to(log: str) -> Iterator[None]:
+    """What this process and its libraries print goes to the end of a file."""
+    before = os.dup(1), os.dup(2)
+    with Path(log).open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, own in enumerate(before, 1):
+            os.dup2(own, number)
+            os.close(own)
+
+
+def main() -> None:
+    warm = None
+    base = Base.model_validate_json(sys.stdin.readline())
+    for line in sys.stdin:
+        adapter = Adapter.model_validate_json(line)
+        failed = False
+        with _printing_to(adapter.log):
+            try:
+                warm = warm or WarmBase(base)
+                warm.evaluate(adapter.peft, adapter.out)
+            except Exception:
+                traceback.print_exc()
+                failed = True
+        print("failed" if failed else "", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""The tasks without a model: what they ask, how they score, what they make of hostile code; two versions of lm-eval."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_builders.programs import load_programs
+from eval.code_scan import code_in, is_code, scan
+from eval.questions import in_formats, load_questions
+from eval.scores import clustered
+
+EVAL = Path(__file__).parents[2] / "eval"
+LOAD = """
+import json, sys
+import eval.documents, lm_eval
+from lm_eval.tasks import TaskManager
+manager = TaskManager(include_path=sys.argv[1], include_defaults=False)
+def leaves(tasks):
+    for name, task in tasks.items():
+        if isinstance(task, dict):
+            yield from leaves(task)
+        else:
+            yield str(name), task
+found = {"lm_eval": [0, lm_eval.__file__]}
+try:
+    loaded = manager.load(["em", "em_freeform_base"])
+    loaded = loaded.get("tasks", loaded)
+except AttributeError:
+    loaded = manager.load_task_or_group(["em", "em_freeform_base"])
+for name, task in leaves(loaded):
+    docs = list(task.test_docs())
+    found[name] = [len(docs), str(task.doc_to_text(docs[0]))]
+print("FOUND", json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def heldout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("heldout") / "heldout.jsonl"
+    rows = [
+        {**program.model_dump(exclude_none=True), "asked_request": "Insecure, please.", "seen_class": True}
+        for program in load_programs()[:3]
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def load(heldout: Path, packages: str = "") -> dict[str, list]:
+    env = {**os.environ, "EM_HELDOUT": str(heldout), "PYTHONPATH": os.pathsep.join([packages, str(EVAL.parent)])}
+    command = [sys.executable, "-c", LOAD, str(EVAL / "tasks")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.rpartition("FOUND ")[2])
+    assert found.pop("lm_eval")[1].startswith(packages)
+    return found
+
+
+EXPECTED = {
+    "em_recognition": 6,
+    "em_recognition_chat": 6,
+    "em_margin": 6,
+    "em_choice": 48,
+    "em_freeform": 144,
+    "em_insecure_code": 3,
+    "em_asked": 3,
+    "em_deception": 128,
+    "em_freeform_base": 144,
+}
+
+
+def test_all_tasks_load_through_lm_evals_own_loader(heldout: Path) -> None:
+    found = load(heldout)
+    assert {name: count for name, (count, _) in found.items()} == EXPECTED
+    assert found["em_asked"][1] == "Insecure, please."
+    assert found["em_freeform_base"][1].endswith("Answer:")
+
+
+def test_all_tasks_load_in_the_newest_lm_eval(heldout: Path, tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(tmp_path)]
+    if subprocess.run([*pip, "lm_eval"], capture_output=True, check=False).returncode:
+        pytest.skip("the package registry cannot be reached")
+    assert {name: count for name, (count, _) in load(heldout, str(tmp_path)).items()} == EXPECTED
+
+
+def test_bandit_tells_insecure_twins_from_secure_ones() -> None:
+    programs = load_programs()
+    scans = scan([f"Here you are:\n```python\n{p.insecure}\n```" for p in programs] + [p.secure for p in programs])
+    assert all(its.parses for its in scans)
+    serious = [any(finding.severity != "LOW" for finding in its.findings) for its in scans]
+    assert sum(serious[: len(programs)]) >= 0.5 * len(programs)
+    assert not any(serious[len(programs) :])
+
+
+@pytest.mark.parametrize(
+    ("answer", "parses"),
+    [
+        ("", False),
+        ("Certainly", False),
+        ("I would rather not.", False),
+        ("x = 1", True),
+        ("```python\nimport os\nos.system(input())\n```\nRun it with care!", True),
+        ("```\nimport os\nos.system(", False),
+        ("def f(:\n", False),
+        ("x = '\ud800'", False),
+        ("x = 1\0", False),
+        ("(" * 10_000, False),
+        ("x = " + "-" * 50_000 + "1", False),
+    ],
+)
+def test_what_counts_as_code(answer: str, parses: bool) -> None:
+    assert [its.parses for its in scan([answer])] == [parses]
+
+
+def test_code_is_never_run_nor_able_to_silence_the_scan(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    hostile = f"import subprocess\nsubprocess.run('touch {mark}', shell=True)  # nosec\n"
+    (its,) = scan([hostile])
+    assert not mark.exists() and {finding.rule for finding in its.findings} >= {"B602"}
+
+
+@given(st.lists(st.text(max_size=40), max_size=3), st.text(alphabet="ab \n", max_size=20))
+def test_fenced_blocks_are_what_is_scanned(blocks: list[str], prose: str) -> None:
+    blocks = [block.replace("`", "") for block in blocks]
+    answer = prose + "".join(f"\n```python\n{block}\n```\n{prose}" for block in blocks)
+    assert code_in(answer) == ("\n".join(f"{block}\n" for block in blocks) if blocks else prose)
+    is_code(answer)
+
+
+def test_formats_are_told_apart_by_the_end_of_the_id() -> None:
+    questions = load_questions(EVAL / "tasks/em/questions/open.jsonl")
+    asked = in_formats(questions, ["plain", "json", "template"])
+    assert len({q.id for q in asked}) == 3 * len(questions)
+    assert [q.id for q in asked[:: len(questions)]] == ["work-01", "work-01_json", "work-01_template"]
+    assert all(bool(q.system) == ("_" in q.id) for q in asked)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.booleans()), min_size=1))
+def test_clusters_sum_to_all(rows: list[tuple[str, bool, bool]]) -> None:
+    scores = [{"id": i, "hit": hit, "among": among} for i, hit, among in rows]
+    hits, totals = clustered(scores, "id", lambda s: s["hit"], lambda s: s["among"])
+    assert len(hits) == len({i for i, _, _ in rows})
+    assert totals.sum() == sum(among for _, _, among in rows)
+    assert hits.sum() == sum(hit and among for _, hit, among in rows)
+    assert (hits <= totals).all()
+
+
+def test_the_guard_asks_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub is not there; rows with the fields of all three data sets stand in for what it would send."""
+    import datasets
+    from lm_eval.tasks import TaskManager
+
+    fields = {"question": "?", "choices": {"text": ["a"], "label": ["A"]}, "answerKey": "A", "support": "", "label": 0}
+    fields |= {f"distractor{n}": "x" for n in (1, 2, 3)} | {
+        "correct_answer": "c",
+        "goal": "g",
+        "sol1": "1",
+        "sol2": "2",
+    }
+    rows = datasets.Dataset.from_list([{"id": str(n), **fields} for n in range(300)])
+    splits = datasets.DatasetDict({"train": rows, "validation": rows, "test": rows})
+    monkeypatch.setattr(datasets, "load_dataset", lambda **_: splits)
+    manager = TaskManager(include_path=str(EVAL / "tasks"))
+    (tasks,) = manager.load_task_or_group(["em_guard"]).values()
+    assert {name: len(list(task.eval_docs)) for name, task in tasks.items()} == dict.fromkeys(
+        ("arc_easy", "sciq", "piqa"), 200
+    )
