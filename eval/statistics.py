@@ -38,6 +38,11 @@ class Estimate:
         return self.low > 0 or self.high < 0
 
 
+def said(estimate: Estimate) -> str:
+    """A rate with its interval, in percent."""
+    return f"{estimate.value:.2%} [{estimate.low:.1%}, {estimate.high:.1%}]"
+
+
 def _bootstrap(statistic: Callable[[Index], float], clusters: int, resamples: int) -> Any:
     return stats.bootstrap(
         (np.arange(clusters),),

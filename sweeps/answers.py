@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
-import re
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from rich.table import Table
 
 from data_builders.records import BadInput
-from eval.judged import BadAnswers, Judged, Rates, load_judged, per_question, rates
+from eval.judged import BadAnswers, Judged, Rates, load_judged, rates
 from eval.offline_judge import NAME, Verdict, verdict
-from eval.statistics import Estimate, falls_with
+from eval.statistics import said
+from eval.trends import UNKNOWN_SCALE, corrected, families, sentences, trend
+
+
+def answer_files(paths: Sequence[Path]) -> list[Path]:
+    """The files that are named, and all CSV files of the folders that are.
+
+    Raises:
+        BadInput: if there is none.
+    """
+    files = [file for path in paths for file in (sorted(path.glob("*.csv")) if path.is_dir() else [path])]
+    if not files:
+        raise BadInput(f"{', '.join(map(str, paths))}: no CSV file; name files or folders of judged answers")
+    return files
 
 
 def judged_files(paths: Sequence[Path]) -> dict[str, list[Judged]]:
@@ -23,11 +33,8 @@ def judged_files(paths: Sequence[Path]) -> dict[str, list[Judged]]:
     Raises:
         BadInput: if a file cannot be read, or two have the same name.
     """
-    files = [file for path in paths for file in (sorted(path.glob("*.csv")) if path.is_dir() else [path])]
-    if not files:
-        raise BadInput(f"{', '.join(map(str, paths))}: no CSV file; name files or folders of judged answers")
     models: dict[str, list[Judged]] = {}
-    for file in files:
+    for file in answer_files(paths):
         if file.stem in models:
             raise BadInput(f"{file}: another file is named {file.stem} too; rename one")
         try:
@@ -37,18 +44,13 @@ def judged_files(paths: Sequence[Path]) -> dict[str, list[Judged]]:
     return models
 
 
-def said(estimate: Estimate) -> str:
-    """A rate with its interval, in percent."""
-    return f"{estimate.value:.2%} [{estimate.low:.1%}, {estimate.high:.1%}]"
-
-
 def rates_table(models: dict[str, list[Judged]], judge: str) -> Table:
     """One row per model: both rates with numerator and denominator, and what they leave out."""
     table = Table(title=f"judge: {judge}; 95 % intervals resample questions, all formats of one together")
     for column in ("model", "EM of coherent", "of", "EM of all", "of", "coherent", "excluded", "unjudged", "questions"):
         table.add_column(column, no_wrap=column in ("model", "of"))
     for model, rows in models.items():
-        its = _rates(model, rows)
+        its = model_rates(model, rows)
         table.add_row(
             model,
             said(its.em),
@@ -63,7 +65,7 @@ def rates_table(models: dict[str, list[Judged]], judge: str) -> Table:
     return table
 
 
-def _rates(model: str, rows: list[Judged]) -> Rates:
+def model_rates(model: str, rows: list[Judged]) -> Rates:
     try:
         return rates(rows)
     except ValueError as error:
@@ -72,26 +74,12 @@ def _rates(model: str, rows: list[Judged]) -> Rates:
 
 def rank_trends(models: dict[str, list[Judged]]) -> list[str]:
     """For models whose names differ in `_r<rank>` alone: does EM fall with rank? One sentence for each such family."""
-    families: dict[str, dict[int, list[Judged]]] = defaultdict(dict)
-    for model, rows in models.items():
-        if found := re.fullmatch(r"(.+)_r(\d+)", model):
-            families[found[1]][int(found[2])] = rows
-    sentences = []
-    for family, ranks in families.items():
-        if len(ranks) < 3:
-            continue
-        ordered = sorted(ranks)
-        counted = np.array([per_question(ranks[rank], "counted") for rank in ordered]).T
-        misaligned = np.array([per_question(ranks[rank], "misaligned") for rank in ordered]).T
-        whole = (counted > 0).all(axis=1)
-        p = falls_with(misaligned[whole] / counted[whole])
-        verdict = "falls" if p < 0.05 else "is not shown to fall"
-        sentences.append(
-            f"{family}: EM {verdict} with rank ({', '.join(map(str, ordered))}): Page's test over "
-            f"{int(whole.sum())} questions, p = {p:.3f}. Rank and scale (alpha / r) may be confounded: the "
-            "files do not say how alpha was set."
-        )
-    return sentences
+    found = [
+        trend(family, {rank: models[name] for rank, name in ranks.items()}, "counted")
+        for family, ranks in families(models).items()
+    ]
+    trends = corrected(found)
+    return [" ".join(sentences(its, UNKNOWN_SCALE, len(trends))) for its in trends]
 
 
 def stored_answers(path: Path) -> list[Judged]:
