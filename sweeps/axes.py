@@ -1,0 +1,64 @@
+"""Which arms of a sweep differ in one thing alone, and so make a line over ranks or learning rates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from eval.trends import families
+from sweeps.arms import Point
+from sweeps.runs import TrainingRun
+
+Axis = Literal["rank", "lr"]
+_KEYS = {"rank": "lora_r", "lr": "learning_rate"}
+_OWN = {"lora_alpha", "output_dir", "dataset_prepared_path"}
+"""Recipe keys that follow from the others."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models (or arms) by their rank or learning rate, in order."""
+
+    name: str
+    members: Mapping[float, str]
+    scale: str
+    """What is known of alpha / r, a sentence."""
+    differ: tuple[str, ...] = ()
+    """What else of their recipes differs; then nothing follows about the axis."""
+
+
+def axis_families(points: Sequence[Point], axis: Axis) -> list[Family]:
+    """Arms whose names end in -r<rank> (or -lr<rate>) and whose recipes say so, two or more together."""
+    runs: dict[str, TrainingRun] = {p.arm: p.training for p in reversed(points) if p.training}
+    found = []
+    for name, arms in (families(runs) if axis == "rank" else _rates(runs)).items():
+        members = {value: arm for value, arm in arms.items() if runs[arm].recipe.config[_KEYS[axis]] == value}
+        if len(members) > 1:
+            own = [runs[arm] for arm in members.values()]
+            found.append(Family(name, members, _scale(own), _differing([run.recipe.config for run in own], axis)))
+    return found
+
+
+def _rates(arms: Mapping[str, object]) -> dict[str, dict[float, str]]:
+    found: dict[str, dict[float, str]] = {}
+    for arm in arms:
+        if match := re.fullmatch(r"(.+)-lr(\d[\d.]*(?:e[-+]?\d+)?)", arm):
+            found.setdefault(match[1], {})[float(match[2])] = arm
+    return {name: dict(sorted(rates.items())) for name, rates in found.items()}
+
+
+def _differing(configs: Sequence[Mapping[str, Any]], axis: Axis) -> tuple[str, ...]:
+    keys = {key for config in configs for key in config} - _OWN - {_KEYS[axis]}
+    return tuple(sorted(key for key in keys if any(c.get(key) != configs[0].get(key) for c in configs)))
+
+
+def _scale(runs: Sequence[TrainingRun]) -> str:
+    policies = sorted({"{policy} = {value}".format(**run.recipe.em["alpha"]) for run in runs})
+    if len(policies) == 1 and policies[0].startswith("alpha_over_r "):
+        return (
+            f"{policies[0]}: scale is the same at every rank; learning rate and steps too, in which a lower rank may "
+            "have learnt less."
+        )
+    return f"Rank and scale (alpha / r) are confounded here: {', '.join(policies)}, so the scale changes with the rank."
