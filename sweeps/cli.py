@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +16,7 @@ from rich.table import Column, Table
 from data_builders.records import BadInput
 from sweeps.arms import Sweep, load_sweep, plan, vary
 from sweeps.evaluate import command, evaluate, evaluation_run
+from sweeps.finished import remember
 from sweeps.pretrained import fetch_smollm2
 from sweeps.recipe import ENGINES, STAGES, compose, layer_names, load_layer
 from sweeps.runs import RunFailed, console, content_digest
@@ -117,6 +120,42 @@ def rates_command(
     screen.print(rates_table(models, judge))
     for sentence in rank_trends(models):
         screen.print(sentence, highlight=False)
+
+
+@app.command()
+def report(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="A finished sweep (demo, or its folder under runs); or more answers.")
+    ] = None,
+    answers: Annotated[
+        list[Path] | None, typer.Option(help="Judged answers of others in place of a sweep: CSV, JSON Lines, folders.")
+    ] = None,
+    judge: Annotated[str | None, typer.Option(help="Who judged --answers; a rate without its judge is none.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report; runs/report, or the sweep's.")] = None,
+    title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
+) -> None:
+    """Writes report.html with its plots (SVG) and tables (CSV), from judged answers or a sweep's runs; trains nothing.
+
+    Example: emsweep report --answers judged/ --judge gpt-4o-2024-08-06 --out report
+    """
+    named = shlex.join(["emsweep", *sys.argv[1:]])
+    if answers:
+        if not judge:
+            raise BadInput("--answers without --judge: a rate without its judge is no result; name who judged")
+        from sweeps.judged_report import write_answers_report
+
+        files = [*answers, *(paths or [])]
+        heading = title or "Emergent misalignment from judged answers"
+        typer.echo(write_answers_report(files, judge, out or Path("runs/report"), heading, named))
+        return
+    if len(paths or []) > 1:
+        raise BadInput("one sweep at a time; or give files of judged answers after --answers")
+    from sweeps.finished import recall
+    from sweeps.report import write_report
+
+    folder, asked, points, missing = recall(str(paths[0]) if paths else "demo")
+    page = write_report(asked.sweep, points, out or folder, asked.full, asked.command, missing, title)
+    typer.echo(page)
 
 
 @app.command()
@@ -282,6 +321,9 @@ def _run_sweep(declared: Sweep, name: str, full: bool, dry_run: bool) -> None:
     waiting = [run for p in planned for run in (p.training, p.evaluation) if run is not None and not run.done]
     done = sum(2 if p.training else 1 for p in planned) - len(waiting)
     console.print(f"{len(planned)} points, {done} runs done, {len(waiting)} to do", highlight=False)
+    named = shlex.join(["emsweep", *sys.argv[1:]])
+    if not dry_run:
+        remember(Path("runs") / name, named, declared, planned, full)
     for point in planned:
         if dry_run:
             typer.echo(point.training.folder if point.training else point.evaluation.folder)
@@ -295,5 +337,5 @@ def _run_sweep(declared: Sweep, name: str, full: bool, dry_run: bool) -> None:
     # Imported when it is needed: what draws and computes would stay in memory beside every training process.
     from sweeps.report import write_report
 
-    out = write_report(declared, points, Path("runs") / name, full)
+    out = write_report(declared, points, Path("runs") / name, full, named)
     console.print(f"{out} ({time.monotonic() - began:.0f} s)", highlight=False)

@@ -110,7 +110,7 @@ def execute_once(run: Run, work: Callable[[], dict[str, Any]]) -> dict[str, Any]
             **record,
             "wall_seconds": round(time.monotonic() - began, 1),
             "versions": _versions(),
-            "commit": _commit(),
+            "commit": commit(),
             "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
         }
         write_whole(run.folder / "run.json", json.dumps(record, indent=1, default=str) + "\n")
@@ -128,7 +128,7 @@ def _versions() -> dict[str, str | None]:
     return versions
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the working folder, with `+` where files differ from it; None outside a repository."""
     git = shutil.which("git")
     if git is None:
