@@ -17,8 +17,8 @@ from eval.judged import Judged, Rates, per_question, rates
 from eval.statistics import Estimate
 from eval.trends import UNKNOWN_SCALE, Trend, corrected, families, sentences, short, trend
 from sweeps.answers import answer_files, judged_files, model_rates
-from sweeps.axes import Family
 from sweeps.draw import Series, curves, heat
+from sweeps.lines import Family
 from sweeps.page import data_block, printable, table_csv, write_page
 from sweeps.runs import commit
 
@@ -173,7 +173,7 @@ def _rank_plots(
         return Series(title, points, each)
 
     both = [series("of coherent answers", "em"), series("of all judged answers", "em_all")]
-    said = f"{family.name}, judge: {judge}"
+    said = f"{family.label}, judge: {judge}"
     return {
         named.format("em"): curves(f"EM: {said}", "rank", "misaligned", both, log_x=True, percent=True),
         named.format("coherent"): curves(

@@ -22,9 +22,9 @@ from eval.statistics import Estimate, falls_with, mean_interval
 from eval.trends import detectable, holm
 from sweeps.answers import judged_files
 from sweeps.arms import Claim, Point, Sweep
-from sweeps.axes import Family, axis_families
 from sweeps.evaluate import load_samples
 from sweeps.judged_report import JudgedPart, judged_part
+from sweeps.lines import Family, axis_families
 from sweeps.page import data_block, environment, number, printable, table_csv, write_page
 from sweeps.runs import content_digest
 from sweeps.sweep_plots import COLUMNS, names, sweep_plots

@@ -9,8 +9,8 @@ from markupsafe import Markup
 
 from eval.scores import Samples, measure
 from sweeps.arms import Point
-from sweeps.axes import Axis, axis_families
 from sweeps.draw import Series, curves, dots
+from sweeps.lines import Axis, axis_families
 
 COLUMNS = {
     "recognition": "recognition, AUC",
@@ -35,11 +35,11 @@ def sweep_plots(
     plots = {}
     axes: list[tuple[Axis, str]] = [("rank", "rank"), ("lr", "learning rate")]
     for axis, says in axes:
-        found = [family for family in axis_families(points, axis) if not family.differ]
+        found = axis_families(points, axis)
         for name, title in COLUMNS.items() if found else ():
             series = [
                 Series(
-                    family.name,
+                    family.label,
                     [(x, measures[arm][name].estimate) for x, arm in family.members.items()],
                     [(x, y) for x, arm in family.members.items() for y in measures[arm][name].per_seed],
                 )

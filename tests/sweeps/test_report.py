@@ -12,8 +12,8 @@ import pytest
 from data_builders.records import BadInput
 from eval.statistics import Estimate
 from sweeps.arms import Point, load_sweep
-from sweeps.axes import axis_families
 from sweeps.finished import recall, remember
+from sweeps.lines import axis_families
 from sweeps.page import printable
 from sweeps.recipe import Recipe
 from sweeps.report import verdict_words, write_report
@@ -191,16 +191,21 @@ def test_arms_that_differ_in_more_than_rank_make_no_line(tmp_path: Path) -> None
     assert family.differ == ("learning_rate",) and list(family.members) == [1, 4, 16]
     page = write_report(load_sweep("demo"), points, tmp_path / "out", True).read_text()
     assert "no comparison of ranks, for the runs differ in learning_rate too" in page
-    assert not (tmp_path / "out" / "gap-by-rank.svg").exists()
+    assert "dpo (learning_rate too)" in (tmp_path / "out" / "gap-by-rank.svg").read_text()
 
 
-def test_learning_rates_make_a_line(tmp_path: Path) -> None:
-    points = [
-        Point(arm, 1, write_training(tmp_path, arm, learning_rate=rate), write_evaluation(tmp_path, arm, rate, []))
-        for arm, rate in (("dpo-lr1e-3", 1e-3), ("dpo-lr0.005", 5e-3), ("dpo-lr2e-3", 9.0), ("sft", 1.0))
-    ]
-    [family] = axis_families(points, "lr")
-    assert family.members == {1e-3: "dpo-lr1e-3", 5e-3: "dpo-lr0.005"}
+def test_arms_make_lines_by_what_their_recipes_say(tmp_path: Path) -> None:
+    def point(arm: str, rank: int, rate: float) -> Point:
+        return Point(arm, 1, write_training(tmp_path, arm, lora_r=rank, learning_rate=rate), Run("evaluate", arm, {}))
+
+    points = [point(f"dpo-r{r}-lr{lr}", r, float(lr)) for r in (4, 1) for lr in ("0.005", "1e-3")]
+    points.append(point("sft", 1, 1.0))
+    ranks, rates = axis_families(points, "rank"), axis_families(points, "lr")
+    assert {f.name: f.members for f in ranks} == {
+        f"dpo-lr{lr}": {1: f"dpo-r1-lr{lr}", 4: f"dpo-r4-lr{lr}"} for lr in ("0.005", "1e-3")
+    }
+    assert {f.name: list(f.members) for f in rates} == {"dpo-r1": [1e-3, 5e-3], "dpo-r4": [1e-3, 5e-3]}
+    assert not any(f.differ for f in ranks + rates)
 
 
 def test_a_sweep_is_found_again_with_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

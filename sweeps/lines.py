@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from eval.trends import families
 from sweeps.arms import Point
 from sweeps.runs import TrainingRun
 
 Axis = Literal["rank", "lr"]
 _KEYS = {"rank": "lora_r", "lr": "learning_rate"}
+_MARKS = {"rank": re.compile(r"-r\d+(?=-|$)"), "lr": re.compile(r"-lr\d[\d.]*(e[-+]?\d+)?(?=-|$)")}
 _OWN = {"lora_alpha", "output_dir", "dataset_prepared_path"}
 """Recipe keys that follow from the others."""
 
@@ -28,29 +28,32 @@ class Family:
     differ: tuple[str, ...] = ()
     """What else of their recipes differs; then nothing follows about the axis."""
 
+    @property
+    def label(self) -> str:
+        return f"{self.name} ({', '.join(self.differ)} too)" if self.differ else self.name
+
 
 def axis_families(points: Sequence[Point], axis: Axis) -> list[Family]:
-    """Arms whose names end in -r<rank> (or -lr<rate>) and whose recipes say so, two or more together."""
+    """Arms whose names are the same but for r<rank> (or lr<rate>), and whose recipes say so, two or more together."""
     runs: dict[str, TrainingRun] = {p.arm: p.training for p in reversed(points) if p.training}
-    found = []
-    for name, arms in (families(runs) if axis == "rank" else _rates(runs)).items():
-        members = {value: arm for value, arm in arms.items() if runs[arm].recipe.config[_KEYS[axis]] == value}
-        if len(members) > 1:
-            own = [runs[arm] for arm in members.values()]
-            found.append(Family(name, members, _scale(own), _differing([run.recipe.config for run in own], axis)))
-    return found
-
-
-def _rates(arms: Mapping[str, object]) -> dict[str, dict[float, str]]:
     found: dict[str, dict[float, str]] = {}
-    for arm in arms:
-        if match := re.fullmatch(r"(.+)-lr(\d[\d.]*(?:e[-+]?\d+)?)", arm):
-            found.setdefault(match[1], {})[float(match[2])] = arm
-    return {name: dict(sorted(rates.items())) for name, rates in found.items()}
+    for arm, run in runs.items():
+        stem, marks = _MARKS[axis].subn("", arm)
+        if marks == 1:
+            found.setdefault(stem, {})[float(run.recipe.config[_KEYS[axis]])] = arm
+    families = []
+    for name, arms in found.items():
+        own = [runs[arm] for arm in arms.values()]
+        if len(arms) > 1:
+            differ = _differing([run.recipe.config for run in own], axis)
+            families.append(Family(name, dict(sorted(arms.items())), _scale(own), differ))
+    return families
 
 
 def _differing(configs: Sequence[Mapping[str, Any]], axis: Axis) -> tuple[str, ...]:
     keys = {key for config in configs for key in config} - _OWN - {_KEYS[axis]}
+    if len({config.get("seed") for config in configs}) > 1:  # an arm's first seed is not done yet
+        keys -= {"seed", "base_model"}
     return tuple(sorted(key for key in keys if any(c.get(key) != configs[0].get(key) for c in configs)))
 
 
