@@ -153,12 +153,13 @@ def judge(
     from data_builders.endpoint import Access
     from data_builders.money import prices_of
     from data_builders.outcome import Asked
-    from eval.judge_prompts import PROMPTS, BadPrompts, load_judge_prompts
+    from eval.faults import BadFile
+    from eval.judge_prompts import PROMPTS, load_judge_prompts
     from sweeps.judging import Judge, judge_answers
 
     try:
         published = load_judge_prompts(prompts) if prompts else {}
-    except BadPrompts as error:
+    except BadFile as error:
         raise BadInput(str(error)) from None
     job = Job(Asked(judge), prices=prices_of(price_in, price_out, "--price-in and --price-out"), max_cost=max_cost)
     access = Access.from_environment(key_variable, base_url, concurrency, timeout)
