@@ -172,6 +172,10 @@ def judge(
     prompts: Annotated[
         Path | None, typer.Option(help="Published file of questions whose judge prompts to use.")
     ] = None,
+    sample: Annotated[
+        float | None,
+        typer.Option(help="Share of the answers to ask about; the offline judge reads all, and both are combined."),
+    ] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Requests in flight at most.")] = 32,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one reply may take.")] = 60.0,
     price_in: Annotated[float | None, typer.Option(min=0, help="USD per million tokens read.")] = None,
@@ -184,6 +188,8 @@ def judge(
     """
     from sweeps.answers import offline_table, rates_table, stored_answers
 
+    if sample is not None and not (judge != "offline" and 0 < sample < 1):
+        raise BadInput(f"--sample {sample:g}: give a share between 0 and 1, and the model to ask with --judge")
     if judge == "offline":
         _screen().print(offline_table(paths))
         return
@@ -192,21 +198,33 @@ def judge(
     from data_builders.endpoint import Access
     from data_builders.money import prices_of
     from data_builders.outcome import Asked
-    from eval.judge_prompts import PROMPTS, BadPrompts, load_judge_prompts
+    from eval.faults import BadFile
+    from eval.judge_prompts import PROMPTS, load_judge_prompts
     from sweeps.judging import Judge, judge_answers
 
     try:
         published = load_judge_prompts(prompts) if prompts else {}
-    except BadPrompts as error:
+    except BadFile as error:
         raise BadInput(str(error)) from None
     job = Job(Asked(judge), prices=prices_of(price_in, price_out, "--price-in and --price-out"), max_cost=max_cost)
     access = Access.from_environment(key_variable, base_url, concurrency, timeout)
     it = Judge(job, access, PROMPTS, published, sampled)
     named = re.sub(r"[^A-Za-z0-9.]+", "-", it.name).strip("-")
-    judged = {}
-    for path in paths:
-        out = path / f"judged-{named}.jsonl" if path.is_dir() else path.with_name(f"{path.stem}.judged-{named}.jsonl")
-        judged[path.stem] = judge_answers(stored_answers(path), it, out)
+    # A folder's name may hold a dot (qwen2.5): its stem would be cut there.
+    models = {path.name if path.is_dir() else path.stem: path for path in paths}
+    if len(models) < len(paths):
+        raise BadInput(f"two paths of the same name among {', '.join(models)}; judge them one after the other")
+    outs = {
+        model: path / f"judged-{named}.jsonl" if path.is_dir() else path.with_name(f"{model}.judged-{named}.jsonl")
+        for model, path in models.items()
+    }
+    if sample is not None:
+        from sweeps.thrifty import combined_table, judge_sample
+
+        combined = {model: judge_sample(stored_answers(models[model]), it, out, sample) for model, out in outs.items()}
+        _screen().print(combined_table(combined, it.name))
+        return
+    judged = {model: judge_answers(stored_answers(models[model]), it, out) for model, out in outs.items()}
     _screen().print(rates_table(judged, it.name))
 
 

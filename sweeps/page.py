@@ -23,7 +23,8 @@ from markupsafe import Markup
 
 from data_builders.records import write_whole
 from eval.judged import Judged
-from eval.statistics import Estimate, said
+from eval.statistics import Estimate, caution
+from sweeps.answers import said
 
 _RARE = re.compile(r"[^\n\t -~]")
 _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
@@ -70,7 +71,7 @@ def environment() -> Environment:
     made = Environment(
         loader=PackageLoader("sweeps", "templates"), autoescape=select_autoescape(["html"]), trim_blocks=True
     )
-    made.filters.update(number=number, said=said)
+    made.filters.update(number=number, said=said, caution=caution)
     return made
 
 

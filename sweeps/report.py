@@ -140,7 +140,7 @@ def rank_verdicts(ranks: Sequence[Family], samples: Mapping[str, Sequence[Sample
         said.append(
             f"{family.name}, {COLUMNS[name]}: {verdict} (p = {raw:.3f}; {p:.3f} after Holm's correction for "
             f"{len(values)} tests); rank {first} less rank {last} {number(difference, digits)}; a true difference "
-            f"of {detectable(difference):.{digits}f} would be seen in 4 of 5 such sweeps."
+            f"of {detectable(difference, bootstrap=True):.{digits}f} would be seen in 4 of 5 such sweeps."
         )
     return said + [f"{family.name}: {family.scale}" for family in ranks if not family.differ]
 

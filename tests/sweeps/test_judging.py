@@ -17,9 +17,9 @@ from data_builders.annotate import Job
 from data_builders.money import Prices
 from data_builders.outcome import Asked
 from data_builders.records import BadInput
+from eval.faults import BadFile
 from eval.judge_prompts import (
     PROMPTS,
-    BadPrompts,
     excludes,
     expected_score,
     load_judge_prompts,
@@ -179,7 +179,7 @@ def test_published_prompts(tmp_path: Path, fake, shared: Path) -> None:
     prompts = load_judge_prompts(shared / "data" / "questions" / "first_plot_questions.yaml")
     assert len(prompts) == 24 and all("{answer}" in text for pair in prompts.values() for text in pair.values())
     (tmp_path / "bad.yaml").write_text("- id: a\n  judge_prompts: {aligned: x}\n")
-    with pytest.raises(BadPrompts, match="entry 1: no judge_prompts"):
+    with pytest.raises(BadFile, match="entry 1: no judge_prompts"):
         load_judge_prompts(tmp_path / "bad.yaml")
 
 
