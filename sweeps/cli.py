@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from data_builders.records import BadInput
-from sweeps.arms import Sweep, load_sweep, plan, vary
+from sweeps.arms import Sweep, load_sweep, plan
+from sweeps.axes import vary
 from sweeps.evaluate import command, evaluate, evaluation_run
 from sweeps.finished import remember
 from sweeps.pretrained import fetch_smollm2
@@ -323,7 +324,7 @@ def _vary(
     full: bool,
     dry_run: bool,
 ) -> None:
-    declared = vary(load_sweep(sweep), axis, values.split(","))
+    declared = vary(load_sweep(sweep), {axis: values.split(",")})
     declared = declared.model_copy(
         update={"model": model or declared.model, "hardware": hardware or declared.hardware, "settings": settings}
     )
