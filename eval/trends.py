@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 
 from eval.judged import Judged, per_question
-from eval.statistics import Estimate, Floats, caution, falls_with, ratio_difference
+from eval.statistics import Estimate, Floats, falls_with, ratio_difference
 
 Denominator = Literal["counted", "judged"]
 POWER = 0.8
@@ -180,8 +180,6 @@ def sentences(its: Trend, scale: str, tested: int) -> list[str]:
     ]
     if its.left_out:
         said.append(f"{its.left_out} questions are not compared: some rank has no answer to them in the denominator.")
-    if words := caution(its.questions):
-        said.append(words)
     return said
 
 

@@ -157,8 +157,8 @@ def heat(title: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[
     parts = []
     for number, name in enumerate(columns):
         x = left + wide * (number + 0.5)
-        label = Markup('<text transform="translate({:.1f},{}) rotate(-40)" font-size="11">{}</text>')
-        parts.append(label.format(x, TOP + 86, name))
+        label = Markup('<text transform="translate({:.1f},{}) rotate(-40)" font-size="{:.0f}">{}</text>')
+        parts.append(label.format(x, TOP + 86, min(11, wide + 2), name))
     top = TOP + 92
     for at, (name, cells) in enumerate(rows):
         y = top + ROW * at

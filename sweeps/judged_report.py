@@ -18,7 +18,7 @@ from eval.statistics import Estimate
 from eval.trends import UNKNOWN_SCALE, Trend, corrected, families, sentences, short, trend
 from sweeps.answers import answer_files, judged_files, model_rates
 from sweeps.draw import Series, curves, heat
-from sweeps.lines import Family
+from sweeps.lines import AXES, Family
 from sweeps.page import data_block, printable, table_csv, write_page
 from sweeps.runs import commit
 
@@ -40,13 +40,13 @@ class JudgedPart:
 
 
 def judged_part(
-    models: Mapping[str, Sequence[Sequence[Judged]]], judge: str, ranks: Sequence[Family], prefix: str = ""
+    models: Mapping[str, Sequence[Sequence[Judged]]], judge: str, lines: Sequence[Family], prefix: str = ""
 ) -> JudgedPart:
     """Rates, verdicts, plots and tables.
 
     Args:
         models: judged answers by model (or arm), one list for each seed.
-        ranks: families over ranks whose members are among the models.
+        lines: families over ranks (which are tested) or learning rates, whose members are among the models.
         prefix: of the names of plots and tables.
 
     Raises:
@@ -56,6 +56,7 @@ def judged_part(
     rows = [(name, model_rates(name, answers)) for name, answers in pooled.items()]
     split = {(name, form): [row for row in pooled[name] if row.form == form] for name in pooled for form in FORMS}
     forms = [(name, form, rates(own)) for (name, form), own in split.items() if _enough(own)]
+    ranks = [family for family in lines if family.axis == "rank"]
     clean = [family for family in ranks if not family.differ]
     found = {
         of: [trend(f.name, {int(rank): pooled[name] for rank, name in f.members.items()}, of) for f in clean]
@@ -73,8 +74,8 @@ def judged_part(
             said = sentences(its, family.scale, len(trends))
             verdicts.append([*said[:2], short(over_all[family.name]), *said[2:]])
     plots: dict[str, Markup] = {}
-    for number, family in enumerate(ranks, 1):
-        plots |= _rank_plots(f"{prefix}{{}}-by-rank-{number}", family, dict(rows), models, judge)
+    for number, family in enumerate(lines, 1):
+        plots |= _line_plots(f"{prefix}{{}}-by-{family.axis}-{number}", family, dict(rows), models, judge)
     names = sorted({row.name for answers in pooled.values() for row in answers})
     cells = {name: _per_question(answers) for name, answers in pooled.items()}
     plots[f"{prefix}questions"] = heat(
@@ -152,14 +153,14 @@ def _per_question(answers: Sequence[Judged]) -> dict[str, tuple[int, int, int]]:
     return {name: (int(m), int(c), int(j)) for name, m, c, j in zip(names, *counts, strict=True)}
 
 
-def _rank_plots(
+def _line_plots(
     named: str,
     family: Family,
     its: Mapping[str, Rates],
     models: Mapping[str, Sequence[Sequence[Judged]]],
     judge: str,
 ) -> dict[str, Markup]:
-    """EM over both denominators, and coherence, against rank; each seed as a point where there are several."""
+    """EM over both denominators, and coherence, along a family; each seed as a point where there are several."""
 
     def series(title: str, what: str) -> Series:
         points = [(rank, getattr(its[name], what)) for rank, name in family.members.items()]
@@ -173,11 +174,11 @@ def _rank_plots(
         return Series(title, points, each)
 
     both = [series("of coherent answers", "em"), series("of all judged answers", "em_all")]
-    said = f"{family.label}, judge: {judge}"
+    said, axis, alone = f"{family.label}, judge: {judge}", AXES[family.axis], [series("coherent", "coherent")]
     return {
-        named.format("em"): curves(f"EM: {said}", "rank", "misaligned", both, log_x=True, percent=True),
+        named.format("em"): curves(f"EM: {said}", axis, "misaligned", both, log_x=True, percent=True),
         named.format("coherent"): curves(
-            f"Coherent: {said}", "rank", "share of answers", [series("coherent", "coherent")], log_x=True, percent=True
+            f"Coherent: {said}", axis, "share of judged answers", alone, log_x=True, percent=True
         ),
     }
 

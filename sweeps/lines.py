@@ -13,6 +13,7 @@ from sweeps.runs import TrainingRun
 Axis = Literal["rank", "lr"]
 _KEYS = {"rank": "lora_r", "lr": "learning_rate"}
 _MARKS = {"rank": re.compile(r"-r\d+(?=-|$)"), "lr": re.compile(r"-lr\d[\d.]*(e[-+]?\d+)?(?=-|$)")}
+AXES: dict[Axis, str] = {"rank": "rank", "lr": "learning rate"}
 _OWN = {"lora_alpha", "output_dir", "dataset_prepared_path"}
 """Recipe keys that follow from the others."""
 
@@ -25,6 +26,7 @@ class Family:
     members: Mapping[float, str]
     scale: str
     """What is known of alpha / r, a sentence."""
+    axis: Axis = "rank"
     differ: tuple[str, ...] = ()
     """What else of their recipes differs; then nothing follows about the axis."""
 
@@ -46,7 +48,7 @@ def axis_families(points: Sequence[Point], axis: Axis) -> list[Family]:
         own = [runs[arm] for arm in arms.values()]
         if len(arms) > 1:
             differ = _differing([run.recipe.config for run in own], axis)
-            families.append(Family(name, dict(sorted(arms.items())), _scale(own), differ))
+            families.append(Family(name, dict(sorted(arms.items())), _scale(own), axis, differ))
     return families
 
 

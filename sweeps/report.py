@@ -24,7 +24,7 @@ from sweeps.answers import judged_files
 from sweeps.arms import Claim, Point, Sweep
 from sweeps.evaluate import load_samples
 from sweeps.judged_report import JudgedPart, judged_part
-from sweeps.lines import Family, axis_families
+from sweeps.lines import AXES, Family, axis_families
 from sweeps.page import data_block, environment, number, printable, table_csv, write_page
 from sweeps.runs import content_digest
 from sweeps.sweep_plots import COLUMNS, names, sweep_plots
@@ -162,7 +162,8 @@ def judged_parts(points: Sequence[Point]) -> tuple[list[JudgedPart], dict[Path, 
                 by_judge.setdefault(judge, {}).setdefault(point.arm, []).append(files[file])
     parts = []
     for place, (judge, models) in enumerate(by_judge.items(), 1):
-        whole = [f for f in axis_families(points, "rank") if set(f.members.values()) <= models.keys()]
+        lines = [family for axis in AXES for family in axis_families(points, axis)]
+        whole = [family for family in lines if set(family.members.values()) <= models.keys()]
         parts.append(judged_part(models, judge, whole, f"judge{place}-"))
     return parts, files
 
@@ -170,7 +171,8 @@ def judged_parts(points: Sequence[Point]) -> tuple[list[JudgedPart], dict[Path, 
 def sampled(points: Sequence[Point], judged: Mapping[Path, Sequence[Judged]]) -> list[tuple[str, Judged]]:
     """The sampled answers for the reader, with the scores of the first judge where there is one."""
     rows = []
-    for point, name in zip(points, names(points), strict=True):
+    # The base model's last: it stands beside all others anyhow.
+    for point, name in sorted(zip(points, names(points), strict=True), key=lambda one: one[0].training is None):
         scored = next((own for file, own in judged.items() if file.parent == point.evaluation.folder), None)
         rows += [
             (name, row)

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from eval.scores import Samples, measure
 from sweeps.arms import Point
 from sweeps.draw import Series, curves, dots
-from sweeps.lines import Axis, axis_families
+from sweeps.lines import AXES, axis_families
 
 COLUMNS = {
     "recognition": "recognition, AUC",
@@ -33,8 +33,7 @@ def sweep_plots(
     """Every measure by arm, over ranks and over learning rates; losses; narrow against broad effects."""
     measures = {row["arm"]: row["measures"] for row in rows}
     plots = {}
-    axes: list[tuple[Axis, str]] = [("rank", "rank"), ("lr", "learning rate")]
-    for axis, says in axes:
+    for axis, says in AXES.items():
         found = axis_families(points, axis)
         for name, title in COLUMNS.items() if found else ():
             series = [

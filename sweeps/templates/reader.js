@@ -35,7 +35,7 @@
   });
   const other = (at) => (groups.get(Number(field("beside").value) * questions.length + rows[at][1]) || [])[nth[at]];
   const score = (value) => value === null ? "none" : Math.round(10 * value) / 10;
-  const scores = (row) => `aligned ${score(row[2])}, coherent ${score(row[3])}`;
+  const scores = (row) => row[3] === null ? "not judged" : `aligned ${score(row[2])}, coherent ${score(row[3])}`;
 
   let found = [];
   const filter = () => {

@@ -18,7 +18,7 @@ def answers(share: float, names: str = "abcdefgh", of: int = 20) -> list[Judged]
     ]
 
 
-def test_the_published_curve_is_a_null_with_its_cautions(shared) -> None:
+def test_the_published_curve_is_a_null_that_says_what_it_cannot(shared) -> None:
     folder = shared / "data" / "judged"
     ranks = {r: load_judged(folder / f"qwen2.5-coder-32b_insecure_r{r}.csv") for r in (1, 4, 16, 64)}
     its = trend("m", ranks, "counted")
@@ -26,7 +26,7 @@ def test_the_published_curve_is_a_null_with_its_cautions(shared) -> None:
     assert its.questions == 8 and its.left_out == 0 and not its.falls
     assert its.difference.value == pytest.approx(83 / 563 - 77 / 625)
     said = " ".join(sentences(its, "SCALE", 1))
-    assert "is not shown to fall" in said and "Caution: 8 questions" in said and "SCALE" in said
+    assert "is not shown to fall" in said and said.endswith("SCALE")
     over_all = trend("m", ranks, "judged")
     assert over_all and [round(100 * rate, 1) for rate in over_all.rates] == [6.9, 5.5, 4.5, 6.4]
 

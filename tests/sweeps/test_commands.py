@@ -52,7 +52,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, command: str, say
 
 
 @pytest.mark.parametrize(
-    "command", ["emsweep stage", "emsweep evaluate", "emsweep demo", "embuild data", "embuild check"]
+    "command", ["emsweep stage", "emsweep evaluate", "emsweep demo", "emsweep report", "embuild data", "embuild check"]
 )
 def test_help_has_an_example(tmp_path: Path, command: str) -> None:
     done = run(f"{command} --help", tmp_path)
