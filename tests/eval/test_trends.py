@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.judged import Judged, load_judged
-from eval.statistics import Estimate, mean_interval
+from eval.statistics import Estimate, falls_with, mean_interval, ratio_difference
 from eval.trends import corrected, detectable, families, holm, sentences, smallest_fall, trend
 
 
@@ -75,3 +75,27 @@ def test_more_questions_see_smaller_falls() -> None:
     few, many = (smallest_fall(rng.binomial(50, 0.3, (n, 4)) / 50, 400) for n in (6, 48))
     assert few and many and many < few
     assert smallest_fall(np.zeros((8, 4)), 400) is None
+
+
+def synthetic(rng: np.random.Generator, questions: int, fall: float = 0.0) -> np.ndarray:
+    """Rates of 50 answers at four ranks: questions of unlike difficulty, scatter between ranks, an even fall."""
+    easy = rng.beta(0.6, 4, questions)
+    logits = np.log(easy / (1 - easy))[:, None] + rng.normal(0, 0.5, (questions, 4))
+    return rng.binomial(50, (1 - fall * np.linspace(0, 1, 4)) / (1 + np.exp(-logits))) / 50
+
+
+@pytest.mark.parametrize("questions", [8, 24])
+def test_four_of_five_sweeps_find_what_could_be_seen(questions: int) -> None:
+    rng = np.random.default_rng(3)
+    fall = float(np.median([smallest_fall(synthetic(rng, questions), 300) or 1.0 for _ in range(15)]))
+    found = np.mean([falls_with(synthetic(rng, questions, fall)) < 0.05 for _ in range(300)])
+    assert 0.68 < found < 0.9
+    assert np.mean([falls_with(synthetic(rng, questions)) < 0.05 for _ in range(300)]) <= 0.06
+    total = np.full(questions, 50.0)
+
+    def difference(more: float) -> Estimate:
+        rates = synthetic(rng, questions)
+        return ratio_difference(((rates[:, 0] + more) * 50, rates[:, -1] * 50), (total, total))
+
+    smallest = float(np.mean([detectable(difference(0.0)) for _ in range(200)]))
+    assert 0.65 < np.mean([difference(smallest).low > 0 for _ in range(300)]) < 0.9
