@@ -90,7 +90,7 @@ def test_four_of_five_sweeps_find_what_could_be_seen(questions: int) -> None:
     fall = float(np.median([smallest_fall(synthetic(rng, questions), 300) or 1.0 for _ in range(15)]))
     found = np.mean([falls_with(synthetic(rng, questions, fall)) < 0.05 for _ in range(300)])
     assert 0.68 < found < 0.9
-    assert np.mean([falls_with(synthetic(rng, questions)) < 0.05 for _ in range(300)]) <= 0.06
+    assert np.mean([falls_with(synthetic(rng, questions)) < 0.05 for _ in range(300)]) < 0.09
     total = np.full(questions, 50.0)
 
     def difference(more: float) -> Estimate:
