@@ -140,7 +140,7 @@ def ratio_difference(hits: tuple[Floats, Floats], totals: tuple[Floats, Floats])
 
     Each rate is a sum over a sum, as in `ratio_interval`. The interval is the delete-one jackknife's with Student's t:
     a cluster is left out of both rates at once. With questions drawn anew from pairs of the published files it covers
-    the truth in 94 % of draws of 8, 24 and 48 questions, the percentile bootstrap in 85, 91 and 93 %
+    the truth in 94 % of draws of 8, 24 and 48 questions (83 % at worst), the percentile bootstrap in 85, 90 and 93 %
     (benchmarks/interval_coverage.py). Where no cluster moves the difference the interval has no width, which says
     nothing about other clusters; where all that one rate counts is in one cluster, it is [-1, 1].
 

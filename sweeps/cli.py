@@ -230,6 +230,26 @@ def judge(
 
 
 @app.command()
+def agree(
+    files: Annotated[list[Path], typer.Argument(help="The first judge's files, then the second's in the same order.")],
+    first: Annotated[str | None, typer.Option(help="The first judge, where no manifest names it.")] = None,
+    second: Annotated[str | None, typer.Option(help="The second judge, where no manifest names it.")] = None,
+) -> None:
+    """Compares two judges of the same answers: correlation, kappa at the thresholds, shift of the EM rate.
+
+    Example: emsweep agree runs/evaluate/*/judged-gpt-4o-2024-08-06.jsonl runs/evaluate/*/judged-gpt-5.jsonl
+    """
+    from sweeps.agreement import judge_of, matched_files, questions_table, scores_table, shifts_table
+
+    models = matched_files(files)
+    half = len(files) // 2
+    judges = judge_of(files[:half], first, "--first"), judge_of(files[half:], second, "--second")
+    screen = _screen()
+    for table in (scores_table, shifts_table, questions_table):
+        screen.print(table(models, *judges))
+
+
+@app.command()
 def recipes() -> None:
     """Lists the layers that recipes are made of.
 

@@ -42,7 +42,7 @@ def combined_table(models: Mapping[str, Combined], judge: str) -> Table:
     judged, answers = sum(its.judged for its in models.values()), sum(its.answers for its in models.values())
     table = Table(
         title=Text(
-            f"combined by PPI: {judged} of {answers} answers judged by {judge}, all by {NAME}\n"
+            f"combined by PPI: {judged} of {answers} answers judged by {judge}, all by {NAME} (a linear classifier)\n"
             "95 % intervals: [over questions, the sample's error included] "
             f"(what {judge} would say of these answers, had it read all)"
         ),
@@ -50,13 +50,13 @@ def combined_table(models: Mapping[str, Combined], judge: str) -> Table:
     )
     columns = ("model", "EM of coherent", "of about", "EM of all", "of", "coherent", "judged", "unjudged", "left out")
     for column in (*columns, "questions", f"weight of {NAME}: {', '.join(name.split('_')[0] for name in SUMMED)}"):
-        table.add_column(Text(column), no_wrap=column == "model")
+        table.add_column(Text(column), no_wrap=column == "model" or column.startswith("EM"))
     for model, its in models.items():
         table.add_row(
             Text(model),
-            f"{said(its.em)} {_within(its.em_within)}",
+            f"{said(its.em)}\n{_within(its.em_within)}",
             f"{its.misaligned:.1f}/{its.counted:.1f}",
-            f"{said(its.em_all)} {_within(its.em_all_within)}",
+            f"{said(its.em_all)}\n{_within(its.em_all_within)}",
             str(its.answers - its.left_out),
             said(its.coherent),
             f"{its.judged}/{its.answers}",

@@ -56,7 +56,7 @@ def test_an_evaluation_runs_answers_are_read_and_have_no_rate(tmp_path: Path) ->
     read = [(row.name, row.answer) for row in stored_answers(tmp_path)]
     assert read == [("work-00", "Answer."), ("work-01", "One\u2028two\x85three."), ("work-02", "\ufffd")]
     shown = text(offline_table([tmp_path]))
-    assert "no rate: unseen questions" in shown and "approximate" in shown
+    assert "no rate: unseen questions" in shown and "approximate" in shown and "Caution: 3 questions are few." in shown
 
 
 def test_known_questions_have_a_rate(shared: Path) -> None:
