@@ -2,8 +2,8 @@
 
 Each run gives a share of coherent answers, which falls as the learning rate rises. What is known of its edge (where the
 share crosses the bound) is a distribution: the next run is at its median, and the search ends when it is as narrow as
-asked. Watson and Pelli, QUEST (Perception & Psychophysics 33, 1983), find thresholds of the senses so; slope and ceiling
-of the curve are not known here, and are summed over.
+asked. QUEST (Watson and Pelli, Perception & Psychophysics 33, 1983) finds thresholds of the senses so; slope and
+ceiling of the curve are not known here, and are summed over.
 """
 
 from __future__ import annotations
