@@ -5,23 +5,20 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Column, Table
 
 from data_builders.records import BadInput
-from sweeps.arms import Sweep, load_sweep, plan
-from sweeps.axes import vary
-from sweeps.evaluate import command, evaluate, evaluation_run
-from sweeps.finished import remember
+from sweeps import commands
+from sweeps.evaluate import command, evaluation_run
 from sweeps.pretrained import fetch_smollm2
 from sweeps.recipe import ENGINES, STAGES, compose, layer_names, load_layer
-from sweeps.runs import RunFailed, console, content_digest
-from sweeps.train import train, training_run
+from sweeps.runs import RunFailed, console
+from sweeps.train import training_run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -79,7 +76,7 @@ def stage(
         return
     name = "-".join([model, *([control] if control else []), f"r{recipe.config['lora_r']}"])
     run = training_run(name, recipe, merge=merge)
-    train(run)
+    commands.one(run)
     typer.echo(run.merged if merge else run.adapter)
 
 
@@ -99,7 +96,7 @@ def evaluate_command(
     if dry_run:
         typer.echo(" ".join(command(run, run.folder)))
         return
-    evaluate(run)
+    commands.one(run)
     typer.echo(run.folder)
 
 
@@ -281,100 +278,4 @@ def fetch(
     fetch_smollm2(Path(str(load_layer("models", model)["base_model"])))
 
 
-@app.command()
-def demo(
-    sweep: Annotated[str, typer.Option(help="Declared sweep (recipes/sweeps) or the path of one.")] = "demo",
-    full: Annotated[bool, typer.Option("--full", help="All arms and all seeds.")] = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Trains and evaluates every arm of a declared sweep, and reports; shares every run that is done.
-
-    Example: emsweep demo --full
-    """
-    _run_sweep(load_sweep(sweep), Path(sweep).stem, full, dry_run)
-
-
-SweepModel = Annotated[str | None, typer.Option("--model", help="Model layer; the sweep's if not given.")]
-SweepHardware = Annotated[str | None, typer.Option("--hardware", help="Hardware layer; the sweep's if not given.")]
-Values = Annotated[str, typer.Option(help="Values, with commas between.")]
-AllSeeds = Annotated[bool, typer.Option("--full", help="All seeds of the sweep; else its first.")]
-
-
-@app.command()
-def rank(
-    values: Values = "1,2,4,8,64",
-    sweep: Annotated[str, typer.Option(help="Declared sweep (recipes/sweeps) or the path of one.")] = "rank",
-    model: SweepModel = None,
-    hardware: SweepHardware = None,
-    settings: Settings = None,
-    full: AllSeeds = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Trains the arms that vary at each LoRA rank, evaluates, and reports; CPT and the reference are shared.
-
-    Example: emsweep rank --values 1,2,4,8,64
-    """
-    _vary("rank", values, sweep, model, hardware, settings or [], full, dry_run)
-
-
-@app.command()
-def lr(
-    values: Values = "1e-3,2e-3,5e-3",
-    sweep: Annotated[str, typer.Option(help="Declared sweep (recipes/sweeps) or the path of one.")] = "lr",
-    model: SweepModel = None,
-    hardware: SweepHardware = None,
-    settings: Settings = None,
-    full: AllSeeds = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Trains the arms that vary at each learning rate, evaluates, and reports.
-
-    Example: emsweep lr --values 1e-3,2e-3,5e-3 --set lora_r=1
-    """
-    _vary("lr", values, sweep, model, hardware, settings or [], full, dry_run)
-
-
-def _vary(
-    axis: Literal["rank", "lr"],
-    values: str,
-    sweep: str,
-    model: str | None,
-    hardware: str | None,
-    settings: list[str],
-    full: bool,
-    dry_run: bool,
-) -> None:
-    declared = vary(load_sweep(sweep), {axis: values.split(",")})
-    declared = declared.model_copy(
-        update={"model": model or declared.model, "hardware": hardware or declared.hardware, "settings": settings}
-    )
-    # A report for each set of points; runs are shared anyhow.
-    name = "-".join([axis, declared.model, content_digest(declared.model_dump())[:6]])
-    _run_sweep(declared, name, full, dry_run)
-
-
-def _run_sweep(declared: Sweep, name: str, full: bool, dry_run: bool) -> None:
-    points = []
-    began = time.monotonic()
-    planned = plan(declared, full)
-    waiting = [run for p in planned for run in (p.training, p.evaluation) if run is not None and not run.done]
-    done = sum(2 if p.training else 1 for p in planned) - len(waiting)
-    console.print(f"{len(planned)} points, {done} runs done, {len(waiting)} to do", highlight=False)
-    named = shlex.join(["emsweep", *sys.argv[1:]])
-    if not dry_run:
-        remember(Path("runs") / name, named, declared, planned, full)
-    for point in planned:
-        if dry_run:
-            typer.echo(point.training.folder if point.training else point.evaluation.folder)
-            continue
-        if point.training:
-            train(point.training)
-        evaluate(point.evaluation)
-        points.append(point)
-    if dry_run:
-        return
-    # Imported when it is needed: what draws and computes would stay in memory beside every training process.
-    from sweeps.report import write_report
-
-    out = write_report(declared, points, Path("runs") / name, full, named)
-    console.print(f"{out} ({time.monotonic() - began:.0f} s)", highlight=False)
+app.add_typer(commands.app)

@@ -41,7 +41,7 @@ def shared(runs: Graph) -> int:
 def ready(runs: Graph, states: Mapping[str, State]) -> Iterator[Run]:
     """The runs that wait for nothing but a place, in the order of the graph."""
     for digest, run in runs.items():
-        if states[digest] == "waiting" and all(states[before.digest] == "done" for before in run.after):
+        if states[digest] == "waiting" and all(states.get(before.digest, "done") == "done" for before in run.after):
             yield run
 
 

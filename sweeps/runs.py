@@ -219,6 +219,8 @@ def call(title: str, command: Sequence[str], log: Path, local_model: bool) -> No
         )
         _children.add(process)
         try:
+            if stopping.is_set():  # since it was asked for
+                process.terminate()
             process.wait()
         finally:
             if process.poll() is None:
