@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -47,8 +48,10 @@ def judged_files(paths: Sequence[Path]) -> dict[str, list[Judged]]:
 
 
 def said(estimate: Estimate) -> str:
-    """A rate with its interval, in percent."""
-    return f"{estimate.value:.2%} [{estimate.low:.1%}, {estimate.high:.1%}]"
+    """A rate with its interval, in percent; of nothing there is none."""
+    return (
+        "no rate" if math.isnan(estimate.value) else f"{estimate.value:.2%} [{estimate.low:.1%}, {estimate.high:.1%}]"
+    )
 
 
 def few_questions(clusters: Iterable[int]) -> Text | None:

@@ -6,6 +6,7 @@ What a model wrote reaches the page as sweeps/page.py says.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from data_builders.records import file_digest, write_whole
+from data_builders.records import BadInput, file_digest, write_whole
 from eval.judged import Judged
 from eval.scores import PER_CLUSTER, Measured, Samples, measure
 from eval.statistics import Estimate, falls_with, mean_interval
@@ -145,38 +146,65 @@ def rank_verdicts(ranks: Sequence[Family], samples: Mapping[str, Sequence[Sample
     return said + [f"{family.name}: {family.scale}" for family in ranks if not family.differ]
 
 
-def judged_parts(points: Sequence[Point]) -> tuple[list[JudgedPart], dict[Path, Sequence[Judged]]]:
-    """One part for each judge whose scores stand in the evaluations' folders (`emsweep judge`), and those files.
+@dataclass(frozen=True)
+class Scored:
+    """A file of one judge's scores of all answers of an evaluation (`emsweep judge`)."""
+
+    judge: str
+    path: Path
+    arm: str
+    rows: list[Judged]
+
+
+def scored_files(points: Sequence[Point]) -> list[Scored]:
+    """Those that stand in the evaluations' folders, the judge with the most files first.
+
+    Not those of a sample, whose rates need the combined judge.
 
     Raises:
-        BadInput: if such a file cannot be read.
+        BadInput: if such a file or its manifest cannot be read.
     """
-    by_judge: dict[str, dict[str, list[Sequence[Judged]]]] = {}
-    files: dict[Path, Sequence[Judged]] = {}
+    files = []
     for point in points:
         for file in sorted(point.evaluation.folder.glob("judged-*.jsonl")):
-            manifest = file.with_name(f"{file.name}.manifest.json")
-            if manifest.is_file():  # written last: without it, the file is not whole
-                judge = printable(str(json.loads(manifest.read_text(encoding="utf-8"))["judge"]))
-                [files[file]] = judged_files([file]).values()
-                by_judge.setdefault(judge, {}).setdefault(point.arm, []).append(files[file])
+            path = file.with_name(f"{file.name}.manifest.json")
+            if not path.is_file():  # it is written last: the file is not whole, or a journal
+                continue
+            try:
+                manifest = json.loads(path.read_text(encoding="utf-8"))
+                judge = printable(str(manifest["judge"]))
+            except (OSError, ValueError, KeyError, TypeError):
+                raise BadInput(f"{path}: names no judge; delete {file} and judge again") from None
+            if "sample" not in manifest:
+                [rows] = judged_files([file]).values()
+                files.append(Scored(judge, file, point.arm, rows))
+    count = Counter(file.judge for file in files)
+    return sorted(files, key=lambda file: -count[file.judge])
+
+
+def judged_parts(points: Sequence[Point], files: Sequence[Scored]) -> list[JudgedPart]:
+    """One part for each judge."""
     parts = []
-    for place, (judge, models) in enumerate(by_judge.items(), 1):
-        lines = [family for axis in AXES for family in axis_families(points, axis)]
+    lines = [family for axis in AXES for family in axis_families(points, axis)]
+    for place, judge in enumerate(dict.fromkeys(file.judge for file in files), 1):
+        models: dict[str, list[list[Judged]]] = {}
+        for file in files:
+            if file.judge == judge:
+                models.setdefault(file.arm, []).append(file.rows)
         whole = [family for family in lines if set(family.members.values()) <= models.keys()]
         parts.append(judged_part(models, judge, whole, f"judge{place}-"))
-    return parts, files
+    return parts
 
 
-def sampled(points: Sequence[Point], judged: Mapping[Path, Sequence[Judged]]) -> list[tuple[str, Judged]]:
+def sampled(points: Sequence[Point], files: Sequence[Scored]) -> list[tuple[str, Judged]]:
     """The sampled answers for the reader, with the scores of the first judge where there is one."""
     rows = []
+    scores = {file.path.parent: file.rows for file in files if file.judge == files[0].judge}
     # The base model's last: it stands beside all others anyhow.
     for point, name in sorted(zip(points, names(points), strict=True), key=lambda one: one[0].training is None):
-        scored = next((own for file, own in judged.items() if file.parent == point.evaluation.folder), None)
         rows += [
             (name, row)
-            for row in scored
+            for row in scores.get(point.evaluation.folder)
             or [
                 Judged(
                     question_id=s["doc"]["id"], question=s["doc"]["question"], answer=printable(s["filtered_resps"][0])
@@ -210,7 +238,8 @@ def write_report(
     judged = verdicts(sweep, samples)
     base = samples["base"][0]
     regex = {name: measure(name, [base]).estimate for name in ("regex", "regex_left_out")}
-    parts, files = judged_parts(points)
+    files = scored_files(points)
+    parts = judged_parts(points, files)
     plots = sweep_plots(rows, points, samples)
     context = {
         "title": title or "What was and was not shown",
@@ -223,7 +252,7 @@ def write_report(
         "rank_verdicts": rank_verdicts(axis_families(points, "rank"), samples),
         "regex": regex,
         "parts": parts,
-        "judged_files": [(str(file), file_digest(file), len(own)) for file, own in files.items()],
+        "judged_files": [(str(file.path), file_digest(file.path), len(file.rows)) for file in files],
         "missing": missing,
         "runs": [p for p in points if p.training],
         "evaluations": [(p.evaluation.folder, p.evaluation.record()) for p in points],

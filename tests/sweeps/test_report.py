@@ -157,6 +157,8 @@ def judge(run: Run, misaligned: int, judge: str = "oracle") -> None:
     file.write_text("".join(json.dumps({**row, "coherent": 80}) + "\n" for row in rows))
     (run.folder / f"{file.name}.manifest.json").write_text(json.dumps({"judge": judge}))
     (run.folder / f"judged-{judge}.journal.jsonl").write_text("")
+    (run.folder / f"judged-{judge}-sample-0.1.jsonl").write_text("no rate comes of this alone")
+    (run.folder / f"judged-{judge}-sample-0.1.jsonl.manifest.json").write_text('{"judge": "x", "sample": {}}')
 
 
 def test_a_rank_sweep_has_lines_verdicts_and_losses(tmp_path: Path) -> None:
@@ -181,6 +183,12 @@ def test_judged_files_bring_rates(tmp_path: Path) -> None:
     ]
     assert "dpo: EM falls with rank (1, 4, 16)" in page
     assert (tmp_path / "out" / "judge1-em-by-rank-1.svg").is_file()
+    judge(points[0].evaluation, 0, "another")  # sorts before, and has one arm alone
+    page = write_report(load_sweep("demo"), points, tmp_path / "out", True).read_text()
+    assert "judge another" in page and "judge oracle" in page and "Scores: judge oracle" in page
+    (points[0].evaluation.folder / "judged-another.jsonl.manifest.json").write_text("{}")
+    with pytest.raises(BadInput, match="names no judge"):
+        write_report(load_sweep("demo"), points, tmp_path / "out", True)
 
 
 def test_arms_that_differ_in_more_than_rank_make_no_line(tmp_path: Path) -> None:
