@@ -25,6 +25,7 @@ HOSTILE = [
     '"><a href="javascript:alert(1)">x</a>',
     "{{ 7 * 7 }} {% include 'x' %}",
     "\u202e right to left \u0000 control \ud83d",
+    "one\u2028two\u2029three\x85four",
     "",
 ]
 
@@ -67,7 +68,9 @@ def write_evaluation(root: Path, name: str, shift: float, answers: list[str]) ->
     samples.mkdir(parents=True)
     logged = {"em_recognition": recognition, "em_margin": margin, "em_choice": choice, "em_freeform": freeform}
     for task, documents in logged.items():
-        (samples / f"{task}.jsonl").write_text("".join(json.dumps(d) + "\n" for d in documents))
+        # As lm-eval writes them, but for half a surrogate pair, which it writes as an escape.
+        text = "".join(json.dumps(d, ensure_ascii=False) + "\n" for d in documents).replace("\ud83d", "\\ud83d")
+        (samples / f"{task}.jsonl").write_text(text, encoding="utf-8")
     record = {"stage": "evaluate", "name": name, "content": run.content, "versions": {"torch": "0"}, "commit": "abc"}
     (run.folder / "run.json").write_text(json.dumps(record))
     return run
