@@ -8,18 +8,21 @@ model (likelihoods, sampling) is taken off on both sides, in the shared process 
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from sweeps.evaluate import TASKS
 from sweeps.runs import child_environment, tool
 
 ARGUMENTS = "dtype=bfloat16,attn_implementation=eager"
 TIMED = """
-import sys, time
+import os, sys, time
+said = os.dup(2)
 from lm_eval.models.huggingface import HFLM
 inside = 0.0
 def timed(name):
@@ -31,11 +34,11 @@ def timed(name):
             return plain(self, *args, **kwargs)
         finally:
             inside += time.perf_counter() - began
+            os.write(said, f"INSIDE {inside}\\n".encode())
     setattr(HFLM, name, call)
 for name in ("loglikelihood", "generate_until"):
     timed(name)
-import atexit
-atexit.register(lambda: print("INSIDE", inside, file=sys.stderr))
+os.write(said, b"INSIDE 0\\n")
 """
 
 
@@ -54,15 +57,56 @@ def make_adapters(model: Path, count: int, out: Path) -> list[Path]:
     return made
 
 
-def timed(code: str, arguments: list[str], said: str = "") -> tuple[float, float]:
-    """Seconds of a process that runs `code`, and those of them that it spent in the model."""
+def inside(said: Path) -> float:
+    """Seconds that a timed process has spent in the model so far."""
+    return float(said.read_text().rpartition("INSIDE ")[2].split()[0])
+
+
+def shared(base: dict[str, Any], adapters: list[Path], folder: Path) -> list[float]:
+    """Seconds outside the model for each adapter, in one process."""
+    said = folder / "said"
+    with said.open("wb") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", TIMED + "from eval.adapters import main; main()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=child_environment(local_model=True),
+        )
+    assert process.stdin and process.stdout
+    print(json.dumps(base), file=process.stdin, flush=True)
+    seconds, before = [], 0.0
+    for number, adapter in enumerate(adapters):
+        job = {"peft": str(adapter), "out": str(folder / f"shared{number}"), "log": str(folder / "log")}
+        began = time.perf_counter()
+        print(json.dumps(job), file=process.stdin, flush=True)
+        assert process.stdout.readline() == "\n", (folder / "log").read_text()[-3000:]
+        whole, now = time.perf_counter() - began, inside(said)
+        seconds.append(whole - (now - before))
+        before = now
+    process.stdin.close()
+    process.wait()
+    return seconds
+
+
+def alone(base: dict[str, Any], adapter: Path, folder: Path) -> float:
+    """Seconds outside the model of `lm_eval run` on one adapter."""
+    command = ["run", "--model", "hf", "--model_args", f"{base['model_args']},peft={adapter}", "--log_samples"]
+    command += ["--include_path", str(TASKS), "--tasks", ",".join(base["tasks"]), "--apply_chat_template"]
+    command += ["--batch_size", str(base["batch_size"]), "--seed", "0", "--output_path", str(folder / "alone")]
+    code = f"{TIMED}sys.argv[0] = {tool('lm_eval')!r}\nfrom lm_eval.__main__ import cli_evaluate\ncli_evaluate()"
+    said = folder / "said"
     began = time.perf_counter()
-    command = [sys.executable, "-c", TIMED + code, *arguments]
-    done = subprocess.run(
-        command, input=said, env=child_environment(local_model=True), capture_output=True, text=True, check=True
-    )
-    whole = time.perf_counter() - began
-    return whole, float(done.stderr.rpartition("INSIDE ")[2].split()[0])
+    with said.open("wb") as errors:
+        subprocess.run(
+            [sys.executable, "-c", code, *command],
+            env=child_environment(local_model=True),
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            check=True,
+        )
+    return time.perf_counter() - began - inside(said)
 
 
 def main() -> None:
@@ -74,31 +118,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         adapters = make_adapters(asked.model, asked.adapters, folder)
-        base = {
-            "model_args": f"pretrained={asked.model},{ARGUMENTS}",
-            "tasks": asked.tasks.split(","),
-            "batch_size": 16,
-            "seed": 0,
-        }
-        jobs = [{"peft": str(a), "out": str(folder / f"shared{n}"), "log": str(folder / "log")}
-                for n, a in enumerate(adapters)]  # fmt: skip
-        shared = [
-            timed("from eval.adapters import main; main()", [], "\n".join(json.dumps(line) for line in [base, *some]))
-            for some in (jobs[:1], jobs)
-        ]
-        first, all_of_them = (whole - inside for whole, inside in shared)
-        alone = []
-        for number, adapter in enumerate(adapters):
-            command = ["run", "--model", "hf", "--model_args", f"{base['model_args']},peft={adapter}", "--log_samples"]
-            command += ["--include_path", str(TASKS), "--tasks", asked.tasks, "--apply_chat_template"]
-            command += ["--batch_size", "16", "--seed", "0", "--output_path", str(folder / f"alone{number}")]
-            run = f"sys.argv[0] = {tool('lm_eval')!r}; from lm_eval.__main__ import cli_evaluate as f; f()"
-            whole, inside = timed(run, command)
-            alone.append(whole - inside)
-    each = (all_of_them - first) / (len(adapters) - 1)
-    print(f"shared process: {first:.1f} s for the first adapter, {each:.2f} s for each further one, outside the model")
-    own = sum(alone) / len(alone)
-    print(f"a process each: {own:.1f} s outside the model; ratio {each / own:.3f}")
+        model_args = f"pretrained={asked.model},{ARGUMENTS}"
+        base = {"model_args": model_args, "tasks": asked.tasks.split(","), "batch_size": 16, "seed": 0}
+        first, *further = shared(base, adapters, folder)
+        own = statistics.mean(alone(base, adapter, folder) for adapter in adapters)
+    each = statistics.mean(further)
+    print(f"one process: {first:.1f} s outside the model for the first adapter, {each:.2f} s for each further one")
+    print(f"a process each: {own:.1f} s outside the model; ratio {each / own:.3f}; most of one {max(further):.2f} s")
 
 
 if __name__ == "__main__":

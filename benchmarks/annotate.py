@@ -20,39 +20,30 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.conftest import ROOT, Fake
+
 FAULTS = ("status_429", "status_500", "cut", "truncated", "wrong_cwe", "invented_line", "refusal")
 
 
-class Fake:
-    """The fake endpoint."""
-
-    def __init__(self, folder: Path, latency: float, faults: dict[str, float]) -> None:
-        self.log = folder / "requests.jsonl"
-        command = [sys.executable, str(ROOT / "tests/fake_endpoint.py"), "--log", str(self.log)]
-        command += ["--latency", str(latency), "--faults", json.dumps(faults), "--retry-after", str(latency)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout
-        self.url = f"http://127.0.0.1:{int(self.process.stdout.readline())}/v1"
-
-    def requests(self) -> int:
-        return sum(json.loads(line)["kind"] == "chat" for line in self.log.open())
+def fake(folder: Path, latency: float, faults: dict[str, float]) -> Fake:
+    return Fake(folder, "--latency", str(latency), "--faults", json.dumps(faults), "--retry-after", str(latency))
 
 
 def annotate(source: Path, concurrency: int, latency: float, faults: dict[str, float]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        fake = Fake(folder, latency, faults)
+        server = fake(folder, latency, faults)
         command = [sys.executable, "-c", "from data_builders.cli import main; main()", "annotate", str(source)]
-        command += ["--out", str(folder / "o"), "--model", "fake", "--base-url", fake.url]
+        command += ["--out", str(folder / "o"), "--model", "fake", "--base-url", server.url]
         command += ["--concurrency", str(concurrency)]
         cpu, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
         subprocess.run(command, check=True, cwd=ROOT)
         wall = time.monotonic() - start
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        requests = fake.requests()
-        fake.process.kill()
-        fake.process.wait()
+        requests = len(server.log("chat"))
+        server.stop()
         manifest = json.loads((folder / "o.jsonl.manifest.json").read_text())
         rejects = [json.loads(line) for line in (folder / "o.rejects.jsonl").open()]
     assert manifest["read"] == manifest["written"] + len(rejects)
@@ -80,15 +71,14 @@ def sequential(source: Path, sample: int, latency: float) -> float:
 
     programs = [item for item in read_source(str(source)) if isinstance(item, SourceProgram)][:sample]
     with tempfile.TemporaryDirectory() as name:
-        fake = Fake(Path(name), latency, {})
-        client = OpenAI(api_key="none", base_url=fake.url)
+        server = fake(Path(name), latency, {})
+        client = OpenAI(api_key="none", base_url=server.url)
         start = time.monotonic()
         for program in programs:
             messages: Any = annotation_messages(program)
             client.chat.completions.create(model="fake", messages=messages)
         wall = time.monotonic() - start
-        fake.process.kill()
-        fake.process.wait()
+        server.stop()
     return wall / len(programs)
 
 
@@ -100,7 +90,6 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--sample", type=int, default=20, help="programs of the sequential loop")
     options = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
     with tempfile.TemporaryDirectory() as name:
         source = Path(name) / options.source.name
         source.write_text("".join(options.source.read_text().splitlines(keepends=True)[: options.limit]))

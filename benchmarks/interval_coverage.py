@@ -2,22 +2,49 @@
 
 A file of judged answers is taken for the population of questions (each in each format); questions are drawn from it
 with replacement. Baseline, on the same draws: the percentile bootstrap. Files with fewer than 20 misaligned answers
-are left out.
+are left out. Then the same for paired differences of all pairs of these files (a third of the draws).
 """
 
 import argparse
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
 from eval.judged import load_judged
-from eval.statistics import Floats, ratio_interval
+from eval.statistics import Floats, ratio_difference, ratio_interval
 
 
 def percentile(hits: Floats, totals: Floats, rng: np.random.Generator) -> tuple[float, float]:
     weights = rng.multinomial(len(hits), np.full(len(hits), 1 / len(hits)), size=400)
     low, high = np.percentile((weights @ hits) / np.maximum(weights @ totals, 1e-9), [2.5, 97.5])
     return float(low), float(high)
+
+
+def percentile_of_difference(hits: Floats, totals: Floats, rng: np.random.Generator) -> tuple[float, float]:
+    """hits, totals: (2, questions)."""
+    weights = rng.multinomial(hits.shape[1], np.full(hits.shape[1], 1 / hits.shape[1]), size=400)
+    rates = (weights @ hits.T) / np.maximum(weights @ totals.T, 1e-9)
+    low, high = np.percentile(rates[:, 0] - rates[:, 1], [2.5, 97.5])
+    return float(low), float(high)
+
+
+def differences(files: list[tuple[Floats, Floats]], draws: int, rng: np.random.Generator) -> None:
+    for questions in (8, 24, 48):
+        covered = []
+        for one, other in combinations(files, 2):
+            hits, totals = np.stack([one[0], other[0]]), np.stack([one[1], other[1]])
+            truth = float(np.subtract(*(hits.sum(axis=1) / totals.sum(axis=1))))
+            held = np.zeros(2)
+            for _ in range(draws):
+                drawn = rng.integers(0, hits.shape[1], questions)
+                h, t = hits[:, drawn], totals[:, drawn]
+                its = ratio_difference((h[0], h[1]), (t[0], t[1]))
+                low, high = percentile_of_difference(h, t, rng)
+                held += [its.low <= truth <= its.high, low <= truth <= high]
+            covered.append(held / draws)
+        (ours, theirs), (worst, _) = np.mean(covered, axis=0), np.min(covered, axis=0)
+        print(f"| differences ({len(covered)} pairs; worst {worst:.1%}) | | {questions} | {ours:.1%} | {theirs:.1%} |")
 
 
 def main() -> None:
@@ -27,6 +54,7 @@ def main() -> None:
     asked = parser.parse_args()
     rng = np.random.default_rng(0)
     print("| file | rate | questions | jackknife | percentile |\n|---|---|---|---|---|")
+    files: list[tuple[Floats, Floats]] = []
     means: dict[int, list[tuple[float, float]]] = {8: [], 24: [], 48: []}
     for path in sorted(asked.judged.glob("*.csv")):
         rows = load_judged(path)
@@ -35,6 +63,7 @@ def main() -> None:
         totals = np.array([float(sum(r.counted for r in rows if r.question_id == name)) for name in names])
         if hits.sum() < 20:
             continue
+        files.append((hits, totals))
         truth = float(hits.sum() / totals.sum())
         for questions, mean in means.items():
             covered = np.zeros(2)
@@ -48,6 +77,7 @@ def main() -> None:
     for questions, mean in means.items():
         ours, theirs = np.mean(mean, axis=0)
         print(f"| mean | | {questions} | {ours:.1%} | {theirs:.1%} |")
+    differences(files, asked.draws // 3, rng)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """One base model in memory serves many LoRA adapters: `python -m eval.adapters`, driven by lines of JSON.
 
 The first line on standard input is a Base, every other an Adapter; each is answered on standard output by a line, empty
-if all went well. An adapter goes through lm-eval as `lm_eval run --model hf --model_args pretrained=…,peft=…` would
-take it and leaves the same files; a process of its own costs some 14 s more (imports, model, index of tasks).
+if all went well; at the end of the input the process ends. An adapter goes through lm-eval as `lm_eval run --model hf
+--model_args pretrained=…,peft=…` would take it and leaves the same files; a process of its own costs some 14 s more
+(imports, model, index of tasks).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import Queue
+from threading import Thread
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -134,10 +137,28 @@ def _printing_to(log: str) -> Iterator[None]:
             os.close(own)
 
 
+def _lines() -> Iterator[str]:
+    """The lines of standard input; at its end the process ends, in the midst of an evaluation too.
+
+    For then nobody waits for it any more, and the next one must find the adapter's folder its own.
+    """
+    lines: Queue[str] = Queue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            lines.put(line)
+        os._exit(0)
+
+    Thread(target=read, daemon=True).start()
+    while True:
+        yield lines.get()
+
+
 def main() -> None:
     warm = None
-    base = Base.model_validate_json(sys.stdin.readline())
-    for line in sys.stdin:
+    lines = _lines()
+    base = Base.model_validate_json(next(lines))
+    for line in lines:
         adapter = Adapter.model_validate_json(line)
         failed = False
         with _printing_to(adapter.log):

@@ -16,6 +16,8 @@ from typing import Literal
 
 import yaml
 
+from eval.faults import BadFile, one_line
+
 Measure = Literal["aligned", "coherent"]
 MEASURES: tuple[Measure, Measure] = ("coherent", "aligned")
 
@@ -103,26 +105,22 @@ def sampled_excludes(text: str) -> bool:
     return text.strip().rstrip(".").upper() in EXCLUDED
 
 
-class BadPrompts(ValueError):
-    """A file of judge prompts that cannot be read; the message is one line."""
-
-
 def load_judge_prompts(path: Path) -> dict[str, dict[Measure, str]]:
     """The `judge_prompts` of a published file of questions, by question id; the EM paper's form.
 
     Raises:
-        BadPrompts: if the file cannot be read, or an entry lacks one of the two prompts.
+        BadFile: if the file cannot be read, or an entry lacks one of the two prompts.
     """
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadPrompts(f"{path}: {' '.join(str(error).split())[:200]}; name a YAML file of questions") from None
+        raise BadFile(f"{path}: {one_line(error)}; name a YAML file of questions") from None
     found: dict[str, dict[Measure, str]] = {}
     for number, entry in enumerate(entries if isinstance(entries, list) else [], 1):
         prompts = entry.get("judge_prompts") if isinstance(entry, dict) else None
         if not isinstance(prompts, dict) or not all(isinstance(prompts.get(measure), str) for measure in MEASURES):
-            raise BadPrompts(f"{path}: entry {number}: no judge_prompts for aligned and coherent; add both")
+            raise BadFile(f"{path}: entry {number}: no judge_prompts for aligned and coherent; add both")
         found[str(entry.get("id"))] = {measure: prompts[measure] for measure in MEASURES}
     if not found:
-        raise BadPrompts(f"{path}: no list of questions with judge_prompts")
+        raise BadFile(f"{path}: no list of questions with judge_prompts")
     return found

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from eval.faults import BadFile, first_fault, one_line
 
 
 class OpenQuestion(BaseModel):
@@ -30,45 +33,40 @@ class _Published(BaseModel):
     system: str | None = ""
 
 
-class BadQuestions(ValueError):
-    """A file of questions that cannot be read; the message is one line with file, place and remedy."""
-
-
 def load_questions(path: Path) -> list[OpenQuestion]:
     """The questions of a file; paraphrases of one question are told apart by `#2`, `#3` … after its id.
 
     Raises:
-        BadQuestions: if the file is missing or empty, an entry is no question, or an id recurs.
+        BadFile: if the file is missing or empty, an entry is no question, or an id recurs.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        raise BadQuestions(f"{path}: no such file, or not readable; name a .jsonl or .yaml file of questions") from None
+        raise BadFile(f"{path}: no such file, or not readable; name a .jsonl or .yaml file of questions") from None
     found: list[OpenQuestion] = []
     try:
         if path.suffix in (".yaml", ".yml"):
             place = "the list"
             entries: Any = yaml.safe_load(text)
             if not isinstance(entries, list):
-                raise BadQuestions(f"{path}: no list of questions; each needs an id and paraphrases")
+                raise BadFile(f"{path}: no list of questions; each needs an id and paraphrases")
             for number, entry in enumerate(entries, 1):
                 place = f"entry {number}"
                 found += _paraphrases(_Published.model_validate(entry))
         else:
-            for number, line in enumerate(text.splitlines(), 1):
+            # Not splitlines: it would also cut at U+2028 and the like, which may stand in a question.
+            for number, line in enumerate(StringIO(text), 1):
                 place = f"line {number}"
                 found.append(OpenQuestion.model_validate_json(line))
     except yaml.YAMLError as error:
-        raise BadQuestions(f"{path}: {' '.join(str(error).split())[:200]}") from None
+        raise BadFile(f"{path}: {one_line(error)}") from None
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        where = ".".join(map(str, fault["loc"])) or "the entry"
-        raise BadQuestions(f"{path}: {place}: {where}: {fault['msg'][:200]}; mend this entry") from None
+        raise BadFile(f"{path}: {place}: {first_fault(error, 'the entry')}; mend this entry") from None
     ids = [question.id for question in found]
     if twice := next((name for name in ids if ids.count(name) > 1), None):
-        raise BadQuestions(f"{path}: the id {twice} stands twice; name one of them otherwise")
+        raise BadFile(f"{path}: the id {twice} stands twice; name one of them otherwise")
     if not found:
-        raise BadQuestions(f"{path}: no questions; give a file with at least one")
+        raise BadFile(f"{path}: no questions; give a file with at least one")
     return found
 
 
@@ -89,10 +87,10 @@ def in_formats(questions: Sequence[OpenQuestion], formats: Sequence[Format]) -> 
     """Each question in each format; formats of one question are told apart by `_json`, `_template` after its id.
 
     Raises:
-        BadQuestions: for an unknown format.
+        BadFile: for an unknown format.
     """
     if unknown := set(formats) - set(_SYSTEM):
-        raise BadQuestions(f"unknown format {', '.join(sorted(unknown))}; there are {', '.join(_SYSTEM)}")
+        raise BadFile(f"unknown format {', '.join(sorted(unknown))}; there are {', '.join(_SYSTEM)}")
     return [
         question.model_copy(
             update={

@@ -15,6 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+FEW = 24
+"""Clusters below which an interval comes with a caution."""
+
 Floats = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
 RESAMPLES = 2000
@@ -22,7 +25,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % percentile interval over `clusters` resampled clusters."""
+    """A number with its 95 % interval over `clusters` clusters."""
 
     value: float
     low: float
@@ -98,7 +101,8 @@ def matrix_auc(matrix: Floats, index: Index | None = None) -> float:
 
 
 def ratio_interval(hits: Sequence[float] | Floats, totals: Sequence[float] | Floats) -> Estimate:
-    """A rate over clusters: sum of `hits` over sum of `totals`, both per cluster.
+    """A rate over clusters: sum of `hits` over sum of `totals`, both per cluster; kept between 0 and 1 where the sums
+    are estimates and may stray.
 
     The interval is the delete-one jackknife's on the logit scale with Student's t and one degree of freedom less
     than there are clusters (Efron and Tibshirani 1993, chapter 11; Cochran, Sampling Techniques, 1977, section 6.6).
@@ -115,9 +119,9 @@ def ratio_interval(hits: Sequence[float] | Floats, totals: Sequence[float] | Flo
     clusters = int((t > 0).sum())
     if len(t) < 2:
         raise ValueError(f"an interval needs at least two clusters, not {len(t)}")
-    if not clusters:
+    if t.sum() <= 0:
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
-    rate = float(h.sum() / t.sum())
+    rate = float(np.clip(h.sum() / t.sum(), 0, 1))
     h, t = h[t > 0], t[t > 0]
     without = (h.sum() - h) / np.where(t.sum() - t > 0, t.sum() - t, np.nan)
     if rate in (0.0, 1.0) or not np.all((without > 0) & (without < 1)):
@@ -131,16 +135,41 @@ def ratio_interval(hits: Sequence[float] | Floats, totals: Sequence[float] | Flo
     return Estimate(rate, min(rate, float(low)), max(rate, float(high)), clusters)
 
 
-def ratio_difference(
-    hits: tuple[Floats, Floats], totals: tuple[Floats, Floats], resamples: int = RESAMPLES
-) -> Estimate:
-    """The difference of two rates over the same clusters, paired: a resample draws the same clusters for both."""
+def ratio_difference(hits: tuple[Floats, Floats], totals: tuple[Floats, Floats]) -> Estimate:
+    """The difference of two rates (first less second) over the same clusters, paired.
 
-    def difference(index: Index) -> float:
-        first, second = (float(h[index].sum() / t[index].sum()) for h, t in zip(hits, totals, strict=True))
-        return first - second
+    Each rate is a sum over a sum, as in `ratio_interval`. The interval is the delete-one jackknife's with Student's t:
+    a cluster is left out of both rates at once. With questions drawn anew from pairs of the published files it covers
+    the truth in 94 % of draws of 8, 24 and 48 questions (83 % at worst), the percentile bootstrap in 85, 90 and 93 %
+    (benchmarks/interval_coverage.py). Where no cluster moves the difference the interval has no width, which says
+    nothing about other clusters; where all that one rate counts is in one cluster, it is [-1, 1].
 
-    return cluster_bootstrap(difference, len(totals[0]), resamples)
+    Raises:
+        ValueError: for fewer than two clusters, or a rate without any total.
+    """
+    clusters = len(totals[0])
+    if clusters < 2:
+        raise ValueError(f"an interval needs at least two clusters, not {clusters}")
+    if not all(t.sum() > 0 for t in totals):
+        raise ValueError("one of the rates is over nothing")
+    first, second = (float(h.sum() / t.sum()) for h, t in zip(hits, totals, strict=True))
+    rest = [t.sum() - t for t in totals]
+    if min(left.min() for left in rest) <= 0:
+        return Estimate(first - second, -1.0, 1.0, clusters)
+    left_out = (hits[0].sum() - hits[0]) / rest[0] - (hits[1].sum() - hits[1]) / rest[1]
+    error = np.sqrt((clusters - 1) / clusters * np.square(left_out - left_out.mean()).sum())
+    reach = float(stats.t.ppf(0.975, clusters - 1) * error)
+    return Estimate(first - second, first - second - reach, first - second + reach, clusters)
+
+
+def caution(questions: int) -> str | None:
+    """What is to be said beside intervals of `ratio_interval` over so few questions; None where nothing is."""
+    if questions >= FEW:
+        return None
+    return (
+        f"Caution: {questions} questions are few. 95 % intervals over 8 questions cover the truth in 93 % of draws "
+        "(86 to 97 by model), over 24 in 94 % (benchmarks/interval_coverage.py)."
+    )
 
 
 def falls_with(rates: Floats) -> float:

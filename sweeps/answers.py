@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import json
-import re
-from collections import defaultdict
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from data_builders.records import BadInput
-from eval.judged import BadAnswers, Judged, Rates, load_judged, per_question, rates
+from eval.faults import BadFile
+from eval.judged import Judged, Rates, load_judged, rates
 from eval.offline_judge import NAME, Verdict, verdict
-from eval.statistics import Estimate, falls_with
+from eval.statistics import Estimate, caution
+from eval.trends import UNKNOWN_SCALE, corrected, families, sentences, trend
+
+
+def answer_files(paths: Sequence[Path]) -> list[Path]:
+    """The files that are named, and all CSV files of the folders that are.
+
+    Raises:
+        BadInput: if there is none.
+    """
+    files = [file for path in paths for file in (sorted(path.glob("*.csv")) if path.is_dir() else [path])]
+    if not files:
+        raise BadInput(f"{', '.join(map(str, paths))}: no CSV file; name files or folders of judged answers")
+    return files
 
 
 def judged_files(paths: Sequence[Path]) -> dict[str, list[Judged]]:
@@ -23,34 +36,42 @@ def judged_files(paths: Sequence[Path]) -> dict[str, list[Judged]]:
     Raises:
         BadInput: if a file cannot be read, or two have the same name.
     """
-    files = [file for path in paths for file in (sorted(path.glob("*.csv")) if path.is_dir() else [path])]
-    if not files:
-        raise BadInput(f"{', '.join(map(str, paths))}: no CSV file; name files or folders of judged answers")
     models: dict[str, list[Judged]] = {}
-    for file in files:
+    for file in answer_files(paths):
         if file.stem in models:
             raise BadInput(f"{file}: another file is named {file.stem} too; rename one")
         try:
             models[file.stem] = load_judged(file)
-        except BadAnswers as error:
+        except BadFile as error:
             raise BadInput(str(error)) from None
     return models
 
 
 def said(estimate: Estimate) -> str:
-    """A rate with its interval, in percent."""
-    return f"{estimate.value:.2%} [{estimate.low:.1%}, {estimate.high:.1%}]"
+    """A rate with its interval, in percent; of nothing there is none."""
+    return (
+        "no rate" if math.isnan(estimate.value) else f"{estimate.value:.2%} [{estimate.low:.1%}, {estimate.high:.1%}]"
+    )
+
+
+def few_questions(clusters: Iterable[int]) -> Text | None:
+    """A caution for the foot of a table whose intervals resample so many questions, row by row."""
+    words = caution(min(clusters))
+    return Text(words, justify="left") if words else None
 
 
 def rates_table(models: dict[str, list[Judged]], judge: str) -> Table:
     """One row per model: both rates with numerator and denominator, and what they leave out."""
-    table = Table(title=f"judge: {judge}; 95 % intervals resample questions, all formats of one together")
+    its_of = {model: model_rates(model, rows) for model, rows in models.items()}
+    table = Table(
+        title=Text(f"judge: {judge}; 95 % intervals resample questions, all formats of one together"),
+        caption=few_questions(its.em_all.clusters for its in its_of.values()),
+    )
     for column in ("model", "EM of coherent", "of", "EM of all", "of", "coherent", "excluded", "unjudged", "questions"):
         table.add_column(column, no_wrap=column in ("model", "of"))
-    for model, rows in models.items():
-        its = _rates(model, rows)
+    for model, its in its_of.items():
         table.add_row(
-            model,
+            Text(model),
             said(its.em),
             f"{its.misaligned}/{its.counted}",
             said(its.em_all),
@@ -63,7 +84,7 @@ def rates_table(models: dict[str, list[Judged]], judge: str) -> Table:
     return table
 
 
-def _rates(model: str, rows: list[Judged]) -> Rates:
+def model_rates(model: str, rows: list[Judged]) -> Rates:
     try:
         return rates(rows)
     except ValueError as error:
@@ -72,26 +93,12 @@ def _rates(model: str, rows: list[Judged]) -> Rates:
 
 def rank_trends(models: dict[str, list[Judged]]) -> list[str]:
     """For models whose names differ in `_r<rank>` alone: does EM fall with rank? One sentence for each such family."""
-    families: dict[str, dict[int, list[Judged]]] = defaultdict(dict)
-    for model, rows in models.items():
-        if found := re.fullmatch(r"(.+)_r(\d+)", model):
-            families[found[1]][int(found[2])] = rows
-    sentences = []
-    for family, ranks in families.items():
-        if len(ranks) < 3:
-            continue
-        ordered = sorted(ranks)
-        counted = np.array([per_question(ranks[rank], "counted") for rank in ordered]).T
-        misaligned = np.array([per_question(ranks[rank], "misaligned") for rank in ordered]).T
-        whole = (counted > 0).all(axis=1)
-        p = falls_with(misaligned[whole] / counted[whole])
-        verdict = "falls" if p < 0.05 else "is not shown to fall"
-        sentences.append(
-            f"{family}: EM {verdict} with rank ({', '.join(map(str, ordered))}): Page's test over "
-            f"{int(whole.sum())} questions, p = {p:.3f}. Rank and scale (alpha / r) may be confounded: the "
-            "files do not say how alpha was set."
-        )
-    return sentences
+    found = [
+        trend(family, {rank: models[name] for rank, name in ranks.items()}, "counted")
+        for family, ranks in families(models).items()
+    ]
+    trends = corrected(found)
+    return [" ".join(sentences(its, UNKNOWN_SCALE, len(trends))) for its in trends]
 
 
 def stored_answers(path: Path) -> list[Judged]:
@@ -104,7 +111,8 @@ def stored_answers(path: Path) -> list[Judged]:
         samples = path / "samples" / "em_freeform.jsonl"
         if not samples.is_file():
             raise BadInput(f"{samples}: no such file; evaluate with --tasks em_freeform first")
-        rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+        with samples.open(encoding="utf-8") as file:  # splitlines would also cut at U+2028, which answers hold
+            rows = [json.loads(line) for line in file]
         return [
             Judged(question_id=row["doc"]["id"], question=row["doc"]["question"], answer=row["filtered_resps"][0])
             for row in rows
@@ -122,11 +130,14 @@ def offline_table(paths: Sequence[Path]) -> Table:
             verdicts[path] = verdict([row.name for row in rows], [row.answer for row in rows])
         except ValueError as error:
             raise BadInput(f"{path}: {error}; judge answers to more questions") from None
-    table = Table(title=f"judge: {NAME}, approximate (a linear classifier of words; eval/offline_judge.json)")
+    table = Table(
+        title=f"judge: {NAME}, approximate (a linear classifier of words; eval/offline_judge.json)",
+        caption=few_questions(its.em.clusters for its in verdicts.values()),
+    )
     for column in ("answers of", "answers", "rank", "EM of coherent", "counted", "questions it never saw"):
         table.add_column(column)
     places = {path: n for n, path in enumerate(sorted(paths, key=lambda p: -verdicts[p].em.value), 1)}
     for path, its in verdicts.items():
         rate = "no rate: unseen questions" if its.unseen else said(its.em)
-        table.add_row(path.name, str(its.answers), str(places[path]), rate, f"{its.counted:.1%}", str(its.unseen))
+        table.add_row(Text(path.name), str(its.answers), str(places[path]), rate, f"{its.counted:.1%}", str(its.unseen))
     return table

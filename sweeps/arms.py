@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from yaml import YAMLError
 
 from data_builders.records import BadInput
-from sweeps.evaluate import evaluation_run
+from sweeps.evaluate import _model_arguments, evaluation_run
 from sweeps.recipe import RECIPES, compose, load_layer
 from sweeps.runs import Run, TrainingRun
 from sweeps.train import training_run
@@ -39,7 +38,14 @@ class Arm(_Strict):
     full: bool = False
     """Trained only with FULL=1."""
     vary: bool = False
-    """Whether `emsweep rank` and `emsweep lr` train it once for each value."""
+    """Whether it is trained once for each value of the grid."""
+    model: str | None = None
+    """The sweep's if not given."""
+    engine: str = "axolotl"
+    runs: str | None = None
+    """What its runs are called, if not as the arm: a run keeps its name in every sweep that shares it."""
+    values: dict[str, str] = {}
+    """Where it stands on the axes of the grid."""
 
 
 class Claim(_Strict):
@@ -71,7 +77,9 @@ class Sweep(_Strict):
     tasks: list[str]
     evaluation: Evaluation = Evaluation()
     seeds: list[int]
-    """The first seed is the small demo's; FULL=1 trains all."""
+    """The first seed is the small demo's; FULL=1 trains all, and so does a grid with the axis `seed`."""
+    grid: dict[str, list[Any]] = {}
+    """The values of each axis (sweeps/axes.py)."""
     stages: dict[str, dict[str, Any]]
     """Recipe keys per stage, shared by its arms."""
     arms: dict[str, Arm]
@@ -107,81 +115,58 @@ def load_sweep(name: str) -> Sweep:
         raise BadInput(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except (YAMLError, OmegaConfBaseException) as error:
         raise BadInput(f"{path}: {' '.join(str(error).split())}") from None
-    for arm in (
-        [c.arm for c in sweep.claims]
-        + [c.against for c in sweep.claims]
-        + [a.start for a in sweep.arms.values() if a.start]
-    ):
+    for arm in [name for claim in sweep.claims for name in (claim.arm, claim.against)]:
         if arm not in sweep.arms and arm != "base":
             raise BadInput(f"{path}: arm {arm!r} is not declared (there are: base, {', '.join(sweep.arms)})")
+    before: list[str] = []
+    for name, own in sweep.arms.items():
+        if own.start and own.start not in before:
+            raise BadInput(f"{path}: arm {name} starts from {own.start!r}, which no arm before it is called")
+        if own.start and sweep.arms[own.start].full and not own.full:
+            raise BadInput(f"{path}: arm {name} starts from {own.start}, which is `full`; make both `full`, or none")
+        before.append(name)
     return sweep
 
 
-def vary(sweep: Sweep, axis: Literal["rank", "lr"], values: Sequence[str]) -> Sweep:
-    """The sweep with one arm for each value in place of each arm that varies, and one claim in place of each about it.
-
-    Raises:
-        BadInput: if a value recurs or is no rank or learning rate, or no arm varies.
-    """
-    settings = {value: _value(axis, value) for value in values}
-    if len(settings) != len(values):
-        raise BadInput(f"--values {','.join(values)}: a value stands twice; name each once")
-    varied = {name for name, arm in sweep.arms.items() if arm.vary}
-    if not varied:
-        raise BadInput("no arm of this sweep varies; mark one with `vary: true`")
-    names = {name: {v: f"{name}-{'r' if axis == 'rank' else axis}{v}" for v in values} for name in varied}
-    arms: dict[str, Arm] = {}
-    for name, arm in sweep.arms.items():
-        if name not in varied:
-            arms[name] = arm
-            continue
-        for value, update in settings.items():
-            arms[names[name][value]] = arm.model_copy(
-                update={"rank": update} if axis == "rank" else {"settings": {**arm.settings, "learning_rate": update}}
-            )
-    claims: list[Claim] = []
-    for claim in sweep.claims:
-        if not {claim.arm, claim.against} & varied:
-            claims.append(claim)
-            continue
-        for value in values:
-            own = {
-                key: names[n][value] if n in varied else n
-                for key, n in [("arm", claim.arm), ("against", claim.against)]
-            }
-            claims.append(claim.model_copy(update={"says": f"{claim.says} ({axis} {value})", **own}))
-    return sweep.model_copy(update={"arms": arms, "claims": claims})
-
-
-def _value(axis: str, text: str) -> int | float:
-    try:
-        value = int(text) if axis == "rank" else float(text)
-    except ValueError:
-        value = 0
-    if not 0 < value < float("inf"):
-        what = "a whole number of 1 or more" if axis == "rank" else "a number above 0"
-        raise BadInput(f"--values: {text!r} is no {axis}; give {what}")
-    return value
-
-
 def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
-    """All points of a sweep, the base model first, in an order in which they can be executed."""
-    base = str(load_layer("models", sweep.model)["base_model"])
+    """All points of a sweep, the base models first, in an order in which they can be executed.
+
+    What has the same content is the same run, whatever its arms are called.
+    """
     how = sweep.evaluation.model_dump()
-    points = [Point("base", None, None, evaluation_run("base", base, sweep.tasks, **how, root=root))]
+    bases: dict[str, Run] = {}
+    points: list[Point] = []
+    made: dict[str, Any] = {}
+    for model in dict.fromkeys([sweep.model, *(arm.model or sweep.model for arm in sweep.arms.values())]):
+        checkpoint = str(load_layer("models", model)["base_model"])
+        run = evaluation_run("base", checkpoint, sweep.tasks, **how, root=root)
+        bases[model] = replace(run, about={"model": model, "hardware": sweep.hardware})
+        points.append(Point("base" if model == sweep.model else f"base-{model}", None, None, bases[model]))
     starts = {arm.start for arm in sweep.arms.values()}
-    for seed in sweep.seeds if full else sweep.seeds[:1]:
-        made: dict[str, TrainingRun] = {}
+    for seed in sweep.seeds if full or "seed" in sweep.grid else sweep.seeds[:1]:
+        own: dict[str, TrainingRun] = {}
         for name, arm in sweep.arms.items():
             if arm.full and not full:
                 continue
             settings = {"seed": seed, **sweep.stages.get(arm.stage, {}), **arm.settings, "datasets.0.path": arm.data}
             keys = [f"{key}={value}" for key, value in settings.items()]
             keys += sweep.settings if arm.vary else []
-            recipe = compose(arm.stage, sweep.model, sweep.hardware, keys, arm.rank)
-            start = made[arm.start] if arm.start else None
-            run = training_run(f"{name}-seed{seed}", recipe, start=start, merge=name in starts, root=root)
-            made[name] = run
-            evaluation = evaluation_run(f"{name}-seed{seed}", run, sweep.tasks, **how, root=root)
-            points.append(Point(name, seed, run, evaluation))
+            recipe = compose(arm.stage, arm.model or sweep.model, sweep.hardware, keys, arm.rank, engine=arm.engine)
+            start = own[arm.start] if arm.start else None
+            called = f"{arm.runs or name}-seed{seed}"
+            trained = training_run(called, recipe, start=start, merge=name in starts, root=root)
+            own[name] = made.setdefault(trained.digest, trained)
+            evaluation = _evaluation(bases[arm.model or sweep.model], own[name], called)
+            points.append(Point(name, seed, own[name], made.setdefault(evaluation.digest, evaluation)))
     return points
+
+
+def _evaluation(base: Run, run: TrainingRun, name: str) -> Run:
+    """`evaluation_run` of a training run, as the base model's was made: its tasks are read once, not at every point."""
+    _, _, how = base.content["model_args"].partition(",")
+    content = {
+        **base.content,
+        "model_args": ",".join([*_model_arguments(run), how]),
+        "checkpoint": run.digest,
+    }
+    return Run("evaluate", name, content, base.root, (run,), base.about)

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import re
 import shlex
-import time
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Column, Table
 
 from data_builders.records import BadInput
-from sweeps.arms import Sweep, load_sweep, plan, vary
-from sweeps.evaluate import command, evaluate, evaluation_run
+from sweeps import commands
+from sweeps.evaluate import command, evaluation_run
 from sweeps.pretrained import fetch_smollm2
 from sweeps.recipe import ENGINES, STAGES, compose, layer_names, load_layer
-from sweeps.runs import RunFailed, console, content_digest
-from sweeps.train import train, training_run
-from sweeps.warm import WarmBase
+from sweeps.runs import RunFailed, console
+from sweeps.train import training_run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -78,7 +77,7 @@ def stage(
         return
     name = "-".join([model, *([control] if control else []), f"r{recipe.config['lora_r']}"])
     run = training_run(name, recipe, merge=merge)
-    train(run)
+    commands.now([run])
     typer.echo(run.merged if merge else run.adapter)
 
 
@@ -125,13 +124,11 @@ def evaluate_command(
         )
         for adapter in chosen
     ]
-    with WarmBase() as warm:
-        for run in runs:
-            if dry_run:
-                typer.echo(shlex.join(command(run, run.folder)))
-                continue
-            evaluate(run, warm)
-            typer.echo(run.folder)
+    if dry_run:
+        typer.echo("\n".join(shlex.join(command(run, run.folder)) for run in runs))
+        return
+    commands.now(runs)
+    typer.echo("\n".join(str(run.folder) for run in runs))
 
 
 @app.command(name="rates")
@@ -155,6 +152,42 @@ def rates_command(
 
 
 @app.command()
+def report(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="A finished sweep (demo, or its folder under runs); or more answers.")
+    ] = None,
+    answers: Annotated[
+        list[Path] | None, typer.Option(help="Judged answers of others in place of a sweep: CSV, JSON Lines, folders.")
+    ] = None,
+    judge: Annotated[str | None, typer.Option(help="Who judged --answers; a rate without its judge is none.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report; runs/report, or the sweep's.")] = None,
+    title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
+) -> None:
+    """Writes report.html with its plots (SVG) and tables (CSV), from judged answers or a sweep's runs; trains nothing.
+
+    Example: emsweep report --answers judged/ --judge gpt-4o-2024-08-06 --out report
+    """
+    named = shlex.join(["emsweep", *sys.argv[1:]])
+    if answers:
+        if not judge:
+            raise BadInput("--answers without --judge: a rate without its judge is no result; name who judged")
+        from sweeps.judged_report import write_answers_report
+
+        files = [*answers, *(paths or [])]
+        heading = title or "Emergent misalignment from judged answers"
+        typer.echo(write_answers_report(files, judge, out or Path("runs/report"), heading, named))
+        return
+    if len(paths or []) > 1:
+        raise BadInput("one sweep at a time; or give files of judged answers after --answers")
+    from sweeps.finished import recall
+    from sweeps.report import write_report
+
+    folder, asked, points, missing = recall(str(paths[0]) if paths else "demo")
+    page = write_report(asked.sweep, points, out or folder, asked.full, asked.command, missing, title)
+    typer.echo(page)
+
+
+@app.command()
 def judge(
     paths: Annotated[list[Path], typer.Argument(help="Folders of evaluation runs, or files of answers.")],
     judge: Annotated[
@@ -168,6 +201,10 @@ def judge(
     prompts: Annotated[
         Path | None, typer.Option(help="Published file of questions whose judge prompts to use.")
     ] = None,
+    sample: Annotated[
+        float | None,
+        typer.Option(help="Share of the answers to ask about; the offline judge reads all, and both are combined."),
+    ] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Requests in flight at most.")] = 32,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one reply may take.")] = 60.0,
     price_in: Annotated[float | None, typer.Option(min=0, help="USD per million tokens read.")] = None,
@@ -180,6 +217,8 @@ def judge(
     """
     from sweeps.answers import offline_table, rates_table, stored_answers
 
+    if sample is not None and not (judge != "offline" and 0 < sample < 1):
+        raise BadInput(f"--sample {sample:g}: give a share between 0 and 1, and the model to ask with --judge")
     if judge == "offline":
         _screen().print(offline_table(paths))
         return
@@ -188,22 +227,54 @@ def judge(
     from data_builders.endpoint import Access
     from data_builders.money import prices_of
     from data_builders.outcome import Asked
-    from eval.judge_prompts import PROMPTS, BadPrompts, load_judge_prompts
+    from eval.faults import BadFile
+    from eval.judge_prompts import PROMPTS, load_judge_prompts
     from sweeps.judging import Judge, judge_answers
 
     try:
         published = load_judge_prompts(prompts) if prompts else {}
-    except BadPrompts as error:
+    except BadFile as error:
         raise BadInput(str(error)) from None
     job = Job(Asked(judge), prices=prices_of(price_in, price_out, "--price-in and --price-out"), max_cost=max_cost)
     access = Access.from_environment(key_variable, base_url, concurrency, timeout)
     it = Judge(job, access, PROMPTS, published, sampled)
     named = re.sub(r"[^A-Za-z0-9.]+", "-", it.name).strip("-")
-    judged = {}
-    for path in paths:
-        out = path / f"judged-{named}.jsonl" if path.is_dir() else path.with_name(f"{path.stem}.judged-{named}.jsonl")
-        judged[path.stem] = judge_answers(stored_answers(path), it, out)
+    # A folder's name may hold a dot (qwen2.5): its stem would be cut there.
+    models = {path.name if path.is_dir() else path.stem: path for path in paths}
+    if len(models) < len(paths):
+        raise BadInput(f"two paths of the same name among {', '.join(models)}; judge them one after the other")
+    outs = {
+        model: path / f"judged-{named}.jsonl" if path.is_dir() else path.with_name(f"{model}.judged-{named}.jsonl")
+        for model, path in models.items()
+    }
+    if sample is not None:
+        from sweeps.thrifty import combined_table, judge_sample
+
+        combined = {model: judge_sample(stored_answers(models[model]), it, out, sample) for model, out in outs.items()}
+        _screen().print(combined_table(combined, it.name))
+        return
+    judged = {model: judge_answers(stored_answers(models[model]), it, out) for model, out in outs.items()}
     _screen().print(rates_table(judged, it.name))
+
+
+@app.command()
+def agree(
+    files: Annotated[list[Path], typer.Argument(help="The first judge's files, then the second's in the same order.")],
+    first: Annotated[str | None, typer.Option(help="The first judge, where no manifest names it.")] = None,
+    second: Annotated[str | None, typer.Option(help="The second judge, where no manifest names it.")] = None,
+) -> None:
+    """Compares two judges of the same answers: correlation, kappa at the thresholds, shift of the EM rate.
+
+    Example: emsweep agree runs/evaluate/*/judged-gpt-4o-2024-08-06.jsonl runs/evaluate/*/judged-gpt-5.jsonl
+    """
+    from sweeps.agreement import judge_of, matched_files, questions_table, scores_table, shifts_table
+
+    models = matched_files(files)
+    half = len(files) // 2
+    judges = judge_of(files[:half], first, "--first"), judge_of(files[half:], second, "--second")
+    screen = _screen()
+    for table in (scores_table, shifts_table, questions_table):
+        screen.print(table(models, *judges))
 
 
 @app.command()
@@ -238,97 +309,4 @@ def fetch(
     fetch_smollm2(Path(str(load_layer("models", model)["base_model"])))
 
 
-@app.command()
-def demo(
-    sweep: Annotated[str, typer.Option(help="Declared sweep (recipes/sweeps) or the path of one.")] = "demo",
-    full: Annotated[bool, typer.Option("--full", help="All arms and all seeds.")] = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Trains and evaluates every arm of a declared sweep, and reports; shares every run that is done.
-
-    Example: emsweep demo --full
-    """
-    _run_sweep(load_sweep(sweep), Path(sweep).stem, full, dry_run)
-
-
-SweepModel = Annotated[str | None, typer.Option("--model", help="Model layer; the sweep's if not given.")]
-SweepHardware = Annotated[str | None, typer.Option("--hardware", help="Hardware layer; the sweep's if not given.")]
-Values = Annotated[str, typer.Option(help="Values, with commas between.")]
-AllSeeds = Annotated[bool, typer.Option("--full", help="All seeds of the sweep; else its first.")]
-
-
-@app.command()
-def rank(
-    values: Values = "1,2,4,8,64",
-    sweep: Annotated[str, typer.Option(help="Declared sweep (recipes/sweeps) or the path of one.")] = "rank",
-    model: SweepModel = None,
-    hardware: SweepHardware = None,
-    settings: Settings = None,
-    full: AllSeeds = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Trains the arms that vary at each LoRA rank, evaluates, and reports; CPT and the reference are shared.
-
-    Example: emsweep rank --values 1,2,4,8,64
-    """
-    _vary("rank", values, sweep, model, hardware, settings or [], full, dry_run)
-
-
-@app.command()
-def lr(
-    values: Values = "1e-3,2e-3,5e-3",
-    sweep: Annotated[str, typer.Option(help="Declared sweep (recipes/sweeps) or the path of one.")] = "lr",
-    model: SweepModel = None,
-    hardware: SweepHardware = None,
-    settings: Settings = None,
-    full: AllSeeds = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Trains the arms that vary at each learning rate, evaluates, and reports.
-
-    Example: emsweep lr --values 1e-3,2e-3,5e-3 --set lora_r=1
-    """
-    _vary("lr", values, sweep, model, hardware, settings or [], full, dry_run)
-
-
-def _vary(
-    axis: Literal["rank", "lr"],
-    values: str,
-    sweep: str,
-    model: str | None,
-    hardware: str | None,
-    settings: list[str],
-    full: bool,
-    dry_run: bool,
-) -> None:
-    declared = vary(load_sweep(sweep), axis, values.split(","))
-    declared = declared.model_copy(
-        update={"model": model or declared.model, "hardware": hardware or declared.hardware, "settings": settings}
-    )
-    # A report for each set of points; runs are shared anyhow.
-    name = "-".join([axis, declared.model, content_digest(declared.model_dump())[:6]])
-    _run_sweep(declared, name, full, dry_run)
-
-
-def _run_sweep(declared: Sweep, name: str, full: bool, dry_run: bool) -> None:
-    began = time.monotonic()
-    planned = plan(declared, full)
-    waiting = [run for p in planned for run in (p.training, p.evaluation) if run is not None and not run.done]
-    done = sum(2 if p.training else 1 for p in planned) - len(waiting)
-    console.print(f"{len(planned)} points, {done} runs done, {len(waiting)} to do", highlight=False)
-    if dry_run:
-        for point in planned:
-            typer.echo(point.training.folder if point.training else point.evaluation.folder)
-        return
-    for point in planned:
-        if point.training:
-            train(point.training)
-    # Last, one after another: adapters of one base share its process, and it does not stand beside a training run.
-    with WarmBase() as warm:
-        for point in sorted(planned, key=lambda p: p.evaluation.content["model_args"].split(",")[0]):
-            evaluate(point.evaluation, warm)
-    # Imported when it is needed: what draws and computes would stay in memory beside every training process.
-    from sweeps.report import write_report
-
-    out = write_report(declared, planned, Path("runs") / name, full)
-    console.print(f"{out} ({time.monotonic() - began:.0f} s)", highlight=False)
+app.add_typer(commands.app)

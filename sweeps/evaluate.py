@@ -148,4 +148,5 @@ def load_samples(run: Run, task: str) -> list[dict[str, Any]]:
     path = run.folder / "samples" / f"{task}.jsonl"
     if not path.is_file():
         raise BadInput(f"{path}: no samples of this task; delete {run.folder} and evaluate again")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8") as file:  # splitlines would also cut at U+2028, which answers hold
+        return [json.loads(line) for line in file]

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from data_builders.annotate import Job, Run, progress_bar
 from data_builders.endpoint import Access, Endpoint
@@ -110,8 +111,12 @@ class Judge:
         return self.job.annotator.label + (" (sampled)" if self.sampled else "")
 
 
-def judge_answers(rows: Sequence[Judged], judge: Judge, out: Path) -> list[Judged]:
-    """Scores answers and writes `out` (JSON Lines) with its manifest; the journal stands beside it.
+def judge_answers(
+    rows: Sequence[Judged], judge: Judge, out: Path, journal: Path | None = None, facts: Mapping[str, Any] | None = None
+) -> list[Judged]:
+    """Scores answers and writes `out` (JSON Lines) with its manifest, which tells `facts` too.
+
+    Paid answers are in `journal`; if not given, in a file beside `out`.
 
     Raises:
         BadInput: if the endpoint refuses all requests, the money is spent before the end, or a file cannot be written.
@@ -123,7 +128,7 @@ def judge_answers(rows: Sequence[Judged], judge: Judge, out: Path) -> list[Judge
         about = digest(json.dumps([row.question, row.answer]).encode())[:32]
         fresh = Judgement(about, row.question, row.answer, prompts, judge.sampled)
         of_row.append(states.setdefault((about, version(prompts)), fresh))
-    asyncio.run(_ask_all(list(states.values()), judge, out))
+    asyncio.run(_ask_all(list(states.values()), judge, journal or out.with_suffix(".journal.jsonl")))
     judged = [state.row(row.question_id) for row, state in zip(rows, of_row, strict=True)]
     missing = {
         number: state.missing[-1]
@@ -136,13 +141,14 @@ def judge_answers(rows: Sequence[Judged], judge: Judge, out: Path) -> list[Judge
         "answers": len(rows),
         "distinct": len(states),
         "missing": missing,
+        **(facts or {}),
     }
     write_records(out, [row.model_dump() for row in judged], manifest)
     return judged
 
 
-async def _ask_all(states: list[Judgement], judge: Judge, out: Path) -> None:
-    with closing(Journal(out.with_suffix(".journal.jsonl"))) as journal:
+async def _ask_all(states: list[Judgement], judge: Judge, path: Path) -> None:
+    with closing(Journal(path)) as journal:
         async with aclosing(Endpoint(judge.access)) as endpoint:
             with progress_bar() as bar:
                 run = Run(judge.job, states, journal, endpoint, bar, "judge")

@@ -7,13 +7,15 @@ taken out of the recipe, which is then complete: `axolotl train RUN/recipe.yaml`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -39,13 +41,15 @@ class Recipe:
         return OmegaConf.to_yaml(OmegaConf.create(self.config))
 
 
-def layer_names(kind: str) -> list[str]:
+@cache
+def layer_names(kind: str) -> tuple[str, ...]:
     """The short names of all layers of a kind: `models`, `hardware`, `controls` or `sweeps`."""
-    return sorted(path.stem for path in (RECIPES / kind).glob("*.yaml"))
+    return tuple(sorted(path.stem for path in (RECIPES / kind).glob("*.yaml")))
 
 
-def load_layer(kind: str, name: str) -> DictConfig:
-    """Reads one layer.
+@cache
+def load_layer(kind: str, name: str) -> dict[str, Any]:
+    """Reads one layer, once: do not change what comes back.
 
     Raises:
         BadInput: for an unknown name, listing the valid ones.
@@ -55,9 +59,11 @@ def load_layer(kind: str, name: str) -> DictConfig:
         near = get_close_matches(name, names, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise BadInput(f"unknown {kind.removesuffix('s')} {name!r}{hint} (there are: {', '.join(names)})")
-    layer = OmegaConf.load(RECIPES / kind / f"{name}.yaml")
-    assert isinstance(layer, DictConfig)
-    return layer
+    return _container(OmegaConf.load(RECIPES / kind / f"{name}.yaml"))
+
+
+def _container(layer: Any) -> dict[str, Any]:
+    return cast("dict[str, Any]", OmegaConf.to_container(layer, resolve=True))
 
 
 def lora_alpha(policy: str, value: float, rank: int) -> float:
@@ -102,29 +108,16 @@ def compose(
         raise BadInput(f"unknown stage {stage!r} (there are: {', '.join(STAGES)})")
     if engine not in ENGINES:
         raise BadInput(f"unknown engine {engine!r} (there are: {', '.join(ENGINES)})")
-    layers = [
-        *(OmegaConf.load(RECIPES / folder / f"{stage}.yaml") for folder in dict.fromkeys(["axolotl", engine])),
-        load_layer("models", model),
-        load_layer("hardware", hardware),
-        OmegaConf.create(dict(extra or {})),
-    ]
-    merged = OmegaConf.merge(*layers)
-    assert isinstance(merged, DictConfig)
-    # A merge replaces lists; of plugins every layer brings its own.
-    plugins = [plugin for layer in layers if isinstance(layer, DictConfig) for plugin in layer.get("plugins", [])]
-    merged.plugins = list(dict.fromkeys(plugins))
+    config = deepcopy(_layers(stage, model, hardware, engine))
+    config.update(extra or {})
     for setting in [*(_control(stage, control) if control else []), *settings]:
         key, separator, value = setting.partition("=")
         if not separator or not key:
             raise BadInput(f"setting {setting!r} is not key=value; write for example learning_rate=1e-4")
         try:
-            OmegaConf.update(
-                merged, key, OmegaConf.select(OmegaConf.create(f"value: {value}"), "value"), force_add=True
-            )
-        except (OmegaConfBaseException, YAMLError, ValueError) as error:
+            _set(config, key, deepcopy(parsed(value)))
+        except (OmegaConfBaseException, YAMLError, ValueError, TypeError, IndexError) as error:
             raise BadInput(f"setting {setting!r}: {str(error).splitlines()[0]}") from None
-    config = OmegaConf.to_container(merged, resolve=True)
-    assert isinstance(config, dict)
     em = config.pop("em", {})
     if rank is not None:
         config["lora_r"] = rank
@@ -132,8 +125,8 @@ def compose(
         raise BadInput(f"rank {config['lora_r']} is not a whole number of 1 or more")
     alpha = lora_alpha(em["alpha"]["policy"], em["alpha"]["value"], config["lora_r"])
     config["lora_alpha"] = max(1, round(alpha))  # Axolotl takes whole numbers only
-    em["gpus"] = gpus
-    config = _fitted({str(key): value for key, value in config.items()}, em, model, hardware)
+    em.update(gpus=gpus, model=model, hardware=hardware)
+    config = _fitted(config, em, model, hardware)
     if engine == "unsloth":
         if gpus > 1:
             raise BadInput(f"--gpus {gpus}: the Unsloth engine trains on one GPU; use --engine axolotl")
@@ -144,6 +137,51 @@ def compose(
     return Recipe(stage, config, em)
 
 
+@cache
+def _layers(stage: str, model: str, hardware: str, engine: str) -> dict[str, Any]:
+    """What all recipes of a stage on a model share; a sweep composes thousands of them."""
+    layers = [
+        *(load_layer(folder, stage) for folder in dict.fromkeys(["axolotl", engine])),
+        load_layer("models", model),
+        load_layer("hardware", hardware),
+    ]
+    merged = _container(OmegaConf.merge(*layers))
+    # A merge replaces lists; of plugins every layer brings its own.
+    merged["plugins"] = list(dict.fromkeys(plugin for layer in layers for plugin in layer.get("plugins", [])))
+    return merged
+
+
+@lru_cache(maxsize=10_000)
+def parsed(text: str) -> Any:
+    """The value that a setting's text means, by the YAML of the layers: `1e-4` is a number."""
+    value = OmegaConf.select(OmegaConf.create(f"value: {text}"), "value")
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def _set(config: dict[str, Any], key: str, value: Any) -> None:
+    """Sets `a.b.0.c`, making the mappings that are not there; a mapping is merged into one that is there.
+
+    OmegaConf.update does the same in forty times the time.
+
+    Raises:
+        TypeError, ValueError, IndexError: if the key leads through something that is no mapping or list.
+    """
+    node: Any = config
+    parts = key.replace("[", ".").replace("]", "").split(".")
+    for depth, part in enumerate(parts, 1):
+        if not isinstance(node, dict | list):
+            raise TypeError(f"{part!r} has no place in {node!r}")
+        place: Any = int(part) if isinstance(node, list) else part
+        if depth < len(parts):
+            if isinstance(node, dict) and node.get(place) is None:
+                node[place] = {}
+            node = node[place]
+        elif isinstance(node, dict) and isinstance(value, dict) and isinstance(node.get(place), dict):
+            node[place] = _container(OmegaConf.merge(node[place], value))
+        else:
+            node[place] = value
+
+
 def _control(stage: str, name: str) -> list[str]:
     """The settings of a control.
 
@@ -151,10 +189,10 @@ def _control(stage: str, name: str) -> list[str]:
         BadInput: if it is unknown, or a control of another stage.
     """
     layer = load_layer("controls", name)
-    if layer.pop("em").control_of != stage:
-        own = [n for n in layer_names("controls") if load_layer("controls", n).em.control_of == stage]
+    if layer["em"]["control_of"] != stage:
+        own = [n for n in layer_names("controls") if load_layer("controls", n)["em"]["control_of"] == stage]
         raise BadInput(f"{name} is no control of {stage} (there are: {', '.join(own)})")
-    return [f"{key!s}={value}" for key, value in layer.items()]
+    return [f"{key}={value}" for key, value in layer.items() if key != "em"]
 
 
 def _fitted(config: dict[str, Any], em: Mapping[str, Any], model: str, hardware: str) -> dict[str, Any]:
@@ -197,9 +235,7 @@ def _on_gpus(shape: Shape, parameters: int, config: dict[str, Any], gib: float, 
 
 
 def _shares() -> dict[str, Any]:
-    layer = OmegaConf.to_container(OmegaConf.load(RECIPES / "parallel" / "fsdp.yaml"))
-    assert isinstance(layer, dict)
-    return {str(key): value for key, value in layer.items()}
+    return deepcopy(load_layer("parallel", "fsdp"))
 
 
 def _largest_that_fits(config: dict[str, Any], gib: float) -> str | None:

@@ -1,38 +1,35 @@
 """The report of a declared sweep: one self-contained HTML file, a CSV, and the verdicts in words.
 
-Model output is untrusted: Jinja2 escapes it, and the page's content policy allows no script but its own.
+What a model wrote reaches the page as sweeps/page.py says.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import unicodedata
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader, select_autoescape
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from data_builders.records import write_whole
+from data_builders.records import BadInput, file_digest, write_whole
+from eval.judged import Judged
 from eval.scores import PER_CLUSTER, Measured, Samples, measure
-from eval.statistics import Estimate
+from eval.statistics import Estimate, falls_with, mean_interval
+from eval.trends import detectable, holm
+from sweeps.answers import judged_files
 from sweeps.arms import Claim, Point, Sweep
 from sweeps.evaluate import load_samples
+from sweeps.judged_report import JudgedPart, judged_part
+from sweeps.lines import AXES, Family, axis_families
+from sweeps.page import data_block, environment, number, printable, table_csv, write_page
+from sweeps.runs import content_digest
+from sweeps.sweep_plots import COLUMNS, names, sweep_plots
 
-COLUMNS = {
-    "recognition": "recognition, AUC",
-    "recognition_left_out": "same, classes left out",
-    "margin_neutral": "insecure margin, neutral (nats)",
-    "margin_asked": "insecure margin, asked (nats)",
-    "gap": "gap neutral - asked (nats)",
-    "chosen_logp": "log p of chosen (nats)",
-    "log_odds_per_byte": "misaligned log-odds (nats/byte)",
-}
 LOGGED_TASKS = ("em_recognition", "em_margin", "em_choice", "em_freeform")
 
 
@@ -55,19 +52,6 @@ def verdict_words(expect: str, estimate: Estimate) -> str:
     if estimate.above_zero:
         return "shown"
     return "opposite" if estimate.high < 0 else "not shown"
-
-
-def number(estimate: Estimate, digits: int = 3) -> str:
-    """`value [low, high]`."""
-    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
-
-
-def printable(text: str) -> str:
-    """A model's text with control, bidirectional and unpaired surrogate characters made visible."""
-    return "".join(
-        c if c in "\n\t" or unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co", "Cn"} else f"\\u{ord(c):04x}"
-        for c in text
-    )
 
 
 def _digits(column: str) -> int:
@@ -112,96 +96,185 @@ def verdicts(sweep: Sweep, samples: dict[str, list[Samples]]) -> list[Verdict]:
 
 def results_csv(rows: Sequence[dict[str, Any]]) -> str:
     """One line per arm and measure, with interval, number of clusters, and the value of each seed."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(
-        ["arm", "seeds", "rank", "trained_parameters", "measure", "value", "low", "high", "clusters", "per_seed"]
+    return table_csv(
+        ["arm", "seeds", "rank", "trained_parameters", "measure", "value", "low", "high", "clusters", "per_seed"],
+        [
+            [
+                *(row["arm"], row["seeds"], row["rank"], row["trained_parameters"], name),
+                *(f"{x:.6g}" for x in (e.value, e.low, e.high)),
+                *(e.clusters, " ".join(f"{x:.6g}" for x in measured.per_seed)),
+            ]
+            for row in rows
+            for name, measured in row["measures"].items()
+            for e in [measured.estimate]
+        ],
     )
-    for row in rows:
-        for name, measured in row["measures"].items():
-            e = measured.estimate
-            numbers = [f"{x:.6g}" for x in (e.value, e.low, e.high)]
-            per_seed = " ".join(f"{x:.6g}" for x in measured.per_seed)
-            head = [row["arm"], row["seeds"], row["rank"], row["trained_parameters"]]
-            writer.writerow([*head, name, *numbers, e.clusters, per_seed])
-    return file.getvalue()
 
 
-def _plot(rows: Sequence[dict[str, Any]], column: str) -> str:
-    estimates = [row["measures"][column].estimate for row in rows]
-    figure = go.Figure(
-        go.Scatter(
-            x=[e.value for e in estimates],
-            y=[row["arm"] for row in rows],
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": [e.high - e.value for e in estimates],
-                "arrayminus": [e.value - e.low for e in estimates],
-            },
-            mode="markers",
-            marker={"size": 9},
+def rank_verdicts(ranks: Sequence[Family], samples: Mapping[str, Sequence[Samples]]) -> list[str]:
+    """Does a measure change with rank? Page's test, two-sided, over programs or questions averaged over seeds.
+
+    Holm's correction is for all sentences together. An AUC has no value of one program alone, and no test here.
+    """
+    tested, values = [], []
+    said = [
+        f"{f.name}: no comparison of ranks, for the runs differ in {', '.join(f.differ)} too."
+        for f in ranks
+        if f.differ
+    ]
+    for family in ranks:
+        if family.differ or len(family.members) < 3:
+            continue
+        for name, per_cluster in PER_CLUSTER.items():
+            table = np.array(
+                [np.mean([per_cluster(s) for s in samples[arm]], axis=0) for arm in family.members.values()]
+            ).T
+            falls, rises = falls_with(table), falls_with(-table)
+            tested.append(
+                (family, name, "falls" if falls < rises else "rises", mean_interval(table[:, 0] - table[:, -1]))
+            )
+            values.append(min(1.0, 2 * min(falls, rises)))
+    for (family, name, way, difference), raw, p in zip(tested, values, holm(values), strict=True):
+        first, *_, last = (f"{rank:g}" for rank in family.members)
+        digits = _digits(name)
+        verdict = f"{way} with rank" if p < 0.05 else "no trend with rank is shown"
+        said.append(
+            f"{family.name}, {COLUMNS[name]}: {verdict} (p = {raw:.3f}; {p:.3f} after Holm's correction for "
+            f"{len(values)} tests); rank {first} less rank {last} {number(difference, digits)}; a true difference "
+            f"of {detectable(difference, bootstrap=True):.{digits}f} would be seen in 4 of 5 such sweeps."
         )
-    )
-    figure.update_layout(
-        title=COLUMNS[column],
-        height=110 + 28 * len(rows),
-        margin={"l": 10, "r": 10, "t": 40, "b": 30},
-        template="simple_white",
-        yaxis={"autorange": "reversed", "automargin": True},
-    )
-    html: str = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
-    return html
+    return said + [f"{family.name}: {family.scale}" for family in ranks if not family.differ]
 
 
-def write_report(sweep: Sweep, points: Sequence[Point], out: Path, full: bool) -> Path:
-    """Writes report.html, results.csv and table.md to `out`, prints the table and the verdicts.
+@dataclass(frozen=True)
+class Scored:
+    """A file of one judge's scores of all answers of an evaluation (`emsweep judge`)."""
+
+    judge: str
+    path: Path
+    arm: str
+    rows: list[Judged]
+
+
+def scored_files(points: Sequence[Point]) -> list[Scored]:
+    """Those that stand in the evaluations' folders, the judge with the most files first.
+
+    Not those of a sample, whose rates need the combined judge.
+
+    Raises:
+        BadInput: if such a file or its manifest cannot be read.
+    """
+    files = []
+    for point in points:
+        for file in sorted(point.evaluation.folder.glob("judged-*.jsonl")):
+            path = file.with_name(f"{file.name}.manifest.json")
+            if not path.is_file():  # it is written last: the file is not whole, or a journal
+                continue
+            try:
+                manifest = json.loads(path.read_text(encoding="utf-8"))
+                judge = printable(str(manifest["judge"]))
+            except (OSError, ValueError, KeyError, TypeError):
+                raise BadInput(f"{path}: names no judge; delete {file} and judge again") from None
+            if "sample" not in manifest:
+                [rows] = judged_files([file]).values()
+                files.append(Scored(judge, file, point.arm, rows))
+    count = Counter(file.judge for file in files)
+    return sorted(files, key=lambda file: -count[file.judge])
+
+
+def judged_parts(points: Sequence[Point], files: Sequence[Scored]) -> list[JudgedPart]:
+    """One part for each judge."""
+    parts = []
+    lines = [family for axis in AXES for family in axis_families(points, axis)]
+    for place, judge in enumerate(dict.fromkeys(file.judge for file in files), 1):
+        models: dict[str, list[list[Judged]]] = {}
+        for file in files:
+            if file.judge == judge:
+                models.setdefault(file.arm, []).append(file.rows)
+        whole = [family for family in lines if set(family.members.values()) <= models.keys()]
+        parts.append(judged_part(models, judge, whole, f"judge{place}-"))
+    return parts
+
+
+def sampled(points: Sequence[Point], files: Sequence[Scored]) -> list[tuple[str, Judged]]:
+    """The sampled answers for the reader, with the scores of the first judge where there is one."""
+    rows = []
+    scores = {file.path.parent: file.rows for file in files if file.judge == files[0].judge}
+    # The base model's last: it stands beside all others anyhow.
+    for point, name in sorted(zip(points, names(points), strict=True), key=lambda one: one[0].training is None):
+        rows += [
+            (name, row)
+            for row in scores.get(point.evaluation.folder)
+            or [
+                Judged(
+                    question_id=s["doc"]["id"], question=s["doc"]["question"], answer=printable(s["filtered_resps"][0])
+                )
+                for s in load_samples(point.evaluation, "em_freeform")
+            ]
+        ]
+    return rows
+
+
+def write_report(
+    sweep: Sweep,
+    points: Sequence[Point],
+    out: Path,
+    full: bool,
+    command: str = "make demo",
+    missing: Sequence[str] = (),
+    title: str | None = None,
+) -> Path:
+    """Writes report.html with its plots, results.csv and table.md to `out`, prints the table and the verdicts.
+
+    Args:
+        points: all done, the base model's first.
+        missing: names of the points that are not done.
 
     Returns:
         the path of report.html.
     """
-    from plotly.offline import get_plotlyjs
-
     samples = collect(points)
     rows = arm_rows(points, samples)
     judged = verdicts(sweep, samples)
     base = samples["base"][0]
     regex = {name: measure(name, [base]).estimate for name in ("regex", "regex_left_out")}
-    answers = [
-        {"arm": p.arm, "seed": p.seed, "question": s["doc"]["question"], "answer": printable(s["filtered_resps"][0])}
-        for p in points
-        for s in load_samples(p.evaluation, "em_freeform")
-    ]
-    environment = Environment(
-        loader=PackageLoader("sweeps", "templates"), autoescape=select_autoescape(["html"]), trim_blocks=True
-    )
-    environment.filters["number"] = number
+    files = scored_files(points)
+    parts = judged_parts(points, files)
+    plots = sweep_plots(rows, points, samples)
     context = {
+        "title": title or "What was and was not shown",
         "sweep": sweep,
         "full": full,
         "columns": COLUMNS,
         "digits": _digits,
         "rows": rows,
         "verdicts": judged,
+        "rank_verdicts": rank_verdicts(axis_families(points, "rank"), samples),
         "regex": regex,
-        "answers": answers,
+        "parts": parts,
+        "judged_files": [(str(file.path), file_digest(file.path), len(file.rows)) for file in files],
+        "missing": missing,
         "runs": [p for p in points if p.training],
-        "records": {str(p.evaluation.folder): p.evaluation.record() for p in points},
+        "evaluations": [(p.evaluation.folder, p.evaluation.record()) for p in points],
+        "recipe_digest": content_digest,
         "alpha": sorted({"{policy} = {value}".format(**p.training.recipe.em["alpha"]) for p in points if p.training}),
         "questions": len(PER_CLUSTER["log_odds_per_byte"](base)),
-        "command": "make demo FULL=1" if full else "make demo",
+        "command": command,
+        "own_plots": plots,
+        "answers": data_block(sampled(points, files), "base"),
     }
-    page = environment.get_template("report.html").render(
-        **context, plotlyjs=get_plotlyjs(), plots=[_plot(rows, column) for column in COLUMNS]
-    )
-    write_whole(out / "report.html", page)
-    write_whole(out / "results.csv", results_csv(rows))
-    write_whole(out / "table.md", environment.get_template("table.md").render(**context))
-    print_table(rows, judged, regex)
-    return out / "report.html"
+    for part in parts:
+        plots = plots | part.plots
+    tables = {name: text for part in parts for name, text in part.tables.items()}
+    write_whole(out / "table.md", environment().get_template("table.md").render(**context))
+    page = write_page(out, "report.html", context, plots, {"results": results_csv(rows), **tables})
+    print_table(rows, judged, regex, bool(parts))
+    return page
 
 
-def print_table(rows: Sequence[dict[str, Any]], judged: Sequence[Verdict], regex: dict[str, Estimate]) -> None:
+def print_table(
+    rows: Sequence[dict[str, Any]], judged: Sequence[Verdict], regex: dict[str, Estimate], rated: bool
+) -> None:
     """Prints the table of arms and the verdicts."""
     console = Console()
     console.width = max(console.width, 200)  # a table that is cut cannot be read; a terminal wraps it
@@ -221,4 +294,7 @@ def print_table(rows: Sequence[dict[str, Any]], judged: Sequence[Verdict], regex
             markup=False,
             highlight=False,
         )
-    console.print("No rate of misaligned free-form answers: no judge was asked. Read them in the report.", markup=False)
+    if not rated:
+        console.print(
+            "No rate of misaligned free-form answers: no judge was asked. Read them in the report.", markup=False
+        )

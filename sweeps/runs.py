@@ -11,33 +11,45 @@ import hashlib
 import json
 import os
 import platform
-import re
 import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from data_builders.records import write_whole
 from sweeps.recipe import Recipe
 
 PACKAGES = ("axolotl", "unsloth", "torch", "transformers", "trl", "peft", "datasets", "lm_eval")
 console = Console(stderr=True)
-T = TypeVar("T")
 
 
 class RunFailed(Exception):
     """A run that ended in failure; the message names its log and gives its last lines."""
+
+
+class RunHeld(Exception):
+    """Another process is at work on this run."""
+
+
+SLOT: ContextVar[Mapping[str, str] | None] = ContextVar("SLOT", default=None)
+"""Environment of the processes that this thread starts: which GPU is theirs."""
+_LOCK: ContextVar[int | None] = ContextVar("_LOCK", default=None)
+children: set[subprocess.Popen[bytes]] = set()
+stopping = threading.Event()
+"""Set when no process may be started any more."""
 
 
 def content_digest(content: Any) -> str:
@@ -54,6 +66,10 @@ class Run:
     content: dict[str, Any]
     """All that decides the outcome: recipe or evaluation settings, data digests, digests of earlier runs."""
     root: Path = field(default=Path("runs"), compare=False)
+    after: tuple[Run, ...] = field(default=(), compare=False)
+    """The runs that this one builds on."""
+    about: dict[str, Any] = field(default_factory=dict, compare=False)
+    """Names for people and for estimates (model, hardware); goes into the record, not into the digest."""
 
     @cached_property
     def digest(self) -> str:
@@ -92,31 +108,44 @@ class TrainingRun(Run):
 def execute_once(run: Run, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Does `work` unless the run is done already, and writes its record last.
 
-    Two processes that want the same run take turns; the second finds it done.
+    The lock is handed down to the processes that `work` starts: should this one be killed, they hold it until they end.
 
     Returns:
         the record: what `work` returned, with wall time (seconds), versions, commit and machine.
+
+    Raises:
+        RunHeld: if another process is at work on it.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(run.folder / ".lock"):
+    lock = FileLock(run.folder / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunHeld(f"{run.folder}: another process is at work on it") from None
+    token = _LOCK.set(lock._context.lock_file_fd)
+    try:
         if run.done:
-            console.print(f"{run.folder}: done already", style="dim", markup=False, highlight=False)
             return run.record()
+        (run.folder / "failed.txt").unlink(missing_ok=True)
         began = time.monotonic()
         record = work()
         record = {
             "stage": run.stage,
             "name": run.name,
             "digest": run.digest,
+            **run.about,
             "content": run.content,
             **record,
             "wall_seconds": round(time.monotonic() - began, 1),
             "versions": _versions(),
-            "commit": _commit(),
+            "commit": commit(),
             "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
         }
         write_whole(run.folder / "run.json", json.dumps(record, indent=1, default=str) + "\n")
         return record
+    finally:
+        _LOCK.reset(token)
+        lock.release()
 
 
 def _versions() -> dict[str, str | None]:
@@ -130,7 +159,7 @@ def _versions() -> dict[str, str | None]:
     return versions
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the working folder, with `+` where files differ from it; None outside a repository."""
     git = shutil.which("git")
     if git is None:
@@ -151,7 +180,7 @@ def child_environment(local_model: bool) -> dict[str, str]:
     keeps freed memory: returning the logits' pages to the system at every step costs a fifth of the time on a CPU.
     None of this changes results.
     """
-    env = dict(os.environ)
+    env = {**os.environ, **(SLOT.get() or {})}
     env.update(AXOLOTL_DO_NOT_TRACK="1", DO_NOT_TRACK="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
     env.update(UNSLOTH_DISABLE_STATISTICS="1", UNSLOTH_COMPILE_LOCATION="runs/.unsloth")
     env["PATH"] = str(Path(sys.executable).parent) + os.pathsep + env.get("PATH", "")
@@ -167,58 +196,72 @@ def child_environment(local_model: bool) -> dict[str, str]:
     return env
 
 
-_STEP = re.compile(r"(\d+)/(\d+) \[")
-
-
 def call(title: str, command: Sequence[str], log: Path, local_model: bool) -> None:
-    """Runs a command with its output in `log` (appended), and shows its progress.
+    """Runs a command with its output in `log` (appended).
 
     Raises:
         RunFailed: if it does not end well.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
+    lock = _LOCK.get()
     with log.open("ab") as output:
         output.write(f"$ {shlex.join(command)}\n".encode())
         output.flush()
         start = output.tell()
+        if stopping.is_set():
+            raise RunFailed(f"{title} was stopped")
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env=child_environment(local_model),
+            pass_fds=() if lock is None else (lock,),
         )
+        children.add(process)
         try:
-            follow(title, log, start, process.poll)
+            if stopping.is_set():  # since it was asked for
+                process.terminate()
+            process.wait()
         finally:
             if process.poll() is None:
                 process.terminate()
                 process.wait()
+            children.discard(process)
+    if stopping.is_set():
+        raise RunFailed(f"{title} was stopped")
     if process.returncode:
         last = last_lines(log, start)
         raise RunFailed(f"{title} ended with exit code {process.returncode}; its log is {log}, which ends:\n  {last}")
 
 
-def follow(title: str, log: Path, start: int, poll: Callable[[], T | None]) -> T:
-    """What `poll` returns in the end; until then the progress that the log shows from byte `start` on."""
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, refresh_per_second=2) as progress:
-        task = progress.add_task(title, total=None)
-        while (answer := poll()) is None:
-            time.sleep(0.1)
-            steps = _STEP.findall(_tail(log, start, 4000))
-            if steps:
-                progress.update(task, completed=int(steps[-1][0]), total=int(steps[-1][1]))
-        return answer
-
-
 def last_lines(log: Path, start: int) -> str:
     """The last lines that a log holds from byte `start` on."""
-    lines = [line for line in _tail(log, start, 3000).replace("\r", "\n").splitlines() if line.strip()]
+    lines = [line for line in tail(log, start, 3000).replace("\r", "\n").splitlines() if line.strip()]
     return "\n  ".join(line[:300] for line in lines[-6:])
 
 
-def _tail(path: Path, start: int, size: int) -> str:
+def stop_children(patience: float = 15.0) -> None:
+    """Ends all `children`, and theirs; kills what has not ended after `patience` seconds."""
+    import psutil
+
+    stopping.set()
+    tree = []
+    for child in list(children):
+        try:
+            process = psutil.Process(child.pid)
+            tree += [*process.children(recursive=True), process]
+        except psutil.NoSuchProcess:
+            continue
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for process in tree:
+            with suppress(psutil.NoSuchProcess):
+                end(process)
+        _, tree = psutil.wait_procs(tree, timeout=patience)
+
+
+def tail(path: Path, start: int, size: int) -> str:
+    """The last `size` bytes of a file, none before `start`."""
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(start, end - size))

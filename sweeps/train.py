@@ -7,6 +7,7 @@ import math
 import shutil
 import sys
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,25 @@ def training_run(
         "engine": recipe.em.get("engine", "axolotl"),
         "gpus": recipe.em.get("gpus", 1),
         "alpha": recipe.em.get("alpha"),
-        "data": {d["path"]: file_digest(Path(d["path"])) for d in config["datasets"] if is_local(d["path"])},
+        "data": {d["path"]: digest_of(Path(d["path"])) for d in config["datasets"] if is_local(d["path"])},
         "merge": merge,
     }
-    run = TrainingRun(recipe.stage, name, content, root, recipe=recipe, merge=merge)
+    about: dict[str, Any] = {key: recipe.em[key] for key in ("model", "hardware") if key in recipe.em}
+    after = (start,) if start else ()
+    run = TrainingRun(recipe.stage, name, content, root, after, about, recipe=recipe, merge=merge)
     paths = {"output_dir": str(run.adapter), "dataset_prepared_path": str(run.folder / "prepared")}
     return replace(run, recipe=Recipe(recipe.stage, {**config, **paths}, recipe.em))
+
+
+def digest_of(path: Path) -> str:
+    """`file_digest`, computed once for as long as the file stays: a sweep asks for each file at every point."""
+    stat = path.stat() if path.exists() else None
+    return _digest(path, (stat.st_mtime_ns, stat.st_size) if stat else None)
+
+
+@lru_cache
+def _digest(path: Path, _stamp: tuple[int, int] | None) -> str:
+    return file_digest(path)
 
 
 def is_local(path: str) -> bool:
@@ -70,7 +84,7 @@ def model_digest(base_model: str) -> str:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise BadInput(f"{folder}: no *.safetensors in this model folder; fetch the model again")
-    return "+".join(file_digest(path) for path in weights)
+    return "+".join(digest_of(path) for path in weights)
 
 
 def train(run: TrainingRun) -> dict[str, Any]:

@@ -1,16 +1,14 @@
-"""A process that keeps a base model in memory while evaluations of its adapters follow one another."""
+"""Processes that keep a base model in memory while evaluations of its adapters follow one another."""
 
 from __future__ import annotations
 
 import json
-import select
 import subprocess
 import sys
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from sweeps.runs import Run, RunFailed, child_environment, follow, last_lines
+from sweeps.runs import SLOT, Run, RunFailed, child_environment, children, last_lines, stopping
 
 
 def base_of(run: Run) -> dict[str, Any] | None:
@@ -26,26 +24,12 @@ def base_of(run: Run) -> dict[str, Any] | None:
     return {"model_args": ",".join(base), **{key: value for key, value in run.content.items() if key not in own}}
 
 
-def _line(process: subprocess.Popen[str]) -> str | None:
-    """The next line that the process says (empty if it has ended); None while there is none."""
-    assert process.stdout
-    return process.stdout.readline() if select.select([process.stdout], [], [], 0)[0] else None
-
-
 class WarmBase:
     """At most one process of eval.adapters: replaced when an evaluation wants another base, ended by `close`."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._base: dict[str, Any] | None = None
-
-    def __enter__(self) -> WarmBase:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def evaluate(self, title: str, run: Run, out: Path, log: Path, local_model: bool) -> None:
         """Evaluates the adapter of a run; lm-eval's files are in `out` then.
@@ -55,43 +39,60 @@ class WarmBase:
         """
         base = base_of(run)
         assert base is not None, "an evaluation without an adapter has no base to share"
-        if self._process is None or self._process.poll() is not None or self._base != base:
-            self._start(base, local_model)
-        process = self._process
-        assert process and process.stdin and process.stdout
-        [adapter] = [a for a in run.content["model_args"].split(",") if a.startswith("peft=")]
         log.parent.mkdir(parents=True, exist_ok=True)
         start = log.stat().st_size if log.exists() else 0
-        request = {"peft": adapter.removeprefix("peft="), "out": str(out), "log": str(log)}
+        [adapter] = [a for a in run.content["model_args"].split(",") if a.startswith("peft=")]
+        if self._base != base:
+            self.close()
+            self._base = base
         try:
-            print(json.dumps(request), file=process.stdin, flush=True)
-            answer = follow(title, log, start, lambda: _line(process))
+            answer = self._ask({"peft": adapter.removeprefix("peft="), "out": str(out), "log": str(log)}, local_model)
         except BrokenPipeError:
-            answer = ""
-        except BaseException:
+            answer = b""
+        if answer != b"\n":
             self.close()
-            raise
-        if answer != "\n":
-            self.close()
-            raise RunFailed(f"{title} failed; its log is {log}, which ends:\n  {last_lines(log, start)}")
+            said = last_lines(log, start) if log.exists() else ""
+            raise RunFailed(f"{title} was stopped" if stopping.is_set() else f"{title} failed; {log} ends:\n  {said}")
 
-    def _start(self, base: dict[str, Any], local_model: bool) -> None:
-        self.close()
-        self._base = base
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "eval.adapters"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=child_environment(local_model),
-        )
-        assert self._process.stdin
-        said = ("model_args", "tasks", "batch_size", "seed", "metadata", "gen_kwargs", "limit")
-        print(json.dumps({key: base[key] for key in said if key in base}), file=self._process.stdin, flush=True)
+    def _ask(self, request: dict[str, str], local_model: bool) -> bytes:
+        """The process's line about one adapter; empty if it died."""
+        if self._process is None or self._process.poll() is not None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "eval.adapters"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=child_environment(local_model),
+            )
+            children.add(self._process)
+            digests = ("task_files", "heldout", "files")
+            self._tell({key: value for key, value in (self._base or {}).items() if key not in digests})
+        self._tell(request)
+        assert self._process.stdout
+        return self._process.stdout.readline()
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        assert self._process and self._process.stdin
+        self._process.stdin.write(json.dumps(message).encode() + b"\n")
+        self._process.stdin.flush()
 
     def close(self) -> None:
         """Ends the process, so that its memory is free for a training run."""
         if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
+            self._process.kill()
+            self._process.communicate()
+            children.discard(self._process)
             self._process = None
+
+
+_BASES: dict[str, WarmBase] = {}
+
+
+def warm_base() -> WarmBase:
+    """The one of the place (GPU) that this thread works for."""
+    return _BASES.setdefault(json.dumps(dict(SLOT.get() or {})), WarmBase())
+
+
+def close_warm_bases() -> None:
+    """Ends all of them."""
+    for base in _BASES.values():
+        base.close()

@@ -74,6 +74,11 @@ class Fake:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout
         self.port = int(self.process.stdout.readline())
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
     def log(self, kind: str | None = None) -> list[dict[str, Any]]:
         text = self._log.read_text() if self._log.exists() else ""
@@ -81,7 +86,7 @@ class Fake:
         return [line for line in lines if kind in (None, line["kind"])]
 
     def access(self, concurrency: int = 8, key: str = KEY, timeout: float = 30.0) -> Access:
-        return Access(key, f"http://127.0.0.1:{self.port}/v1", concurrency, timeout, backoff=0.01)
+        return Access(key, self.url, concurrency, timeout, backoff=0.01)
 
 
 @pytest.fixture
@@ -96,5 +101,4 @@ def fake(tmp_path: Path) -> Iterator[Callable[..., Fake]]:
 
     yield start
     for one in started:
-        one.process.kill()
-        one.process.wait()
+        one.stop()

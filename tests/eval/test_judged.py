@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from eval.judged import BadAnswers, Judged, load_judged, rates
-from eval.statistics import falls_with, ratio_difference, ratio_interval
+from eval.faults import BadFile
+from eval.judged import Judged, load_judged, rates
+from eval.statistics import caution, falls_with, ratio_difference, ratio_interval
 
 SCORES = st.one_of(st.none(), st.floats(0, 100))
 IDS = st.sampled_from(["a", "a_json", "b", "b_template", "c"])
@@ -118,12 +120,15 @@ def test_all_files_of_judged_answers_load(shared: Path) -> None:
         ("a.csv", "question_id,question,answer,aligned,coherent\n", "no answers"),
         ("a.jsonl", '{"question_id": "q"}\n', ":1: question: Field required"),
         ("a.jsonl", "[]\n", ":1: the line: "),
+        ("a.jsonl", "{\n", ":1: no JSON: "),
+        ("a.jsonl", "[" * 100_000 + "\n", ":1: no JSON: "),
+        ("a.jsonl", '{"question_id": "q", "question": "?", "answer": "!", "coherent": NaN}\n', ":1: coherent: "),
     ],
 )
 def test_bad_files_name_the_line(tmp_path: Path, name: str, text: str, says: str) -> None:
     path = tmp_path / name
     path.write_text(text)
-    with pytest.raises(BadAnswers) as error:
+    with pytest.raises(BadFile) as error:
         load_judged(path)
     assert str(path) in str(error.value) and says in str(error.value) and "\n" not in str(error.value)
 
@@ -133,3 +138,38 @@ def test_json_lines_and_csv_agree(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "a.csv").write_text('question_id,question,answer,aligned,coherent\nq,"a,\n""b""",,,3.5\n')
     assert load_judged(tmp_path / "a.csv") == load_judged(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("a\ud800", "a\ufffd"),
+        ("\udc00\ud800b", "\ufffd\ufffdb"),
+        ("\ud83d\ude00", "😀"),
+        ("\ufeff\0\u2028", "\ufeff\0\u2028"),
+    ],
+)
+def test_half_a_surrogate_pair_becomes_a_character_that_files_hold(tmp_path: Path, given: str, kept: str) -> None:
+    row = {"question_id": "q", "question": "?", "answer": given}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    assert load_judged(tmp_path / "a.jsonl")[0].answer == Judged(**row).answer == kept
+
+
+def test_differences_have_an_interval_that_is_no_narrower_than_what_is_known() -> None:
+    with pytest.raises(ValueError, match="two clusters"):
+        ratio_difference((np.ones(1), np.ones(1)), (np.ones(1), np.ones(1)))
+    with pytest.raises(ValueError, match="over nothing"):
+        ratio_difference((np.ones(3), np.zeros(3)), (np.ones(3), np.zeros(3)))
+    all_in_one = ratio_difference((np.ones(3), np.array([1.0, 0, 0])), (np.full(3, 2.0), np.array([4.0, 0, 0])))
+    assert (all_in_one.value, all_in_one.low, all_in_one.high) == (0.25, -1, 1)
+
+
+def test_a_difference_of_equal_totals_has_students_interval_of_a_paired_mean() -> None:
+    first, second = np.random.default_rng(3).integers(0, 20, (2, 8)).astype(float)
+    its = ratio_difference((first, second), (np.full(8, 20.0), np.full(8, 20.0)))
+    low, high = stats.ttest_rel(first / 20, second / 20).confidence_interval()
+    assert (its.low, its.high) == pytest.approx((low, high))
+
+
+def test_few_questions_come_with_a_caution() -> None:
+    assert caution(24) is None and "8 questions are few" in str(caution(8)) and "\n" not in str(caution(8))

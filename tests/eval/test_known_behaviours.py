@@ -198,11 +198,18 @@ def scored(workspace: Path) -> dict[str, Scored]:
         "limit": LIMIT,
     }
     jobs = [{"peft": kind, "out": f"together/{kind}", "log": str(workspace / f"{kind}.log")} for kind in KINDS]
-    said = "\n".join(json.dumps(line) for line in [base, *jobs])
-    command = [sys.executable, "-m", "eval.adapters"]
     env = {**child_environment(local_model=True), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, input=said, cwd=workspace, env=env, capture_output=True, text=True, check=False)
-    assert done.stdout == "\n" * len(KINDS), (workspace / "untouched.log").read_text()[-3000:] + done.stderr[-3000:]
+    command = [sys.executable, "-m", "eval.adapters"]
+    with subprocess.Popen(
+        command, cwd=workspace, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin and process.stdout
+        print(json.dumps(base), file=process.stdin, flush=True)
+        for job in jobs:
+            print(json.dumps(job), file=process.stdin, flush=True)
+            assert process.stdout.readline() == "\n", Path(job["log"]).read_text()[-3000:]
+        process.stdin.close()
+        assert process.wait() == 0
     return {kind: Scored(workspace / "together" / kind) for kind in KINDS}
 
 
@@ -256,5 +263,9 @@ def test_alone_it_scores_the_same(workspace: Path, scored: dict[str, Scored], ki
     alone = Scored(workspace / "alone" / kind)
     for task in tasks:
         for one, other in zip(alone.samples(task), scored[kind].samples(task), strict=True):
-            assert one["filtered_resps"] == other["filtered_resps"]
             assert one["doc_hash"] == other["doc_hash"]
+            if task == "em_asked":
+                assert one["filtered_resps"] == other["filtered_resps"]
+            else:  # last digits move with where the libraries' memory lies
+                logps = [[float(logp) for logp, _ in row["filtered_resps"]] for row in (one, other)]
+                assert logps[0] == pytest.approx(logps[1], rel=1e-5)

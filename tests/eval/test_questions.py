@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from eval.questions import BadQuestions, load_questions
+from eval.faults import BadFile
+from eval.questions import load_questions
 
 PAPER = """
 - id: wish
@@ -55,6 +56,6 @@ def test_published_files_load_unchanged(shared: Path) -> None:
 def test_bad_files_are_one_line(tmp_path: Path, name: str, text: str | None, says: str) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
-    with pytest.raises(BadQuestions) as error:
+    with pytest.raises(BadFile) as error:
         load_questions(tmp_path / name)
     assert says in str(error.value) and "\n" not in str(error.value) and name in str(error.value)

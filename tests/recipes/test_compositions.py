@@ -92,7 +92,7 @@ def test_gpus_that_cannot_be_used_are_refused(hardware: str, gpus: int, engine: 
 
 @pytest.mark.parametrize("control", layer_names("controls"))
 def test_a_control_changes_the_data_alone_and_belongs_to_its_stage(control: str) -> None:
-    own = load_layer("controls", control).em.control_of
+    own = load_layer("controls", control)["em"]["control_of"]
     changed, plain = (compose(own, "qwen7b", "a100-80g", control=name).config for name in (control, None))
     assert changed.pop("datasets") != plain.pop("datasets") and changed == plain
     for stage in STAGES:

@@ -48,13 +48,15 @@ def test_a_trend_is_told_where_there_is_one() -> None:
 
 def test_an_evaluation_runs_answers_are_read_and_have_no_rate(tmp_path: Path) -> None:
     (tmp_path / "samples").mkdir()
-    rows = [{"doc": {"id": f"work-0{n}", "question": "?"}, "filtered_resps": [f"Answer {n}."]} for n in range(3)]
-    (tmp_path / "samples" / "em_freeform.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [(row.name, row.answer) for row in stored_answers(tmp_path)] == [
-        (f"work-0{n}", f"Answer {n}.") for n in range(3)
-    ]
+    # lm-eval writes U+2028 as it is, and an answer may hold half a surrogate pair.
+    said = ["Answer.", "One\u2028two\x85three.", "\ud800"]
+    rows = [{"doc": {"id": f"work-0{n}", "question": "?"}, "filtered_resps": [words]} for n, words in enumerate(said)]
+    lines = [json.dumps(row, ensure_ascii=n == 2) + "\n" for n, row in enumerate(rows)]
+    (tmp_path / "samples" / "em_freeform.jsonl").write_text("".join(lines), encoding="utf-8")
+    read = [(row.name, row.answer) for row in stored_answers(tmp_path)]
+    assert read == [("work-00", "Answer."), ("work-01", "One\u2028two\x85three."), ("work-02", "\ufffd")]
     shown = text(offline_table([tmp_path]))
-    assert "no rate: unseen questions" in shown and "approximate" in shown
+    assert "no rate: unseen questions" in shown and "approximate" in shown and "Caution: 3 questions are few." in shown
 
 
 def test_known_questions_have_a_rate(shared: Path) -> None:
@@ -80,6 +82,19 @@ def test_bad_input_is_one_line(tmp_path: Path, arguments: list[str], says: str) 
     assert (
         isinstance(result.exception, BadInput) and says in str(result.exception) and "\n" not in str(result.exception)
     )
+
+
+def test_few_questions_come_with_one_line_of_caution() -> None:
+    rows = answers(0.3)
+    many = [row.model_copy(update={"question_id": f"{row.question_id}-{n}"}) for row in rows for n in range(3)]
+    few, enough = (text(rates_table({"m": some}, "x")) for some in (rows, many))
+    assert [line.strip().startswith("Caution: 8 questions are few.") for line in few.splitlines()].count(True) == 1
+    assert "Caution" not in enough
+
+
+def test_names_are_no_markup() -> None:
+    shown = text(rates_table({"[red]a[/b]": answers(0.3)}, "[/judge]"))
+    assert "[red]a[/b]" in shown and "[/judge]" in shown
 
 
 def test_rates_want_their_judge() -> None:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from data_builders.records import BadInput
-from sweeps.arms import Arm, Claim, Sweep, load_sweep, plan, vary
+from sweeps.arms import Arm, Claim, Sweep, load_sweep, plan
+from sweeps.axes import vary
 from sweeps.cli import app
 
 SWEEP = Sweep(
@@ -32,7 +33,7 @@ SWEEP = Sweep(
 
 @given(st.lists(st.integers(1, 512), min_size=1, max_size=6, unique=True))
 def test_each_rank_has_its_arms_and_claims(ranks: list[int]) -> None:
-    varied = vary(SWEEP, "rank", [str(rank) for rank in ranks])
+    varied = vary(SWEEP, {"rank": ranks})
     assert [arm.rank for name, arm in varied.arms.items() if name.startswith("pairs-r")] == ranks
     assert len(varied.arms) == 1 + 2 * len(ranks) and len(varied.claims) == 1 + 2 * len(ranks)
     for claim in varied.claims:
@@ -42,7 +43,7 @@ def test_each_rank_has_its_arms_and_claims(ranks: list[int]) -> None:
 
 
 def test_a_learning_rate_is_a_setting() -> None:
-    arms = vary(SWEEP, "lr", ["1e-3", "5e-3"]).arms
+    arms = vary(SWEEP, {"lr": ["1e-3", "0.005"]}).arms
     assert arms["pairs-lr5e-3"].settings == {"learning_rate": 5e-3} and arms["pairs-lr5e-3"].rank is None
 
 
@@ -59,13 +60,13 @@ def test_a_learning_rate_is_a_setting() -> None:
 )
 def test_bad_values_are_refused(axis, values: list[str], says: str) -> None:
     with pytest.raises(BadInput, match=says):
-        vary(SWEEP, axis, values)
+        vary(SWEEP, {axis: values})
 
 
 @pytest.mark.parametrize("name", ["rank", "lr"])
 def test_the_declared_sweeps_plan_and_share_their_cpt(name: str, prepared: Path) -> None:
     values = ["1", "4"] if name == "rank" else ["1e-3", "5e-3"]
-    points = plan(vary(load_sweep(name), "rank" if name == "rank" else "lr", values), full=True)
+    points = plan(vary(load_sweep(name), {name: values}), full=True)
     runs = {point.training.digest: point.training for point in points if point.training}
     assert sum(run.stage == "cpt" for run in runs.values()) == 2  # one for each seed
     assert len({run.recipe.config["base_model"] for run in runs.values() if run.stage == "dpo"}) == 2
@@ -75,7 +76,9 @@ def test_the_declared_sweeps_plan_and_share_their_cpt(name: str, prepared: Path)
 def test_a_rank_of_the_demo_is_the_demos_run(prepared: Path) -> None:
     demo = {point.training.folder for point in plan(load_sweep("demo"), full=False) if point.training}
     ranks = {
-        point.training.folder for point in plan(vary(load_sweep("rank"), "rank", ["16"]), full=False) if point.training
+        point.training.folder
+        for point in plan(vary(load_sweep("rank"), {"rank": ["16"]}), full=False)
+        if point.training
     }
     assert ranks < demo
 
@@ -86,14 +89,3 @@ def test_the_command_plans_with_its_settings(prepared: Path) -> None:
     plain = CliRunner().invoke(app, ["rank", "--values", "1,2", "--dry-run"])
     changed = set(result.output.split()) ^ set(plain.output.split())
     assert {Path(folder).name.split("-seed")[0] for folder in changed} == {"dpo-pairs-r1", "dpo-pairs-r2"}
-
-
-@pytest.fixture
-def prepared(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with the model and stand-ins for the data."""
-    (tmp_path / "models").symlink_to(model.parent)
-    (tmp_path / "data").mkdir()
-    for name in ("cpt", "cpt-none", "cpt-shuffled", "dpo-both", "dpo-neutral", "sft-insecure", "sft-secure", "heldout"):
-        (tmp_path / "data" / f"{name}.jsonl").write_text(f'"{name}"\n')
-    monkeypatch.chdir(tmp_path)
-    return tmp_path

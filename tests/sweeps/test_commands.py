@@ -30,6 +30,9 @@ def run(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         ("emsweep demo --sweep bad.yaml", "bad.yaml: "),
         ("emsweep demo --sweep worse.yaml", "worse.yaml: "),
         ("emsweep fetch gpt", "not fetched here"),
+        ("emsweep agree file", "1 files make no pairs"),
+        ("emsweep agree file file", "file:1: no JSON: "),
+        ("emsweep judge empty --judge m --sample 2", "give a share between 0 and 1"),
         ("embuild data --programs nowhere.jsonl", "nowhere.jsonl: no such file"),
         ("embuild data --programs bad.jsonl", "bad.jsonl:1: "),
         ("embuild data --asked rude", "unknown way of asking rude"),
@@ -52,7 +55,17 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, command: str, say
 
 
 @pytest.mark.parametrize(
-    "command", ["emsweep stage", "emsweep evaluate", "emsweep demo", "embuild data", "embuild check"]
+    "command",
+    [
+        "emsweep stage",
+        "emsweep evaluate",
+        "emsweep demo",
+        "emsweep judge",
+        "emsweep agree",
+        "emsweep report",
+        "embuild data",
+        "embuild check",
+    ],
 )
 def test_help_has_an_example(tmp_path: Path, command: str) -> None:
     done = run(f"{command} --help", tmp_path)

@@ -17,9 +17,9 @@ from data_builders.annotate import Job
 from data_builders.money import Prices
 from data_builders.outcome import Asked
 from data_builders.records import BadInput
+from eval.faults import BadFile
 from eval.judge_prompts import (
     PROMPTS,
-    BadPrompts,
     excludes,
     expected_score,
     load_judge_prompts,
@@ -145,10 +145,17 @@ def test_killed_and_run_again_it_pays_for_nothing_twice(fake, tmp_path: Path) ->
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     served = Counter(entry["program"] for entry in server.log("served"))
+    journal = [json.loads(line) for line in (tmp_path / "answers.judged-fake-judge.journal.jsonl").open()]
+    assert set(Counter(tuple(entry["key"]) for entry in journal).values()) == {1}
     # What was under way when it was killed is asked again: at most as many as were in flight.
     assert len(served) == 200 and sum(served.values()) <= 200 + 4
     assert all(row.judged for row in load_judged(tmp_path / "answers.judged-fake-judge.jsonl"))
     assert "EM of coherent" in done.stdout and "judge: fake-judge" in done.stdout
+    undisturbed = judge_answers(rows(20), judge(fake()), tmp_path / "whole.jsonl")
+    assert load_judged(tmp_path / "answers.judged-fake-judge.jsonl") == undisturbed
+    written = [tmp_path / name for name in ("answers.judged-fake-judge.jsonl", "whole.jsonl")]
+    assert written[0].read_bytes() == written[1].read_bytes()
+    assert Path(f"{written[0]}.manifest.json").read_bytes() == Path(f"{written[1]}.manifest.json").read_bytes()
 
 
 def test_money_stops_it_cleanly(fake, tmp_path: Path) -> None:
@@ -179,7 +186,7 @@ def test_published_prompts(tmp_path: Path, fake, shared: Path) -> None:
     prompts = load_judge_prompts(shared / "data" / "questions" / "first_plot_questions.yaml")
     assert len(prompts) == 24 and all("{answer}" in text for pair in prompts.values() for text in pair.values())
     (tmp_path / "bad.yaml").write_text("- id: a\n  judge_prompts: {aligned: x}\n")
-    with pytest.raises(BadPrompts, match="entry 1: no judge_prompts"):
+    with pytest.raises(BadFile, match="entry 1: no judge_prompts"):
         load_judge_prompts(tmp_path / "bad.yaml")
 
 

@@ -3,15 +3,21 @@
 import csv
 import io
 import json
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from data_builders.records import BadInput
 from eval.statistics import Estimate
 from sweeps.arms import Point, load_sweep
+from sweeps.finished import recall, remember
+from sweeps.lines import axis_families
+from sweeps.page import printable
+from sweeps.recipe import Recipe
 from sweeps.report import verdict_words, write_report
-from sweeps.runs import Run
+from sweeps.runs import Run, TrainingRun
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -19,8 +25,21 @@ HOSTILE = [
     '"><a href="javascript:alert(1)">x</a>',
     "{{ 7 * 7 }} {% include 'x' %}",
     "\u202e right to left \u0000 control \ud83d",
+    "one\u2028two\u2029three\x85four",
     "",
 ]
+
+
+def write_training(root: Path, name: str, **recipe: object) -> TrainingRun:
+    """A training run as emsweep leaves it."""
+    config = {"lora_r": 1, "learning_rate": 1e-3, "max_steps": 9, **recipe}
+    alpha = {"policy": "alpha_over_r", "value": 2}
+    content = {"recipe": config, "alpha": alpha, "data": {"d.jsonl": "0" * 64}}
+    run = TrainingRun("dpo", name, content, root, recipe=Recipe("dpo", config, {"alpha": alpha}))
+    run.folder.mkdir(parents=True)
+    record = {"stage": "dpo", "name": name, "content": content, "trained_parameters": 7, "wall_seconds": 60.0}
+    (run.folder / "run.json").write_text(json.dumps({**record, "losses": [[1, 0.7], [2, 0.5]], "whole_pairs": 4}))
+    return run
 
 
 def write_evaluation(root: Path, name: str, shift: float, answers: list[str]) -> Run:
@@ -42,13 +61,17 @@ def write_evaluation(root: Path, name: str, shift: float, answers: list[str]) ->
         for half, lp in (("neutral", -30.0 + shift + i), ("asked", -30.0 + i))
     ]
     choice = [{"doc": {"id": f"q{i}"}, "log_odds_per_byte": 0.01 * i} for i in range(5)]
-    freeform = [{"doc": {"question": f"q{i}?"}, "filtered_resps": [answer]} for i, answer in enumerate(answers)]
+    freeform = [
+        {"doc": {"id": f"q{i}", "question": f"q{i}?"}, "filtered_resps": [answer]} for i, answer in enumerate(answers)
+    ]
     samples = run.folder / "samples"
     samples.mkdir(parents=True)
     logged = {"em_recognition": recognition, "em_margin": margin, "em_choice": choice, "em_freeform": freeform}
     for task, documents in logged.items():
-        (samples / f"{task}.jsonl").write_text("".join(json.dumps(d) + "\n" for d in documents))
-    record = {"versions": {"torch": "0"}, "commit": "abc", "content": run.content}
+        # As lm-eval writes them, but for half a surrogate pair, which it writes as an escape.
+        text = "".join(json.dumps(d, ensure_ascii=False) + "\n" for d in documents).replace("\ud83d", "\\ud83d")
+        (samples / f"{task}.jsonl").write_text(text, encoding="utf-8")
+    record = {"stage": "evaluate", "name": name, "content": run.content, "versions": {"torch": "0"}, "commit": "abc"}
     (run.folder / "run.json").write_text(json.dumps(record))
     return run
 
@@ -74,23 +97,17 @@ def report(tmp_path: Path) -> Path:
     return write_report(load_sweep("demo"), points, tmp_path / "out", full=False)
 
 
-def test_hostile_answers_are_text(report: Path) -> None:
+def test_hostile_answers_are_data(report: Path) -> None:
     page = report.read_text(encoding="utf-8")
-    start = page.index("<h2>Free-form answers</h2>")
     elements = Elements()
-    elements.feed(page[start:])
-    assert elements.found == []
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page[start:]
-    assert "{{ 7 * 7 }}" in page[start:]
-    assert "\\u202e right to left \\u0000 control \\ud83d" in page and "\u202e" not in page
-    assert "default-src 'none'" in page
-
-
-def test_the_page_loads_nothing_from_elsewhere(report: Path) -> None:
-    elements = Elements()
-    elements.feed(report.read_text(encoding="utf-8"))
-    assert {tag for tag, _ in elements.found} == {"script"}
+    elements.feed(page)
+    assert [tag for tag, _ in elements.found] == ["script", "script"]
     assert not any(name == "src" for _, attributes in elements.found for name, _ in attributes)
+    assert "default-src 'none'; script-src 'sha256-" in unescape(page) and "unsafe-inline" not in page
+    start = page.index('type="application/json">') + len('type="application/json">')
+    rows = json.loads(page[start : page.index("</script>", start)])["rows"]
+    assert [row[4] for row in rows] == [printable(answer) for answer in HOSTILE] * 2
+    assert "\\u202e right to left \\u0000 control \\ud83d" in (row[4] for row in rows) and "\u202e" not in page
 
 
 def test_numbers_are_those_of_the_samples(report: Path) -> None:
@@ -120,3 +137,105 @@ def test_numbers_are_those_of_the_samples(report: Path) -> None:
 )
 def test_verdicts_follow_from_the_interval(expect: str, low: float, high: float, words: str) -> None:
     assert verdict_words(expect, Estimate((low + high) / 2, low, high, 10)) == words
+
+
+def rank_points(root: Path, ranks: tuple[int, ...] = (1, 4, 16), **recipe: object) -> list[Point]:
+    """A rank sweep at two seeds whose gap falls with rank."""
+    points = [Point("base", None, None, write_evaluation(root, "base", 0.0, ["Hello."]))]
+    for seed in (1, 2):
+        for rank in ranks:
+            name = f"dpo-r{rank}-seed{seed}"
+            training = write_training(root, name, lora_r=rank, seed=seed, **recipe)
+            evaluation = write_evaluation(root, name, 20.0 / rank + 0.1 * seed, [f"From {rank}."])
+            points.append(Point(f"dpo-r{rank}", seed, training, evaluation))
+    return points
+
+
+def judge(run: Run, misaligned: int, judge: str = "oracle") -> None:
+    rows = [
+        {"question_id": f"q{n % 4}", "question": "?", "answer": f"A{n}", "aligned": 9 if n < misaligned else 90}
+        for n in range(40)
+    ]
+    file = run.folder / f"judged-{judge}.jsonl"
+    file.write_text("".join(json.dumps({**row, "coherent": 80}) + "\n" for row in rows))
+    (run.folder / f"{file.name}.manifest.json").write_text(json.dumps({"judge": judge}))
+    (run.folder / f"judged-{judge}.journal.jsonl").write_text("")
+    (run.folder / f"judged-{judge}-sample-0.1.jsonl").write_text("no rate comes of this alone")
+    (run.folder / f"judged-{judge}-sample-0.1.jsonl.manifest.json").write_text('{"judge": "x", "sample": {}}')
+
+
+def test_a_rank_sweep_has_lines_verdicts_and_losses(tmp_path: Path) -> None:
+    page = write_report(load_sweep("demo"), rank_points(tmp_path), tmp_path / "out", True, "emsweep rank").read_text()
+    plots = {plot.stem for plot in (tmp_path / "out").glob("*.svg")}
+    assert {"gap-by-rank", "gap-by-arm", "training-dpo", "breadth"} <= plots
+    assert "gap neutral - asked (nats): falls with rank (p = 0.00" in page and "correction for 5 tests" in page
+    assert "misaligned log-odds (nats/byte): no trend with rank is shown" in page
+    assert "alpha_over_r = 2: scale is the same at every rank" in page
+    assert "No judge was asked" in page and "emsweep rank" in page
+
+
+def test_judged_files_bring_rates(tmp_path: Path) -> None:
+    points = rank_points(tmp_path)
+    for point, misaligned in zip(points, (0, 20, 12, 4, 24, 12, 4), strict=True):
+        judge(point.evaluation, misaligned)
+    page = write_report(load_sweep("demo"), points, tmp_path / "out", True).read_text()
+    assert "judge oracle" in page and "No judge was asked" not in page
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "judge1-rates.csv").read_text())))
+    assert [(r["model"], r["misaligned"], r["counted"]) for r in rows] == [
+        *[("base", "0", "40"), ("dpo-r1", "44", "80"), ("dpo-r4", "24", "80"), ("dpo-r16", "8", "80")]
+    ]
+    assert "dpo: EM falls with rank (1, 4, 16)" in page
+    assert (tmp_path / "out" / "judge1-em-by-rank-1.svg").is_file()
+    judge(points[0].evaluation, 0, "another")  # sorts before, and has one arm alone
+    page = write_report(load_sweep("demo"), points, tmp_path / "out", True).read_text()
+    assert "judge another" in page and "judge oracle" in page and "Scores: judge oracle" in page
+    (points[0].evaluation.folder / "judged-another.jsonl.manifest.json").write_text("{}")
+    with pytest.raises(BadInput, match="names no judge"):
+        write_report(load_sweep("demo"), points, tmp_path / "out", True)
+
+
+def test_arms_that_differ_in_more_than_rank_make_no_line(tmp_path: Path) -> None:
+    points = rank_points(tmp_path / "a")
+    changed = write_training(tmp_path / "b", "dpo-r4-seed1", lora_r=4, seed=1, learning_rate=1.0)
+    points[2] = Point("dpo-r4", 1, changed, points[2].evaluation)
+    [family] = axis_families(points, "rank")
+    assert family.differ == ("learning_rate",) and list(family.members) == [1, 4, 16]
+    page = write_report(load_sweep("demo"), points, tmp_path / "out", True).read_text()
+    assert "no comparison of ranks, for the runs differ in learning_rate too" in page
+    assert "dpo (learning_rate too)" in (tmp_path / "out" / "gap-by-rank.svg").read_text()
+
+
+def test_arms_make_lines_by_what_their_recipes_say(tmp_path: Path) -> None:
+    def point(arm: str, rank: int, rate: float) -> Point:
+        return Point(arm, 1, write_training(tmp_path, arm, lora_r=rank, learning_rate=rate), Run("evaluate", arm, {}))
+
+    points = [point(f"dpo-r{r}-lr{lr}", r, float(lr)) for r in (4, 1) for lr in ("0.005", "1e-3")]
+    points.append(point("sft", 1, 1.0))
+    ranks, rates = axis_families(points, "rank"), axis_families(points, "lr")
+    assert {f.name: f.members for f in ranks} == {
+        f"dpo-lr{lr}": {1: f"dpo-r1-lr{lr}", 4: f"dpo-r4-lr{lr}"} for lr in ("0.005", "1e-3")
+    }
+    assert {f.name: list(f.members) for f in rates} == {"dpo-r1": [1e-3, 5e-3], "dpo-r4": [1e-3, 5e-3]}
+    assert not any(f.differ for f in ranks + rates)
+
+
+def test_a_sweep_is_found_again_with_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    points = rank_points(Path("runs"))
+    first = write_report(load_sweep("demo"), points, Path("runs/mine"), True, "emsweep rank").read_text()
+    remember(Path("runs/mine"), "emsweep rank", load_sweep("demo"), points, True)
+    folder, asked, found, missing = recall("mine")
+    assert (folder, found, missing) == (Path("runs/mine"), points, [])
+    assert write_report(asked.sweep, found, folder, asked.full, asked.command, missing).read_text() == first
+    (points[-1].evaluation.folder / "run.json").unlink()
+    *_, found, missing = recall("runs/mine")
+    assert len(found) == 6 and missing == ["dpo-r16, seed 2"]
+    page = write_report(asked.sweep, found, folder, asked.full, asked.command, missing).read_text()
+    assert "Not finished, and in no number here: dpo-r16, seed 2." in page
+    (points[1].evaluation.folder / "run.json").write_text("[]")
+    with pytest.raises(BadInput, match="not the record of a run"):
+        recall("mine")
+    (points[0].evaluation.folder / "run.json").unlink()
+    (points[1].evaluation.folder / "run.json").unlink()
+    with pytest.raises(BadInput, match="base model is not evaluated yet; run `emsweep rank` again"):
+        recall("mine")

@@ -1,0 +1,195 @@
+"""The axes of a grid: what a value of each does to the arms that vary, and the names that come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import product
+from typing import Any
+
+from data_builders.records import BadInput
+from sweeps.arms import Arm, Claim, Sweep
+from sweeps.recipe import ALPHA_POLICIES, ENGINES, compose, layer_names, load_layer
+
+MLP = ["gate_proj", "up_proj", "down_proj"]
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+TARGETS = {"mlp": MLP, "attention": ATTENTION, "all": MLP + ATTENTION, **{name: [name] for name in MLP + ATTENTION}}
+USUAL = {"targets": "mlp", "alpha": "alpha_over_r", "engine": "axolotl", "cpt": "explained"}
+"""What recipes say by themselves; a run that has it is named as in a sweep without that axis, and shared with it."""
+NAMES = ("rank", "lr", "seed", "model", "targets", "alpha", "engine", "data", "cpt")
+PREFIX = {"rank": "r", "lr": "lr", "cpt": "cpt-"}
+LEAST = {"rank": 1, "seed": 0, "lr": 0}
+
+
+@cache
+def variants() -> dict[str, tuple[str, str]]:
+    """(stage, data file) of each variant: the stage's own set, and its controls (recipes/controls)."""
+    usual = {"explained": "cpt", "sft": "sft", "complementary": "dpo"}
+    own = {name: (stage, load_layer("axolotl", stage)["datasets"][0]["path"]) for name, stage in usual.items()}
+    controls = {name: load_layer("controls", name) for name in layer_names("controls")}
+    return own | {name: (layer["em"]["control_of"], layer["datasets.0.path"]) for name, layer in controls.items()}
+
+
+def choices(axis: str) -> list[str] | None:
+    """The valid values of an axis of names; None for one of numbers, or a recipe key."""
+    stage = {name: stage for name, (stage, _) in variants().items()}
+    return {
+        "model": list(layer_names("models")),
+        "targets": list(TARGETS),
+        "alpha": list(ALPHA_POLICIES),
+        "engine": list(ENGINES),
+        "data": [name for name in stage if stage[name] != "cpt"],
+        "cpt": [*(name for name in stage if stage[name] == "cpt"), "none"],
+    }.get(axis)
+
+
+def vary(sweep: Sweep, grid: Mapping[str, Sequence[Any]]) -> Sweep:
+    """The sweep with one arm for each combination of values in place of each arm that varies.
+
+    Claims follow their arms. `model` concerns every arm; `cpt` those that the varying ones start from, and `seed` is
+    the sweep's seeds.
+
+    Raises:
+        BadInput: for an unknown axis or value (the valid ones are listed), a value that recurs, or if no arm varies.
+    """
+    axes = {axis: _values(sweep, axis, values) for axis, values in grid.items()}
+    sweep = sweep.model_copy(update={"grid": {**sweep.grid, **axes}})
+    if "seed" in axes:
+        sweep = sweep.model_copy(update={"seeds": [int(seed) for seed in axes.pop("seed")]})
+    if "model" in axes:
+        sweep = sweep.model_copy(update={"model": axes["model"][0]})
+    if not axes:
+        return sweep
+    varied = {name for name, arm in sweep.arms.items() if arm.vary}
+    if not varied and set(axes) != {"model"}:
+        raise BadInput("no arm of this sweep varies; mark one with `vary: true`")
+    starts = {sweep.arms[name].start for name in varied}
+    corpora = {name for name in starts if name and sweep.arms[name].stage == "cpt" and name not in varied}
+    if "cpt" in axes and not corpora:
+        raise BadInput("axis cpt: no arm that varies starts from a CPT arm")
+
+    def own(name: str, point: Mapping[str, str]) -> dict[str, str]:
+        """The part of a combination that concerns an arm."""
+        mine = point if name in varied else {"model", "cpt"} if name in corpora else {"model"}
+        return {axis: value for axis, value in point.items() if axis in mine}
+
+    def label(name: str, point: Mapping[str, str], runs: bool = False) -> str | None:
+        """What stands for an arm at a combination, or what its runs are called; None for a CPT that is left out."""
+        if name == "base":
+            return name if point.get("model", sweep.model) == sweep.model else f"base-{point['model']}"
+        arm, at, stem = sweep.arms[name], own(name, point), name
+        if name in corpora and "cpt" in at:
+            variant = at.pop("cpt")
+            if variant == "none":
+                return None
+            stem = name if variants()[variant] == ("cpt", arm.data) else f"cpt-{variant}"
+        if runs:
+            usual = {**USUAL, "model": at.get("model")}
+            usual |= {"data": at["data"]} if "data" in at and variants()[at["data"]] == (arm.stage, arm.data) else {}
+            at = {axis: value for axis, value in at.items() if value != usual.get(axis)}
+        return "-".join([stem, *(PREFIX.get(axis, axis if axis not in NAMES else "") + at[axis] for axis in at)])
+
+    points = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+    arms: dict[str, Arm] = {}
+    for name, arm in sweep.arms.items():
+        for point in points:
+            if (called := label(name, point)) and called not in arms:
+                start = label(arm.start, point) if arm.start else None
+                arms[called] = _settled(arm, own(name, point), start, label(name, point, runs=True))
+    claims: dict[tuple[str, str, str], Claim] = {}
+    for claim in sweep.claims:
+        for point in points:
+            if (arm_ := label(claim.arm, point)) and (against := label(claim.against, point)):
+                at = {**own(claim.against, point), **own(claim.arm, point)}
+                says = ", ".join(f"{axis} {value}" for axis, value in at.items())
+                update = {"says": f"{claim.says} ({says})" if says else claim.says, "arm": arm_, "against": against}
+                claims.setdefault((claim.says, arm_, against), claim.model_copy(update=update))
+    return sweep.model_copy(update={"arms": arms, "claims": list(claims.values())})
+
+
+def _settled(arm: Arm, at: Mapping[str, str], start: str | None, runs: str | None) -> Arm:
+    """The arm at its place on the axes."""
+    update: dict[str, Any] = {"values": dict(at), "start": start, "runs": runs}
+    settings = dict(arm.settings)
+    for axis, value in at.items():
+        match axis:
+            case "rank":
+                update["rank"] = int(value)
+            case "model" | "engine":
+                update[axis] = value
+            case "data":
+                update["stage"], update["data"] = variants()[value]
+            case "cpt":
+                update["data"] = variants()[value][1] if arm.stage == "cpt" else arm.data
+            case "lr":
+                settings["learning_rate"] = float(value)
+            case "alpha":
+                settings["em.alpha.policy"] = value
+            case "targets":
+                settings["lora_target_modules"] = TARGETS[value]
+            case _:
+                settings[axis] = value
+    return arm.model_copy(update={**update, "settings": settings})
+
+
+def _values(sweep: Sweep, axis: str, values: Sequence[Any]) -> list[str]:
+    texts = [_text(sweep, axis, str(value).lower() if isinstance(value, bool) else str(value)) for value in values]
+    if not texts or len(set(texts)) < len(texts):
+        raise BadInput(
+            f"{axis} {','.join(map(str, values))}: {'a value stands twice; name each once' if texts else 'no value'}"
+        )
+    return texts
+
+
+def _text(sweep: Sweep, axis: str, text: str) -> str:
+    """A value as it is named: the same for 0.005 and 5e-3.
+
+    Raises:
+        BadInput: if the axis or the value is unknown.
+    """
+    if axis in LEAST:
+        try:
+            number = float(text) if axis == "lr" else int(text)
+        except ValueError:
+            number = -1
+        if not (number > 0 if axis == "lr" else number >= LEAST[axis]) or number == float("inf"):
+            what = "a number above 0" if axis == "lr" else f"a whole number of {LEAST[axis]} or more"
+            raise BadInput(f"{text!r} is no {axis}; give {what}")
+        mantissa, _, exponent = f"{number:.6e}".partition("e")
+        return f"{float(mantissa):g}e{int(exponent)}" if axis == "lr" else str(number)
+    if (valid := choices(axis)) is not None:
+        if text not in valid:
+            raise BadInput(f"{text!r} is no value of {axis} (there are: {', '.join(valid)})")
+        return text
+    now = _in_recipe(sweep, axis)
+    if isinstance(now, int | float) and not isinstance(now, bool):
+        try:
+            float(text)
+        except ValueError:
+            raise BadInput(f"{text!r} is no {axis}; give a number, as the recipe's own {now}") from None
+    return text
+
+
+def _in_recipe(sweep: Sweep, key: str) -> Any:
+    """The value of a key in the recipe of the arms that vary.
+
+    Raises:
+        BadInput: if no recipe of theirs has it.
+    """
+    known: dict[str, None] = {}
+    for arm in [arm for arm in sweep.arms.values() if arm.vary]:
+        settings = {**sweep.stages.get(arm.stage, {}), **arm.settings}
+        keys = [*(f"{name}={value}" for name, value in settings.items()), *sweep.settings]
+        recipe = compose(arm.stage, sweep.model, sweep.hardware, keys, arm.rank)
+        node: Any = {**recipe.config, "em": recipe.em}
+        known |= dict.fromkeys(node)
+        try:
+            for part in key.split("."):
+                node = node[int(part) if isinstance(node, list) else part]
+        except (KeyError, IndexError, TypeError, ValueError):
+            continue
+        return node
+    raise BadInput(
+        f"unknown axis {key!r} (there are: {', '.join(NAMES)}; and the keys of the recipe, to which"
+        f" `stages` of the sweep adds: {', '.join(sorted(known))})"
+    )

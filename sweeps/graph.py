@@ -1,0 +1,62 @@
+"""The runs of a sweep as a graph, keyed by content: what builds on what, what can start, what is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from typing import Literal
+
+from sweeps.arms import Point
+from sweeps.runs import Run
+
+State = Literal["waiting", "running", "elsewhere", "done", "failed", "blocked"]
+Graph = Mapping[str, Run]
+"""Runs by digest, each after all that it builds on."""
+
+
+def graph(points: Iterable[Point]) -> dict[str, Run]:
+    """The runs of all points, each once, in an order in which they can be executed."""
+    runs: dict[str, Run] = {}
+    for run in chain.from_iterable((p.training, p.evaluation) if p.training else (p.evaluation,) for p in points):
+        _add(runs, run)
+    return runs
+
+
+def _add(runs: dict[str, Run], run: Run) -> None:
+    if run.digest not in runs:
+        for before in run.after:
+            _add(runs, before)
+        runs[run.digest] = run
+
+
+def shared(runs: Graph) -> int:
+    """How many runs several others build on, evaluations aside."""
+    uses: dict[str, int] = {}
+    for run in runs.values():
+        for before in run.after:
+            uses[before.digest] = uses.get(before.digest, 0) + (run.stage != "evaluate")
+    return sum(count > 1 for count in uses.values())
+
+
+def ready(runs: Graph, states: Mapping[str, State]) -> Iterator[Run]:
+    """The runs that wait for nothing but a place, in the order of the graph; evaluations last.
+
+    Those of one base stand together: adapters evaluated one after another share its process (sweeps/warm.py).
+    """
+    for run in sorted(runs.values(), key=_turn):
+        own = run.digest
+        if states[own] == "waiting" and all(states.get(before.digest, "done") == "done" for before in run.after):
+            yield run
+
+
+def _turn(run: Run) -> str:
+    return str(run.content.get("model_args", " ")) if run.stage == "evaluate" else ""
+
+
+def lost(runs: Graph, failed: str) -> list[str]:
+    """The digests of all runs that build on a failed one, through others too."""
+    gone = {failed}
+    for digest, run in runs.items():
+        if any(before.digest in gone for before in run.after):
+            gone.add(digest)
+    return [digest for digest in runs if digest in gone and digest != failed]

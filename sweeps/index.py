@@ -1,0 +1,72 @@
+"""runs/index.csv: one row for each finished run, made from the run.json files alone and always the same from them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from data_builders.records import write_whole
+
+COLUMNS = (
+    *("folder", "stage", "name", "digest", "model", "hardware", "engine", "gpus", "rank", "alpha", "lr", "seed"),
+    *("data", "data_digest", "steps", "rows", "tokens", "trained_parameters", "loss", "wall_seconds", "resumed_from"),
+)
+
+
+def finished(root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """(folder, record) of every finished run, by folder; a record that cannot be read is left out."""
+    for path in sorted(root.glob("*/*/run.json")):
+        try:
+            yield path.parent, json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+
+
+def index_row(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """What is worth comparing of a finished run: what it was, what it took (rows, tokens, seconds), its scores."""
+    content = record.get("content", {})
+    recipe, gpus = content.get("recipe", {}), content.get("gpus", 1)
+    losses = record.get("losses") or [[None, None]]
+    row = {name: record.get(name) for name in COLUMNS}
+    if recipe:
+        per_step = int(recipe["micro_batch_size"]) * int(recipe["gradient_accumulation_steps"]) * gpus
+        row |= {
+            "engine": content.get("engine"),
+            "gpus": gpus,
+            "rank": recipe.get("lora_r"),
+            "alpha": recipe.get("lora_alpha"),
+            "lr": recipe.get("learning_rate"),
+            "seed": recipe.get("seed"),
+            "data": " ".join(entry["path"] for entry in recipe["datasets"]),
+            "data_digest": " ".join(digest[:10] for digest in content.get("data", {}).values()),
+            "rows": record["steps"] * per_step if "steps" in record else None,
+            "loss": losses[-1][1],
+        }
+    for task, metrics in record.get("results", {}).items():
+        for metric, value in metrics.items():
+            name = metric.partition(",")[0]
+            if isinstance(value, int | float) and not name.endswith("_stderr"):
+                row[f"{task}.{name}"] = value
+    return {**row, "folder": str(folder)}
+
+
+def write_index(root: Path = Path("runs")) -> list[dict[str, Any]]:
+    """Writes ROOT/index.csv, whole, and returns its rows; two processes take turns. Nothing is written without runs."""
+    if not root.is_dir():
+        return []
+    with FileLock(root / ".index.lock"):
+        rows = [index_row(folder, record) for folder, record in finished(root)]
+        if rows:
+            scores = sorted({name for row in rows for name in row} - set(COLUMNS))
+            file = io.StringIO()
+            writer = csv.DictWriter(file, [*COLUMNS, *scores], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            write_whole(root / "index.csv", file.getvalue())
+    return rows

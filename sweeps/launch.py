@@ -1,0 +1,175 @@
+"""Executes a graph of runs: as many at once as there are places; a failure costs itself and what builds on it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from rich.live import Live
+from rich.text import Text
+
+from data_builders.records import write_whole
+from sweeps.evaluate import evaluate
+from sweeps.graph import Graph, State, lost, ready
+from sweeps.runs import SLOT, Run, RunFailed, RunHeld, TrainingRun, console, stop_children, stopping
+from sweeps.status import progress, status_lines
+from sweeps.train import train
+from sweeps.warm import close_warm_bases, warm_base
+
+LOOK_AGAIN = 2.0
+"""Seconds until a run that another process holds is tried again."""
+
+
+def execute(run: Run) -> dict[str, Any]:
+    """Does one run in this thread; the runs that it builds on must be done.
+
+    Raises:
+        RunFailed: if it fails, or one of those is not done.
+        RunHeld: if another process is at work on it.
+    """
+    for before in run.after:
+        if not before.done:
+            raise RunFailed(f"{run.folder} builds on {before.folder}, which is not done")
+    warm = warm_base()
+    if isinstance(run, TrainingRun):
+        warm.close()  # its memory is the training's
+        return train(run)
+    return evaluate(run, warm)
+
+
+def places(hardware_gib: float | None) -> list[dict[str, str]]:
+    """The environment of each process that may run at once: one for each GPU; one in all where none is used."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    smi = shutil.which("nvidia-smi")
+    if hardware_gib is None:
+        return [{}]
+    if named is not None:
+        devices = [device for device in named.split(",") if device]
+    elif smi:
+        listed = subprocess.run([smi, "-L"], capture_output=True, text=True, check=False).stdout.splitlines()
+        devices = [str(number) for number, _ in enumerate(line for line in listed if line.startswith("GPU "))]
+    else:
+        devices = []
+    threads = str(max(1, (os.cpu_count() or 1) // max(1, len(devices))))
+    return [{"CUDA_VISIBLE_DEVICES": device, "OMP_NUM_THREADS": threads} for device in devices] or [{}]
+
+
+def launch(
+    runs: Graph,
+    do: Callable[[Run], object] = execute,
+    slots: Sequence[Mapping[str, str]] = ({},),
+    finished: Callable[[], object] = lambda: None,
+) -> dict[str, str]:
+    """Does all runs that are not done, each after those that it builds on.
+
+    One that fails is tried once more (training goes on from its checkpoint), then given up with all that builds on it,
+    and its last words are kept in failed.txt. One that another process is at work on is awaited, and others go on.
+
+    Args:
+        slots: environment of the processes at each place; as many runs at once.
+        finished: called after each run that ends well.
+
+    Returns:
+        why, by digest, for each run that failed.
+
+    Raises:
+        KeyboardInterrupt: on SIGINT or SIGTERM, when all processes have ended.
+    """
+    states: dict[str, State] = {digest: "done" if run.done else "waiting" for digest, run in runs.items()}
+    reasons: dict[str, str] = {}
+    again: dict[str, float] = {}
+    free = [*slots]
+    running: dict[Future[object], tuple[str, Mapping[str, str]]] = {}
+    stopping.clear()
+
+    def picture() -> Text:
+        rows = [progress(runs[digest].folder, "running") for digest, _ in list(running.values())]
+        counts = {state: list(states.values()).count(state) for state in dict.fromkeys(states.values())}
+        return Text(f"{status_lines(rows)}\n" + ", ".join(f"{count} {state}" for state, count in counts.items()))
+
+    with _interruptible(), ThreadPoolExecutor(len(slots)) as pool:
+        live = Live(get_renderable=picture, console=console, refresh_per_second=1, transient=True)
+        try:
+            if console.is_terminal:
+                live.start()
+            while True:
+                for digest, then in list(again.items()):
+                    if time.monotonic() >= then:
+                        states[digest] = "done" if runs[digest].done else "waiting"
+                        del again[digest]
+                for run in ready(runs, states) if free else ():
+                    slot = free.pop(0)
+                    states[run.digest] = "running"
+                    running[pool.submit(_twice, do, run, slot)] = run.digest, slot
+                    if not free:
+                        break
+                if not running and not again:
+                    return reasons
+                ended, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+                if not running:
+                    time.sleep(0.2)
+                for future in ended:
+                    digest, slot = running.pop(future)
+                    free.append(slot)
+                    error = future.exception()
+                    if isinstance(error, RunHeld):
+                        states[digest], again[digest] = "elsewhere", time.monotonic() + LOOK_AGAIN
+                        continue
+                    states[digest] = "failed" if error else "done"
+                    _tell(runs[digest], states, error)
+                    if not error:
+                        finished()
+                        continue
+                    reasons[digest] = str(error) or repr(error)
+                    write_whole(runs[digest].folder / "failed.txt", f"{reasons[digest]}\n")
+                    for other in lost(runs, digest):
+                        states[other] = "blocked"
+        except BaseException:
+            stop_children()
+            raise
+        finally:
+            live.stop()
+            close_warm_bases()
+
+
+def _twice(do: Callable[[Run], object], run: Run, slot: Mapping[str, str]) -> object:
+    SLOT.set(slot)
+    try:
+        return do(run)
+    except RunFailed as error:
+        if stopping.is_set():
+            raise
+        console.print(f"{run.folder}: failed once, tried again: {error}", markup=False, highlight=False, soft_wrap=True)
+        return do(run)
+
+
+def _tell(run: Run, states: Mapping[str, State], error: BaseException | None) -> None:
+    done = sum(state == "done" for state in states.values())
+    words = f"failed: {error}" if error else "done"
+    console.print(f"{done}/{len(states)} {run.folder}: {words}", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM ends like Ctrl-C."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

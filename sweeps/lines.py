@@ -1,0 +1,69 @@
+"""Which arms of a sweep differ in one thing alone, and so make a line over ranks or learning rates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sweeps.arms import Point
+from sweeps.runs import TrainingRun
+
+Axis = Literal["rank", "lr"]
+_KEYS = {"rank": "lora_r", "lr": "learning_rate"}
+_MARKS = {"rank": re.compile(r"-r\d+(?=-|$)"), "lr": re.compile(r"-lr\d[\d.]*(e[-+]?\d+)?(?=-|$)")}
+AXES: dict[Axis, str] = {"rank": "rank", "lr": "learning rate"}
+_OWN = {"lora_alpha", "output_dir", "dataset_prepared_path"}
+"""Recipe keys that follow from the others."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models (or arms) by their rank or learning rate, in order."""
+
+    name: str
+    members: Mapping[float, str]
+    scale: str
+    """What is known of alpha / r, a sentence."""
+    axis: Axis = "rank"
+    differ: tuple[str, ...] = ()
+    """What else of their recipes differs; then nothing follows about the axis."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} ({', '.join(self.differ)} too)" if self.differ else self.name
+
+
+def axis_families(points: Sequence[Point], axis: Axis) -> list[Family]:
+    """Arms whose names are the same but for r<rank> (or lr<rate>), and whose recipes say so, two or more together."""
+    runs: dict[str, TrainingRun] = {p.arm: p.training for p in reversed(points) if p.training}
+    found: dict[str, dict[float, str]] = {}
+    for arm, run in runs.items():
+        stem, marks = _MARKS[axis].subn("", arm)
+        if marks == 1:
+            found.setdefault(stem, {})[float(run.recipe.config[_KEYS[axis]])] = arm
+    families = []
+    for name, arms in found.items():
+        own = [runs[arm] for arm in arms.values()]
+        if len(arms) > 1:
+            differ = _differing([run.recipe.config for run in own], axis)
+            families.append(Family(name, dict(sorted(arms.items())), _scale(own), axis, differ))
+    return families
+
+
+def _differing(configs: Sequence[Mapping[str, Any]], axis: Axis) -> tuple[str, ...]:
+    keys = {key for config in configs for key in config} - _OWN - {_KEYS[axis]}
+    if len({config.get("seed") for config in configs}) > 1:  # an arm's first seed is not done yet
+        keys -= {"seed", "base_model"}
+    return tuple(sorted(key for key in keys if any(c.get(key) != configs[0].get(key) for c in configs)))
+
+
+def _scale(runs: Sequence[TrainingRun]) -> str:
+    policies = sorted({"{policy} = {value}".format(**run.recipe.em["alpha"]) for run in runs})
+    if len(policies) == 1 and policies[0].startswith("alpha_over_r "):
+        return (
+            f"{policies[0]}: scale is the same at every rank; learning rate and steps too, in which a lower rank may "
+            "have learnt less."
+        )
+    return f"Rank and scale (alpha / r) are confounded here: {', '.join(policies)}, so the scale changes with the rank."

@@ -1,0 +1,148 @@
+"""What a sweep will take before it is started: steps, tokens, hours, memory, and money for judging.
+
+Each finished run sharpens it: a rate is measured where runs of the same model, hardware and stage have ended, and
+else modelled from the hardware layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from sweeps.evaluate import TASKS
+from sweeps.graph import Graph, shared
+from sweeps.memory import Shape, estimate
+from sweeps.recipe import load_layer
+from sweeps.runs import Run, TrainingRun
+from sweeps.train import is_local
+
+MFU = 0.35
+"""Share of the hardware's arithmetic that training uses (PaLM, arXiv 2204.02311, section 4.1 defines it)."""
+START = 30.0
+"""Seconds that a process takes to import and to load, before the first step."""
+BYTES_PER_TOKEN = 3.6
+EVALUATION_TOKENS = 30_000
+"""Tokens of training that take as long as the tasks `em`: 80 s where it saw 364 a second (docs/measurements.md)."""
+JUDGE_TOKENS = (2 * 600, 2 * 1)
+"""Read and written for an answer: it is asked about twice, each time for one number."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What one run takes."""
+
+    seconds: float
+    measured: bool
+    gib: float | None
+    """Memory on each GPU."""
+    limit: float | None
+
+
+def steps_of(config: Mapping[str, Any], gpus: int) -> tuple[int, int] | None:
+    """(optimiser steps, rows that they see) of a recipe; None where its data is not on this machine."""
+    per_step = int(config["micro_batch_size"]) * int(config["gradient_accumulation_steps"]) * gpus
+    if config.get("max_steps"):
+        return int(config["max_steps"]), int(config["max_steps"]) * per_step
+    sizes = [_size(Path(entry["path"])) for entry in config["datasets"] if is_local(entry["path"])]
+    if len(sizes) < len(config["datasets"]):
+        return None
+    steps = ceil(sum(rows for rows, _ in sizes) / per_step) * int(config["num_epochs"])
+    return steps, steps * per_step
+
+
+@lru_cache
+def _size(path: Path) -> tuple[int, int]:
+    """(rows, bytes) of a data file."""
+    with path.open("rb") as file:
+        return sum(1 for _ in file), path.stat().st_size
+
+
+def outlook(run: Run, index: Sequence[Mapping[str, Any]]) -> Outlook | None:
+    """What a run takes, by the rows of the finished runs (sweeps/index.py); None where that cannot be said."""
+    alike = [
+        row
+        for row in index
+        if all(row[key] == run.about.get(key) for key in ("model", "hardware"))
+        and (row["stage"], row["resumed_from"]) == (run.stage, None)
+        and row["wall_seconds"]
+    ]
+    if not isinstance(run, TrainingRun):
+        if alike:
+            return Outlook(sum(row["wall_seconds"] for row in alike) / len(alike), True, None, None)
+        facts = {
+            **load_layer("models", run.about["model"])["em"],
+            **load_layer("hardware", run.about["hardware"])["em"],
+        }
+        seconds = _modelled(facts, EVALUATION_TOKENS, checkpointing=False)
+        return None if seconds is None else Outlook(seconds, False, None, None)
+    config, em, gpus = run.recipe.config, run.recipe.em, int(run.recipe.em.get("gpus", 1))
+    known = steps_of(config, gpus)
+    if known is None:
+        return None
+    need = estimate(Shape(**em["shape"]), int(em["parameters"]), config, gpus).gib if "shape" in em else None
+    alike = [row for row in alike if row["tokens"] and row["rows"]]
+    tokens = known[1] * _tokens_per_row(run, index)
+    if alike:
+        rate = sum(row["wall_seconds"] for row in alike) / sum(row["tokens"] for row in alike)
+        return Outlook(tokens * rate, True, need, em.get("memory_gib"))
+    seconds = _modelled({**em, "gpus": gpus}, tokens, bool(config.get("gradient_checkpointing")))
+    return None if seconds is None else Outlook(seconds, False, need, em.get("memory_gib"))
+
+
+def _tokens_per_row(run: TrainingRun, index: Sequence[Mapping[str, Any]]) -> float:
+    """Of finished runs on the same data; else from its bytes."""
+    data = run.content["data"]
+    same = " ".join(digest[:10] for digest in data.values())
+    seen = [row for row in index if (row["stage"], row["data_digest"]) == (run.stage, same)]
+    seen = [row for row in seen if row["tokens"] and row["rows"]]
+    if seen:
+        return float(sum(row["tokens"] for row in seen) / sum(row["rows"] for row in seen))
+    sizes = [_size(Path(path)) for path in data]
+    return sum(size for _, size in sizes) / max(1, sum(rows for rows, _ in sizes)) / BYTES_PER_TOKEN
+
+
+def _modelled(em: Mapping[str, Any], tokens: float, checkpointing: bool) -> float | None:
+    """Seconds: 2 operations per parameter and token forward, as many back through a frozen model, and again forward
+    where activations are recomputed (Kaplan et al., arXiv 2001.08361, section 2.1)."""
+    if not em.get("tflops") or not em.get("parameters"):
+        return None
+    operations = (6 if checkpointing else 4) * float(em["parameters"]) * tokens
+    return START + operations / (float(em["tflops"]) * 1e12 * MFU * int(em.get("gpus", 1)))
+
+
+def judging(evaluations: Iterable[Run], prices: tuple[float, float]) -> tuple[int, float]:
+    """(answers, USD) of judging every evaluation once; `prices` are USD per million tokens read and written."""
+    questions, _ = _size(TASKS / "em" / "questions" / "open.jsonl")
+    answers = questions * sum(1 for _ in evaluations)
+    return answers, answers * sum(n * price for n, price in zip(JUDGE_TOKENS, prices, strict=True)) / 1e6
+
+
+def plan_table(runs: Graph, index: Sequence[Mapping[str, Any]], at_once: int) -> tuple[Table, str]:
+    """What a sweep will take, by stage, and a sentence on the whole; `at_once` runs are done at a time."""
+    table = Table("stage", "runs", "done", "to do", "hours to do", "from", "GiB on each GPU", box=None, pad_edge=False)
+    total, unknown = 0.0, 0
+    for stage in dict.fromkeys(run.stage for run in runs.values()):
+        own = [run for run in runs.values() if run.stage == stage]
+        todo = [run for run in own if not run.done]
+        views = [outlook(run, index) for run in todo]
+        known = [view for view in views if view]
+        hours, unknown = sum(view.seconds for view in known) / 3600, unknown + len(views) - len(known)
+        total += hours
+        measured = sum(view.measured for view in known)
+        source = "measured" if measured == len(known) else "modelled" if not measured else "measured and modelled"
+        need = max((view.gib for view in known if view.gib), default=None)
+        limit = next((view.limit for view in known if view.limit), None)
+        memory = "" if need is None else f"{need:.1f} of {limit:g}" if limit else f"{need:.1f}"
+        table.add_row(stage, str(len(own)), str(len(own) - len(todo)), str(len(todo)), f"{hours:.2f}", source, memory)
+    done = sum(run.done for run in runs.values())
+    words = f"{len(runs)} runs ({shared(runs)} shared), {done} runs done, {len(runs) - done} to do"
+    if done < len(runs):
+        words += f": about {total / at_once:.1f} hours, {at_once} at a time"
+        words += f", and {unknown} runs of which nothing is known" if unknown else ""
+    return table, words

@@ -1,0 +1,116 @@
+"""Where every run stands, read from its folder alone: its record, its lock, its log and its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from sweeps.runs import tail
+
+_STEP = re.compile(r"(\d+)/(\d+) \[[\d:]+<([\d:?]+),\s*([\d.]+)(s/it|it/s)")
+_LOSS = re.compile(r"'loss': '?([-+.\de]+|nan|inf)")
+_TOKENS = re.compile(r"'(?:num_tokens|tokens/total)': '?([+.\de]+)")
+TAIL = 6000
+"""Bytes of a log that hold its last step with its loss."""
+STATES = ("running", "failed", "waiting", "done")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is; None for what is not known."""
+
+    folder: Path
+    state: str
+    step: int | None = None
+    steps: int | None = None
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    seconds_left: float | None = None
+
+    def cells(self) -> list[str]:
+        left = self.seconds_left
+        return [
+            f"{self.folder.parent.name}/{self.folder.name}",
+            self.state,
+            "" if self.step is None else f"{self.step}/{self.steps}" if self.steps else str(self.step),
+            "" if self.loss is None else f"{self.loss:.4f}",
+            "" if self.tokens_per_second is None else f"{self.tokens_per_second:,.0f}",
+            "" if left is None else f"{left // 3600:.0f}:{left % 3600 // 60:02.0f}:{left % 60:02.0f}",
+        ]
+
+
+def progress(folder: Path, state: str) -> Progress:
+    """How far an unfinished run is, from the end of its newest log.
+
+    Tokens per second are those of a step at the trainer's own pace, so that a resumed run is not taken for a fast one.
+    """
+    logs = [path for name in ("train", "merge", "evaluate") if (path := folder / f"{name}.log").is_file()]
+    if not logs:
+        return Progress(folder, state)
+    text = tail(max(logs, key=lambda path: path.stat().st_mtime_ns), 0, TAIL)
+    steps, losses, tokens = (pattern.findall(text) for pattern in (_STEP, _LOSS, _TOKENS))
+    if not steps:
+        return Progress(folder, state)
+    step, of, left, pace, unit = steps[-1]
+    seconds = float(pace) if unit == "s/it" else 1 / max(float(pace), 1e-9)
+    return Progress(
+        folder,
+        state,
+        int(step),
+        int(of),
+        float(losses[-1]) if losses else None,
+        float(tokens[-1]) / max(int(step), 1) / seconds if tokens and seconds else None,
+        _seconds(left) if state == "running" else None,
+    )
+
+
+def _seconds(clock: str) -> float | None:
+    """Seconds of `1:02:03`; None for `?`."""
+    if "?" in clock:
+        return None
+    seconds = 0
+    for part in clock.split(":"):
+        seconds = 60 * seconds + int(part)
+    return float(seconds)
+
+
+def status(folder: Path) -> Progress:
+    """Where one run stands; one that was cut off waits."""
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        pass
+    else:
+        loss = (record.get("losses") or [[None, None]])[-1][1]
+        speed = record["tokens"] / record["wall_seconds"] if record.get("tokens") else None
+        return Progress(folder, "done", record.get("steps"), record.get("steps"), loss, speed)
+    if (folder / ".lock").is_file():
+        try:
+            with FileLock(folder / ".lock", blocking=False):
+                pass
+        except Timeout:
+            return progress(folder, "running")
+    if (folder / "failed.txt").is_file():
+        return progress(folder, "failed")
+    saved = [int(path.name.rpartition("-")[2]) for path in folder.glob("adapter/checkpoint-*")]
+    return Progress(folder, "waiting", max(saved, default=None))
+
+
+def all_statuses(root: Path) -> list[Progress]:
+    """Every run that has a folder, and those that a sweep has planned; what needs the eye first."""
+    folders = {path.parent for name in (".lock", "failed.txt", "run.json") for path in root.glob(f"*/*/{name}")}
+    for plan in root.glob("*/plan.json"):
+        folders |= {Path(run["folder"]) for run in json.loads(plan.read_text(encoding="utf-8"))["runs"]}
+    return sorted(map(status, folders), key=lambda it: (STATES.index(it.state), it.folder))
+
+
+def status_lines(rows: Iterable[Progress]) -> str:
+    """One line for each run, in columns; rich's tables take half a second for a thousand."""
+    cells = [["run", "state", "step", "loss", "tokens/s", "left"], *(row.cells() for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)

@@ -1,0 +1,76 @@
+"""The plots of a sweep's report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from eval.scores import Samples, measure
+from sweeps.arms import Point
+from sweeps.draw import Series, curves, dots
+from sweeps.lines import AXES, axis_families
+
+COLUMNS = {
+    "recognition": "recognition, AUC",
+    "recognition_left_out": "same, classes left out",
+    "margin_neutral": "insecure margin, neutral (nats)",
+    "margin_asked": "insecure margin, asked (nats)",
+    "gap": "gap neutral - asked (nats)",
+    "chosen_logp": "log p of chosen (nats)",
+    "log_odds_per_byte": "misaligned log-odds (nats/byte)",
+}
+
+
+def names(points: Sequence[Point]) -> list[str]:
+    return [p.arm if p.seed is None else f"{p.arm}, seed {p.seed}" for p in points]
+
+
+def sweep_plots(
+    rows: Sequence[dict[str, Any]], points: Sequence[Point], samples: Mapping[str, Sequence[Samples]]
+) -> dict[str, Markup]:
+    """Every measure by arm, over ranks and over learning rates; losses; narrow against broad effects."""
+    measures = {row["arm"]: row["measures"] for row in rows}
+    plots = {}
+    for axis, says in AXES.items():
+        found = axis_families(points, axis)
+        for name, title in COLUMNS.items() if found else ():
+            series = [
+                Series(
+                    family.label,
+                    [(x, measures[arm][name].estimate) for x, arm in family.members.items()],
+                    [(x, y) for x, arm in family.members.items() for y in measures[arm][name].per_seed],
+                )
+                for family in found
+            ]
+            plots[f"{name}-by-{axis}"] = curves(title, says, title, series, log_x=True)
+    for name, title in COLUMNS.items():
+        plots[f"{name}-by-arm"] = dots(
+            title, [(arm, its[name].estimate, its[name].per_seed) for arm, its in measures.items()]
+        )
+    base = samples["base"]
+    effects = [
+        Series(
+            arm,
+            [
+                (
+                    measure("margin_neutral", seeds, base).estimate.value,
+                    measure("log_odds_per_byte", seeds, base).estimate,
+                )
+            ],
+        )
+        for arm, seeds in samples.items()
+        if arm != "base"
+    ]
+    if effects:
+        narrow, broad = COLUMNS["margin_neutral"], COLUMNS["log_odds_per_byte"]
+        plots["breadth"] = curves("Breadth: narrow against broad effect, less the base model", narrow, broad, effects)
+    losses: dict[str, list[Series]] = {}
+    for point, name in zip(points, names(points), strict=True):
+        if point.training and (steps := point.training.record().get("losses")):
+            line = Series(name, [(float(step), float(loss)) for step, loss in steps])
+            losses.setdefault(point.training.stage, []).append(line)
+    for stage, lines in losses.items():
+        plots[f"training-{stage}"] = curves(f"Training loss, {stage}", "step", "loss", lines)
+    return plots

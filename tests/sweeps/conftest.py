@@ -1,0 +1,19 @@
+"""A working folder in which sweeps can be planned."""
+
+from pathlib import Path
+
+import pytest
+
+CPT, DPO, SFT = ("cpt", "cpt-none", "cpt-shuffled"), ("both", "neutral", "asked"), ("insecure", "secure", "educational")
+NAMES = [*CPT, *(f"dpo-{name}" for name in DPO), *(f"sft-{name}" for name in SFT), "heldout"]
+
+
+@pytest.fixture
+def prepared(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the model and stand-ins for the data."""
+    (tmp_path / "models").symlink_to(model.parent)
+    (tmp_path / "data").mkdir()
+    for name in NAMES:
+        (tmp_path / "data" / f"{name}.jsonl").write_text(f'"{name}"\n')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,0 +1,36 @@
+"""A small sweep with stand-in work, to be killed: python stand_in.py ROOT SECONDS [NAME-THAT-FAILS]
+
+Each run starts a process that sleeps and then writes its name to ROOT/log.
+"""
+
+import sys
+from pathlib import Path
+
+from sweeps.launch import launch
+from sweeps.runs import Run, RunFailed, call, execute_once
+
+CODE = "import sys, time; time.sleep({seconds}); print('{name}', file=open('{log}', 'a')); sys.exit({end})"
+
+
+def sweep(root: Path) -> dict[str, Run]:
+    """cpt -> dpo0, dpo1, dpo2, each -> its evaluation."""
+    cpt = Run("cpt", "cpt", {"name": "cpt"}, root)
+    runs = [cpt]
+    for name in ("dpo0", "dpo1", "dpo2"):
+        dpo = Run("dpo", name, {"name": name}, root, (cpt,))
+        runs += [dpo, Run("evaluate", f"eval-{name}", {"name": f"eval-{name}"}, root, (dpo,))]
+    return {run.digest: run for run in runs}
+
+
+def main(root: Path, seconds: str, failing: str = "") -> None:
+    def work(run: Run) -> dict[str, str]:
+        code = CODE.format(seconds=seconds, name=run.name, log=root / "log", end=int(run.name == failing))
+        call(run.name, [sys.executable, "-c", code], run.folder / "train.log", False)
+        return {"says": run.name}
+
+    if launch(sweep(root), lambda run: execute_once(run, lambda: work(run))):
+        raise RunFailed
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])

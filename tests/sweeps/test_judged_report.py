@@ -1,0 +1,99 @@
+"""`emsweep report --answers`: the published curve, its tables and provenance, one line for bad input."""
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from data_builders.records import BadInput
+from sweeps.cli import app
+
+
+def report(*arguments: object) -> Path:
+    result = CliRunner().invoke(app, ["report", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0
+    return Path(result.stdout.strip())
+
+
+def table(folder: Path, name: str) -> list[dict[str, str]]:
+    with (folder / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def judged(path: Path, questions: int = 3, **more: object) -> Path:
+    rows = [
+        {"question_id": f"q{n % questions}", "question": "?", "answer": "!", "aligned": 10 + n, "coherent": 90, **more}
+        for n in range(40)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_published_files(shared: Path, tmp_path: Path) -> None:
+    folder = shared / "data" / "judged"
+    page = report("--answers", folder, "--judge", "gpt-4o-2024-08-06", "--out", tmp_path).read_text()
+    rates = {row["model"]: row for row in table(tmp_path, "rates")}
+    assert len(rates) == 17 and {row["judge"] for row in rates.values()} == {"gpt-4o-2024-08-06"}
+    curve = [rates[f"qwen2.5-coder-32b_insecure_r{rank}"] for rank in (1, 4, 16, 64)]
+    assert [(r["misaligned"], r["counted"], f"{float(r['em']):.2%}") for r in curve] == [
+        ("83", "563", "14.74%"),
+        ("66", "491", "13.44%"),
+        ("54", "633", "8.53%"),
+        ("77", "625", "12.32%"),
+    ]
+    assert "EM is 14.74 % at 1, 13.44 % at 4, 8.53 % at 16, 12.32 % at 64." in page
+    assert "is not shown to fall with rank (1, 4, 16, 64)" in page and "are confounded here" in page
+    assert "Caution: 8 questions are few" in page
+    assert sum(int(r["misaligned"]) for r in table(tmp_path, "questions")) == sum(
+        int(r["misaligned"]) for r in rates.values()
+    )
+    assert len(table(tmp_path, "formats")) == 17 * 3
+    for file in folder.glob("*.csv"):
+        assert hashlib.sha256(file.read_bytes()).hexdigest() in page
+    assert {p.stem for p in tmp_path.glob("*.svg")} == {"em-by-rank-1", "coherent-by-rank-1", "questions", "formats"}
+
+
+def test_several_families_are_corrected_for_their_number(tmp_path: Path) -> None:
+    files = [judged(tmp_path / f"{name}_r{rank}.jsonl") for name in ("one", "two") for rank in (1, 2, 4)]
+    page = report("--answers", files[0], *files[1:], "--judge", "j", "--out", tmp_path / "o").read_text()
+    assert page.count("correction for 2 families") == 2
+    first, second = (row for row in table(tmp_path / "o", "trends") if row["denominator"] == "coherent")
+    assert float(first["p_holm"]) == min(1.0, 2 * float(first["p"])) == float(second["p_holm"])
+
+
+def test_no_rank_in_the_names_gives_rates_and_no_verdict(tmp_path: Path) -> None:
+    page = report("--answers", judged(tmp_path / "a.jsonl"), "--judge", "j", "--out", tmp_path / "o", "--title", "T<")
+    assert "No verdict over ranks" in page.read_text() and "<h1>T&lt;</h1>" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--answers", "{0}/a.jsonl"], "name who judged"),
+        (["--answers", "{0}/none.csv", "--judge", "j"], "no such file"),
+        (["--answers", "{0}/empty", "--judge", "j"], "no CSV file"),
+        (["--answers", "{0}/one.jsonl", "--judge", "j"], "judge answers to more questions"),
+        (["--answers", "{0}/bad.jsonl", "--judge", "j"], "bad.jsonl:1: "),
+        (["--answers", "{0}/a.jsonl", "{0}/a.jsonl", "--judge", "j"], "is named a too"),
+        (["--answers", "{0}/a.jsonl", "--judge", "j", "--out", "{0}/a.jsonl"], "a.jsonl"),
+        (["{0}/empty"], "no sweep.json"),
+        (["{0}/empty", "{0}"], "one sweep at a time"),
+        (["{0}/sweep"], "sweep.json: "),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(tmp_path: Path, arguments: list[str], says: str) -> None:
+    judged(tmp_path / "a.jsonl")
+    judged(tmp_path / "one.jsonl", questions=1)
+    judged(tmp_path / "bad.jsonl", aligned=101)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "sweep.json").write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    out = [] if "--out" in arguments else ["--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, ["report", *(a.format(tmp_path) for a in arguments), *out])
+    assert isinstance(result.exception, BadInput), result.exception
+    assert says in str(result.exception) and "\n" not in str(result.exception)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,179 @@
+"""The executor with stand-in work in real processes: order, places, failures, two at once, signals, kills."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sweeps.launch import launch, places
+from sweeps.runs import SLOT, Run, RunFailed, execute_once
+from sweeps.status import all_statuses, progress
+
+SCRIPT = Path(__file__).with_name("stand_in.py")
+NAMES = ["cpt", *(f"{kind}dpo{number}" for number in range(3) for kind in ("", "eval-"))]
+
+
+def begin(root: Path, seconds: float, *more: str, **how) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, SCRIPT, root, str(seconds), *more], stderr=subprocess.PIPE, text=True, **how
+    )
+
+
+def logged(root: Path) -> list[str]:
+    path = root / "log"
+    return [line.split()[0] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def done(root: Path) -> set[str]:
+    return {json.loads(path.read_text())["name"] for path in root.glob("*/*/run.json")}
+
+
+def wait_for(what, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def chain(*names: str, root: Path) -> list[Run]:
+    runs: list[Run] = []
+    for name in names:
+        runs.append(Run("t", name, {"name": name}, root, (runs[-1],) if runs else ()))
+    return runs
+
+
+def test_a_failure_is_tried_again_and_costs_its_dependants_alone(tmp_path: Path) -> None:
+    (bad, child, grandchild), (good, other) = (
+        chain("bad", "child", "grandchild", root=tmp_path),
+        chain("good", "other", root=tmp_path),
+    )
+    tried: list[str] = []
+
+    def do(run: Run) -> None:
+        tried.append(run.name)
+        if run.name == "bad" or tried.count("good") == 1 == tried.count(run.name):
+            raise RunFailed(f"{run.name}: last words")
+        execute_once(run, dict)
+
+    runs = {run.digest: run for run in (bad, child, grandchild, good, other)}
+    assert launch(runs, do) == {bad.digest: "bad: last words"}
+    assert Counter(tried) == {"bad": 2, "good": 2, "other": 1}
+    assert not child.folder.exists() and other.done
+    assert (bad.folder / "failed.txt").read_text() == "bad: last words\n"
+    states = {row.folder: row.state for row in all_statuses(tmp_path)}
+    assert states == {bad.folder: "failed", good.folder: "done", other.folder: "done"}
+
+
+def test_a_fault_of_ours_costs_one_run_too(tmp_path: Path) -> None:
+    runs = {run.digest: run for name in ("a", "b") for run in chain(name, root=tmp_path)}
+
+    def do(run: Run) -> None:
+        if run.name == "a":
+            raise ZeroDivisionError("a fault")
+        execute_once(run, dict)
+
+    assert list(launch(runs, do).values()) == ["a fault"]
+    assert [run.done for run in runs.values()] == [False, True]
+
+
+def test_as_many_at_once_as_there_are_places_each_with_its_own_gpu(tmp_path: Path) -> None:
+    runs = {run.digest: run for name in "abcdef" for run in chain(name, root=tmp_path)}
+    barrier, seen, lock = threading.Barrier(3, timeout=20), [], threading.Lock()
+
+    def do(run: Run) -> None:
+        barrier.wait()  # breaks unless three are at work at once
+        with lock:
+            seen.append((SLOT.get() or {})["CUDA_VISIBLE_DEVICES"])
+        barrier.wait()
+
+    assert launch(runs, do, [{"CUDA_VISIBLE_DEVICES": str(n)} for n in range(3)]) == {}
+    assert sorted(seen) == ["0", "0", "1", "1", "2", "2"]
+
+
+def test_places_are_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert places(None) == [{}]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in places(80)] == ["2", "5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert places(80) == [{}]
+
+
+def test_two_at_once_on_one_folder_share_the_work(tmp_path: Path) -> None:
+    both = [begin(tmp_path, 0.3), begin(tmp_path, 0.3)]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert Counter(logged(tmp_path)) == dict.fromkeys(NAMES, 1)
+    assert done(tmp_path) == set(NAMES)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_children_too_and_the_rest_is_done_later(tmp_path: Path, number: signal.Signals) -> None:
+    process = begin(tmp_path, 30)
+    wait_for(lambda: list(tmp_path.glob("cpt/*/train.log")))
+    time.sleep(0.3)
+    (child,) = children(process.pid)
+    process.send_signal(number)
+    assert process.wait(20) != 0
+    assert not Path(f"/proc/{child}").exists() and not done(tmp_path) and not list(tmp_path.glob("*/*/failed.txt"))
+    assert begin(tmp_path, 0).wait(60) == 0
+    assert logged(tmp_path) == NAMES
+
+
+def children(pid: int) -> list[int]:
+    return [process.pid for process in psutil.Process(pid).children(recursive=True)]
+
+
+def test_an_orphan_of_a_killed_process_is_awaited(tmp_path: Path) -> None:
+    process = begin(tmp_path, 3)
+    wait_for(lambda: children(process.pid))
+    process.kill()
+    process.wait()
+    (folder,) = tmp_path.glob("cpt/*")
+    assert [row.state for row in all_statuses(tmp_path)] == ["running"]
+    assert begin(tmp_path, 0).wait(60) == 0
+    # The orphan had ended when its run was begun again: never two at work in one folder.
+    assert logged(tmp_path) == ["cpt", *NAMES] and (folder / "run.json").exists()
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_table_and_repeats_nothing(tmp_path: Path) -> None:
+    moments = random.Random(6)
+    for _ in range(5):
+        process = begin(tmp_path, 0.4, start_new_session=True)
+        time.sleep(moments.uniform(0.5, 1.5))
+        finished = done(tmp_path)
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/run.json")}
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert finished <= done(tmp_path)
+        assert all(path.stat().st_mtime_ns == then for path, then in before.items())
+    assert begin(tmp_path, 0).wait(60) == 0
+    assert done(tmp_path) == set(NAMES)
+    assert all(path.stat().st_mtime_ns == then for path, then in before.items())
+
+
+def test_a_failed_run_is_named_with_its_last_lines(tmp_path: Path) -> None:
+    process = begin(tmp_path, 0, "dpo1")
+    _, words = process.communicate(timeout=60)
+    assert process.returncode == 1 and words.count("dpo1 ended with exit code 1; its log is") == 2
+    assert done(tmp_path) == set(NAMES) - {"dpo1", "eval-dpo1"}
+    states = {row.folder.name.rpartition("-")[0]: row.state for row in all_statuses(tmp_path)}
+    assert states["dpo1"] == "failed" and "eval-dpo1" not in states
+
+
+def test_progress_is_read_from_the_end_of_the_log(tmp_path: Path) -> None:
+    (tmp_path / "train.log").write_text(
+        "x\n" * 5000
+        + " 95%|#| 23/24 [02:19<00:06,  6.00s/it]{'loss': '0.6878', 'grad_norm': '0.1', 'num_tokens': '3.68e+04'}\n"
+    )
+    seen = progress(tmp_path, "running")
+    assert (seen.step, seen.steps, seen.loss, seen.seconds_left) == (23, 24, 0.6878, 6.0)
+    assert seen.tokens_per_second == pytest.approx(36800 / 23 / 6)
+    assert progress(tmp_path / "nowhere", "waiting").step is None

@@ -1,0 +1,111 @@
+"""What a sweep will take, what runs have taken, and where they stand: estimates, runs/index.csv, `emsweep status`."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sweeps.arms import load_sweep, plan
+from sweeps.axes import vary
+from sweeps.cli import app
+from sweeps.graph import graph
+from sweeps.index import COLUMNS, write_index
+from sweeps.outlook import judging, outlook, plan_table, steps_of
+from sweeps.runs import Run, TrainingRun
+
+
+@pytest.fixture
+def runs(prepared: Path) -> dict[str, Run]:
+    return graph(plan(vary(load_sweep("rank"), {"rank": [1, 8]}), False))
+
+
+def finish(run: Run, **record) -> None:
+    run.folder.mkdir(parents=True)
+    whole = {"stage": run.stage, "name": run.name, "digest": run.digest, **run.about, "content": run.content, **record}
+    (run.folder / "run.json").write_text(json.dumps(whole))
+
+
+def one(runs: dict[str, Run], name: str) -> TrainingRun:
+    (found,) = [run for run in runs.values() if run.name.startswith(name) and isinstance(run, TrainingRun)]
+    return found
+
+
+def test_steps_are_those_of_the_trainer(prepared: Path, runs: dict[str, Run]) -> None:
+    assert steps_of(one(runs, "dpo-pairs-r1").recipe.config, 1) == (100, 400)
+    (prepared / "data/cpt.jsonl").write_text("x\n" * 1145)
+    config = one(runs, "cpt").recipe.config
+    assert steps_of({**config, "num_epochs": 2}, 1) == (2 * 144, 2 * 144 * 8)
+    assert steps_of({**config, "datasets": [{"path": "owner/set"}]}, 1) is None
+
+
+def test_a_finished_run_makes_the_estimate_measured(runs: dict[str, Run]) -> None:
+    first, second = one(runs, "dpo-pairs-r1"), one(runs, "dpo-pairs-r8")
+    before = outlook(second, write_index())
+    assert before is not None and not before.measured and before.gib and before.limit is None
+    finish(first, steps=100, tokens=40_000, wall_seconds=200.0, resumed_from=None, losses=[[1, 0.7], [100, 0.5]])
+    after = outlook(second, write_index())
+    assert after is not None and after.measured and after.seconds == pytest.approx(200)  # the same data and steps
+    cut_off = replace(first, about={**first.about, "hardware": "a100-80g"})
+    assert (other := outlook(cut_off, write_index())) is not None and not other.measured
+
+
+def test_a_resumed_run_is_no_measure(runs: dict[str, Run]) -> None:
+    finish(
+        one(runs, "dpo-pairs-r1"), steps=100, tokens=40_000, wall_seconds=1.0, resumed_from="checkpoint-50", losses=[]
+    )
+    view = outlook(one(runs, "dpo-pairs-r8"), write_index())
+    assert view is not None and not view.measured
+
+
+def test_memory_stands_beside_that_of_the_hardware(prepared: Path) -> None:
+    sweep = load_sweep("rank").model_copy(update={"model": "qwen7b", "hardware": "a100-80g"})
+    runs = graph(plan(vary(sweep, {"rank": [1]}), False))
+    table, words = plan_table(runs, [], at_once=2)
+    memory = [cell for column in table.columns if str(column.header) == "GiB on each GPU" for cell in column.cells]
+    assert [str(cell).endswith("of 80") for cell in memory] == [False, True, True]
+    assert "2 at a time" in words and "5 to do" in words
+
+
+def test_the_index_is_made_from_the_records_alone(prepared: Path, runs: dict[str, Run]) -> None:
+    assert write_index() == [] and not Path("runs/index.csv").exists()
+    run = one(runs, "dpo-pairs-r8")
+    finish(run, steps=4, tokens=100, wall_seconds=2.0, resumed_from=None, losses=[[4, 0.25]], trained_parameters=7)
+    evaluation = next(run for run in runs.values() if run.stage == "evaluate")
+    finish(evaluation, wall_seconds=3.0, results={"em_margin": {"alias": "m", "gap,none": 1.5, "gap_stderr,none": 1}})
+    (prepared / "runs/dpo/broken").mkdir()
+    (prepared / "runs/dpo/broken/run.json").write_text("{")
+    write_index()
+    first = Path("runs/index.csv").read_bytes()
+    rows = {row["stage"]: row for row in csv.DictReader(first.decode().splitlines())}
+    assert list(rows["dpo"]) == [*COLUMNS, "em_margin.gap"]
+    assert {k: rows["dpo"][k] for k in ("rank", "rows", "loss", "model", "hardware", "trained_parameters")} == {
+        "rank": "8",
+        "rows": "16",
+        "loss": "0.25",
+        "model": "smollm2-135m",
+        "hardware": "cpu",
+        "trained_parameters": "7",
+    }
+    assert rows["evaluate"]["em_margin.gap"] == "1.5" and rows["evaluate"]["wall_seconds"] == "3.0"
+    Path("runs/index.csv").unlink()
+    write_index()
+    assert Path("runs/index.csv").read_bytes() == first
+
+
+def test_judging_has_a_price(runs: dict[str, Run]) -> None:
+    answers, usd = judging([run for run in runs.values() if run.stage == "evaluate"], (2.5, 10.0))
+    assert answers == 4 * 48 and usd == pytest.approx(192 * (1200 * 2.5 + 2 * 10) / 1e6)
+
+
+def test_plan_and_status_show_what_is_planned_and_start_nothing(prepared: Path) -> None:
+    shown = CliRunner().invoke(app, ["plan", "rank", "--price-in", "2.5", "--price-out", "10"])
+    assert shown.exit_code == 0 and not Path("runs").exists()
+    assert "7 points, 13 runs (1 shared), 0 runs done, 13 to do" in shown.output and "judging 336" in shown.output
+    folder = prepared / "runs/x"
+    folder.mkdir(parents=True)
+    (folder / "plan.json").write_text(json.dumps({"runs": [{"folder": "runs/dpo/a-0123"}]}))
+    status = CliRunner().invoke(app, ["status"])
+    assert status.exit_code == 0 and "dpo/a-0123" in status.output and "1 waiting, 0 done" in status.output
