@@ -19,7 +19,8 @@ from sweeps.runs import SLOT, Run, RunFailed, execute_once
 from sweeps.status import all_statuses, progress
 
 SCRIPT = Path(__file__).with_name("stand_in.py")
-NAMES = ["cpt", *(f"{kind}dpo{number}" for number in range(3) for kind in ("", "eval-"))]
+NAMES = ["cpt", *(f"{kind}dpo{number}" for kind in ("", "eval-") for number in range(3))]
+"""In the order of work: evaluations come last."""
 
 
 def begin(root: Path, seconds: float, *more: str, **how) -> subprocess.Popen:
