@@ -4,9 +4,9 @@ Each file of judged answers is taken for what the full judge says. Samples of it
 predictions of heads that were fitted without the model and its kin (`eval.fit_offline_judge.held_out`).
 
 First table: the answers as they are. "full rate": share of draws whose interval holds the rate of all judgements;
-"width": median over the draws, over the full judge's width. Both for the interval over questions (the one that is
-reported) and for the one within these answers (the sample's error alone, which the full judge does not have).
-"without": the same with no predictions (lambda 0).
+"width": median over the draws (in brackets the 95th percentile), over the full judge's width. Both for the interval
+over questions (the one that is reported) and for the one within these answers (the sample's error alone, which the full
+judge does not have). "without": the same with no predictions (lambda 0).
 
 Second table: questions (each in each format) drawn from the file with replacement, as in
 benchmarks/interval_coverage.py: share of draws whose interval holds the rate of the file, for full and for thrifty
@@ -47,11 +47,9 @@ def draws_of_samples(rows: list[Judged], p: Floats, share: float, draws: int) ->
                 "off": ours.em.value - em,
             }
         )
-    middle = {"width", "width_all", "within_width", "plain_width", "plain_within_width"}
-    return {
-        key: float((np.median if key in middle else np.mean)([one[key] for one in found]))  # type: ignore[operator]
-        for key in found[0]
-    }
+    columns = {key: np.array([one[key] for one in found], dtype=float) for key in found[0]}
+    wide = {f"{key}_95": float(np.quantile(columns[key], 0.95)) for key in ("width", "width_all")}
+    return wide | {key: float(np.median(c) if "width" in key else c.mean()) for key, c in columns.items()}
 
 
 def draws_of_questions(rows: list[Judged], p: Floats, share: float, draws: int, questions: int) -> list[float]:
@@ -97,7 +95,11 @@ def main() -> None:
                 f"{its['within_width']:.2f}",
             ]
             cells += [f"{its['plain_width']:.2f}", f"{its['plain_within_width']:.2f}"]
-            cells += [f"{its['covers_all']:.1%}", f"{its['width_all']:.2f}", f"{its['within_all']:.1%}"]
+            cells += [
+                f"{its['covers_all']:.1%}",
+                f"{its['width_all']:.2f} ({its['width_all_95']:.2f})",
+                f"{its['within_all']:.1%}",
+            ]
             print(f"| {' | '.join(cells)} | {its['off']:+.3%} |", flush=True)
     if asked.question_draws:
         print("\n| file | questions | full: file's rate | thrifty: file's rate | width |\n|---|---|---|---|---|")
