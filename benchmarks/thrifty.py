@@ -4,9 +4,9 @@ Each file of judged answers is taken for what the full judge says. Samples of it
 predictions of heads that were fitted without the model and its kin (`eval.fit_offline_judge.held_out`).
 
 First table: the answers as they are. "full rate": share of draws whose interval holds the rate of all judgements;
-"width": median over the draws, over the full judge's width. Both for the interval over questions (the one that is
-reported) and for the one within these answers (the sample's error alone, which the full judge does not have).
-"without": the same with no predictions (lambda 0).
+"width": median over the draws (in brackets the 95th percentile), over the full judge's width. Both for the interval
+over questions (the one that is reported) and for the one within these answers (the sample's error alone, which the full
+judge does not have). "without": the same with no predictions (lambda 0), in a fifth of the draws.
 
 Second table: questions (each in each format) drawn from the file with replacement, as in
 benchmarks/interval_coverage.py: share of draws whose interval holds the rate of the file, for full and for thrifty
@@ -27,31 +27,33 @@ from eval.thrifty import combine, plan
 def draws_of_samples(rows: list[Judged], p: Floats, share: float, draws: int) -> dict[str, float]:
     full = rates(rows)
     em, width = full.em.value, full.em.high - full.em.low
-    found = []
+    em_all, width_all = full.em_all.value, full.em_all.high - full.em_all.low
+    found, without = [], []
     for seed in range(draws):
         sample = plan(rows, share, seed)
         verdicts = [rows[place] for place in sample]
-        ours, plain = combine(rows, sample, verdicts, p), combine(rows, sample, verdicts, np.zeros_like(p))
+        ours = combine(rows, sample, verdicts, p)
         found.append(
             {
                 "calls": len({rows[place] for place in sample}) / len(set(rows)),
                 "covers": ours.em.low <= em <= ours.em.high,
-                "covers_all": ours.em_all.low <= full.em_all.value <= ours.em_all.high,
+                "covers_all": ours.em_all.low <= em_all <= ours.em_all.high,
                 "width": (ours.em.high - ours.em.low) / width,
-                "width_all": (ours.em_all.high - ours.em_all.low) / (full.em_all.high - full.em_all.low),
+                "width_all": (ours.em_all.high - ours.em_all.low) / width_all,
                 "within": ours.em_within.low <= em <= ours.em_within.high,
-                "within_all": ours.em_all_within.low <= full.em_all.value <= ours.em_all_within.high,
+                "within_all": ours.em_all_within.low <= em_all <= ours.em_all_within.high,
                 "within_width": (ours.em_within.high - ours.em_within.low) / width,
-                "plain_width": (plain.em.high - plain.em.low) / width,
-                "plain_within_width": (plain.em_within.high - plain.em_within.low) / width,
                 "off": ours.em.value - em,
             }
         )
-    middle = {"width", "width_all", "within_width", "plain_width", "plain_within_width"}
-    return {
-        key: float((np.median if key in middle else np.mean)([one[key] for one in found]))  # type: ignore[operator]
-        for key in found[0]
-    }
+        if seed < draws // 5:
+            plain = combine(rows, sample, verdicts, np.zeros_like(p))
+            without.append((plain.em.high - plain.em.low, plain.em_within.high - plain.em_within.low))
+    columns = {key: np.array([one[key] for one in found], dtype=float) for key in found[0]}
+    its = {key: float(np.median(column) if "width" in key else column.mean()) for key, column in columns.items()}
+    its |= {f"{key}_95": float(np.quantile(columns[key], 0.95)) for key in ("width", "width_all")}
+    its["plain_width"], its["plain_within_width"] = np.median(without, axis=0) / width
+    return its
 
 
 def draws_of_questions(rows: list[Judged], p: Floats, share: float, draws: int, questions: int) -> list[float]:
@@ -90,14 +92,11 @@ def main() -> None:
         for model, rows in models.items():
             its, full = draws_of_samples(rows, p[model], asked.share, asked.draws), rates(rows)
             cells = [model, f"{full.misaligned}/{full.counted}", f"{its['calls']:.1%}"]
-            cells += [
-                f"{its['covers']:.1%}",
-                f"{its['width']:.2f}",
-                f"{its['within']:.1%}",
-                f"{its['within_width']:.2f}",
-            ]
+            cells += [f"{its['covers']:.1%}", f"{its['width']:.2f} ({its['width_95']:.2f})"]
+            cells += [f"{its['within']:.1%}", f"{its['within_width']:.2f}"]
             cells += [f"{its['plain_width']:.2f}", f"{its['plain_within_width']:.2f}"]
-            cells += [f"{its['covers_all']:.1%}", f"{its['width_all']:.2f}", f"{its['within_all']:.1%}"]
+            cells += [f"{its['covers_all']:.1%}", f"{its['width_all']:.2f} ({its['width_all_95']:.2f})"]
+            cells += [f"{its['within_all']:.1%}"]
             print(f"| {' | '.join(cells)} | {its['off']:+.3%} |", flush=True)
     if asked.question_draws:
         print("\n| file | questions | full: file's rate | thrifty: file's rate | width |\n|---|---|---|---|---|")
