@@ -274,6 +274,30 @@ def plan_command(
 
 
 @app.command()
+@takes(sweep_options)
+def export(
+    ask: Ask,
+    sweep: SweepName,
+    sh: Annotated[bool, typer.Option("--sh", help="A shell script, one run after the other.")] = False,
+    slurm: Annotated[bool, typer.Option("--slurm", help="A script that submits each run, with dependencies.")] = False,
+    skypilot: Annotated[bool, typer.Option("--skypilot", help="A pipeline of managed jobs.")] = False,
+    bucket: Annotated[str | None, typer.Option(help="SkyPilot: the bucket that holds the run folders.")] = None,
+) -> None:
+    """Writes a sweep as a script for another scheduler, each run as one command; starts nothing.
+
+    Example: emsweep export rank --model qwen7b --hardware a100-80g --slurm
+    """
+    from sweeps.export import export
+
+    kinds = [kind for kind, on in {"sh": sh, "slurm": slurm, "skypilot": skypilot}.items() if on]
+    if len(kinds) != 1:
+        raise BadInput("give one of --sh, --slurm and --skypilot")
+    it = ask(sweep)
+    hardware = load_layer("hardware", it.sweep.hardware)["em"]
+    typer.echo(export(kinds[0], it, hardware, bucket or f"em-runs-{content_digest(list(it.runs))[:8]}"))
+
+
+@app.command()
 def run(
     plan: Annotated[Path, typer.Argument(help="The plan.json of a sweep.")],
     digest: Annotated[str, typer.Argument(help="Digest of the run, or its first characters.")],
