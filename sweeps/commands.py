@@ -197,7 +197,8 @@ def start(it: Asked, how: Start) -> None:
         for point in it.points:
             typer.echo(point.training.folder if point.training else point.evaluation.folder)
         return
-    do, slots = execute, it.places
+    do: Callable[[Run], object] = execute
+    slots = it.places
     if how.launcher == "ray":
         from sweeps.on_ray import on_ray
 

@@ -44,13 +44,15 @@ def on_ray(
         raise BadInput(f"--launcher ray: the cluster has fewer than the {gpus} GPUs that a run needs")
     cpus = 1 if gpus else int(min(node.get("CPU", 1) for node in nodes))
 
-    @ray.remote(num_gpus=gpus, num_cpus=cpus, max_retries=3, scheduling_strategy="SPREAD")
     def there(run: Run) -> object:
         os.chdir(folder)
         return do(run)
 
+    options = {"num_gpus": gpus, "num_cpus": cpus, "max_retries": 3, "scheduling_strategy": "SPREAD"}
+    remote = ray.remote(**options)(there)
+
     def here(run: Run) -> object:
-        task = there.remote(run)
+        task = remote.remote(run)
         while not ray.wait([task], timeout=1)[0]:
             if stopping.is_set():
                 ray.cancel(task)
