@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from pydantic import ValidationError
@@ -22,7 +22,7 @@ from sweeps.axes import vary
 from sweeps.finished import remember
 from sweeps.graph import graph
 from sweeps.index import write_index
-from sweeps.launch import launch, places
+from sweeps.launch import execute, launch, places
 from sweeps.outlook import judging, plan_table
 from sweeps.recipe import load_layer
 from sweeps.runs import Run, RunFailed, console, content_digest
@@ -81,9 +81,14 @@ class Asked:
     def runs(self) -> dict[str, Run]:
         return graph(self.points)
 
+    @property
+    def hardware(self) -> dict[str, Any]:
+        """What is known of its hardware layer beyond Axolotl's keys."""
+        return cast("dict[str, Any]", load_layer("hardware", self.sweep.hardware)["em"])
+
     @cached_property
     def places(self) -> list[dict[str, str]]:
-        return places(load_layer("hardware", self.sweep.hardware)["em"]["memory_gib"])
+        return places(self.hardware["memory_gib"])
 
     @property
     def folder(self) -> Path:
@@ -146,11 +151,21 @@ def sweep_options(
 @dataclass(frozen=True)
 class Start:
     dry_run: bool
+    launcher: str
+    address: str | None
 
 
-def start_options(dry_run: DryRun = False) -> Start:
+def start_options(
+    dry_run: DryRun = False,
+    launcher: Annotated[str, typer.Option(help="local: this machine; ray: a Ray cluster.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; without it one is started here.")] = None,
+) -> Start:
     """Options of every command that starts a sweep."""
-    return Start(dry_run)
+    if launcher not in ("local", "ray"):
+        raise BadInput(f"unknown launcher {launcher!r} (there are: local, ray)")
+    if address and launcher != "ray":
+        raise BadInput("--address goes with --launcher ray")
+    return Start(dry_run, launcher, address)
 
 
 def takes(*groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -185,11 +200,18 @@ def start(it: Asked, how: Start) -> None:
         for point in it.points:
             typer.echo(point.training.folder if point.training else point.evaluation.folder)
         return
+    do: Callable[[Run], object] = execute
+    slots = it.places
+    if how.launcher == "ray":
+        from sweeps.on_ray import on_ray
+
+        do, at_once = on_ray(how.address, int(it.hardware["memory_gib"] is not None))
+        slots = [{}] * at_once
     it.write()
     named = shlex.join(["emsweep", *sys.argv[1:]])
     remember(it.folder, named, it.declared, it.points, it.full)
     try:
-        reasons = launch(it.runs, slots=it.places, finished=write_index)
+        reasons = launch(it.runs, do, slots, finished=write_index)
     except KeyboardInterrupt:
         console.print("stopped; what is done stays done, and the same command goes on", highlight=False)
         raise typer.Exit(130) from None
@@ -278,6 +300,29 @@ def plan_command(
     if prices:
         answers, usd = judging([run for run in it.runs.values() if run.stage == "evaluate"], prices)
         console.print(f"judging {answers:,} answers once: about {usd:.2f} USD", highlight=False)
+
+
+@app.command()
+@takes(sweep_options)
+def export(
+    ask: Ask,
+    sweep: SweepName,
+    sh: Annotated[bool, typer.Option("--sh", help="A shell script, one run after the other.")] = False,
+    slurm: Annotated[bool, typer.Option("--slurm", help="A script that submits each run, with dependencies.")] = False,
+    skypilot: Annotated[bool, typer.Option("--skypilot", help="A pipeline of managed jobs.")] = False,
+    bucket: Annotated[str | None, typer.Option(help="SkyPilot: the bucket that holds the run folders.")] = None,
+) -> None:
+    """Writes a sweep as a script for another scheduler, each run as one command; starts nothing.
+
+    Example: emsweep export rank --model qwen7b --hardware a100-80g --slurm
+    """
+    from sweeps.export import export
+
+    kinds = [kind for kind, on in {"sh": sh, "slurm": slurm, "skypilot": skypilot}.items() if on]
+    if len(kinds) != 1:
+        raise BadInput("give one of --sh, --slurm and --skypilot")
+    it = ask(sweep)
+    typer.echo(export(kinds[0], it, it.hardware, bucket or f"em-runs-{content_digest(list(it.runs))[:8]}"))
 
 
 @app.command()

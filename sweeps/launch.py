@@ -160,16 +160,19 @@ def _tell(run: Run, states: Mapping[str, State], error: BaseException | None) ->
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM ends like Ctrl-C."""
+    """SIGTERM ends like Ctrl-C, and a second signal does not cut the ending short (`timeout` sends two)."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        if not stopping.is_set():
+            stopping.set()
+            raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -29,6 +29,14 @@ def run(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         ("emsweep demo --sweep nope", "unknown sweep 'nope'"),
         ("emsweep demo --sweep bad.yaml", "bad.yaml: "),
         ("emsweep demo --sweep worse.yaml", "worse.yaml: "),
+        ("emsweep grid rank --axis rnak=1,2", "unknown axis 'rnak' (there are: rank, lr, seed"),
+        ("emsweep plan rank --axis rank", "is not AXIS=VALUE,VALUE"),
+        ("emsweep rank --alpha-policy beta", "'beta' is no value of alpha (there are: alpha_over_r, alpha, "),
+        ("emsweep models --values qwen8b", "'qwen8b' is no value of model"),
+        ("emsweep lr --values fast", "'fast' is no lr"),
+        ("emsweep plan rank --price-in 1", "belong together"),
+        ("emsweep export rank", "give one of --sh, --slurm and --skypilot"),
+        ("emsweep run bad.yaml 0", "bad.yaml: no plan of a sweep"),
         ("emsweep fetch gpt", "not fetched here"),
         ("emsweep agree file", "1 files make no pairs"),
         ("emsweep agree file file", "file:1: no JSON: "),
@@ -57,14 +65,24 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, command: str, say
 @pytest.mark.parametrize(
     "command",
     [
-        "emsweep stage",
-        "emsweep evaluate",
-        "emsweep demo",
-        "emsweep judge",
-        "emsweep agree",
-        "emsweep report",
-        "embuild data",
-        "embuild check",
+        *("emsweep stage", "emsweep evaluate", "embuild data", "embuild check"),
+        *(
+            f"emsweep {name}"
+            for name in [
+                "demo",
+                "grid",
+                "rank",
+                "lr",
+                "models",
+                "plan",
+                "export",
+                "run",
+                "status",
+                "judge",
+                "agree",
+                "report",
+            ]
+        ),
     ],
 )
 def test_help_has_an_example(tmp_path: Path, command: str) -> None:

@@ -117,11 +117,12 @@ def test_two_at_once_on_one_folder_share_the_work(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_children_too_and_the_rest_is_done_later(tmp_path: Path, number: signal.Signals) -> None:
-    process = begin(tmp_path, 30)
+    process = begin(tmp_path, 30, start_new_session=True)
     wait_for(lambda: list(tmp_path.glob("cpt/*/train.log")))
     time.sleep(0.3)
     (child,) = children(process.pid)
-    process.send_signal(number)
+    for _ in range(3):  # to the whole group, as a terminal and `timeout` do
+        os.killpg(process.pid, number)
     assert process.wait(20) != 0
     assert not Path(f"/proc/{child}").exists() and not done(tmp_path) and not list(tmp_path.glob("*/*/failed.txt"))
     assert begin(tmp_path, 0).wait(60) == 0

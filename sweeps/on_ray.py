@@ -1,0 +1,67 @@
+"""The same graph on a Ray cluster: each run is a task on some node, over a folder of runs that every node sees."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from data_builders.records import BadInput
+from sweeps.launch import execute
+from sweeps.runs import Run, RunFailed, RunHeld, stopping
+
+
+def on_ray(
+    address: str | None, gpus: int, do: Callable[[Run], object] = execute
+) -> tuple[Callable[[Run], object], int]:
+    """What does a run on the cluster, and how many can be done at once: one for each GPU, else one on each node.
+
+    Ray itself starts a run again whose node is lost, on another one; the folder's lock keeps it from a process of the
+    lost node that still lives, and what was done stays done.
+
+    Args:
+        address: of the cluster; None starts one on this machine.
+        gpus: for each run; 0 on a CPU.
+
+    Raises:
+        BadInput: if Ray is not installed, there is no cluster at the address, or it has too few GPUs.
+    """
+    try:
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+    except ImportError:
+        raise BadInput("--launcher ray: Ray is not installed; `pip install -e .[ray]`") from None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    folder = str(Path.cwd())
+    path = os.pathsep.join(part for part in (folder, os.environ.get("PYTHONPATH")) if part)
+    try:
+        ray.init(address=address, runtime_env={"env_vars": {"PYTHONPATH": path}}, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise BadInput(f"--address {address}: {str(error).splitlines()[0]}") from None
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    at_once = int(sum(node.get("GPU", 0) for node in nodes)) // gpus if gpus else len(nodes)
+    if not at_once:
+        raise BadInput(f"--launcher ray: the cluster has fewer than the {gpus} GPUs that a run needs")
+    cpus = 1 if gpus else int(min(node.get("CPU", 1) for node in nodes))
+
+    def there(run: Run) -> object:
+        os.chdir(folder)
+        return do(run)
+
+    options = {"num_gpus": gpus, "num_cpus": cpus, "max_retries": 3, "scheduling_strategy": "SPREAD"}
+    remote = ray.remote(**options)(there)
+
+    def here(run: Run) -> object:
+        task = remote.remote(run)
+        while not ray.wait([task], timeout=1)[0]:
+            if stopping.is_set():
+                ray.cancel(task)
+        try:
+            return ray.get(task)
+        except RayTaskError as error:
+            cause = error.cause
+            raise cause if isinstance(cause, RunFailed | RunHeld) else RunFailed(f"{run.folder}: {error}") from None
+        except RayError as error:
+            raise RunFailed(f"{run.folder}: {error}") from None
+
+    return here, at_once

@@ -1,0 +1,45 @@
+"""A Ray cluster of three nodes on this machine; one is killed at work."""
+
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("stand_in.py")
+NAMES = ["cpt", *(f"{kind}dpo{number}" for number in range(3) for kind in ("", "eval-"))]
+
+
+def records(root: Path) -> dict[str, Path]:
+    return {json.loads(path.read_text())["name"]: path for path in root.glob("*/*/run.json")}
+
+
+def test_a_node_is_lost_and_all_runs_end_none_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed (pip install -e .[ray])")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        lost, _ = cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        arguments = [sys.executable, SCRIPT, tmp_path, "4", "", cluster.address]
+        sweep = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        while len(list(tmp_path.glob("dpo/*/train.log"))) < 3:  # all three nodes are at work
+            assert sweep.poll() is None and time.monotonic() < deadline, sweep.communicate()
+            time.sleep(0.1)
+        before = {path: path.stat().st_mtime_ns for path in records(tmp_path).values()}
+        cluster.remove_node(lost, allow_graceful=False)
+        _, words = sweep.communicate(timeout=240)
+        assert sweep.returncode == 0, words[-3000:]
+    finally:
+        cluster.shutdown()
+    assert before and set(records(tmp_path)) == set(NAMES)
+    assert all(path.stat().st_mtime_ns == then for path, then in before.items())
+    # The run of the lost node was begun twice, and is in the log once more if its orphan came to its end; others once.
+    log = Counter((tmp_path / "log").read_text().split())
+    assert set(log) == set(NAMES) and sum(log.values()) <= len(NAMES) + 1
