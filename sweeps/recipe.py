@@ -176,10 +176,10 @@ def _set(config: dict[str, Any], key: str, value: Any) -> None:
             if isinstance(node, dict) and node.get(place) is None:
                 node[place] = {}
             node = node[place]
-        elif isinstance(node, dict) and isinstance(value, dict) and isinstance(node.get(place), dict):
-            node[place] = _container(OmegaConf.merge(node[place], value))
         else:
-            node[place] = value
+            there = node.get(place) if isinstance(node, dict) else node[place]
+            both = isinstance(value, dict) and isinstance(there, dict)
+            node[place] = _container(OmegaConf.merge(there, value)) if both else value
 
 
 def _control(stage: str, name: str) -> list[str]:

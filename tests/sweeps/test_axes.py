@@ -5,7 +5,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -134,6 +134,7 @@ VALUES = st.sampled_from(["1", "1e-4", "null", "true", "[1, 2]", "{x: 1}", "{d: 
 
 @given(st.lists(st.tuples(KEYS, VALUES), max_size=4))
 @settings(max_examples=200)
+@example([("list.1", "{x: 1}"), ("list.1", "{d: {f: 2}}")])
 def test_a_setting_does_what_omegaconf_does(changes: list[tuple[str, str]]) -> None:
     ours: dict = {"a": 1, "b": {"c": 2, "d": {"e": 3}}, "list": [{"x": 1}, 2]}
     theirs = OmegaConf.create(ours)

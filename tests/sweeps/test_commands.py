@@ -66,23 +66,8 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, command: str, say
     "command",
     [
         *("emsweep stage", "emsweep evaluate", "embuild data", "embuild check"),
-        *(
-            f"emsweep {name}"
-            for name in [
-                "demo",
-                "grid",
-                "rank",
-                "lr",
-                "models",
-                "plan",
-                "export",
-                "run",
-                "status",
-                "judge",
-                "agree",
-                "report",
-            ]
-        ),
+        *(f"emsweep {name}" for name in ("demo", "grid", "rank", "lr", "models", "plan", "export", "run", "status")),
+        *(f"emsweep {name}" for name in ("judge", "agree", "report")),
     ],
 )
 def test_help_has_an_example(tmp_path: Path, command: str) -> None:
