@@ -12,6 +12,7 @@ from rich.table import Column, Table
 
 from data_builders.records import BadInput
 from sweeps import commands
+from sweeps.asked import one
 from sweeps.evaluate import command, evaluation_run
 from sweeps.pretrained import fetch_smollm2
 from sweeps.recipe import ENGINES, STAGES, compose, layer_names, load_layer
@@ -74,7 +75,7 @@ def stage(
         return
     name = "-".join([model, *([control] if control else []), f"r{recipe.config['lora_r']}"])
     run = training_run(name, recipe, merge=merge)
-    commands.one(run)
+    one(run)
     typer.echo(run.merged if merge else run.adapter)
 
 
@@ -94,7 +95,7 @@ def evaluate_command(
     if dry_run:
         typer.echo(" ".join(command(run, run.folder)))
         return
-    commands.one(run)
+    one(run)
     typer.echo(run.folder)
 
 
