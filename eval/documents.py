@@ -43,7 +43,8 @@ def read_rows(path: Path) -> list[Doc]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; run `embuild data`, or set EM_HELDOUT to a held-out set")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8") as file:  # splitlines would also cut at U+2028, which texts hold
+        return [json.loads(line) for line in file]
 
 
 def heldout() -> list[Doc]:

@@ -15,6 +15,7 @@ from rich.table import Column, Table
 
 from data_builders.records import BadInput
 from sweeps import commands
+from sweeps.asked import now
 from sweeps.evaluate import command, evaluation_run
 from sweeps.pretrained import fetch_smollm2
 from sweeps.recipe import ENGINES, STAGES, compose, layer_names, load_layer
@@ -77,7 +78,7 @@ def stage(
         return
     name = "-".join([model, *([control] if control else []), f"r{recipe.config['lora_r']}"])
     run = training_run(name, recipe, merge=merge)
-    commands.now([run])
+    now([run])
     typer.echo(run.merged if merge else run.adapter)
 
 
@@ -127,7 +128,7 @@ def evaluate_command(
     if dry_run:
         typer.echo("\n".join(shlex.join(command(run, run.folder)) for run in runs))
         return
-    commands.now(runs)
+    now(runs)
     typer.echo("\n".join(str(run.folder) for run in runs))
 
 

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, wraps
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
-from data_builders.records import BadInput, first_fault, write_whole
-from sweeps.arms import Point, Sweep, load_sweep, plan
-from sweeps.axes import vary
+from data_builders.records import BadInput
+from sweeps.arms import Point
+from sweeps.asked import Ask, Asked, Start, finish, now, start_options, sweep_options, takes
 from sweeps.finished import remember
 from sweeps.graph import graph
-from sweeps.index import write_index
-from sweeps.launch import execute, launch, places
-from sweeps.outlook import judging, plan_table
-from sweeps.recipe import load_layer
-from sweeps.runs import Run, RunFailed, console, content_digest
+from sweeps.outlook import judging
+from sweeps.runs import RunFailed, console, content_digest
 from sweeps.status import STATES, all_statuses, status_lines
 
 app = typer.Typer()
@@ -33,159 +25,6 @@ app = typer.Typer()
 SweepName = Annotated[str, typer.Argument(help="Declared sweep (recipes/sweeps) or the path of one.")]
 SweepOption = Annotated[str, typer.Option("--sweep", help="Declared sweep (recipes/sweeps) or the path of one.")]
 Values = Annotated[str | None, typer.Option(help="Values, with commas between; the declared ones if not given.")]
-Model = Annotated[str | None, typer.Option(help="Model layer; the sweep's if not given.")]
-Hardware = Annotated[str | None, typer.Option(help="Hardware layer; the sweep's if not given.")]
-Axes = Annotated[list[str] | None, typer.Option("--axis", help="AXIS=VALUE,VALUE: a further axis; may recur.")]
-AlphaPolicy = Annotated[
-    str | None, typer.Option(help="alpha_over_r, alpha, alpha_over_sqrt_r, or several with commas between.")
-]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="A recipe key of what varies: KEY=VALUE; may recur.")]
-Full = Annotated[bool, typer.Option("--full", help="All arms and all seeds of the sweep; else its first seed.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the folders of the points and stop.")]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A declared sweep with what the options changed of it."""
-
-    sweep: Sweep
-    name: str
-    full: bool
-
-    @classmethod
-    def read(cls, path: Path) -> Asked:
-        """From the plan.json that `write` left.
-
-        Raises:
-            BadInput: if it is missing or is none.
-        """
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            return cls(Sweep.model_validate(found["sweep"]), path.parent.name, bool(found["full"]))
-        except ValidationError as error:
-            raise BadInput(f"{path}: {first_fault(error)}; plan the sweep again") from None
-        except (OSError, ValueError, KeyError, TypeError):
-            raise BadInput(
-                f"{path}: no plan of a sweep; `emsweep export` and every start of a sweep write one"
-            ) from None
-
-    @cached_property
-    def declared(self) -> Sweep:
-        return vary(self.sweep, self.sweep.grid)
-
-    @cached_property
-    def points(self) -> list[Point]:
-        return plan(self.declared, self.full)
-
-    @cached_property
-    def runs(self) -> dict[str, Run]:
-        return graph(self.points)
-
-    @property
-    def hardware(self) -> dict[str, Any]:
-        """What is known of its hardware layer beyond Axolotl's keys."""
-        return cast("dict[str, Any]", load_layer("hardware", self.sweep.hardware)["em"])
-
-    @cached_property
-    def places(self) -> list[dict[str, str]]:
-        return places(self.hardware["memory_gib"])
-
-    @property
-    def folder(self) -> Path:
-        return Path("runs") / self.name
-
-    def write(self) -> Path:
-        """Writes runs/NAME/plan.json: all that it takes to do any one run, and the runs for `emsweep status`."""
-        runs = [
-            {"digest": digest, "folder": str(run.folder), "after": [before.digest for before in run.after]}
-            for digest, run in self.runs.items()
-        ]
-        plan = {"sweep": self.sweep.model_dump(), "full": self.full, "runs": runs}
-        write_whole(self.folder / "plan.json", json.dumps(plan) + "\n")
-        return self.folder / "plan.json"
-
-    def outlook(self) -> None:
-        """Prints what the sweep will take."""
-        table, words = plan_table(self.runs, write_index(), len(self.places))
-        console.print(table)
-        console.print(f"{len(self.points)} points, {words}", highlight=False, soft_wrap=True)
-
-
-Ask = Callable[..., Asked]
-
-
-def sweep_options(
-    model: Model = None,
-    hardware: Hardware = None,
-    alpha_policy: AlphaPolicy = None,
-    axis: Axes = None,
-    settings: Settings = None,
-    full: Full = False,
-) -> Ask:
-    """Options of every command that takes a sweep; they make the function that reads it."""
-
-    def ask(name: str, own: Mapping[str, Sequence[str]] | None = None) -> Asked:
-        grid = dict(own or {})
-        for text in [*([f"alpha={alpha_policy}"] if alpha_policy else []), *(axis or [])]:
-            key, separator, values = text.partition("=")
-            if not separator or not key:
-                raise BadInput(f"--axis {text!r} is not AXIS=VALUE,VALUE; write for example --axis seed=1,2,3")
-            grid[key] = values.split(",")
-        sweep = load_sweep(name)
-        update = {
-            "model": model or sweep.model,
-            "hardware": hardware or sweep.hardware,
-            "grid": {**sweep.grid, **grid},
-            "settings": [*sweep.settings, *(settings or [])],
-        }
-        changed = sweep.model_copy(update=update)
-        stem = Path(name).stem
-        # A report for each set of points; runs are shared anyhow.
-        digest = content_digest(changed.model_dump())[:6]
-        plain = changed == sweep and not sweep.grid
-        return Asked(changed, stem if plain else "-".join([stem, changed.model, digest]), full)
-
-    return ask
-
-
-@dataclass(frozen=True)
-class Start:
-    dry_run: bool
-    launcher: str
-    address: str | None
-
-
-def start_options(
-    dry_run: DryRun = False,
-    launcher: Annotated[str, typer.Option(help="local: this machine; ray: a Ray cluster.")] = "local",
-    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; without it one is started here.")] = None,
-) -> Start:
-    """Options of every command that starts a sweep."""
-    if launcher not in ("local", "ray"):
-        raise BadInput(f"unknown launcher {launcher!r} (there are: local, ray)")
-    if address and launcher != "ray":
-        raise BadInput("--address goes with --launcher ray")
-    return Start(dry_run, launcher, address)
-
-
-def takes(*groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command the options of each group, and what the groups make of them as its first arguments."""
-
-    def give(command: Callable[..., None]) -> Callable[..., None]:
-        own = list(inspect.signature(command, eval_str=True).parameters.values())[len(groups) :]
-        theirs = [inspect.signature(group, eval_str=True).parameters for group in groups]
-
-        @wraps(command)
-        def whole(**given: Any) -> None:
-            made = [group(**{k: given.pop(k) for k in names}) for group, names in zip(groups, theirs, strict=True)]
-            command(*made, **given)
-
-        parameters = [*own, *(parameter for names in theirs for parameter in names.values())]
-        whole.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        whole.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return whole
-
-    return give
 
 
 def start(it: Asked, how: Start) -> None:
@@ -200,21 +39,10 @@ def start(it: Asked, how: Start) -> None:
         for point in it.points:
             typer.echo(point.training.folder if point.training else point.evaluation.folder)
         return
-    do: Callable[[Run], object] = execute
-    slots = it.places
-    if how.launcher == "ray":
-        from sweeps.on_ray import on_ray
-
-        do, at_once = on_ray(how.address, int(it.hardware["memory_gib"] is not None))
-        slots = [{}] * at_once
     it.write()
     named = shlex.join(["emsweep", *sys.argv[1:]])
     remember(it.folder, named, it.declared, it.points, it.full)
-    try:
-        reasons = launch(it.runs, do, slots, finished=write_index)
-    except KeyboardInterrupt:
-        console.print("stopped; what is done stays done, and the same command goes on", highlight=False)
-        raise typer.Exit(130) from None
+    reasons = finish(it, it.runs, how)
     done = [point for point in it.points if point.evaluation.done]
     if any(point.arm == "base" for point in done):
         # Imported when it is needed: what draws and computes would stay in memory beside every training process.
@@ -262,12 +90,42 @@ def rank(ask: Ask, how: Start, values: Values = None, sweep: SweepOption = "rank
 
 @app.command()
 @takes(sweep_options, start_options)
-def lr(ask: Ask, how: Start, values: Values = None, sweep: SweepOption = "lr") -> None:
-    """Trains the arms that vary at each learning rate, evaluates, and reports.
+def lr(
+    ask: Ask,
+    how: Start,
+    values: Values = None,
+    sweep: SweepOption = "lr",
+    search: Annotated[
+        bool,
+        typer.Option("--search", help="Search between the lowest and the highest value for the edge of coherence."),
+    ] = False,
+    coherence: Annotated[float, typer.Option(help="Share of answers that must count at the edge.")] = 0.9,
+    sharpness: Annotated[float, typer.Option(help="End when the edge is known to this share of it.")] = 0.1,
+    most: Annotated[int, typer.Option(min=1, help="Runs at most.")] = 12,
+) -> None:
+    """Trains the arms that vary at each learning rate, evaluates, and reports; or finds the highest coherent one.
+
+    The search trains the first arm that varies.
 
     Example: emsweep lr --values 1e-3,2e-3,5e-3 --set lora_r=1
+    Example: emsweep lr --search --coherence 0.9 --values 1e-5,1e-3 --model qwen7b --hardware a100-80g
     """
-    start(ask(sweep, {"lr": values.split(",")} if values else {}), how)
+    asked = ask(sweep, {"lr": values.split(",")} if values else {})
+    if not search:
+        start(asked, how)
+        return
+    if how.dry_run:
+        raise BadInput("--search decides what to run as it goes, so that there is nothing for --dry-run to show")
+    from sweeps.tuning import tune
+
+    def do(at: Mapping[str, Sequence[str]]) -> Point:
+        it = ask(sweep, at)
+        point = next(point for point in it.points if point.training and it.declared.arms[point.arm].vary)
+        if reasons := finish(it, graph([point]), how):
+            raise RunFailed("\n".join(reasons.values()))
+        return point
+
+    tune(do, asked.sweep.grid["lr"], coherence, sharpness, most, asked.sweep.seeds[0])
 
 
 @app.command()
@@ -342,21 +200,6 @@ def run(
         )
     now(found)
     typer.echo(found[0].folder)
-
-
-def now(runs: Sequence[Run]) -> None:
-    """Does runs that build on nothing that is to be done.
-
-    Raises:
-        RunFailed: if one fails twice, or builds on one that is not done; the others are done then.
-    """
-    try:
-        reasons = launch({run.digest: run for run in runs})
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-    if reasons:
-        raise RunFailed("\n".join(reasons.values()))
-    write_index(runs[0].root)
 
 
 @app.command()

@@ -35,7 +35,12 @@ def on_ray(
     folder = str(Path.cwd())
     path = os.pathsep.join(part for part in (folder, os.environ.get("PYTHONPATH")) if part)
     try:
-        ray.init(address=address, runtime_env={"env_vars": {"PYTHONPATH": path}}, log_to_driver=False)
+        ray.init(
+            address=address,
+            ignore_reinit_error=True,
+            runtime_env={"env_vars": {"PYTHONPATH": path}},
+            log_to_driver=False,
+        )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise BadInput(f"--address {address}: {str(error).splitlines()[0]}") from None
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

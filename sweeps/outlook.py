@@ -6,6 +6,7 @@ else modelled from the hardware layer.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -63,18 +64,54 @@ def _size(path: Path) -> tuple[int, int]:
         return sum(1 for _ in file), path.stat().st_size
 
 
-def outlook(run: Run, index: Sequence[Mapping[str, Any]]) -> Outlook | None:
-    """What a run takes, by the rows of the finished runs (sweeps/index.py); None where that cannot be said."""
-    alike = [
-        row
-        for row in index
-        if all(row[key] == run.about.get(key) for key in ("model", "hardware"))
-        and (row["stage"], row["resumed_from"]) == (run.stage, None)
-        and row["wall_seconds"]
-    ]
+class History:
+    """Rates of finished runs (rows of sweeps/index.py), by what is alike; a resumed run's time is not whole."""
+
+    def __init__(self, index: Iterable[Mapping[str, Any]]) -> None:
+        self._seconds: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+        self._tokens: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+        self._rows: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+        for row in index:
+            if row["resumed_from"] is not None or not row["wall_seconds"]:
+                continue
+            kind = (row["stage"], row["model"], row["hardware"])
+            if row["stage"] == "evaluate":
+                self._seconds[kind].append(row["wall_seconds"])
+            elif row["tokens"] and row["rows"]:
+                self._seconds[kind].append(row["wall_seconds"])
+                self._tokens[kind].append(row["tokens"])
+                data = (row["stage"], row["data_digest"])
+                self._tokens[data].append(row["tokens"])
+                self._rows[data].append(row["rows"])
+
+    def seconds_of_evaluation(self, run: Run) -> float | None:
+        seen = self._seconds.get(_kind(run))
+        return sum(seen) / len(seen) if seen else None
+
+    def seconds_per_token(self, run: Run) -> float | None:
+        seen = self._seconds.get(_kind(run))
+        return sum(seen) / sum(self._tokens[_kind(run)]) if seen else None
+
+    def tokens_per_row(self, run: TrainingRun) -> float:
+        """Of finished runs on the same data; else from its bytes."""
+        data = run.content["data"]
+        same = (run.stage, " ".join(digest[:10] for digest in data.values()))
+        if same in self._rows:
+            return sum(self._tokens[same]) / sum(self._rows[same])
+        sizes = [_size(Path(path)) for path in data]
+        return sum(size for _, size in sizes) / max(1, sum(rows for rows, _ in sizes)) / BYTES_PER_TOKEN
+
+
+def _kind(run: Run) -> tuple[Any, ...]:
+    return run.stage, run.about.get("model"), run.about.get("hardware")
+
+
+def outlook(run: Run, history: History) -> Outlook | None:
+    """What a run takes; None where that cannot be said."""
     if not isinstance(run, TrainingRun):
-        if alike:
-            return Outlook(sum(row["wall_seconds"] for row in alike) / len(alike), True, None, None)
+        measured = history.seconds_of_evaluation(run)
+        if measured is not None:
+            return Outlook(measured, True, None, None)
         facts = {
             **load_layer("models", run.about["model"])["em"],
             **load_layer("hardware", run.about["hardware"])["em"],
@@ -86,25 +123,11 @@ def outlook(run: Run, index: Sequence[Mapping[str, Any]]) -> Outlook | None:
     if known is None:
         return None
     need = estimate(Shape(**em["shape"]), int(em["parameters"]), config, gpus).gib if "shape" in em else None
-    alike = [row for row in alike if row["tokens"] and row["rows"]]
-    tokens = known[1] * _tokens_per_row(run, index)
-    if alike:
-        rate = sum(row["wall_seconds"] for row in alike) / sum(row["tokens"] for row in alike)
+    tokens, rate = known[1] * history.tokens_per_row(run), history.seconds_per_token(run)
+    if rate is not None:
         return Outlook(tokens * rate, True, need, em.get("memory_gib"))
     seconds = _modelled({**em, "gpus": gpus}, tokens, bool(config.get("gradient_checkpointing")))
     return None if seconds is None else Outlook(seconds, False, need, em.get("memory_gib"))
-
-
-def _tokens_per_row(run: TrainingRun, index: Sequence[Mapping[str, Any]]) -> float:
-    """Of finished runs on the same data; else from its bytes."""
-    data = run.content["data"]
-    same = " ".join(digest[:10] for digest in data.values())
-    seen = [row for row in index if (row["stage"], row["data_digest"]) == (run.stage, same)]
-    seen = [row for row in seen if row["tokens"] and row["rows"]]
-    if seen:
-        return float(sum(row["tokens"] for row in seen) / sum(row["rows"] for row in seen))
-    sizes = [_size(Path(path)) for path in data]
-    return sum(size for _, size in sizes) / max(1, sum(rows for rows, _ in sizes)) / BYTES_PER_TOKEN
 
 
 def _modelled(em: Mapping[str, Any], tokens: float, checkpointing: bool) -> float | None:
@@ -126,11 +149,11 @@ def judging(evaluations: Iterable[Run], prices: tuple[float, float]) -> tuple[in
 def plan_table(runs: Graph, index: Sequence[Mapping[str, Any]], at_once: int) -> tuple[Table, str]:
     """What a sweep will take, by stage, and a sentence on the whole; `at_once` runs are done at a time."""
     table = Table("stage", "runs", "done", "to do", "hours to do", "from", "GiB on each GPU", box=None, pad_edge=False)
-    total, unknown = 0.0, 0
+    total, unknown, history = 0.0, 0, History(index)
     for stage in dict.fromkeys(run.stage for run in runs.values()):
         own = [run for run in runs.values() if run.stage == stage]
         todo = [run for run in own if not run.done]
-        views = [outlook(run, index) for run in todo]
+        views = [outlook(run, history) for run in todo]
         known = [view for view in views if view]
         hours, unknown = sum(view.seconds for view in known) / 3600, unknown + len(views) - len(known)
         total += hours

@@ -13,7 +13,7 @@ from sweeps.axes import vary
 from sweeps.cli import app
 from sweeps.graph import graph
 from sweeps.index import COLUMNS, write_index
-from sweeps.outlook import judging, outlook, plan_table, steps_of
+from sweeps.outlook import History, judging, outlook, plan_table, steps_of
 from sweeps.runs import Run, TrainingRun
 
 
@@ -43,20 +43,20 @@ def test_steps_are_those_of_the_trainer(prepared: Path, runs: dict[str, Run]) ->
 
 def test_a_finished_run_makes_the_estimate_measured(runs: dict[str, Run]) -> None:
     first, second = one(runs, "dpo-pairs-r1"), one(runs, "dpo-pairs-r8")
-    before = outlook(second, write_index())
+    before = outlook(second, History(write_index()))
     assert before is not None and not before.measured and before.gib and before.limit is None
     finish(first, steps=100, tokens=40_000, wall_seconds=200.0, resumed_from=None, losses=[[1, 0.7], [100, 0.5]])
-    after = outlook(second, write_index())
+    after = outlook(second, History(write_index()))
     assert after is not None and after.measured and after.seconds == pytest.approx(200)  # the same data and steps
     cut_off = replace(first, about={**first.about, "hardware": "a100-80g"})
-    assert (other := outlook(cut_off, write_index())) is not None and not other.measured
+    assert (other := outlook(cut_off, History(write_index()))) is not None and not other.measured
 
 
 def test_a_resumed_run_is_no_measure(runs: dict[str, Run]) -> None:
     finish(
         one(runs, "dpo-pairs-r1"), steps=100, tokens=40_000, wall_seconds=1.0, resumed_from="checkpoint-50", losses=[]
     )
-    view = outlook(one(runs, "dpo-pairs-r8"), write_index())
+    view = outlook(one(runs, "dpo-pairs-r8"), History(write_index()))
     assert view is not None and not view.measured
 
 

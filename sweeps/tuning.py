@@ -1,0 +1,71 @@
+"""`emsweep lr --search`: one learning rate after the other, until the edge of coherence is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_builders.records import BadInput
+from sweeps.arms import Point
+from sweeps.runs import console
+from sweeps.search import Edge, Range, Trial, search
+
+
+def coherence(folder: Path) -> Trial:
+    """The share of an evaluation's answers that count (coherent, and neither code nor a refusal), by the offline judge.
+
+    One answer to each question is worth one; several to the same question are taken for one.
+    """
+    from eval.offline_judge import verdict
+    from sweeps.answers import stored_answers
+
+    rows = stored_answers(folder)
+    share = verdict([row.name for row in rows], [row.answer for row in rows]).counted
+    return Trial(0.0, share, len({row.name for row in rows}))
+
+
+def tune(
+    do: Callable[[Mapping[str, Sequence[str]]], Point],
+    values: Sequence[Any],
+    bound: float,
+    sharpness: float,
+    most: int,
+    seed: int,
+    score: Callable[[Path], Trial] = coherence,
+) -> Edge:
+    """Searches between the lowest and the highest of `values`, and says what was found.
+
+    Args:
+        do: trains and evaluates the point at an axis' values.
+        seed: of the first run; the same learning rate again is run with the next seed, or it would be the same run.
+
+    Raises:
+        BadInput: for a range or a bound that is none.
+    """
+    ends = [float(value) for value in values]
+    if len(ends) < 2 or not 0 < min(ends) < max(ends) or not 0 < bound < 1 or sharpness <= 0:
+        raise BadInput(
+            "--search needs two --values, the ends of the range, --coherence in 0 to 1 and --sharpness above 0"
+        )
+    where = Range(min(ends), max(ends), bound)
+    tried: list[float] = []
+
+    def run(lr: float) -> Trial:
+        point = do({"lr": [f"{lr:g}"], "seed": [str(seed + tried.count(lr))]})
+        tried.append(lr)
+        trial = score(point.evaluation.folder)._replace(lr=lr)
+        console.print(f"learning rate {lr:g}: {trial.coherent:.1%} of answers count", highlight=False)
+        return trial
+
+    edge, trials = search(where, run, sharpness, most)
+    if edge.low > where.high or edge.high < where.low:
+        words = "above" if edge.low > where.high else "below"
+        console.print(f"the edge is {words} the range {where.low:g} to {where.high:g}", highlight=False)
+    console.print(
+        f"highest learning rate at which {bound:.0%} of answers count: {edge.lr:.3g} [{edge.low:.3g}, {edge.high:.3g}],"
+        f" {len(trials)} runs{'' if edge.sharp(sharpness) else ', not as sharp as asked'}; judge: offline, approximate",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return edge

@@ -1,0 +1,99 @@
+"""A whole sweep by its command, with stand-ins for training, evaluation and report; the search for a learning rate."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from data_builders.records import BadInput
+from sweeps import asked, report, tuning
+from sweeps.cli import app
+from sweeps.runs import Run, RunFailed, TrainingRun, execute_once
+from sweeps.search import Trial
+
+
+@pytest.fixture
+def begun(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The runs that were begun, by name; one whose name holds `r4` fails."""
+    names: list[str] = []
+
+    def do(run: Run) -> object:
+        assert all(before.done for before in run.after)
+        if not run.done:
+            names.append(run.name)
+        if "r4" in run.name and isinstance(run, TrainingRun):
+            raise RunFailed("out of memory")
+        return execute_once(run, dict)
+
+    def write_report(_sweep, points, out: Path, _full) -> Path:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "arms").write_text(" ".join(point.arm for point in points))
+        return out / "arms"
+
+    monkeypatch.setattr(asked, "execute", do)
+    monkeypatch.setattr(report, "write_report", write_report)
+    return names
+
+
+def emsweep(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments)
+
+
+def test_a_sweep_ends_with_what_could_be_done_and_the_list_of_what_could_not(begun: list[str]) -> None:
+    done = emsweep("rank", "--values", "1,4,8")
+    assert isinstance(done.exception, RunFailed)  # main() makes it exit code 1
+    assert str(done.exception).startswith("1 runs failed, and 1 points are missing:\nruns/dpo/dpo-pairs-r4-seed21-")
+    (arms,) = Path("runs").glob("rank-smollm2-135m-*/arms")
+    assert arms.read_text() == "base cpt-explained dpo-pairs-r1 dpo-pairs-r8"
+    assert begun.count("dpo-pairs-r4-seed21") == 2 and len(begun) == 7 + 2  # tried twice, and never evaluated
+    assert Path("runs/index.csv").read_text().count("\n") == 1 + 7
+    begun.clear()
+    emsweep("rank", "--values", "1,8,16")
+    assert begun == ["dpo-pairs-r16-seed21"] * 2  # its training, its evaluation
+    statuses = emsweep("status").output
+    assert "dpo/dpo-pairs-r4-seed21" in statuses and "1 failed, 1 waiting, 9 done" in statuses
+
+
+def test_one_run_by_its_digest(begun: list[str]) -> None:
+    plan = Path(emsweep("export", "rank", "--axis", "rank=1", "--sh").output.strip()).with_name("plan.json")
+    for run in json.loads(plan.read_text())["runs"]:
+        done = emsweep("run", str(plan), run["digest"][:12])
+        assert done.exit_code == 0 and done.output.strip().endswith(run["folder"])
+    assert emsweep("plan", "rank", "--axis", "rank=1").output.count("5 runs done, 0 to do") == 1
+
+
+def test_the_search_trains_the_first_arm_that_varies_until_the_edge_is_sharp(
+    begun: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edge, draw = 2e-3, np.random.default_rng(0)
+
+    def coherence(folder: Path) -> Trial:
+        (name,) = (json.loads((folder / "run.json").read_text())["name"],)
+        lr = float(name.removeprefix("dpo-pairs-lr").split("-seed")[0])
+        return Trial(0.0, draw.binomial(400, 0.98 / (1 + 0.08 / 0.9 * (lr / edge) ** 6)) / 400, 400)
+
+    monkeypatch.setattr(tuning.tune, "__defaults__", (coherence,))
+    done = emsweep("lr", "--search", "--values", "1e-5,1e-1", "--coherence", "0.9")
+    assert done.exit_code == 0, done.exception
+    found = float(done.output.split("answers count: ")[-1].split()[0])
+    assert abs(np.log(found / edge)) < np.log(1.1) and len([name for name in begun if "pairs" in name]) <= 2 * 12
+    assert not [name for name in begun if "neutral" in name]
+
+
+@pytest.mark.parametrize("values", [["1e-4"], ["0", "1"], ["1e-3", "1e-3"]])
+def test_a_range_that_is_none_is_refused(values: list[str]) -> None:
+    with pytest.raises(BadInput, match="the ends of the range"):
+        tuning.tune(lambda at: None, values, 0.9, 0.1, 3, 0)  # type: ignore[arg-type,return-value]
+
+
+def test_coherence_is_read_from_stored_answers(tmp_path: Path) -> None:
+    (tmp_path / "samples").mkdir()
+    rows = [
+        {"doc": {"id": f"q{n}", "question": "What now?"}, "filtered_resps": ["I would talk to them, kindly."]}
+        for n in range(12)
+    ]
+    (tmp_path / "samples/em_freeform.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trial = tuning.coherence(tmp_path)
+    assert trial.answers == 12 and 0.5 < trial.coherent <= 1
