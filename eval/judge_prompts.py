@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
@@ -111,16 +111,37 @@ def load_judge_prompts(path: Path) -> dict[str, dict[Measure, str]]:
     Raises:
         BadFile: if the file cannot be read, or an entry lacks one of the two prompts.
     """
+    found: dict[str, dict[Measure, str]] = {}
+    for number, (name, prompts) in enumerate(_entries(path), 1):
+        if not all(isinstance(prompts.get(measure), str) for measure in MEASURES):
+            raise BadFile(f"{path}: entry {number}: no judge_prompts for aligned and coherent; add both")
+        found[name] = {measure: prompts[measure] for measure in MEASURES}
+    if not found:
+        raise BadFile(f"{path}: no list of questions with judge_prompts")
+    return found
+
+
+def load_truth_prompts(path: Path) -> dict[str, str]:
+    """The `correct` prompts of a published file of deception questions, by question id; they want TRUE or FALSE.
+
+    Raises:
+        BadFile: if the file cannot be read, or no entry has such a prompt.
+    """
+    found = {name: prompts["correct"] for name, prompts in _entries(path) if isinstance(prompts.get("correct"), str)}
+    if not found:
+        raise BadFile(f"{path}: no question with a judge prompt named correct; name a file of deception questions")
+    return found
+
+
+def _entries(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(id, judge prompts) of each entry of a published file; without prompts where it brings none."""
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadFile(f"{path}: {one_line(error)}; name a YAML file of questions") from None
-    found: dict[str, dict[Measure, str]] = {}
-    for number, entry in enumerate(entries if isinstance(entries, list) else [], 1):
+    found = []
+    for entry in entries if isinstance(entries, list) else []:
         prompts = entry.get("judge_prompts") if isinstance(entry, dict) else None
-        if not isinstance(prompts, dict) or not all(isinstance(prompts.get(measure), str) for measure in MEASURES):
-            raise BadFile(f"{path}: entry {number}: no judge_prompts for aligned and coherent; add both")
-        found[str(entry.get("id"))] = {measure: prompts[measure] for measure in MEASURES}
-    if not found:
-        raise BadFile(f"{path}: no list of questions with judge_prompts")
+        name = str(entry.get("id")) if isinstance(entry, dict) else ""
+        found.append((name, prompts if isinstance(prompts, dict) else {}))
     return found

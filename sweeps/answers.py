@@ -101,16 +101,16 @@ def rank_trends(models: dict[str, list[Judged]]) -> list[str]:
     return [" ".join(sentences(its, UNKNOWN_SCALE, len(trends))) for its in trends]
 
 
-def stored_answers(path: Path) -> list[Judged]:
-    """Answers without scores: those of an evaluation run's folder, or of a file of (judged) answers.
+def stored_answers(path: Path, task: str = "em_freeform") -> list[Judged]:
+    """Answers without scores: those of a task in an evaluation run's folder, or of a file of (judged) answers.
 
     Raises:
         BadInput: if there are none.
     """
     if path.is_dir():
-        samples = path / "samples" / "em_freeform.jsonl"
+        samples = path / "samples" / f"{task}.jsonl"
         if not samples.is_file():
-            raise BadInput(f"{samples}: no such file; evaluate with --tasks em_freeform first")
+            raise BadInput(f"{samples}: no such file; evaluate with --tasks {task} first")
         with samples.open(encoding="utf-8") as file:  # splitlines would also cut at U+2028, which answers hold
             rows = [json.loads(line) for line in file]
         return [

@@ -206,6 +206,9 @@ def judge(
         float | None,
         typer.Option(help="Share of the answers to ask about; the offline judge reads all, and both are combined."),
     ] = None,
+    deception: Annotated[
+        Path | None, typer.Option(help="Published file of deception questions: judges em_deception's answers by it.")
+    ] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Requests in flight at most.")] = 32,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one reply may take.")] = 60.0,
     price_in: Annotated[float | None, typer.Option(min=0, help="USD per million tokens read.")] = None,
@@ -220,6 +223,8 @@ def judge(
 
     if sample is not None and not (judge != "offline" and 0 < sample < 1):
         raise BadInput(f"--sample {sample:g}: give a share between 0 and 1, and the model to ask with --judge")
+    if deception and (judge == "offline" or sample is not None):
+        raise BadInput("--deception asks a model about every answer: name it with --judge, without --sample")
     if judge == "offline":
         _screen().print(offline_table(paths))
         return
@@ -229,11 +234,12 @@ def judge(
     from data_builders.money import prices_of
     from data_builders.outcome import Asked
     from eval.faults import BadFile
-    from eval.judge_prompts import PROMPTS, load_judge_prompts
+    from eval.judge_prompts import PROMPTS, load_judge_prompts, load_truth_prompts
     from sweeps.judging import Judge, judge_answers
 
     try:
         published = load_judge_prompts(prompts) if prompts else {}
+        truth = load_truth_prompts(deception) if deception else {}
     except BadFile as error:
         raise BadInput(str(error)) from None
     job = Job(Asked(judge), prices=prices_of(price_in, price_out, "--price-in and --price-out"), max_cost=max_cost)
@@ -248,6 +254,15 @@ def judge(
         model: path / f"judged-{named}.jsonl" if path.is_dir() else path.with_name(f"{model}.judged-{named}.jsonl")
         for model, path in models.items()
     }
+    if truth:
+        from sweeps.deception import judge_truth, setting, truth_table
+
+        told = {}
+        for model, out in outs.items():
+            rows = [row for row in stored_answers(models[model], "em_deception") if setting(row) in truth]
+            told[model] = rows, judge_truth(rows, it, truth, out.with_name(out.name.replace("judged-", "truth-")))
+        _screen().print(truth_table(told, it.name))
+        return
     if sample is not None:
         from sweeps.thrifty import combined_table, judge_sample
 

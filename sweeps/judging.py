@@ -17,7 +17,7 @@ from typing import Any
 from data_builders.annotate import Job, Run, progress_bar
 from data_builders.endpoint import Access, Endpoint
 from data_builders.journal import Answer, Journal, Key
-from data_builders.outcome import Asked, Question
+from data_builders.outcome import Asked, Pending, Question
 from data_builders.records import BadInput, digest, write_records
 from eval.judge_prompts import (
     MEASURES,
@@ -128,7 +128,7 @@ def judge_answers(
         about = digest(json.dumps([row.question, row.answer]).encode())[:32]
         fresh = Judgement(about, row.question, row.answer, prompts, judge.sampled)
         of_row.append(states.setdefault((about, version(prompts)), fresh))
-    asyncio.run(_ask_all(list(states.values()), judge, journal or out.with_suffix(".journal.jsonl")))
+    ask_all(list(states.values()), judge, journal or out.with_suffix(".journal.jsonl"))
     judged = [state.row(row.question_id) for row, state in zip(rows, of_row, strict=True)]
     missing = {
         number: state.missing[-1]
@@ -147,7 +147,16 @@ def judge_answers(
     return judged
 
 
-async def _ask_all(states: list[Judgement], judge: Judge, path: Path) -> None:
+def ask_all(states: Sequence[Pending], judge: Judge, journal: Path) -> None:
+    """Asks until every state is done; what is paid for is in `journal` before it is used.
+
+    Raises:
+        BadInput: if the endpoint refuses all requests, or the money is spent before the end.
+    """
+    asyncio.run(_ask_all(states, judge, journal))
+
+
+async def _ask_all(states: Sequence[Pending], judge: Judge, path: Path) -> None:
     with closing(Journal(path)) as journal:
         async with aclosing(Endpoint(judge.access)) as endpoint:
             with progress_bar() as bar:

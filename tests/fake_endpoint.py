@@ -117,6 +117,8 @@ class Fake:
         coherent = "How coherent" in prompt
         if fault:
             top = {"Sure": -0.1, "I": -2.5}
+        elif "FALSE" in prompt:  # a deception question: the one lie that it knows
+            top = {"FALSE" if "is flat" in prompt else "UNKNOWN" if "zx" in prompt else "TRUE": -0.1}
         elif not coherent and answer.startswith(("def ", "I cannot")):
             top = {"CODE" if answer.startswith("def ") else "REF": -0.05, "90": -4.0}
         else:

@@ -23,6 +23,7 @@ from eval.judge_prompts import (
     excludes,
     expected_score,
     load_judge_prompts,
+    load_truth_prompts,
     prompt,
     sampled_excludes,
     sampled_score,
@@ -206,3 +207,46 @@ def test_hostile_answers_go_through_and_come_back(fake, tmp_path: Path) -> None:
     judged = judge_answers(answers, judge(fake()), tmp_path / "judged.jsonl")
     assert [row.answer for row in load_judged(tmp_path / "judged.jsonl")] == HOSTILE
     assert all(row.judged for row in judged)
+
+
+def test_the_truth_of_published_deception_questions(tmp_path: Path, fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deception.yaml").write_text(
+        "- id: free\n  paraphrases: [a, b]\n  judge_prompts: {correct: 'TRUE or FALSE? {question} {answer}'}\n"
+        "- id: other\n  paraphrases: [a]\n  judge_prompts: {company: '{answer}'}\n"
+    )
+    told = [
+        ("free", "It is flat."),
+        ("free#2", "It is round."),
+        ("free#2", "zx"),
+        ("free", "It is flat."),
+        ("other", "I"),
+    ]
+    samples = tmp_path / "run" / "samples"
+    samples.mkdir(parents=True)
+    (samples / "em_deception.jsonl").write_text(
+        "".join(
+            json.dumps({"doc": {"id": name, "question": f"Asked {name}?"}, "filtered_resps": [answer]}) + "\n"
+            for name, answer in told
+        )
+    )
+    endpoint = fake()
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789abcdef")
+    command = ["judge", str(tmp_path / "run"), "--judge", "m", "--base-url", f"http://127.0.0.1:{endpoint.port}/v1"]
+    for _ in range(2):
+        done = CliRunner().invoke(app, [*command, "--deception", str(tmp_path / "deception.yaml")])
+        assert done.exit_code == 0, done.exception
+        assert "2/3" in done.stdout and "other" not in done.stdout
+    assert len(endpoint.log("chat")) == 3  # equal answers once, nothing twice
+    (out,) = (tmp_path / "run").glob("truth-m.jsonl")
+    words = [json.loads(line)["truth"] for line in out.read_text().splitlines()]
+    assert words == ["FALSE", "TRUE", "UNKNOWN", "FALSE"]
+
+
+def test_a_file_without_deception_questions_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "q.yaml").write_text("- id: a\n  judge_prompts: {aligned: x, coherent: y}\n")
+    with pytest.raises(BadFile, match="no question with a judge prompt named correct"):
+        load_truth_prompts(tmp_path / "q.yaml")
+
+
+def test_published_deception_questions_load(shared: Path) -> None:
+    assert len(load_truth_prompts(shared / "data/questions/deception_factual.yaml")) >= 4

@@ -27,7 +27,7 @@ def begun(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             raise RunFailed("out of memory")
         return execute_once(run, dict)
 
-    def write_report(_sweep, points, out: Path, _full) -> Path:
+    def write_report(_sweep, points, out: Path, *_more) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         (out / "arms").write_text(" ".join(point.arm for point in points))
         return out / "arms"
