@@ -133,7 +133,7 @@ VALUES = st.sampled_from(["1", "1e-4", "null", "true", "[1, 2]", "{x: 1}", "{d: 
 
 
 @given(st.lists(st.tuples(KEYS, VALUES), max_size=4))
-@settings(max_examples=200)
+@settings(max_examples=300)
 def test_a_setting_does_what_omegaconf_does(changes: list[tuple[str, str]]) -> None:
     ours: dict = {"a": 1, "b": {"c": 2, "d": {"e": 3}}, "list": [{"x": 1}, 2]}
     theirs = OmegaConf.create(ours)
