@@ -84,15 +84,18 @@ class Asked:
     def folder(self) -> Path:
         return Path("runs") / self.name
 
-    def write(self) -> Path:
+    @property
+    def plan(self) -> Path:
+        return self.folder / "plan.json"
+
+    def write(self) -> None:
         """Writes runs/NAME/plan.json: all that it takes to do any one run, and the runs for `emsweep status`."""
         runs = [
             {"digest": digest, "folder": str(run.folder), "after": [before.digest for before in run.after]}
             for digest, run in self.runs.items()
         ]
         plan = {"sweep": self.sweep.model_dump(), "full": self.full, "runs": runs}
-        write_whole(self.folder / "plan.json", json.dumps(plan) + "\n")
-        return self.folder / "plan.json"
+        write_whole(self.plan, json.dumps(plan) + "\n")
 
     def outlook(self) -> None:
         """Prints what the sweep will take."""

@@ -119,8 +119,9 @@ def _settled(arm: Arm, at: Mapping[str, str], start: str | None, runs: str | Non
                 update[axis] = value
             case "data":
                 update["stage"], update["data"] = variants()[value]
-            case "cpt":
-                update["data"] = variants()[value][1] if arm.stage == "cpt" else arm.data
+            case "cpt":  # of an arm that starts from it, the start alone changes
+                if arm.stage == "cpt":
+                    update["data"] = variants()[value][1]
             case "lr":
                 settings["learning_rate"] = float(value)
             case "alpha":

@@ -180,7 +180,7 @@ def export(
     if len(kinds) != 1:
         raise BadInput("give one of --sh, --slurm and --skypilot")
     it = ask(sweep)
-    typer.echo(export(kinds[0], it, it.hardware, bucket or f"em-runs-{content_digest(list(it.runs))[:8]}"))
+    typer.echo(export(kinds[0], it, bucket or f"em-runs-{content_digest(list(it.runs))[:8]}"))
 
 
 @app.command()

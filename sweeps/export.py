@@ -6,24 +6,21 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from data_builders.records import write_whole
-from sweeps.graph import Graph
+from sweeps.asked import Asked
 from sweeps.runs import Run, TrainingRun
 
 FILES = {"sh": "run.sh", "slurm": "slurm.sh", "skypilot": "sky.yaml"}
 
 
-def script(kind: str, it: Any, plan: Path, hardware: dict[str, Any], bucket: str) -> str:
+def script(kind: str, it: Asked, bucket: str) -> str:
     """The script of the runs that are not done.
 
     Args:
         kind: sh, slurm or skypilot.
-        it: the sweep, with its `name`, `folder` and `runs`.
-        hardware: the `em` of its hardware layer.
         bucket: what SkyPilot mounts as the folder of runs.
     """
     environment = Environment(
@@ -33,32 +30,32 @@ def script(kind: str, it: Any, plan: Path, hardware: dict[str, Any], bucket: str
         keep_trailing_newline=True,
     )
     environment.filters["quote"] = shlex.quote
-    runs: Graph = it.runs
-    todo = {digest: run for digest, run in runs.items() if not run.done}
+    todo = {digest: run for digest, run in it.runs.items() if not run.done}
 
     def after(run: Run) -> Sequence[str]:
         return [before.digest for before in run.after if before.digest in todo]
 
     def gpus(run: Run) -> int:
-        if hardware["memory_gib"] is None:
+        if it.hardware["memory_gib"] is None:
             return 0
         return int(run.recipe.em.get("gpus", 1)) if isinstance(run, TrainingRun) else 1
 
     return environment.get_template(f"{FILES[kind]}.j2").render(
         it=it,
         runs=list(todo.values()),
-        plan=str(plan),
+        plan=str(it.plan),
         after=after,
         gpus=gpus,
-        accelerator=hardware.get("accelerator"),
+        accelerator=it.hardware.get("accelerator"),
         bucket=bucket,
         # SkyPilot takes letters, digits and dashes.
         name=lambda text: re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-"),
     )
 
 
-def export(kind: str, it: Any, hardware: dict[str, Any], bucket: str) -> Path:
+def export(kind: str, it: Asked, bucket: str) -> Path:
     """Writes the plan, and beside it the script; returns the script's path."""
-    out: Path = it.folder / FILES[kind]
-    write_whole(out, script(kind, it, it.write(), hardware, bucket))
+    it.write()
+    out = it.folder / FILES[kind]
+    write_whole(out, script(kind, it, bucket))
     return out

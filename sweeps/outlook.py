@@ -21,7 +21,7 @@ from sweeps.graph import Graph, shared
 from sweeps.memory import Shape, estimate
 from sweeps.recipe import load_layer
 from sweeps.runs import Run, TrainingRun
-from sweeps.train import is_local
+from sweeps.train import digest_of, is_local
 
 MFU = 0.35
 """Share of the hardware's arithmetic that training uses (PaLM, arXiv 2204.02311, section 4.1 defines it)."""
@@ -57,9 +57,13 @@ def steps_of(config: Mapping[str, Any], gpus: int) -> tuple[int, int] | None:
     return steps, steps * per_step
 
 
-@lru_cache
 def _size(path: Path) -> tuple[int, int]:
     """(rows, bytes) of a data file."""
+    return _counted(path, digest_of(path))
+
+
+@lru_cache
+def _counted(path: Path, _digest: str) -> tuple[int, int]:
     with path.open("rb") as file:
         return sum(1 for _ in file), path.stat().st_size
 

@@ -172,14 +172,13 @@ def _set(config: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(node, dict | list):
             raise TypeError(f"{part!r} has no place in {node!r}")
         place: Any = int(part) if isinstance(node, list) else part
+        now = node.get(place) if isinstance(node, dict) else node[place]
         if depth < len(parts):
-            if isinstance(node, dict) and node.get(place) is None:
-                node[place] = {}
-            node = node[place]
+            if now is None:
+                now = node[place] = {}
+            node = now
         else:
-            there = node.get(place) if isinstance(node, dict) else node[place]
-            both = isinstance(value, dict) and isinstance(there, dict)
-            node[place] = _container(OmegaConf.merge(there, value)) if both else value
+            node[place] = _container(OmegaConf.merge(now, value)) if type(now) is type(value) is dict else value
 
 
 def _control(stage: str, name: str) -> list[str]:

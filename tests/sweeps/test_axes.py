@@ -2,6 +2,7 @@
 
 import re
 from copy import deepcopy
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,38 @@ def test_what_is_usual_keeps_its_runs(prepared: Path) -> None:
     assert len(graph(plan(vary(SWEEP, {"seed": [1, 2, 3], "data": ["complementary"]}), False))) == 1 + 2 * 2 * 3
 
 
+VALUES_OF = {
+    "rank": [1, 8],
+    "lr": [1e-4, 1e-3],
+    "model": ["smollm2-135m", "qwen0.5b"],
+    "targets": ["mlp", "all"],
+    "alpha": ["alpha_over_r", "alpha"],
+    "engine": ["axolotl", "unsloth"],
+    "data": ["complementary", "sft"],
+    "cpt": ["explained", "none"],
+    "seed": [1, 2],
+    "num_epochs": [1, 2],
+}
+
+
+@pytest.mark.parametrize("axes", combinations(VALUES_OF, 2))
+def test_any_two_axes_make_as_many_runs_as_combinations(prepared: Path, axes: tuple[str, str]) -> None:
+    points = plan(vary(SWEEP, {axis: VALUES_OF[axis] for axis in axes}), False)
+    tuned = [p.training for p in points if p.training and p.arm.startswith("pairs")]
+    assert len({run.digest for run in tuned}) == len({run.folder for run in tuned}) == len(tuned) == 4
+    assert len({(p.arm, p.seed) for p in points}) == len(points)
+
+
+def test_the_declared_controls_are_as_many_runs_as_they_say(prepared: Path) -> None:
+    sweep = load_sweep("controls")
+    runs = graph(plan(vary(sweep, sweep.grid), False)).values()
+    assert {stage: sum(run.stage == stage for run in runs) for stage in ("cpt", "dpo", "sft", "evaluate")} == {
+        **dict.fromkeys(("dpo", "sft"), 3 * 4),
+        "cpt": 3,
+        "evaluate": 1 + 3 + 6 * 4,
+    }
+
+
 @pytest.mark.parametrize("axis", ["model", "targets", "alpha", "engine", "data", "cpt"])
 def test_an_unknown_value_lists_the_valid_ones(axis: str) -> None:
     with pytest.raises(BadInput, match=re.escape(f"'nope' is no value of {axis} (there are: ")) as caught:
@@ -133,7 +166,7 @@ VALUES = st.sampled_from(["1", "1e-4", "null", "true", "[1, 2]", "{x: 1}", "{d: 
 
 
 @given(st.lists(st.tuples(KEYS, VALUES), max_size=4))
-@settings(max_examples=200)
+@settings(max_examples=300)
 @example([("list.1", "{x: 1}"), ("list.1", "{d: {f: 2}}")])
 def test_a_setting_does_what_omegaconf_does(changes: list[tuple[str, str]]) -> None:
     ours: dict = {"a": 1, "b": {"c": 2, "d": {"e": 3}}, "list": [{"x": 1}, 2]}
