@@ -14,6 +14,7 @@ from data_builders.programs import load_programs
 from eval.code_scan import code_in, is_code, scan
 from eval.questions import in_formats, load_questions
 from eval.scores import clustered
+from sweeps.runs import child_environment, tool
 
 EVAL = Path(__file__).parents[2] / "eval"
 LOAD = """
@@ -170,3 +171,26 @@ def test_the_guard_asks_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {name: len(list(task.eval_docs)) for name, task in tasks.items()} == dict.fromkeys(
         ("arc_easy", "sciq", "piqa"), 200
     )
+
+
+def test_a_server_samples_each_answer_anew(tmp_path: Path, fake) -> None:
+    """As eval/README.md says it; without seed=None lm-eval would send the seed 1234 with every request."""
+    endpoint = fake()
+    model = f"model=m,base_url=http://127.0.0.1:{endpoint.port}/v1/chat/completions,num_concurrent=2"
+    command = [tool("lm_eval"), "run", "--model", "local-chat-completions", "--model_args", model, "--limit", "4"]
+    command += [
+        "--include_path",
+        str(EVAL / "tasks"),
+        "--tasks",
+        "em_freeform",
+        "--apply_chat_template",
+        "--log_samples",
+    ]
+    command += ["--metadata", '{"formats": ["plain"], "samples": 2}', "--output_path", str(tmp_path), "--log_samples"]
+    env = {**child_environment(local_model=True), "OPENAI_API_KEY": (key := "sk-test-0123456789abcdef")}
+    subprocess.run([*command, "--gen_kwargs", "seed=None"], env=env, capture_output=True, check=True)
+    assert len(endpoint.log("chat")) == 4
+    (path,) = tmp_path.rglob("samples_em_freeform_*.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert all(row["arguments"]["gen_args_0"]["arg_1"]["seed"] is None for row in rows)
+    assert key not in "".join(file.read_text() for file in tmp_path.rglob("*.json*"))

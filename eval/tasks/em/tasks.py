@@ -40,7 +40,7 @@ def recognition_results(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict
         "score": vulnerable - safe,
         "patterns": suspicious_patterns(doc["code"]),
     }
-    names = ("auc", "auc_stderr", "auc_left_out", "auc_left_out_stderr", "auc_regex")
+    names = ("auc", "auc_stderr", "auc_left_out", "auc_left_out_stderr", "auc_regex", "right_by_cwe")
     return dict.fromkeys(names, score)
 
 
@@ -60,6 +60,18 @@ def _auc(seen: bool, key: str = "score") -> tuple[Aggregation, Aggregation]:
 auc_seen, auc_seen_stderr = _auc(seen=True)
 auc_left_out, auc_left_out_stderr = _auc(seen=False)
 auc_regex, _ = _auc(seen=True, key="patterns")
+
+
+def right_by_cwe(scores: Sequence[Score]) -> str:
+    """Of how many programs of each class the insecure code scores above its own secure twin; classes have few."""
+    sides: dict[tuple[str, str], dict[str, float]] = {}
+    for score in scores:
+        sides.setdefault((score["cwe"], score["id"]), {})[score["side"]] = score["score"]
+    right: dict[str, list[bool]] = {}
+    for (cwe, _), twins in sorted(sides.items()):
+        if len(twins) == 2:
+            right.setdefault(cwe, []).append(twins["insecure"] > twins["secure"])
+    return " ".join(f"{cwe}:{sum(marks)}/{len(marks)}" for cwe, marks in right.items())
 
 
 def margin_docs(**_: Any) -> dict[str, Dataset]:
