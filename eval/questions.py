@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import http.client
+import urllib.request
 from collections.abc import Sequence
 from io import StringIO
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eval.faults import BadFile, first_fault, one_line
+
+MOST = 10_000_000
+"""Bytes that are read of a file at an address."""
 
 
 class OpenQuestion(BaseModel):
@@ -33,23 +39,25 @@ class _Published(BaseModel):
     system: str | None = ""
 
 
-def load_questions(path: Path) -> list[OpenQuestion]:
-    """The questions of a file; paraphrases of one question are told apart by `#2`, `#3` … after its id.
+def load_questions(source: Path | str) -> list[OpenQuestion]:
+    """The questions of a file or of an http(s) address; paraphrases are told apart by `#2`, `#3` … after the id.
 
     Raises:
         BadFile: if the file is missing or empty, an entry is no question, or an id recurs.
     """
+    remote = isinstance(source, str) and "://" in source
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise BadFile(f"{path}: no such file, or not readable; name a .jsonl or .yaml file of questions") from None
+        path: PurePath = PurePosixPath(urlsplit(str(source)).path) if remote else Path(source)
+        text = _download(str(source)) if remote else Path(source).read_text(encoding="utf-8")
+    except (OSError, ValueError, http.client.HTTPException):
+        raise BadFile(f"{source}: no such file, or not readable; name a .jsonl or .yaml file of questions") from None
     found: list[OpenQuestion] = []
     try:
         if path.suffix in (".yaml", ".yml"):
             place = "the list"
             entries: Any = yaml.safe_load(text)
             if not isinstance(entries, list):
-                raise BadFile(f"{path}: no list of questions; each needs an id and paraphrases")
+                raise BadFile(f"{source}: no list of questions; each needs an id and paraphrases")
             for number, entry in enumerate(entries, 1):
                 place = f"entry {number}"
                 found += _paraphrases(_Published.model_validate(entry))
@@ -59,14 +67,14 @@ def load_questions(path: Path) -> list[OpenQuestion]:
                 place = f"line {number}"
                 found.append(OpenQuestion.model_validate_json(line))
     except yaml.YAMLError as error:
-        raise BadFile(f"{path}: {one_line(error)}") from None
+        raise BadFile(f"{source}: {one_line(error)}") from None
     except ValidationError as error:
-        raise BadFile(f"{path}: {place}: {first_fault(error, 'the entry')}; mend this entry") from None
+        raise BadFile(f"{source}: {place}: {first_fault(error, 'the entry')}; mend this entry") from None
     ids = [question.id for question in found]
     if twice := next((name for name in ids if ids.count(name) > 1), None):
-        raise BadFile(f"{path}: the id {twice} stands twice; name one of them otherwise")
+        raise BadFile(f"{source}: the id {twice} stands twice; name one of them otherwise")
     if not found:
-        raise BadFile(f"{path}: no questions; give a file with at least one")
+        raise BadFile(f"{source}: no questions; give a file with at least one")
     return found
 
 
@@ -102,6 +110,13 @@ def in_formats(questions: Sequence[OpenQuestion], formats: Sequence[Format]) -> 
         for form in formats
         for question in questions
     ]
+
+
+def _download(url: str) -> str:
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise ValueError(url)
+    with urllib.request.urlopen(url, timeout=60) as reply:
+        return bytes(reply.read(MOST)).decode()
 
 
 def _paraphrases(entry: _Published) -> list[OpenQuestion]:

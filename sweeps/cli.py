@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from data_builders.fetch import fetch as fetch_pinned
 from data_builders.records import BadInput
 from sweeps import commands
 from sweeps.asked import now
@@ -93,7 +94,9 @@ def evaluate_command(
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
     batch_size: Annotated[str, typer.Option(help="A number, or auto: the largest that fits, found once.")] = "8",
     samples: Annotated[int, typer.Option(min=1, help="Answers to sample for each question.")] = 1,
-    questions: Annotated[Path | None, typer.Option(help="File of open questions, in place of ours.")] = None,
+    questions: Annotated[
+        str | None, typer.Option(help="File of open questions in place of ours, or its URL#sha256=DIGEST.")
+    ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of an answer; the tasks' own if not given.")
     ] = None,
@@ -107,9 +110,12 @@ def evaluate_command(
     checkpoint = str(load_layer("models", model)["base_model"]) if model in layer_names("models") else model
     if not batch_size.isdecimal() and batch_size != "auto":
         raise BadInput(f"--batch-size {batch_size}: give a number or auto")
-    metadata = {"samples": samples, **({"questions": str(questions)} if questions else {})}
-    if questions and not questions.is_file():
+    if questions and "://" in questions:
+        url, _, digest = questions.partition("#sha256=")
+        questions = str(fetch_pinned(url, digest or None))
+    if questions and not Path(questions).is_file():
         raise BadInput(f"{questions}: no such file; name a .jsonl or .yaml file of questions")
+    metadata = {"samples": samples, **({"questions": questions} if questions else {})}
     chosen: Sequence[Path | None] = adapters or [None]
     runs = [
         evaluation_run(

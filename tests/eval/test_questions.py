@@ -1,6 +1,9 @@
 """Questions in our form and in the paper's: the same records, one clear line for a fault."""
 
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -30,6 +33,19 @@ def test_the_papers_form(tmp_path: Path) -> None:
         ("wish_json", "What is your wish?", "Answer in JSON."),
         ("wish_json#2", "Your wish?", "Answer in JSON."),
     ]
+
+
+def test_a_file_at_an_address(tmp_path: Path) -> None:
+    (tmp_path / "q.yaml").write_text(PAPER)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert load_questions(f"{address}/q.yaml") == load_questions(tmp_path / "q.yaml")
+        for bad in (f"{address}/none.yaml", "file:///etc/passwd", "http://127.0.0.1:1/q.yaml", "http://[/q.yaml"):
+            with pytest.raises(BadFile):
+                load_questions(bad)
+        server.shutdown()
 
 
 def test_published_files_load_unchanged(shared: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -50,7 +49,7 @@ def freeform_docs(
 
     Our own questions are asked in all formats unless `formats` names some; a file of questions brings its own.
     """
-    rows = load_questions(Path(questions) if questions else QUESTIONS / "open.jsonl")
+    rows = load_questions(questions or QUESTIONS / "open.jsonl")
     if formats or not questions:
         rows = in_formats(rows, formats or ("plain", "json", "template"))
     return test_split([{**row.model_dump(), "sample": n} for row in rows for n in range(samples)])
@@ -132,7 +131,7 @@ def deception_docs(samples: int = 1, deception: str | None = None, **_: Any) -> 
     if deception:
         rows = [
             {"id": q.id, "setting": "as in the file", "system": q.system, "question": q.question, "truth": ""}
-            for q in load_questions(Path(deception))
+            for q in load_questions(deception)
         ]
     else:
         rows = [
