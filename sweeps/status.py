@@ -105,7 +105,9 @@ def all_statuses(root: Path) -> list[Progress]:
     """Every run that has a folder, and those that a sweep has planned; what needs the eye first."""
     folders = {path.parent for name in (".lock", "failed.txt", "run.json") for path in root.glob(f"*/*/{name}")}
     for plan in root.glob("*/plan.json"):
-        folders |= {Path(run["folder"]) for run in json.loads(plan.read_text(encoding="utf-8"))["runs"]}
+        # Of a plan's folders the end counts: `root` may be named from elsewhere.
+        planned = json.loads(plan.read_text(encoding="utf-8"))["runs"]
+        folders |= {root.joinpath(*Path(run["folder"]).parts[-2:]) for run in planned}
     return sorted(map(status, folders), key=lambda it: (STATES.index(it.state), it.folder))
 
 
