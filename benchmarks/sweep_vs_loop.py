@@ -1,0 +1,109 @@
+"""`emsweep rank` against a plain shell loop over the same points: python benchmarks/sweep_vs_loop.py [--values 1,8,64]
+
+Baseline, in the same run: for each rank `axolotl preprocess`, `train`, `merge-lora`, and `lm_eval run` on the merged
+model, on the same recipe (its reference asked at every step, as Axolotl has it) in a shell's own environment. CPT, and
+the evaluations of the base and of CPT, are done once before and shared by both sides. Half of the points go to the loop
+first, then the sweep runs, then the other half: a drift of the machine's speed falls on both.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from sweeps.arms import load_sweep, plan
+from sweeps.axes import vary
+from sweeps.evaluate import TASKS
+from sweeps.runs import tool
+
+SHELL = {**os.environ, "PATH": f"{Path(tool('python')).parent}:{os.environ['PATH']}", "AXOLOTL_DO_NOT_TRACK": "1"}
+
+
+def timed(command: Sequence[str], echo: bool = True) -> float:
+    """Seconds of a command, which is printed."""
+    if echo:
+        print("$", shlex.join(command), flush=True)
+    began = time.perf_counter()
+    with Path("log").open("ab") as log:
+        subprocess.run(command, env=SHELL, stdout=log, stderr=log, check=True)
+    return time.perf_counter() - began
+
+
+def loop(points: list, tasks: list[str], evaluation: dict, echo: bool) -> list[dict[str, float]]:
+    """Seconds of each command for each point."""
+    taken = []
+    for point in points:
+        recipe = dict(point.training.recipe.config)
+        name = f"loop-r{recipe['lora_r']}"
+        recipe |= {"output_dir": name, "dataset_prepared_path": f"{name}-prepared", "precompute_ref_log_probs": False}
+        Path(f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+        score = ["lm_eval", "run", "--model", "hf", "--include_path", str(TASKS), "--tasks", ",".join(tasks)]
+        how = f"pretrained={name}/merged,dtype=bfloat16,attn_implementation={evaluation['attention']}"
+        score += ["--model_args", how, "--apply_chat_template", "--batch_size", str(evaluation["batch_size"])]
+        score += ["--metadata", json.dumps(evaluation["metadata"]), "--log_samples", "--output_path", f"{name}-scores"]
+        commands = {
+            "preprocess": ["axolotl", "preprocess", f"{name}.yaml"],
+            "train": ["axolotl", "train", f"{name}.yaml"],
+            "merge": ["axolotl", "merge-lora", f"{name}.yaml"],
+            "evaluate": score,
+        }
+        taken.append({stage: timed(command, echo) for stage, command in commands.items()})
+        echo = False
+    return taken
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--values", default="1,2,4,8,64")
+    parser.add_argument("--steps", type=int, help="Of training; the declared ones if not given.")
+    asked = parser.parse_args()
+    here = Path.cwd()
+    with tempfile.TemporaryDirectory() as name:
+        os.chdir(name)
+        for folder in ("models", "data"):
+            Path(folder).symlink_to(here / folder)
+        declared = load_sweep("rank").model_dump()
+        if asked.steps:
+            for stage in declared["stages"].values():
+                stage["max_steps"] = asked.steps
+        Path("rank.yaml").write_text(yaml.safe_dump(declared))
+        before = {**declared, "arms": {k: a for k, a in declared["arms"].items() if not a["vary"]}, "claims": []}
+        Path("before.yaml").write_text(yaml.safe_dump(before))
+        timed(["emsweep", "demo", "--sweep", "before.yaml"])
+        values = asked.values.split(",")
+        sweep = load_sweep("rank.yaml")
+        points = [
+            p for p in plan(vary(sweep, {"rank": values}), full=False) if p.training and p.training.stage == "dpo"
+        ]
+        evaluation = sweep.evaluation.model_dump()
+        half = len(points) // 2
+        theirs = loop(points[:half], sweep.tasks, evaluation, echo=True)
+        ours = timed(["emsweep", "rank", "--sweep", "rank.yaml", "--values", asked.values])
+        theirs += loop(points[half:], sweep.tasks, evaluation, echo=not half)
+        records = [
+            json.loads((run.folder / "run.json").read_text()) for p in points for run in (p.training, p.evaluation)
+        ]
+        os.chdir(here)
+    mean = {stage: statistics.mean(point[stage] for point in theirs) for stage in theirs[0]}
+    mine = {s: statistics.mean(r["wall_seconds"] for r in records if r["stage"] == s) for s in ("dpo", "evaluate")}
+    whole = sum(sum(point.values()) for point in theirs)
+    print("a point of the loop, s:", ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in mean.items()))
+    print(f"a point of the sweep, s: train {mine['dpo']:.1f}, evaluate {mine['evaluate']:.1f}")
+    print(
+        f"saved a point, s: preprocess and training (threads, memory, shared reference) "
+        f"{mean['preprocess'] + mean['train'] - mine['dpo']:.1f}, merging {mean['merge']:.1f}, "
+        f"evaluation (base kept, threads) {mean['evaluate'] - mine['evaluate']:.1f}"
+    )
+    print(f"{len(points)} points: loop {whole:.0f} s, sweep {ours:.0f} s, ratio {ours / whole:.3f}")
+
+
+if __name__ == "__main__":
+    main()
