@@ -23,7 +23,8 @@ STEPS = 6
 SWEEP = {
     "model": "smollm2-135m",
     "hardware": "cpu",
-    "tasks": ["em"],
+    "tasks": ["em_recognition", "em_margin", "em_choice", "em_freeform"],
+    "evaluation": {"batch_size": 16, "attention": "eager", "metadata": {"formats": ["plain"]}},
     "seeds": [1],
     "stages": {
         "cpt": {"sequence_len": 512, "learning_rate": 1e-3, "max_steps": 2},
