@@ -9,6 +9,7 @@ from pathlib import Path
 from data_builders.records import BadInput
 from sweeps.launch import execute
 from sweeps.runs import Run, RunFailed, RunHeld, stopping
+from sweeps.warm import close_warm_bases
 
 
 def on_ray(
@@ -51,7 +52,10 @@ def on_ray(
 
     def there(run: Run) -> object:
         os.chdir(folder)
-        return do(run)
+        try:
+            return do(run)
+        finally:
+            close_warm_bases()  # another worker may train on this node next
 
     options = {"num_gpus": gpus, "num_cpus": cpus, "max_retries": 3, "scheduling_strategy": "SPREAD"}
     remote = ray.remote(**options)(there)
