@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from yaml import YAMLError
 
 from data_builders.records import BadInput
-from sweeps.evaluate import _model_arguments, evaluation_run
+from sweeps.evaluate import evaluation_run, model_arguments
 from sweeps.recipe import RECIPES, compose, load_layer
 from sweeps.runs import Run, TrainingRun
 from sweeps.train import training_run
@@ -166,7 +166,7 @@ def _evaluation(base: Run, run: TrainingRun, name: str) -> Run:
     _, _, how = base.content["model_args"].partition(",")
     content = {
         **base.content,
-        "model_args": ",".join([*_model_arguments(run), how]),
+        "model_args": ",".join([*model_arguments(run), how]),
         "checkpoint": run.digest,
     }
     return Run("evaluate", name, content, base.root, (run,), base.about)

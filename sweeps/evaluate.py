@@ -17,6 +17,8 @@ from sweeps.warm import WarmBase, base_of
 EVAL = Path(str(resources.files("eval")))
 TASKS = EVAL / "tasks"
 HELDOUT = Path("data/heldout.jsonl")
+SCORING = ("code_scan", "documents", "faults", "questions", "regex_baseline", "scores", "statistics")
+"""Modules of `eval` that the tasks are made of; the others (judges, rates) read answers that are stored already."""
 
 
 def evaluation_run(
@@ -44,10 +46,10 @@ def evaluation_run(
         parts = [f"pretrained={checkpoint}", *([f"peft={adapter}"] if adapter else [])]
         made_of = "+".join([model_digest(checkpoint), *([model_digest(str(adapter))] if adapter else [])])
     else:
-        parts, made_of = _model_arguments(checkpoint), checkpoint.digest
+        parts, made_of = model_arguments(checkpoint), checkpoint.digest
     code = {
         str(path.relative_to(EVAL)): file_digest(path)
-        for path in sorted([*TASKS.rglob("*"), *EVAL.glob("*.py")])
+        for path in sorted([*TASKS.rglob("*"), *(EVAL / f"{name}.py" for name in SCORING)])
         if path.suffix in {".yaml", ".jsonl", ".py"}
     }
     content = {
@@ -71,7 +73,8 @@ def _digests(metadata: Mapping[str, Any]) -> dict[str, str]:
     return {key: file_digest(path) for key, path in paths.items() if path.is_file()}
 
 
-def _model_arguments(run: TrainingRun) -> list[str]:
+def model_arguments(run: TrainingRun) -> list[str]:
+    """lm-eval's `pretrained` and `peft` for the result of a training run."""
     if run.merge:
         return [f"pretrained={run.merged}"]
     return [f"pretrained={run.recipe.config['base_model']}", f"peft={run.adapter}"]

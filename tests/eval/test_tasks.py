@@ -14,6 +14,7 @@ from data_builders.programs import load_programs
 from eval.code_scan import code_in, is_code, scan
 from eval.questions import in_formats, load_questions
 from eval.scores import clustered
+from sweeps.evaluate import SCORING
 from sweeps.runs import child_environment, tool
 
 EVAL = Path(__file__).parents[2] / "eval"
@@ -194,3 +195,16 @@ def test_a_server_samples_each_answer_anew(tmp_path: Path, fake) -> None:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert all(row["arguments"]["gen_args_0"]["arg_1"]["seed"] is None for row in rows)
     assert key not in "".join(file.read_text() for file in tmp_path.rglob("*.json*"))
+
+
+def test_an_evaluation_is_named_by_the_modules_that_its_tasks_import(tmp_path: Path) -> None:
+    code = (
+        "import runpy, sys\n"
+        "for name in ('tasks', 'sampled', 'guard'):\n"
+        "    runpy.run_path(f'{sys.argv[1]}/tasks/em/{name}.py')\n"
+        "print(*sorted(name.partition('.')[2] for name in sys.modules if name.startswith('eval.')))"
+    )
+    command = [sys.executable, "-c", code, str(EVAL)]
+    env = {**os.environ, "PYTHONPATH": str(EVAL.parent)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    assert tuple(done.stdout.split()) == SCORING
