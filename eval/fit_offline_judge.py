@@ -103,13 +103,18 @@ def accuracy(models: dict[str, list[Judged]], p: dict[str, Floats]) -> dict[str,
 
 
 def unseen_questions(models: dict[str, list[Judged]], and_groups: bool) -> float:
-    """Within-question AUC where the judge has not seen the question; nor the model's group, if `and_groups`."""
+    """Within-question AUC where the judge has not seen the question; nor the model's group, if `and_groups`.
+
+    Questions are left out a quarter at a time; with the groups, one question and one group at a time, for then every
+    fit loses both.
+    """
     names = sorted({row.name for rows in models.values() for row in rows})
     groups = sorted({group(model) for model in models})
     rows = [(model, row) for model, rows in models.items() for row in rows]
-    parts = [set(groups[n::FOLDS]) for n in range(FOLDS)] if and_groups else [set(groups)]
+    folds = len(names) if and_groups else FOLDS
+    parts = [{name} for name in groups] if and_groups else [set(groups)]
     p = np.zeros((len(rows), 2))
-    for asked, out in product((set(names[n::FOLDS]) for n in range(FOLDS)), parts):
+    for asked, out in product((set(names[n::folds]) for n in range(folds)), parts):
         known = [r for model, r in rows if r.name not in asked and not (and_groups and group(model) in out)]
         inside = [n for n, (model, row) in enumerate(rows) if row.name in asked and group(model) in out]
         p[inside] = fit(known).probabilities([rows[n][1].answer for n in inside])
