@@ -75,7 +75,12 @@ def main() -> None:
             for stage in declared["stages"].values():
                 stage["max_steps"] = asked.steps
         Path("rank.yaml").write_text(yaml.safe_dump(declared))
-        before = {**declared, "arms": {k: a for k, a in declared["arms"].items() if not a["vary"]}, "claims": []}
+        before = {
+            **declared,
+            "grid": {},
+            "arms": {k: a for k, a in declared["arms"].items() if not a["vary"]},
+            "claims": [],
+        }
         Path("before.yaml").write_text(yaml.safe_dump(before))
         timed(["emsweep", "demo", "--sweep", "before.yaml"])
         values = asked.values.split(",")
