@@ -12,7 +12,7 @@ from typing import Any
 from data_builders.records import BadInput, file_digest
 from sweeps.runs import Run, RunFailed, TrainingRun, call, content_digest, execute_once, tool
 from sweeps.train import is_local, model_digest
-from sweeps.warm import WarmBase, base_of
+from sweeps.warm import WarmBase, base_and_adapter
 
 EVAL = Path(str(resources.files("eval")))
 TASKS = EVAL / "tasks"
@@ -123,8 +123,8 @@ def _evaluate(run: Run, warm: WarmBase | None) -> dict[str, Any]:
     shutil.rmtree(raw, ignore_errors=True)
     pretrained = run.content["model_args"].split(",")[0].removeprefix("pretrained=")
     title, log, local = f"evaluate {run.name}", run.folder / "evaluate.log", is_local(pretrained)
-    if warm is not None and base_of(run):
-        warm.evaluate(title, run, raw, log, local)
+    if warm is not None and (shared := base_and_adapter(run)):
+        warm.evaluate(title, *shared, raw, log, local)
     else:
         call(title, command(run, raw), log, local)
     results = sorted(raw.rglob("results_*.json"))

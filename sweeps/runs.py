@@ -47,7 +47,7 @@ class RunHeld(Exception):
 SLOT: ContextVar[Mapping[str, str] | None] = ContextVar("SLOT", default=None)
 """Environment of the processes that this thread starts: which GPU is theirs."""
 _LOCK: ContextVar[int | None] = ContextVar("_LOCK", default=None)
-children: set[subprocess.Popen[bytes]] = set()
+_children: set[subprocess.Popen[bytes]] = set()
 stopping = threading.Event()
 """Set when no process may be started any more."""
 
@@ -208,31 +208,49 @@ def call(title: str, command: Sequence[str], log: Path, local_model: bool) -> No
         output.write(f"$ {shlex.join(command)}\n".encode())
         output.flush()
         start = output.tell()
-        if stopping.is_set():
-            raise RunFailed(f"{title} was stopped")
-        process = subprocess.Popen(
+        process = spawn(
+            title,
             command,
+            local_model,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=child_environment(local_model),
             pass_fds=() if lock is None else (lock,),
         )
-        children.add(process)
         try:
-            if stopping.is_set():  # since it was asked for
-                process.terminate()
             process.wait()
         finally:
             if process.poll() is None:
                 process.terminate()
                 process.wait()
-            children.discard(process)
+            _children.discard(process)
     if stopping.is_set():
         raise RunFailed(f"{title} was stopped")
     if process.returncode:
         last = last_lines(log, start)
         raise RunFailed(f"{title} ended with exit code {process.returncode}; its log is {log}, which ends:\n  {last}")
+
+
+def spawn(title: str, command: Sequence[str], local_model: bool, **how: Any) -> subprocess.Popen[bytes]:
+    """Starts a process that `stop_children` ends; `how` are Popen's own arguments.
+
+    Raises:
+        RunFailed: if no process may be started any more.
+    """
+    if stopping.is_set():
+        raise RunFailed(f"{title} was stopped")
+    process = subprocess.Popen(command, env=child_environment(local_model), **how)
+    _children.add(process)
+    if stopping.is_set():  # since it was asked for
+        process.terminate()
+    return process
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process of `spawn` at once."""
+    process.kill()
+    process.communicate()
+    _children.discard(process)
 
 
 def last_lines(log: Path, start: int) -> str:
@@ -242,21 +260,21 @@ def last_lines(log: Path, start: int) -> str:
 
 
 def stop_children(patience: float = 15.0) -> None:
-    """Ends all `children`, and theirs; kills what has not ended after `patience` seconds."""
+    """Ends all that `spawn` has started, and theirs; kills what has not ended after `patience` seconds."""
     import psutil
 
     stopping.set()
     tree = []
-    for child in list(children):
+    for child in list(_children):
         try:
             process = psutil.Process(child.pid)
             tree += [*process.children(recursive=True), process]
         except psutil.NoSuchProcess:
             continue
-    for end in (psutil.Process.terminate, psutil.Process.kill):
+    for stop in (psutil.Process.terminate, psutil.Process.kill):
         for process in tree:
             with suppress(psutil.NoSuchProcess):
-                end(process)
+                stop(process)
         _, tree = psutil.wait_procs(tree, timeout=patience)
 
 
