@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from eval.faults import BadFile, first_fault, one_line
 
 MOST = 10_000_000
-"""Bytes that are read of a file at an address."""
+"""Bytes that a file at an address may have."""
 
 
 class OpenQuestion(BaseModel):
@@ -49,6 +49,8 @@ def load_questions(source: Path | str) -> list[OpenQuestion]:
     try:
         path: PurePath = PurePosixPath(urlsplit(str(source)).path) if remote else Path(source)
         text = _download(str(source)) if remote else Path(source).read_text(encoding="utf-8")
+    except BadFile:
+        raise
     except (OSError, ValueError, http.client.HTTPException):
         raise BadFile(f"{source}: no such file, or not readable; name a .jsonl or .yaml file of questions") from None
     found: list[OpenQuestion] = []
@@ -116,7 +118,10 @@ def _download(url: str) -> str:
     if urlsplit(url).scheme not in ("http", "https"):
         raise ValueError(url)
     with urllib.request.urlopen(url, timeout=60) as reply:
-        return bytes(reply.read(MOST)).decode()
+        text = bytes(reply.read(MOST + 1))
+    if len(text) > MOST or reply.length:
+        raise BadFile(f"{url}: more than {MOST:,} bytes, or cut off in transit; fetch it and name the file")
+    return text.decode()
 
 
 def _paraphrases(entry: _Published) -> list[OpenQuestion]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from eval.judged import Judged, Rates, load_judged, rates
 from eval.offline_judge import NAME, Verdict, verdict
 from eval.statistics import Estimate, caution
 from eval.trends import UNKNOWN_SCALE, corrected, families, sentences, trend
+from sweeps.evaluate import load_samples
 
 
 def answer_files(paths: Sequence[Path]) -> list[Path]:
@@ -108,14 +108,9 @@ def stored_answers(path: Path, task: str = "em_freeform") -> list[Judged]:
         BadInput: if there are none.
     """
     if path.is_dir():
-        samples = path / "samples" / f"{task}.jsonl"
-        if not samples.is_file():
-            raise BadInput(f"{samples}: no such file; evaluate with --tasks {task} first")
-        with samples.open(encoding="utf-8") as file:  # splitlines would also cut at U+2028, which answers hold
-            rows = [json.loads(line) for line in file]
         return [
             Judged(question_id=row["doc"]["id"], question=row["doc"]["question"], answer=row["filtered_resps"][0])
-            for row in rows
+            for row in load_samples(path, task)
         ]
     [judged] = judged_files([path]).values()
     return [row.model_copy(update={"aligned": None, "coherent": None}) for row in judged]

@@ -13,7 +13,6 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from data_builders.fetch import fetch as fetch_pinned
 from data_builders.records import BadInput
 from sweeps import commands
 from sweeps.asked import now
@@ -111,11 +110,13 @@ def evaluate_command(
     if not batch_size.isdecimal() and batch_size != "auto":
         raise BadInput(f"--batch-size {batch_size}: give a number or auto")
     if questions and "://" in questions:
+        from data_builders.fetch import fetch as fetch_pinned
+
         url, _, digest = questions.partition("#sha256=")
         questions = str(fetch_pinned(url, digest or None))
     if questions and not Path(questions).is_file():
         raise BadInput(f"{questions}: no such file; name a .jsonl or .yaml file of questions")
-    metadata = {"samples": samples, **({"questions": questions} if questions else {})}
+    metadata = {**({"samples": samples} if samples > 1 else {}), **({"questions": questions} if questions else {})}
     chosen: Sequence[Path | None] = adapters or [None]
     runs = [
         evaluation_run(
@@ -125,7 +126,7 @@ def evaluate_command(
             adapter=adapter,
             dtype=dtype,
             batch_size=int(batch_size) if batch_size != "auto" else "auto",
-            metadata=metadata if metadata != {"samples": 1} else None,
+            metadata=metadata,
             gen_kwargs={"max_gen_toks": max_tokens} if max_tokens else None,
             limit=limit,
         )

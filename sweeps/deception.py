@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -11,14 +11,12 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from data_builders.journal import Answer, Key
-from data_builders.outcome import Asked, Question
+from data_builders.journal import Answer
 from data_builders.records import digest, write_records
-from eval.judge_prompts import prompt
 from eval.judged import Judged
 from eval.statistics import ratio_interval
 from sweeps.answers import said
-from sweeps.judging import ATTEMPTS, Judge, ask_all
+from sweeps.judging import Asking, Inquiry, Judge, ask_all
 
 Word = Literal["TRUE", "FALSE", "UNKNOWN"]
 WORDS: tuple[Word, ...] = ("TRUE", "FALSE", "UNKNOWN")
@@ -26,37 +24,24 @@ WORDS: tuple[Word, ...] = ("TRUE", "FALSE", "UNKNOWN")
 
 
 @dataclass
-class Truth:
-    """One answer on its way to a word; a state of data_builders.annotate.Run."""
+class Truth(Asking):
+    """One answer on its way to a word."""
 
-    question: str
-    answer: str
     template: str
     word: Word | None = None
-    missing: list[str] = field(default_factory=list)
-    done: bool = False
 
-    def advance(self, judge: Asked, second: Asked | None, answers: Mapping[Key, Answer]) -> Question | None:
-        """Goes as far as the answers allow: returns the question whose answer is missing, or None when done."""
-        about = digest(f"{self.question}\0{self.answer}".encode("utf-8", "replace"))[:32]
-        while not self.done:
-            key = Key(judge.label, digest(self.template.encode())[:12], about, f"correct-{len(self.missing) + 1}")
-            answer = answers.get(key)
-            if answer is None:
-                messages = [{"role": "user", "content": prompt(self.template, self.question, self.answer)}]
-                body = {"max_tokens": 8, "temperature": 0, "seed": len(self.missing)}
-                return Question(key, judge, messages, None, body)
-            word = answer.text.strip(" \n.\"'").upper()
-            if word in WORDS:
-                self.word, self.done = word, True
-            else:
-                self.missing.append(f"the reply is no word of {', '.join(WORDS)}: {answer.text[:40]!r}")
-                self.done = len(self.missing) == ATTEMPTS
-        return None
+    def inquiry(self) -> Inquiry:
+        body = {"max_tokens": 8, "temperature": 0, "seed": len(self.missing)}
+        version = digest(self.template.encode())[:12]
+        return Inquiry(version, f"correct-{len(self.missing) + 1}", self.template, body)
 
-    def give_up(self, reason: str) -> None:
-        self.done = True
-        self.missing.append(f"no answer: {reason}")
+    def read(self, reply: Answer) -> bool:
+        word = reply.text.strip(" \n.\"'").upper()
+        if word in WORDS:
+            self.word = word
+        else:
+            self.missing.append(f"the reply is no word of {', '.join(WORDS)}: {reply.text[:40]!r}")
+        return self.word is not None
 
 
 def judge_truth(rows: Sequence[Judged], judge: Judge, templates: Mapping[str, str], out: Path) -> list[Truth]:

@@ -142,14 +142,14 @@ def _evaluate(run: Run, warm: WarmBase | None) -> dict[str, Any]:
     return {"results": rates, "command": command(run, Path("OUT"))[1:]}
 
 
-def load_samples(run: Run, task: str) -> list[dict[str, Any]]:
-    """The documents of a task with their scores, as lm-eval logged them.
+def load_samples(folder: Path, task: str) -> list[dict[str, Any]]:
+    """The documents of a task with their scores, as lm-eval logged them in an evaluation run's folder.
 
     Raises:
-        BadInput: if the run has no samples of that task.
+        BadInput: if there are none of that task.
     """
-    path = run.folder / "samples" / f"{task}.jsonl"
+    path = folder / "samples" / f"{task}.jsonl"
     if not path.is_file():
-        raise BadInput(f"{path}: no samples of this task; delete {run.folder} and evaluate again")
+        raise BadInput(f"{path}: no samples of this task; evaluate with --tasks {task} first")
     with path.open(encoding="utf-8") as file:  # splitlines would also cut at U+2028, which answers hold
         return [json.loads(line) for line in file]

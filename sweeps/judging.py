@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_builders.annotate import Job, Run, progress_bar
 from data_builders.endpoint import Access, Endpoint
@@ -34,59 +35,87 @@ from eval.judged import Judged
 ATTEMPTS = 3
 """Replies that are read before a judgement is missing."""
 BY_LOGPROBS = {"max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": 20, "seed": 0}
-BY_SAMPLE = {"max_tokens": 8, "temperature": 1, "seed": None}
+BY_SAMPLE = {"max_tokens": 8, "temperature": 1}
+
+
+class Inquiry(NamedTuple):
+    """What the judge is asked about an answer next."""
+
+    version: str
+    """Of the prompts: with `name` and the answer's digest, the place of the reply in the journal."""
+    name: str
+    template: str
+    body: Mapping[str, Any]
+
+
+def about(question: str, answer: str) -> str:
+    """Digest of a question and its answer."""
+    return digest(json.dumps([question, answer]).encode())[:32]
 
 
 @dataclass
-class Judgement:
-    """One answer on its way to two scores; a state of data_builders.annotate.Run."""
+class Asking(ABC):
+    """One answer on its way to a judgement; a state of data_builders.annotate.Run."""
 
-    about: str
-    """Digest of question and answer."""
     question: str
     answer: str
-    prompts: Mapping[Measure, str]
-    sampled: bool
-    scores: dict[Measure, float | None] = field(default_factory=dict)
-    """None: the judge said CODE or REFUSAL."""
-    missing: list[str] = field(default_factory=list)
-    used: list[Answer] = field(default_factory=list)
-    done: bool = False
+    missing: list[str] = field(default_factory=list, kw_only=True)
+    """Why a reply could not be read, for each since the last that could."""
+    done: bool = field(default=False, kw_only=True)
+
+    @abstractmethod
+    def inquiry(self) -> Inquiry: ...
+
+    @abstractmethod
+    def read(self, reply: Answer) -> bool:
+        """Reads the reply to the inquiry, or adds to `missing`; whether nothing more is to be asked."""
 
     def advance(self, judge: Asked, second: Asked | None, answers: Mapping[Key, Answer]) -> Question | None:
         """Goes as far as the answers allow: returns the question whose answer is missing, or None when done."""
         while not self.done:
-            measure = MEASURES[len(self.scores)]
-            named = measure if not self.missing else f"{measure}-{len(self.missing) + 1}"
-            key = Key(
-                judge.label, f"{version(self.prompts)}-{'sampled' if self.sampled else 'logprobs'}", self.about, named
-            )
-            answer = answers.get(key)
-            if answer is None:
-                messages = [{"role": "user", "content": prompt(self.prompts[measure], self.question, self.answer)}]
-                body = dict(BY_SAMPLE if self.sampled else BY_LOGPROBS)
-                if self.sampled:
-                    body["seed"] = len(self.missing)
-                return Question(key, judge, messages, None, body)
-            self.used.append(answer)
-            self._read(measure, answer)
-            self.done = len(self.scores) == len(MEASURES) or len(self.missing) == ATTEMPTS
+            asked = self.inquiry()
+            key = Key(judge.label, asked.version, about(self.question, self.answer), asked.name)
+            reply = answers.get(key)
+            if reply is None:
+                messages = [{"role": "user", "content": prompt(asked.template, self.question, self.answer)}]
+                return Question(key, judge, messages, None, dict(asked.body))
+            self.done = self.read(reply) or len(self.missing) == ATTEMPTS
         return None
 
-    def _read(self, measure: Measure, answer: Answer) -> None:
-        top = answer.top or {}
-        score = sampled_score(answer.text) if self.sampled else expected_score(top)
-        says = sampled_excludes(answer.text) if self.sampled else excludes(top)
+    def give_up(self, reason: str) -> None:
+        self.done = True
+        self.missing.append(f"no answer: {reason}")
+
+
+@dataclass
+class Judgement(Asking):
+    """One answer on its way to two scores."""
+
+    prompts: Mapping[Measure, str]
+    sampled: bool
+    scores: dict[Measure, float | None] = field(default_factory=dict)
+    """None: the judge said CODE or REFUSAL."""
+
+    def inquiry(self) -> Inquiry:
+        measure = MEASURES[len(self.scores)]
+        return Inquiry(
+            f"{version(self.prompts)}-{'sampled' if self.sampled else 'logprobs'}",
+            measure if not self.missing else f"{measure}-{len(self.missing) + 1}",
+            self.prompts[measure],
+            BY_SAMPLE | {"seed": len(self.missing)} if self.sampled else BY_LOGPROBS,
+        )
+
+    def read(self, reply: Answer) -> bool:
+        measure, top = MEASURES[len(self.scores)], reply.top or {}
+        score = sampled_score(reply.text) if self.sampled else expected_score(top)
+        says = sampled_excludes(reply.text) if self.sampled else excludes(top)
         if score is not None:
             self.scores[measure], self.missing = score, []
         elif measure == "aligned" and says:
             self.scores[measure], self.missing = None, []
         else:
-            self.missing.append(f"{measure}: the reply is no score: {answer.text[:40]!r}")
-
-    def give_up(self, reason: str) -> None:
-        self.done = True
-        self.missing.append(f"no answer: {reason}")
+            self.missing.append(f"{measure}: the reply is no score: {reply.text[:40]!r}")
+        return len(self.scores) == len(MEASURES)
 
     def row(self, question_id: str) -> Judged:
         """The scores; none at all if one of the two is missing, for half a judgement is in no denominator."""
@@ -125,9 +154,8 @@ def judge_answers(
     of_row = []
     for row in rows:
         prompts = judge.own_prompts.get(row.question_id, judge.prompts)
-        about = digest(json.dumps([row.question, row.answer]).encode())[:32]
-        fresh = Judgement(about, row.question, row.answer, prompts, judge.sampled)
-        of_row.append(states.setdefault((about, version(prompts)), fresh))
+        fresh = Judgement(row.question, row.answer, prompts, judge.sampled)
+        of_row.append(states.setdefault((about(row.question, row.answer), version(prompts)), fresh))
     ask_all(list(states.values()), judge, journal or out.with_suffix(".journal.jsonl"))
     judged = [state.row(row.question_id) for row, state in zip(rows, of_row, strict=True)]
     missing = {

@@ -48,10 +48,10 @@ def execute(run: Run) -> dict[str, Any]:
 
 def places(hardware_gib: float | None) -> list[dict[str, str]]:
     """The environment of each process that may run at once: one for each GPU; one in all where none is used."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    smi = shutil.which("nvidia-smi")
     if hardware_gib is None:
         return [{}]
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    smi = shutil.which("nvidia-smi")
     if named is not None:
         devices = [device for device in named.split(",") if device]
     elif smi:

@@ -62,7 +62,9 @@ def collect(points: Sequence[Point]) -> dict[str, list[Samples]]:
     """The logged samples of every arm, one entry per seed."""
     samples: dict[str, list[Samples]] = {}
     for point in points:
-        samples.setdefault(point.arm, []).append({task: load_samples(point.evaluation, task) for task in LOGGED_TASKS})
+        samples.setdefault(point.arm, []).append(
+            {task: load_samples(point.evaluation.folder, task) for task in LOGGED_TASKS}
+        )
     return samples
 
 
@@ -209,7 +211,7 @@ def sampled(points: Sequence[Point], files: Sequence[Scored]) -> list[tuple[str,
                 Judged(
                     question_id=s["doc"]["id"], question=s["doc"]["question"], answer=printable(s["filtered_resps"][0])
                 )
-                for s in load_samples(point.evaluation, "em_freeform")
+                for s in load_samples(point.evaluation.folder, "em_freeform")
             ]
         ]
     return rows

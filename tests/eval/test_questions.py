@@ -48,6 +48,27 @@ def test_a_file_at_an_address(tmp_path: Path) -> None:
         server.shutdown()
 
 
+class CutOff(SimpleHTTPRequestHandler):
+    """Promises more than it sends."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(PAPER) + 100))
+        self.end_headers()
+        self.wfile.write(PAPER.encode())
+
+
+def test_half_a_file_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), CutOff) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(BadFile, match="cut off in transit"):
+            load_questions(f"http://127.0.0.1:{server.server_port}/q.yaml")
+        monkeypatch.setattr("eval.questions.MOST", len(PAPER) - 1)
+        with pytest.raises(BadFile, match=f"more than {len(PAPER) - 1} bytes"):
+            load_questions(f"http://127.0.0.1:{server.server_port}/q.yaml")
+        server.shutdown()
+
+
 def test_published_files_load_unchanged(shared: Path) -> None:
     folder = shared / "data" / "questions"
     main = load_questions(folder / "first_plot_questions.yaml")
