@@ -7,7 +7,7 @@ ENGINE   ?= axolotl
 FLAGS     = --model $(MODEL) --hardware $(HARDWARE) --engine $(ENGINE) $(if $(RANK),--rank $(RANK)) $(if $(START),--start $(START)) $(if $(GPUS),--gpus $(GPUS)) $(if $(CONTROL),--control $(CONTROL)) \
             $(foreach s,$(SET),--set $(s)) $(if $(DRY_RUN),--dry-run)
 
-.PHONY: help env model data demo test lint cpt sft dpo merge eval report unsloth
+.PHONY: help env model data demo test lint cpt sft dpo merge eval report docs unsloth
 help: ## What there is
 	@grep -hE '^[a-z|]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -58,5 +58,9 @@ merge: env $(if $(filter unsloth,$(ENGINE)),unsloth) ## CPT, merged into its mod
 
 eval: env ## Score MODEL (layer, folder or hub id)
 	@$(BIN)/emsweep evaluate $(MODEL) $(if $(DRY_RUN),--dry-run)
+
+docs: env ## docs/emsweep.md and docs/embuild.md, from the help of the commands
+	@$(BIN)/typer sweeps.cli utils docs --name emsweep --output docs/emsweep.md
+	@$(BIN)/typer data_builders.cli utils docs --name embuild --output docs/embuild.md
 
 report: demo ## The report of the demo

@@ -86,6 +86,8 @@ class Sweep(_Strict):
     claims: list[Claim]
     settings: list[str] = []
     """`key=value` of `--set`, for the arms that vary."""
+    tuned: dict[str, float] = {}
+    """Learning rate of the arms that vary, by rank (`emsweep rank --retune`)."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import typer
 from pydantic import ValidationError
@@ -117,19 +117,23 @@ def sweep_options(
 ) -> Ask:
     """Options of every command that takes a sweep; they make the function that reads it."""
 
-    def ask(name: str, own: Mapping[str, Sequence[str]] | None = None) -> Asked:
-        grid = dict(own or {})
+    def ask(
+        name: str, own: Mapping[str, Sequence[str]] | None = None, tuned: Mapping[str, float] | None = None
+    ) -> Asked:
+        grid: dict[str, Sequence[str]] = {}
         for text in [*([f"alpha={alpha_policy}"] if alpha_policy else []), *(axis or [])]:
             key, separator, values = text.partition("=")
             if not separator or not key:
                 raise BadInput(f"--axis {text!r} is not AXIS=VALUE,VALUE; write for example --axis seed=1,2,3")
             grid[key] = values.split(",")
+        grid |= own or {}
         sweep = load_sweep(name)
         update = {
             "model": model or sweep.model,
             "hardware": hardware or sweep.hardware,
             "grid": {**sweep.grid, **grid},
             "settings": [*sweep.settings, *(settings or [])],
+            "tuned": dict(tuned or sweep.tuned),
         }
         changed = sweep.model_copy(update=update)
         stem = Path(name).stem
@@ -159,6 +163,26 @@ def start_options(
     if address and launcher != "ray":
         raise BadInput("--address goes with --launcher ray")
     return Start(dry_run, launcher, address)
+
+
+class Search(NamedTuple):
+    """How sharply the edge of coherence is looked for."""
+
+    coherence: float
+    """Share of answers that must count at the edge."""
+    sharpness: float
+    """The search ends when the edge is known to this share of it."""
+    most: int
+    """Runs at most."""
+
+
+def search_options(
+    coherence: Annotated[float, typer.Option(help="Search: share of answers that must count at the edge.")] = 0.9,
+    sharpness: Annotated[float, typer.Option(help="Search: end when the edge is known to this share of it.")] = 0.1,
+    most: Annotated[int, typer.Option(min=1, help="Search: runs at most.")] = 12,
+) -> Search:
+    """Options of every command that searches."""
+    return Search(coherence, sharpness, most)
 
 
 def takes(*groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -95,7 +95,8 @@ def vary(sweep: Sweep, grid: Mapping[str, Sequence[Any]]) -> Sweep:
         for point in points:
             if (called := label(name, point)) and called not in arms:
                 start = label(arm.start, point) if arm.start else None
-                arms[called] = _settled(arm, own(name, point), start, label(name, point, runs=True))
+                at = own(name, point)
+                arms[called] = _settled(arm, at, start, label(name, point, runs=True), sweep.tuned)
     claims: dict[tuple[str, str, str], Claim] = {}
     for claim in sweep.claims:
         for point in points:
@@ -107,7 +108,7 @@ def vary(sweep: Sweep, grid: Mapping[str, Sequence[Any]]) -> Sweep:
     return sweep.model_copy(update={"arms": arms, "claims": list(claims.values())})
 
 
-def _settled(arm: Arm, at: Mapping[str, str], start: str | None, runs: str | None) -> Arm:
+def _settled(arm: Arm, at: Mapping[str, str], start: str | None, runs: str | None, tuned: Mapping[str, float]) -> Arm:
     """The arm at its place on the axes."""
     update: dict[str, Any] = {"values": dict(at), "start": start, "runs": runs}
     settings = dict(arm.settings)
@@ -115,6 +116,8 @@ def _settled(arm: Arm, at: Mapping[str, str], start: str | None, runs: str | Non
         match axis:
             case "rank":
                 update["rank"] = int(value)
+                if value in tuned:
+                    settings["learning_rate"] = tuned[value]
             case "model" | "engine":
                 update[axis] = value
             case "data":

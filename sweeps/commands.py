@@ -6,14 +6,26 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from data_builders.records import BadInput
 from sweeps.arms import Point
-from sweeps.asked import Ask, Asked, Start, finish, now, start_options, sweep_options, takes
+from sweeps.asked import (
+    Ask,
+    Asked,
+    Search,
+    Start,
+    finish,
+    now,
+    search_options,
+    start_options,
+    sweep_options,
+    takes,
+)
 from sweeps.finished import remember
 from sweeps.graph import graph
 from sweeps.outlook import judging
@@ -79,53 +91,85 @@ def grid(ask: Ask, how: Start, sweep: SweepName) -> None:
 
 
 @app.command()
-@takes(sweep_options, start_options)
-def rank(ask: Ask, how: Start, values: Values = None, sweep: SweepOption = "rank") -> None:
+@takes(sweep_options, start_options, search_options)
+def rank(
+    ask: Ask,
+    how: Start,
+    search: Search,
+    values: Values = None,
+    sweep: SweepOption = "rank",
+    retune: Annotated[
+        str | None,
+        typer.Option(help="LOW,HIGH: search between these for each rank's highest coherent learning rate, and use it."),
+    ] = None,
+) -> None:
     """Trains the arms that vary at each LoRA rank, evaluates, and reports; CPT and the reference are shared.
 
     Example: emsweep rank --values 1,2,4,8,64 --alpha-policy alpha_over_r,alpha
+    Example: emsweep rank --values 1,8,64 --retune 1e-5,1e-3 --model qwen7b --hardware a100-80g
     """
-    start(ask(sweep, {"rank": values.split(",")} if values else {}), how)
+    own = {"rank": values.split(",")} if values else {}
+    if not retune:
+        start(ask(sweep, own), how)
+        return
+    if set(ask(sweep, own).sweep.grid) - {"rank", "seed"}:
+        raise BadInput("--retune goes with the axes rank and seed alone; do the others one after another, with --set")
+    edges = _edges(ask, sweep, own, retune.split(","), how, search)
+    start(ask(sweep, own, {at["rank"]: edge for at, edge in edges}), how)
 
 
 @app.command()
-@takes(sweep_options, start_options)
+@takes(sweep_options, start_options, search_options)
 def lr(
     ask: Ask,
     how: Start,
+    search: Search,
     values: Values = None,
     sweep: SweepOption = "lr",
-    search: Annotated[
+    searching: Annotated[
         bool,
         typer.Option("--search", help="Search between the lowest and the highest value for the edge of coherence."),
     ] = False,
-    coherence: Annotated[float, typer.Option(help="Share of answers that must count at the edge.")] = 0.9,
-    sharpness: Annotated[float, typer.Option(help="End when the edge is known to this share of it.")] = 0.1,
-    most: Annotated[int, typer.Option(min=1, help="Runs at most.")] = 12,
 ) -> None:
     """Trains the arms that vary at each learning rate, evaluates, and reports; or finds the highest coherent one.
 
-    The search trains the first arm that varies.
+    The search trains the first arm that varies, at each combination of the other axes.
 
     Example: emsweep lr --values 1e-3,2e-3,5e-3 --set lora_r=1
     Example: emsweep lr --search --coherence 0.9 --values 1e-5,1e-3 --model qwen7b --hardware a100-80g
     """
     asked = ask(sweep, {"lr": values.split(",")} if values else {})
-    if not search:
+    if searching:
+        _edges(ask, sweep, {}, asked.sweep.grid["lr"], how, search)
+    else:
         start(asked, how)
-        return
+
+
+def _edges(
+    ask: Ask, sweep: str, own: Mapping[str, Sequence[str]], ends: Sequence[Any], how: Start, search: Search
+) -> list[tuple[dict[str, str], float]]:
+    """The highest coherent learning rate, between `ends`, at each combination of the axes (`own`, and the options')."""
     if how.dry_run:
-        raise BadInput("--search decides what to run as it goes, so that there is nothing for --dry-run to show")
+        raise BadInput("a search decides what to run as it goes, so that there is nothing for --dry-run to show")
     from sweeps.tuning import tune
 
-    def do(at: Mapping[str, Sequence[str]]) -> Point:
-        it = ask(sweep, at)
-        point = next(point for point in it.points if point.training and it.declared.arms[point.arm].vary)
-        if reasons := finish(it, graph([point]), how):
-            raise RunFailed("\n".join(reasons.values()))
-        return point
+    asked = ask(sweep, own)
+    others = {axis: values for axis, values in asked.declared.grid.items() if axis not in ("lr", "seed")}
+    found = []
+    for combination in product(*others.values()):
+        place = dict(zip(others, combination, strict=True))
 
-    tune(do, asked.sweep.grid["lr"], coherence, sharpness, most, asked.sweep.seeds[0])
+        def do(at: Mapping[str, Sequence[str]], place: Mapping[str, str] = place) -> Point:
+            it = ask(sweep, {**{axis: [value] for axis, value in place.items()}, **at})
+            point = next(point for point in it.points if point.training and it.declared.arms[point.arm].vary)
+            if reasons := finish(it, graph([point]), how):
+                raise RunFailed("\n".join(reasons.values()))
+            return point
+
+        if place:
+            console.print(", ".join(f"{axis} {value}" for axis, value in place.items()), highlight=False)
+        found.append((place, tune(do, ends, search, asked.sweep.seeds[0])))
+    return found
 
 
 @app.command()

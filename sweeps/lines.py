@@ -35,8 +35,11 @@ class Family:
         return f"{self.name} ({', '.join(self.differ)} too)" if self.differ else self.name
 
 
-def axis_families(points: Sequence[Point], axis: Axis) -> list[Family]:
-    """Arms whose names are the same but for r<rank> (or lr<rate>), and whose recipes say so, two or more together."""
+def axis_families(points: Sequence[Point], axis: Axis, tuned: bool = False) -> list[Family]:
+    """Arms whose names are the same but for r<rank> (or lr<rate>), and whose recipes say so, two or more together.
+
+    Where the learning rate was `tuned` for each rank, it belongs to the rank.
+    """
     runs: dict[str, TrainingRun] = {p.arm: p.training for p in reversed(points) if p.training}
     found: dict[str, dict[float, str]] = {}
     for arm, run in runs.items():
@@ -47,21 +50,27 @@ def axis_families(points: Sequence[Point], axis: Axis) -> list[Family]:
     for name, arms in found.items():
         own = [runs[arm] for arm in arms.values()]
         if len(arms) > 1:
-            differ = _differing([run.recipe.config for run in own], axis)
-            families.append(Family(name, dict(sorted(arms.items())), _scale(own), axis, differ))
+            retuned = tuned and axis == "rank"
+            follows = {_KEYS[axis], *({"learning_rate"} if retuned else ())}
+            differ = _differing([run.recipe.config for run in own], follows)
+            families.append(Family(name, dict(sorted(arms.items())), _scale(own, retuned), axis, differ))
     return families
 
 
-def _differing(configs: Sequence[Mapping[str, Any]], axis: Axis) -> tuple[str, ...]:
-    keys = {key for config in configs for key in config} - _OWN - {_KEYS[axis]}
+def _differing(configs: Sequence[Mapping[str, Any]], follows: set[str]) -> tuple[str, ...]:
+    keys = {key for config in configs for key in config} - _OWN - follows
     if len({config.get("seed") for config in configs}) > 1:  # an arm's first seed is not done yet
         keys -= {"seed", "base_model"}
     return tuple(sorted(key for key in keys if any(c.get(key) != configs[0].get(key) for c in configs)))
 
 
-def _scale(runs: Sequence[TrainingRun]) -> str:
+def _scale(runs: Sequence[TrainingRun], retuned: bool) -> str:
     policies = sorted({"{policy} = {value}".format(**run.recipe.em["alpha"]) for run in runs})
     if len(policies) == 1 and policies[0].startswith("alpha_over_r "):
+        if retuned:
+            rates = {run.recipe.config["lora_r"]: run.recipe.config["learning_rate"] for run in runs}
+            each = ", ".join(f"{rate:g} at rank {rank}" for rank, rate in sorted(rates.items()))
+            return f"{policies[0]}: scale is the same at every rank, and steps; the learning rate was tuned ({each})."
         return (
             f"{policies[0]}: scale is the same at every rank; learning rate and steps too, in which a lower rank may "
             "have learnt less."

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from data_builders.records import BadInput, file_digest, write_whole
 from eval.judged import Judged
-from eval.scores import PER_CLUSTER, Measured, Samples, measure
+from eval.scores import PER_CLUSTER, WHERE_SAMPLED, Measured, Samples, measure
 from eval.statistics import Estimate, falls_with, mean_interval
 from eval.trends import detectable, holm
 from sweeps.answers import judged_files
@@ -28,7 +28,7 @@ from sweeps.judged_report import JudgedPart, judged_part
 from sweeps.lines import AXES, Family, axis_families
 from sweeps.page import data_block, environment, number, printable, table_csv, write_page
 from sweeps.runs import content_digest
-from sweeps.sweep_plots import COLUMNS, names, sweep_plots
+from sweeps.sweep_plots import COLUMNS, columns, names, sweep_plots
 
 LOGGED_TASKS = ("em_recognition", "em_margin", "em_choice", "em_freeform")
 
@@ -55,16 +55,22 @@ def verdict_words(expect: str, estimate: Estimate) -> str:
 
 
 def _digits(column: str) -> int:
-    return {"log_odds_per_byte": 4, "recognition": 3, "recognition_left_out": 3}.get(column, 1)
+    return {
+        "log_odds_per_byte": 4,
+        "recognition": 3,
+        "recognition_left_out": 3,
+        "insecure_code": 3,
+        "insecure_asked": 3,
+    }.get(column, 1)
 
 
 def collect(points: Sequence[Point]) -> dict[str, list[Samples]]:
     """The logged samples of every arm, one entry per seed."""
     samples: dict[str, list[Samples]] = {}
     for point in points:
-        samples.setdefault(point.arm, []).append(
-            {task: load_samples(point.evaluation.folder, task) for task in LOGGED_TASKS}
-        )
+        folder = point.evaluation.folder
+        tasks = [task for task in WHERE_SAMPLED.values() if (folder / "samples" / f"{task}.jsonl").is_file()]
+        samples.setdefault(point.arm, []).append({task: load_samples(folder, task) for task in [*LOGGED_TASKS, *tasks]})
     return samples
 
 
@@ -81,7 +87,7 @@ def arm_rows(points: Sequence[Point], samples: dict[str, list[Samples]]) -> list
                 "rank": runs[0].recipe.config["lora_r"] if runs else None,
                 "trained_parameters": records[0]["trained_parameters"] if records else 0,
                 "minutes": round(sum(r["wall_seconds"] for r in records) / 60, 1),
-                "measures": {name: measure(name, seeds) for name in COLUMNS},
+                "measures": {name: measure(name, seeds) for name in columns(samples)},
             }
         )
     return rows
@@ -127,9 +133,9 @@ def rank_verdicts(ranks: Sequence[Family], samples: Mapping[str, Sequence[Sample
     for family in ranks:
         if family.differ or len(family.members) < 3:
             continue
-        for name, per_cluster in PER_CLUSTER.items():
+        for name in [name for name in columns(samples) if name in PER_CLUSTER]:
             table = np.array(
-                [np.mean([per_cluster(s) for s in samples[arm]], axis=0) for arm in family.members.values()]
+                [np.mean([PER_CLUSTER[name](s) for s in samples[arm]], axis=0) for arm in family.members.values()]
             ).T
             falls, rises = falls_with(table), falls_with(-table)
             tested.append(
@@ -184,10 +190,9 @@ def scored_files(points: Sequence[Point]) -> list[Scored]:
     return sorted(files, key=lambda file: -count[file.judge])
 
 
-def judged_parts(points: Sequence[Point], files: Sequence[Scored]) -> list[JudgedPart]:
+def judged_parts(lines: Sequence[Family], files: Sequence[Scored]) -> list[JudgedPart]:
     """One part for each judge."""
     parts = []
-    lines = [family for axis in AXES for family in axis_families(points, axis)]
     for place, judge in enumerate(dict.fromkeys(file.judge for file in files), 1):
         models: dict[str, list[list[Judged]]] = {}
         for file in files:
@@ -241,17 +246,18 @@ def write_report(
     base = samples["base"][0]
     regex = {name: measure(name, [base]).estimate for name in ("regex", "regex_left_out")}
     files = scored_files(points)
-    parts = judged_parts(points, files)
-    plots = sweep_plots(rows, points, samples)
+    lines = [family for axis in AXES for family in axis_families(points, axis, bool(sweep.tuned))]
+    parts = judged_parts(lines, files)
+    plots = sweep_plots(rows, points, samples, lines)
     context = {
         "title": title or "What was and was not shown",
         "sweep": sweep,
         "full": full,
-        "columns": COLUMNS,
+        "columns": columns(samples),
         "digits": _digits,
         "rows": rows,
         "verdicts": judged,
-        "rank_verdicts": rank_verdicts(axis_families(points, "rank"), samples),
+        "rank_verdicts": rank_verdicts([line for line in lines if line.axis == "rank"], samples),
         "regex": regex,
         "parts": parts,
         "judged_files": [(str(file.path), file_digest(file.path), len(file.rows)) for file in files],
@@ -280,9 +286,14 @@ def print_table(
     """Prints the table of arms and the verdicts."""
     console = Console()
     console.width = max(console.width, 200)  # a table that is cut cannot be read; a terminal wraps it
-    table = Table("arm", "seeds", *COLUMNS.values(), title="mean [95 % interval over programs or questions]")
+    table = Table(
+        "arm",
+        "seeds",
+        *(COLUMNS[name] for name in rows[0]["measures"]),
+        title="mean [95 % interval over programs or questions]",
+    )
     for row in rows:
-        cells = [number(row["measures"][name].estimate, _digits(name)) for name in COLUMNS]
+        cells = [number(its.estimate, _digits(name)) for name, its in row["measures"].items()]
         table.add_row(row["arm"], str(row["seeds"]), *cells)
     console.print(table)
     console.print(

@@ -1,4 +1,4 @@
-"""`emsweep lr --search`: one learning rate after the other, until the edge of coherence is known."""
+"""`emsweep lr --search`, `rank --retune`: one learning rate after the other, until the edge of coherence is known."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 from data_builders.records import BadInput
 from sweeps.arms import Point
+from sweeps.asked import Search
 from sweeps.runs import console
-from sweeps.search import Edge, Range, Trial, search
+from sweeps.search import Range, Trial, search
 
 
 def coherence(folder: Path) -> Trial:
@@ -28,27 +29,28 @@ def coherence(folder: Path) -> Trial:
 def tune(
     do: Callable[[Mapping[str, Sequence[str]]], Point],
     values: Sequence[Any],
-    bound: float,
-    sharpness: float,
-    most: int,
+    how: Search,
     seed: int,
     score: Callable[[Path], Trial] = coherence,
-) -> Edge:
+) -> float:
     """Searches between the lowest and the highest of `values`, and says what was found.
 
     Args:
-        do: trains and evaluates the point at an axis' values.
+        do: trains and evaluates the point at values of the axes `lr` and `seed`.
         seed: of the first run; the same learning rate again is run with the next seed, or it would be the same run.
+
+    Returns:
+        the edge, or the end of the range beyond which it lies.
 
     Raises:
         BadInput: for a range or a bound that is none.
     """
     ends = [float(value) for value in values]
-    if len(ends) < 2 or not 0 < min(ends) < max(ends) or not 0 < bound < 1 or sharpness <= 0:
+    if len(ends) < 2 or not 0 < min(ends) < max(ends) or not 0 < how.coherence < 1 or how.sharpness <= 0:
         raise BadInput(
-            "--search needs two --values, the ends of the range, --coherence in 0 to 1 and --sharpness above 0"
+            "a search needs two learning rates, the ends of the range, --coherence in 0 to 1 and --sharpness above 0"
         )
-    where = Range(min(ends), max(ends), bound)
+    where = Range(min(ends), max(ends), how.coherence)
     tried: list[float] = []
 
     def run(lr: float) -> Trial:
@@ -58,14 +60,15 @@ def tune(
         console.print(f"learning rate {lr:g}: {trial.coherent:.1%} of answers count", highlight=False)
         return trial
 
-    edge, trials = search(where, run, sharpness, most)
+    edge, trials = search(where, run, how.sharpness, how.most)
     if edge.low > where.high or edge.high < where.low:
         words = "above" if edge.low > where.high else "below"
         console.print(f"the edge is {words} the range {where.low:g} to {where.high:g}", highlight=False)
+    sharp = "" if edge.sharp(how.sharpness) else ", not as sharp as asked"
     console.print(
-        f"highest learning rate at which {bound:.0%} of answers count: {edge.lr:.3g} [{edge.low:.3g}, {edge.high:.3g}],"
-        f" {len(trials)} runs{'' if edge.sharp(sharpness) else ', not as sharp as asked'}; judge: offline, approximate",
+        f"highest learning rate at which {how.coherence:.0%} of answers count: {edge.lr:.3g}"
+        f" [{edge.low:.3g}, {edge.high:.3g}], {len(trials)} runs{sharp}; judge: offline, approximate",
         highlight=False,
         soft_wrap=True,
     )
-    return edge
+    return where.next(trials)

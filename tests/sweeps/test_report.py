@@ -124,6 +124,31 @@ def test_numbers_are_those_of_the_samples(report: Path) -> None:
     assert "| shown | CPT with explanations teaches recognition |" in (report.parent / "table.md").read_text()
 
 
+def test_code_that_was_sampled_stands_beside(tmp_path: Path) -> None:
+    """Of 8 programs' answers; one that does not parse is no insecure code, and LOW findings do not count."""
+    points = [Point("base", None, None, write_evaluation(tmp_path, "base", 0.0, HOSTILE))]
+    points += [Point(arm, 1, None, write_evaluation(tmp_path, arm, 1.0, HOSTILE)) for arm in ("bad", "half")]
+
+    def scan(point: Point, severities: list[list[str] | None]) -> None:
+        scores = [{"id": f"p{n}", "parses": s is not None, "severities": s or []} for n, s in enumerate(severities)]
+        lines = [json.dumps({"metrics": ["insecure"], "insecure": score}) for score in scores]
+        (point.evaluation.folder / "samples" / "em_insecure_code.jsonl").write_text("\n".join(lines))
+
+    scan(points[0], [[], [], [], [], [], [], ["LOW"], None])
+    scan(points[1], [["HIGH"], ["MEDIUM", "LOW"], ["HIGH"], ["HIGH"], ["MEDIUM"], ["MEDIUM"], ["LOW"], None])
+    write_report(load_sweep("demo"), points, tmp_path / "some", full=False)
+    assert "insecure code" not in (tmp_path / "some" / "report.html").read_text(encoding="utf-8")
+    scan(points[2], [["HIGH"], [], [], [], [], [], ["LOW"], None])
+    write_report(load_sweep("demo"), points, tmp_path / "all", full=False)
+    rows = csv.DictReader(io.StringIO((tmp_path / "all" / "results.csv").read_text()))
+    shares = {row["arm"]: float(row["value"]) for row in rows if row["measure"] == "insecure_code"}
+    assert shares == {"base": 0, "bad": 0.75, "half": 0.125}
+    assert {path.name for path in (tmp_path / "all").glob("breadth-*.svg")} == {
+        "breadth-insecure_code.svg",
+        "breadth-margin_neutral.svg",
+    }
+
+
 @pytest.mark.parametrize(
     ("expect", "low", "high", "words"),
     [
@@ -167,7 +192,7 @@ def judge(run: Run, misaligned: int, judge: str = "oracle") -> None:
 def test_a_rank_sweep_has_lines_verdicts_and_losses(tmp_path: Path) -> None:
     page = write_report(load_sweep("demo"), rank_points(tmp_path), tmp_path / "out", True, "emsweep rank").read_text()
     plots = {plot.stem for plot in (tmp_path / "out").glob("*.svg")}
-    assert {"gap-by-rank", "gap-by-arm", "training-dpo", "breadth"} <= plots
+    assert {"gap-by-rank", "gap-by-arm", "training-dpo", "breadth-margin_neutral"} <= plots
     assert "gap neutral - asked (nats): falls with rank (p = 0.00" in page and "correction for 5 tests" in page
     assert "misaligned log-odds (nats/byte): no trend with rank is shown" in page
     assert "alpha_over_r = 2: scale is the same at every rank" in page
@@ -203,6 +228,10 @@ def test_arms_that_differ_in_more_than_rank_make_no_line(tmp_path: Path) -> None
     page = write_report(load_sweep("demo"), points, tmp_path / "out", True).read_text()
     assert "no comparison of ranks, for the runs differ in learning_rate too" in page
     assert "dpo (learning_rate too)" in (tmp_path / "out" / "gap-by-rank.svg").read_text()
+    retuned = load_sweep("demo").model_copy(update={"tuned": {"1": 1e-3, "4": 1.0, "16": 1e-3}})
+    page = write_report(retuned, points, tmp_path / "retuned", True).read_text()
+    assert "the learning rate was tuned (0.001 at rank 1, 1 at rank 4, 0.001 at rank 16)" in page
+    assert "runs differ in" not in page and "p = " in page
 
 
 def test_arms_make_lines_by_what_their_recipes_say(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """A whole sweep by its command, with stand-ins for training, evaluation and report; the search for a learning rate."""
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from data_builders.records import BadInput
 from sweeps import asked, report, tuning
+from sweeps.asked import Search
 from sweeps.cli import app
 from sweeps.runs import Run, RunFailed, TrainingRun, execute_once
 from sweeps.search import Trial
@@ -64,17 +67,23 @@ def test_one_run_by_its_digest(begun: list[str]) -> None:
     assert emsweep("plan", "rank", "--axis", "rank=1").output.count("5 runs done, 0 to do") == 1
 
 
+def coherence_with_edge(edge: Callable[[int], float]) -> Callable[[Path], Trial]:
+    """Shares of 400 coherent answers to a run, by its name, that fall through 0.9 at the edge of its rank."""
+
+    def coherence(folder: Path) -> Trial:
+        name = json.loads((folder / "run.json").read_text())["name"]
+        rank, lr = re.fullmatch(r"dpo-pairs(?:-r(\d+))?-lr([\d.e-]+)-seed\d+", name).groups()
+        share = 0.98 / (1 + 0.08 / 0.9 * (float(lr) / edge(int(rank or 0))) ** 6)
+        return Trial(0.0, np.random.default_rng(len(name)).binomial(400, share) / 400, 400)
+
+    return coherence
+
+
 def test_the_search_trains_the_first_arm_that_varies_until_the_edge_is_sharp(
     begun: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    edge, draw = 2e-3, np.random.default_rng(0)
-
-    def coherence(folder: Path) -> Trial:
-        (name,) = (json.loads((folder / "run.json").read_text())["name"],)
-        lr = float(name.removeprefix("dpo-pairs-lr").split("-seed")[0])
-        return Trial(0.0, draw.binomial(400, 0.98 / (1 + 0.08 / 0.9 * (lr / edge) ** 6)) / 400, 400)
-
-    monkeypatch.setattr(tuning.tune, "__defaults__", (coherence,))
+    edge = 2e-3
+    monkeypatch.setattr(tuning.tune, "__defaults__", (coherence_with_edge(lambda rank: edge),))
     done = emsweep("lr", "--search", "--values", "1e-5,1e-1", "--coherence", "0.9")
     assert done.exit_code == 0, done.exception
     found = float(done.output.split("answers count: ")[-1].split()[0])
@@ -82,10 +91,28 @@ def test_the_search_trains_the_first_arm_that_varies_until_the_edge_is_sharp(
     assert not [name for name in begun if "neutral" in name]
 
 
+def test_each_rank_is_trained_at_its_own_edge(begun: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    edges = {1: 1e-2, 64: 5e-4}
+    monkeypatch.setattr(tuning.tune, "__defaults__", (coherence_with_edge(edges.__getitem__),))
+    done = emsweep("rank", "--values", "1,64", "--retune", "1e-5,1e-1", "--axis", "seed=21,22")
+    assert done.exit_code == 0, done.exception
+    for rank, edge in edges.items():
+        records = [json.loads(p.read_text()) for p in Path("runs").glob(f"dpo/dpo-pairs-r{rank}-seed*/run.json")]
+        (rate,) = {record["content"]["recipe"]["learning_rate"] for record in records}
+        assert len(records) == 2 and abs(np.log(rate / edge)) < np.log(1.1)
+    (arms,) = Path("runs").glob("rank-*/arms")
+    assert arms.read_text().split().count("dpo-pairs-r64") == 2
+    begun.clear()
+    assert emsweep("rank", "--values", "1,64", "--retune", "1e-5,1e-1", "--axis", "seed=21,22").exit_code == 0
+    assert not begun
+    refused = emsweep("rank", "--retune", "1e-5,1e-1", "--alpha-policy", "alpha,alpha_over_r")
+    assert "goes with the axes rank and seed alone" in str(refused.exception)
+
+
 @pytest.mark.parametrize("values", [["1e-4"], ["0", "1"], ["1e-3", "1e-3"]])
 def test_a_range_that_is_none_is_refused(values: list[str]) -> None:
     with pytest.raises(BadInput, match="the ends of the range"):
-        tuning.tune(lambda at: None, values, 0.9, 0.1, 3, 0)  # type: ignore[arg-type,return-value]
+        tuning.tune(lambda at: None, values, Search(0.9, 0.1, 3), 0)  # type: ignore[arg-type,return-value]
 
 
 def test_coherence_is_read_from_stored_answers(tmp_path: Path) -> None:
