@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, wraps
+from functools import cached_property, partial, wraps
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, cast
 
@@ -150,19 +150,26 @@ class Start:
     dry_run: bool
     launcher: str
     address: str | None
+    prune: float | None = None
 
 
 def start_options(
     dry_run: DryRun = False,
     launcher: Annotated[str, typer.Option(help="local: this machine; ray: a Ray cluster.")] = "local",
     address: Annotated[str | None, typer.Option(help="Of the Ray cluster; without it one is started here.")] = None,
+    prune: Annotated[
+        float | None,
+        typer.Option(help="End DPO and SFT at a checkpoint where fewer than this share of answers count, for sure."),
+    ] = None,
 ) -> Start:
     """Options of every command that starts a sweep."""
     if launcher not in ("local", "ray"):
         raise BadInput(f"unknown launcher {launcher!r} (there are: local, ray)")
     if address and launcher != "ray":
         raise BadInput("--address goes with --launcher ray")
-    return Start(dry_run, launcher, address)
+    if prune is not None and not 0 < prune < 1:
+        raise BadInput(f"--prune {prune:g}: give a share of coherent answers between 0 and 1, such as 0.5")
+    return Start(dry_run, launcher, address, prune)
 
 
 class Search(NamedTuple):
@@ -205,14 +212,18 @@ def takes(*groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callab
     return give
 
 
-def finish(it: Asked, runs: Graph, how: Start) -> dict[str, str]:
-    """Does the runs where it was asked for; returns why, by digest, for each that failed."""
+def finish(it: Asked, runs: Graph, how: Start) -> dict[str, BaseException]:
+    """Does the runs where it was asked for; returns why, by digest, for each that failed or was pruned."""
     do: Callable[[Run], object] = execute
+    if how.prune is not None:
+        from sweeps.prune import coherent
+
+        do = partial(execute, check=coherent(how.prune, it.sweep.evaluation.model_dump()))
     slots = it.places
     if how.launcher == "ray":
         from sweeps.on_ray import on_ray
 
-        do, at_once = on_ray(how.address, int(it.hardware["memory_gib"] is not None))
+        do, at_once = on_ray(how.address, int(it.hardware["memory_gib"] is not None), do)
         slots = [{}] * at_once
     try:
         return launch(runs, do, slots, finished=write_index)
@@ -232,5 +243,5 @@ def now(runs: Sequence[Run]) -> None:
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     if reasons:
-        raise RunFailed("\n".join(reasons.values()))
+        raise RunFailed("\n".join(map(str, reasons.values())))
     write_index(runs[0].root)

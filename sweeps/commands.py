@@ -26,10 +26,10 @@ from sweeps.asked import (
     sweep_options,
     takes,
 )
-from sweeps.finished import remember
+from sweeps.finished import left_out, remember
 from sweeps.graph import graph
 from sweeps.outlook import judging
-from sweeps.runs import RunFailed, console, content_digest
+from sweeps.runs import Pruned, RunFailed, console, content_digest
 from sweeps.status import STATES, all_statuses, status_lines
 
 app = typer.Typer()
@@ -61,13 +61,17 @@ def start(it: Asked, how: Start) -> None:
         from sweeps.report import write_report
         from sweeps.sweep_plots import names
 
-        missing = names([point for point in it.points if not point.evaluation.done])
+        lost = [point for point in it.points if not point.evaluation.done]
+        missing = [
+            left_out(name, [run.folder for run in (point.training, point.evaluation) if run])
+            for name, point in zip(names(lost), lost, strict=True)
+        ]
         out = write_report(it.declared, done, it.folder, it.full, named, missing)
         console.print(f"{out} ({time.monotonic() - began:.0f} s)", highlight=False)
-    if reasons:
-        lines = [f"{it.runs[digest].folder}: {why}" for digest, why in reasons.items()]
+    failed = [f"{it.runs[digest].folder}: {why}" for digest, why in reasons.items() if not isinstance(why, Pruned)]
+    if failed:
         left = len(it.points) - len(done)
-        raise RunFailed("\n".join([f"{len(lines)} runs failed, and {left} points are missing:", *lines]))
+        raise RunFailed("\n".join([f"{len(failed)} runs failed, and {left} points are missing:", *failed]))
 
 
 @app.command()
@@ -149,6 +153,8 @@ def _edges(
     ask: Ask, sweep: str, own: Mapping[str, Sequence[str]], ends: Sequence[Any], how: Start, search: Search
 ) -> list[tuple[dict[str, str], float]]:
     """The highest coherent learning rate, between `ends`, at each combination of the axes (`own`, and the options')."""
+    if how.prune is not None:
+        raise BadInput("a search looks for where coherence ends, so that nothing is to be pruned; leave --prune out")
     if how.dry_run:
         raise BadInput("a search decides what to run as it goes, so that there is nothing for --dry-run to show")
     from sweeps.tuning import tune
@@ -163,7 +169,7 @@ def _edges(
             it = ask(sweep, {**{axis: [value] for axis, value in place.items()}, **at})
             point = next(point for point in it.points if point.training and it.declared.arms[point.arm].vary)
             if reasons := finish(it, graph([point]), how):
-                raise RunFailed("\n".join(reasons.values()))
+                raise RunFailed("\n".join(map(str, reasons.values())))
             return point
 
         if place:

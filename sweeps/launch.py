@@ -20,17 +20,17 @@ from rich.text import Text
 from data_builders.records import write_whole
 from sweeps.evaluate import evaluate
 from sweeps.graph import Graph, State, lost, ready
-from sweeps.runs import SLOT, Run, RunFailed, RunHeld, TrainingRun, console, stop_children, stopping
+from sweeps.runs import SLOT, Pruned, Run, RunFailed, RunHeld, TrainingRun, console, stop_children, stopping
 from sweeps.status import progress, status_lines
-from sweeps.train import train
+from sweeps.train import Check, train
 from sweeps.warm import close_warm_bases, warm_base
 
 LOOK_AGAIN = 2.0
 """Seconds until a run that another process holds is tried again."""
 
 
-def execute(run: Run) -> dict[str, Any]:
-    """Does one run in this thread; the runs that it builds on must be done.
+def execute(run: Run, check: Check | None = None) -> dict[str, Any]:
+    """Does one run in this thread; the runs that it builds on must be done. `check` looks at checkpoints of DPO, SFT.
 
     Raises:
         RunFailed: if it fails, or one of those is not done.
@@ -42,7 +42,7 @@ def execute(run: Run) -> dict[str, Any]:
     warm = warm_base()
     if isinstance(run, TrainingRun):
         warm.close()  # its memory is the training's
-        return train(run)
+        return train(run, check if run.stage != "cpt" else None)
     return evaluate(run, warm)
 
 
@@ -68,7 +68,7 @@ def launch(
     do: Callable[[Run], object] = execute,
     slots: Sequence[Mapping[str, str]] = ({},),
     finished: Callable[[], object] = lambda: None,
-) -> dict[str, str]:
+) -> dict[str, BaseException]:
     """Does all runs that are not done, each after those that it builds on.
 
     One that fails is tried once more (training goes on from its checkpoint), then given up with all that builds on it,
@@ -79,13 +79,13 @@ def launch(
         finished: called after each run that ends well.
 
     Returns:
-        why, by digest, for each run that failed.
+        why, by digest, for each run that failed or was pruned.
 
     Raises:
         KeyboardInterrupt: on SIGINT or SIGTERM, when all processes have ended.
     """
     states: dict[str, State] = {digest: "done" if run.done else "waiting" for digest, run in runs.items()}
-    reasons: dict[str, str] = {}
+    reasons: dict[str, BaseException] = {}
     again: dict[str, float] = {}
     free = [*slots]
     running: dict[Future[object], tuple[str, Mapping[str, str]]] = {}
@@ -129,8 +129,8 @@ def launch(
                     if not error:
                         finished()
                         continue
-                    reasons[digest] = str(error) or repr(error)
-                    write_whole(runs[digest].folder / "failed.txt", f"{reasons[digest]}\n")
+                    reasons[digest] = error
+                    write_whole(runs[digest].folder / "failed.txt", f"{str(error) or repr(error)}\n")
                     for other in lost(runs, digest):
                         states[other] = "blocked"
         except BaseException:
@@ -146,7 +146,7 @@ def _twice(do: Callable[[Run], object], run: Run, slot: Mapping[str, str]) -> ob
     try:
         return do(run)
     except RunFailed as error:
-        if stopping.is_set():
+        if stopping.is_set() or isinstance(error, Pruned):
             raise
         console.print(f"{run.folder}: failed once, tried again: {error}", markup=False, highlight=False, soft_wrap=True)
         return do(run)
@@ -154,7 +154,7 @@ def _twice(do: Callable[[Run], object], run: Run, slot: Mapping[str, str]) -> ob
 
 def _tell(run: Run, states: Mapping[str, State], error: BaseException | None) -> None:
     done = sum(state == "done" for state in states.values())
-    words = f"failed: {error}" if error else "done"
+    words = "done" if not error else str(error) if isinstance(error, Pruned) else f"failed: {error}"
     console.print(f"{done}/{len(states)} {run.folder}: {words}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -40,12 +40,18 @@ class RunFailed(Exception):
     """A run that ended in failure; the message names its log and gives its last lines."""
 
 
+class Pruned(RunFailed):
+    """A training run that was ended at a checkpoint, since it was not worth going on."""
+
+
 class RunHeld(Exception):
     """Another process is at work on this run."""
 
 
 SLOT: ContextVar[Mapping[str, str] | None] = ContextVar("SLOT", default=None)
 """Environment of the processes that this thread starts: which GPU is theirs."""
+LOOK = 1.0
+"""Seconds between looks at whether a process is to be ended."""
 _LOCK: ContextVar[int | None] = ContextVar("_LOCK", default=None)
 _children: set[subprocess.Popen[bytes]] = set()
 stopping = threading.Event()
@@ -196,8 +202,13 @@ def child_environment(local_model: bool) -> dict[str, str]:
     return env
 
 
-def call(title: str, command: Sequence[str], log: Path, local_model: bool) -> None:
-    """Runs a command with its output in `log` (appended).
+def call(
+    title: str, command: Sequence[str], log: Path, local_model: bool, until: Callable[[], bool] | None = None
+) -> bool:
+    """Runs a command with its output in `log` (appended), or ends it as soon as `until` says so.
+
+    Returns:
+        whether it ended by itself.
 
     Raises:
         RunFailed: if it does not end well.
@@ -217,18 +228,25 @@ def call(title: str, command: Sequence[str], log: Path, local_model: bool) -> No
             stderr=subprocess.STDOUT,
             pass_fds=() if lock is None else (lock,),
         )
+        reached = False
         try:
-            process.wait()
+            while process.poll() is None and not reached:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(None if until is None else LOOK)
+                reached = until is not None and process.poll() is None and until()
         finally:
             if process.poll() is None:
-                process.terminate()
+                _end_trees([process])
                 process.wait()
             _children.discard(process)
     if stopping.is_set():
         raise RunFailed(f"{title} was stopped")
+    if reached:
+        return False
     if process.returncode:
         last = last_lines(log, start)
         raise RunFailed(f"{title} ended with exit code {process.returncode}; its log is {log}, which ends:\n  {last}")
+    return True
 
 
 def spawn(title: str, command: Sequence[str], local_model: bool, **how: Any) -> subprocess.Popen[bytes]:
@@ -261,11 +279,15 @@ def last_lines(log: Path, start: int) -> str:
 
 def stop_children(patience: float = 15.0) -> None:
     """Ends all that `spawn` has started, and theirs; kills what has not ended after `patience` seconds."""
+    stopping.set()
+    _end_trees(list(_children), patience)
+
+
+def _end_trees(roots: Sequence[subprocess.Popen[bytes]], patience: float = 15.0) -> None:
     import psutil
 
-    stopping.set()
     tree = []
-    for child in list(_children):
+    for child in roots:
         try:
             process = psutil.Process(child.pid)
             tree += [*process.children(recursive=True), process]

@@ -6,8 +6,9 @@ import json
 import math
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +88,23 @@ def model_digest(base_model: str) -> str:
     return "+".join(digest_of(path) for path in weights)
 
 
-def train(run: TrainingRun) -> dict[str, Any]:
+Check = Callable[[TrainingRun, Path], float]
+"""Scores a checkpoint of a run; raises Pruned where it is not worth going on."""
+
+
+def train(run: TrainingRun, check: Check | None = None) -> dict[str, Any]:
     """Executes a training run, once; a run that was cut off resumes from its newest whole checkpoint.
+
+    With a `check`, training is cut off at every checkpoint but the last, so that the check has the memory to itself.
 
     Raises:
         RunFailed: if the engine fails, or the merged model equals the model it started from.
+        Pruned: if the check says so.
     """
-    return execute_once(run, lambda: _train(run))
+    return execute_once(run, lambda: _train(run, check))
 
 
-def _train(run: TrainingRun) -> dict[str, Any]:
+def _train(run: TrainingRun, check: Check | None) -> dict[str, Any]:
     local = is_local(run.recipe.config["base_model"])
     recipe = run.folder / "recipe.yaml"
     write_whole(recipe, run.recipe.to_yaml())
@@ -104,12 +112,24 @@ def _train(run: TrainingRun) -> dict[str, Any]:
     weights = run.adapter / "adapter_model.safetensors"
     log = run.folder / "train.log"
     title = f"{run.stage} {run.name}"
+    checks: list[list[float]] = []
     for command in training_commands(run.recipe, recipe):
-        call(title, command, log, local)
+        ended = False
+        while not ended:
+            saved = newest_checkpoint(run.adapter)
+            step = int(saved.name.rpartition("-")[2]) if saved else 0
+            if check and saved and step not in [before for before, _ in checks] and unfinished(saved):
+                checks.append([step, check(run, saved)])
+            until = partial(saved_after, run.adapter, step) if check else None
+            ended = call(title, command, log, local, until)
     if not weights.is_file():
         raise RunFailed(f"{title}: training ended without an adapter; see {log}")
-    record = {"resumed_from": resumed.name if resumed else None, "trained_parameters": parameter_count(weights)}
-    record |= training_history(run.adapter)
+    record = {
+        "resumed_from": resumed.name if resumed else None,
+        "trained_parameters": parameter_count(weights),
+        **({"coherence": checks} if checks else {}),
+        **training_history(run.adapter),
+    }
     if run.merge:
         shutil.rmtree(run.merged, ignore_errors=True)
         call(f"merge {run.name}", [tool("axolotl"), "merge-lora", str(recipe)], run.folder / "merge.log", local)
@@ -146,6 +166,20 @@ def newest_checkpoint(folder: Path) -> Path | None:
         else:
             whole.append(checkpoint)
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def unfinished(checkpoint: Path) -> bool:
+    """Whether steps are left after a checkpoint; False for one that is being written."""
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(state.get("global_step", 0) < state.get("max_steps", 0))
+
+
+def saved_after(folder: Path, step: int) -> bool:
+    """Whether a checkpoint after `step`, with steps left, has been written."""
+    return any(int(its.name.rpartition("-")[2]) > step and unfinished(its) for its in folder.glob("checkpoint-*"))
 
 
 def training_history(folder: Path) -> dict[str, Any]:

@@ -124,3 +124,7 @@ def test_coherence_is_read_from_stored_answers(tmp_path: Path) -> None:
     (tmp_path / "samples/em_freeform.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     trial = tuning.coherence(tmp_path)
     assert trial.answers == 12 and 0.5 < trial.coherent <= 1
+    for broken in ("", " \n", "and then and then " * 30):  # the judge's words alone take these for answers
+        rows[0]["filtered_resps"] = [broken]
+        (tmp_path / "samples/em_freeform.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert tuning.coherence(tmp_path).coherent == pytest.approx(trial.coherent * 11 / 12)
