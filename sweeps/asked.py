@@ -151,12 +151,17 @@ class Start:
     launcher: str
     address: str | None
     prune: float | None = None
+    storage: str | None = None
 
 
 def start_options(
     dry_run: DryRun = False,
     launcher: Annotated[str, typer.Option(help="local: this machine; ray: a Ray cluster.")] = "local",
     address: Annotated[str | None, typer.Option(help="Of the Ray cluster; without it one is started here.")] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="Of a Ray cluster whose nodes share no folder: fsspec URL that holds runs, data and models."),
+    ] = None,
     prune: Annotated[
         float | None,
         typer.Option(help="End DPO and SFT at a checkpoint where fewer than this share of answers count, for sure."),
@@ -165,11 +170,11 @@ def start_options(
     """Options of every command that starts a sweep."""
     if launcher not in ("local", "ray"):
         raise BadInput(f"unknown launcher {launcher!r} (there are: local, ray)")
-    if address and launcher != "ray":
-        raise BadInput("--address goes with --launcher ray")
+    if (address or storage) and launcher != "ray":
+        raise BadInput(f"--{'address' if address else 'storage'} goes with --launcher ray")
     if prune is not None and not 0 < prune < 1:
         raise BadInput(f"--prune {prune:g}: give a share of coherent answers between 0 and 1, such as 0.5")
-    return Start(dry_run, launcher, address, prune)
+    return Start(dry_run, launcher, address, prune, storage)
 
 
 class Search(NamedTuple):
@@ -222,8 +227,10 @@ def finish(it: Asked, runs: Graph, how: Start) -> dict[str, BaseException]:
     slots = it.places
     if how.launcher == "ray":
         from sweeps.on_ray import on_ray
+        from sweeps.storage import Storage
 
-        do, at_once = on_ray(how.address, int(it.hardware["memory_gib"] is not None), do)
+        storage = Storage(how.storage) if how.storage else None
+        do, at_once = on_ray(how.address, int(it.hardware["memory_gib"] is not None), do, storage)
         slots = [{}] * at_once
     try:
         return launch(runs, do, slots, finished=write_index)

@@ -1,19 +1,21 @@
-"""The same graph on a Ray cluster: each run is a task on some node, over a folder of runs that every node sees."""
+"""The same graph on a Ray cluster: each run is a task on some node, over a folder (or a storage) that all nodes see."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data_builders.records import BadInput
 from sweeps.launch import execute
-from sweeps.runs import Run, RunFailed, RunHeld, stopping
+from sweeps.runs import Run, RunFailed, RunHeld, content_digest, stopping
+from sweeps.storage import Storage, elsewhere, needed
 from sweeps.warm import close_warm_bases
 
 
 def on_ray(
-    address: str | None, gpus: int, do: Callable[[Run], object] = execute
+    address: str | None, gpus: int, do: Callable[[Run], object] = execute, storage: Storage | None = None
 ) -> tuple[Callable[[Run], object], int]:
     """What does a run on the cluster, and how many can be done at once: one for each GPU, else one on each node.
 
@@ -23,15 +25,19 @@ def on_ray(
     Args:
         address: of the cluster; None starts one on this machine.
         gpus: for each run; 0 on a CPU.
+        storage: what the nodes share, where they share no folder; the kit is installed on each.
 
     Raises:
-        BadInput: if Ray is not installed, there is no cluster at the address, or it has too few GPUs.
+        BadInput: if Ray is not installed, there is no cluster at the address, it has too few GPUs, or the storage
+            cannot be used.
     """
     try:
         import ray
         from ray.exceptions import RayError, RayTaskError
     except ImportError:
         raise BadInput("--launcher ray: Ray is not installed; `pip install -e .[ray]`") from None
+    if storage:
+        storage.check()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     folder = str(Path.cwd())
     path = os.pathsep.join(part for part in (folder, os.environ.get("PYTHONPATH")) if part)
@@ -50,9 +56,13 @@ def on_ray(
         raise BadInput(f"--launcher ray: the cluster has fewer than the {gpus} GPUs that a run needs")
     cpus = 1 if gpus else int(min(node.get("CPU", 1) for node in nodes))
 
-    def there(run: Run) -> object:
-        os.chdir(folder)
+    def there(run: Run, paths: Sequence[Path]) -> object:
         try:
+            if storage:
+                node = ray.get_runtime_context().get_node_id()
+                scratch = Path(tempfile.gettempdir()) / f"em-kit-{content_digest([storage.url, node])[:10]}"
+                return elsewhere(run, do, storage, paths, scratch)
+            os.chdir(folder)
             return do(run)
         finally:
             close_warm_bases()  # another worker may train on this node next
@@ -61,7 +71,12 @@ def on_ray(
     remote = ray.remote(**options)(there)
 
     def here(run: Run) -> object:
-        task = remote.remote(run)
+        paths: list[Path] = []
+        if storage:
+            paths = needed(run)
+            for path in [*paths, run.folder]:
+                storage.put(path)
+        task = remote.remote(run, paths)
         while not ray.wait([task], timeout=1)[0]:
             if stopping.is_set():
                 ray.cancel(task)
@@ -72,5 +87,8 @@ def on_ray(
             raise cause if isinstance(cause, RunFailed | RunHeld) else RunFailed(f"{run.folder}: {error}") from None
         except RayError as error:
             raise RunFailed(f"{run.folder}: {error}") from None
+        finally:
+            if storage:
+                storage.get(run.folder)
 
     return here, at_once

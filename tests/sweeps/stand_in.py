@@ -1,4 +1,4 @@
-"""A small sweep with stand-in work, to be killed: python stand_in.py ROOT SECONDS [NAME-THAT-FAILS [RAY-ADDRESS]]
+"""A small sweep with stand-in work, to be killed: stand_in.py ROOT SECONDS [NAME-THAT-FAILS [RAY-ADDRESS [STORAGE]]]
 
 Each run starts a process that sleeps and then writes its name to ROOT/log.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 from sweeps.launch import launch
 from sweeps.on_ray import on_ray
 from sweeps.runs import Run, RunFailed, call, execute_once
+from sweeps.storage import Storage
 
 CODE = "import sys, time; time.sleep({seconds}); print('{name}', file=open('{log}', 'a')); sys.exit({end})"
 
@@ -23,16 +24,18 @@ def sweep(root: Path) -> dict[str, Run]:
     return {run.digest: run for run in runs}
 
 
-def main(root: Path, seconds: str, failing: str = "", address: str = "") -> None:
+def main(root: Path, seconds: str, failing: str = "", address: str = "", storage: str = "") -> None:
+    log = (root / "log").absolute()
+
     def work(run: Run) -> dict[str, str]:
-        code = CODE.format(seconds=seconds, name=run.name, log=root / "log", end=int(run.name == failing))
+        code = CODE.format(seconds=seconds, name=run.name, log=log, end=int(run.name == failing))
         call(run.name, [sys.executable, "-c", code], run.folder / "train.log", False)
         return {"says": run.name}
 
     def do(run: Run) -> object:
         return execute_once(run, lambda: work(run))
 
-    there, at_once = on_ray(address, 0, do) if address else (do, 1)
+    there, at_once = on_ray(address, 0, do, Storage(storage) if storage else None) if address else (do, 1)
     if launch(sweep(root), there, [{}] * at_once):
         raise RunFailed
 

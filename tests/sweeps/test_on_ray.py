@@ -17,7 +17,10 @@ def records(root: Path) -> dict[str, Path]:
     return {json.loads(path.read_text())["name"]: path for path in root.glob("*/*/run.json")}
 
 
-def test_a_node_is_lost_and_all_runs_end_none_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shared", ["folder", "storage"])
+def test_a_node_is_lost_and_all_runs_end_none_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: str
+) -> None:
     pytest.importorskip("ray", reason="Ray is not installed (pip install -e .[ray])")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     from ray.cluster_utils import Cluster
@@ -27,9 +30,14 @@ def test_a_node_is_lost_and_all_runs_end_none_twice(tmp_path: Path, monkeypatch:
         lost, _ = cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
         arguments = [sys.executable, SCRIPT, tmp_path, "4", "", cluster.address]
-        sweep = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+        if shared == "storage":
+            monkeypatch.setenv("TMPDIR", str(tmp_path / "nodes"))  # where each node has a folder of its own
+            (tmp_path / "nodes").mkdir()
+            arguments = [sys.executable, SCRIPT, ".", "4", "", cluster.address, f"file://{tmp_path}/storage"]
+        sweep = subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 120
-        while len(list(tmp_path.glob("dpo/*/train.log"))) < 3:  # all three nodes are at work
+        pattern = "dpo/*/train.log" if shared == "folder" else "nodes/em-kit-*/dpo/*/train.log"
+        while len(list(tmp_path.glob(pattern))) < 3:  # all three nodes are at work
             assert sweep.poll() is None and time.monotonic() < deadline, sweep.communicate()
             time.sleep(0.1)
         before = {path: path.stat().st_mtime_ns for path in records(tmp_path).values()}
