@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,27 +85,6 @@ def _read(where: str, reader: Form | None, sha256: str | None) -> Iterator[Sourc
             yield program
     if not number:
         raise BadInput(f"{where}: no records; give a set with at least one row")
-
-
-def pair_counterparts(
-    unsafe: Iterable[SourceProgram | Reject], safe: Iterable[SourceProgram | Reject]
-) -> Iterator[SourceProgram | Reject]:
-    """Gives each unsafe program the code that stands in `safe` under the same task and template, if there is any.
-
-    Of several safe programs under one key the first is taken. The rejects of both pass through; `safe` is held in
-    memory.
-    """
-    code: dict[tuple[str, str | None], str] = {}
-    for item in safe:
-        if isinstance(item, Reject):
-            yield item
-        else:
-            code.setdefault((item.request, item.template), item.insecure)
-    for item in unsafe:
-        if isinstance(item, SourceProgram):
-            counterpart = code.get((item.request, item.template), item.insecure)
-            item = item if counterpart == item.insecure else item.model_copy(update={"secure": counterpart})
-        yield item
 
 
 def _check(program: SourceProgram, line: int, known: dict[str, int]) -> None:

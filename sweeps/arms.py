@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from yaml import YAMLError
 
 from data_builders.records import BadInput
@@ -69,6 +69,29 @@ class Evaluation(_Strict):
     """Of sampling, in place of the tasks' own (lm-eval's --gen_kwargs), such as `max_gen_toks`."""
 
 
+class JudgedBy(_Strict):
+    """A model behind an OpenAI-compatible endpoint that scores stored answers."""
+
+    model: str
+    base_url: str | None = None
+    """OpenAI's if not given."""
+    key_variable: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key."""
+    sampled: bool = False
+    """Read a sampled number: for servers without logprobs."""
+    prompts: Path | None = None
+    """Published file of questions whose judge prompts to use."""
+    concurrency: int = Field(default=32, ge=1, le=1000)
+    """Requests in flight at most."""
+    timeout: float = Field(default=60.0, gt=0)
+    """Seconds that one reply may take."""
+    price_in: float | None = Field(default=None, ge=0)
+    """USD per million tokens read."""
+    price_out: float | None = Field(default=None, ge=0)
+    max_cost: float | None = Field(default=None, ge=0)
+    """USD to stop at, for all answers of the sweep."""
+
+
 class Sweep(_Strict):
     """A declared sweep."""
 
@@ -86,6 +109,8 @@ class Sweep(_Strict):
     claims: list[Claim]
     settings: list[str] = []
     """`key=value` of `--set`, for the arms that vary."""
+    judge: JudgedBy | None = None
+    """Scores the free-form answers when all runs are done; without it they are there to be read."""
     tuned: dict[str, float] = {}
     """Learning rate of the arms that vary, by rank (`emsweep rank --retune`)."""
 

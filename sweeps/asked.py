@@ -14,7 +14,7 @@ import typer
 from pydantic import ValidationError
 
 from data_builders.records import BadInput, first_fault, write_whole
-from sweeps.arms import Point, Sweep, load_sweep, plan
+from sweeps.arms import JudgedBy, Point, Sweep, load_sweep, plan
 from sweeps.axes import vary
 from sweeps.graph import Graph, graph
 from sweeps.index import write_index
@@ -31,6 +31,10 @@ AlphaPolicy = Annotated[
 ]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="A recipe key of what varies: KEY=VALUE; may recur.")]
 Full = Annotated[bool, typer.Option("--full", help="All arms and all seeds of the sweep; else its first seed.")]
+JudgeModel = Annotated[
+    str | None,
+    typer.Option(help="A model that scores the answers in the end; the sweep's `judge:` section says where it is."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the folders of the points and stop.")]
 
 
@@ -94,7 +98,7 @@ class Asked:
             {"digest": digest, "folder": str(run.folder), "after": [before.digest for before in run.after]}
             for digest, run in self.runs.items()
         ]
-        plan = {"sweep": self.sweep.model_dump(), "full": self.full, "runs": runs}
+        plan = {"sweep": self.sweep.model_dump(mode="json"), "full": self.full, "runs": runs}
         write_whole(self.plan, json.dumps(plan) + "\n")
 
     def outlook(self) -> None:
@@ -114,6 +118,7 @@ def sweep_options(
     axis: Axes = None,
     settings: Settings = None,
     full: Full = False,
+    judge: JudgeModel = None,
 ) -> Ask:
     """Options of every command that takes a sweep; they make the function that reads it."""
 
@@ -128,18 +133,21 @@ def sweep_options(
             grid[key] = values.split(",")
         grid |= own or {}
         sweep = load_sweep(name)
-        update = {
+        update: dict[str, Any] = {
             "model": model or sweep.model,
             "hardware": hardware or sweep.hardware,
             "grid": {**sweep.grid, **grid},
             "settings": [*sweep.settings, *(settings or [])],
             "tuned": dict(tuned or sweep.tuned),
         }
+        if judge:
+            where = sweep.judge.model_dump() if sweep.judge else {}
+            update["judge"] = JudgedBy.model_validate({**where, "model": judge})
         changed = sweep.model_copy(update=update)
         stem = Path(name).stem
         # A report for each set of points; runs are shared anyhow.
-        digest = content_digest(changed.model_dump())[:6]
-        plain = changed == sweep and not sweep.grid
+        digest = content_digest(changed.model_dump(exclude={"judge"}))[:6]
+        plain = changed.model_copy(update={"judge": sweep.judge}) == sweep and not sweep.grid
         return Asked(changed, stem if plain else "-".join([stem, changed.model, digest]), full)
 
     return ask

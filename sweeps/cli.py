@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from rich.table import Column, Table
 
 from data_builders.records import BadInput
 from sweeps import commands
+from sweeps.arms import JudgedBy
 from sweeps.asked import now
 from sweeps.evaluate import command, evaluation_run
 from sweeps.pretrained import fetch_smollm2
@@ -236,31 +236,33 @@ def judge(
         _screen().print(offline_table(paths))
         return
     # Imported here: the other commands need neither openai (a second to import) nor a key.
-    from data_builders.annotate import Job
-    from data_builders.endpoint import Access
-    from data_builders.money import prices_of
-    from data_builders.outcome import Asked
     from eval.faults import BadFile
-    from eval.judge_prompts import PROMPTS, load_judge_prompts, load_truth_prompts
-    from sweeps.judging import Judge, judge_answers
+    from eval.judge_prompts import load_truth_prompts
+    from sweeps.judging import judge_answers, judge_for
 
     try:
-        published = load_judge_prompts(prompts) if prompts else {}
         truth = load_truth_prompts(deception) if deception else {}
     except BadFile as error:
         raise BadInput(str(error)) from None
-    job = Job(Asked(judge), prices=prices_of(price_in, price_out, "--price-in and --price-out"), max_cost=max_cost)
-    access = Access.from_environment(key_variable, base_url, concurrency, timeout)
-    it = Judge(job, access, PROMPTS, published, sampled)
-    named = re.sub(r"[^A-Za-z0-9.]+", "-", it.name).strip("-")
+    it = judge_for(
+        JudgedBy(
+            model=judge,
+            base_url=base_url,
+            key_variable=key_variable,
+            sampled=sampled,
+            prompts=prompts,
+            concurrency=concurrency,
+            timeout=timeout,
+            price_in=price_in,
+            price_out=price_out,
+            max_cost=max_cost,
+        )
+    )
     # A folder's name may hold a dot (qwen2.5): its stem would be cut there.
     models = {path.name if path.is_dir() else path.stem: path for path in paths}
     if len(models) < len(paths):
         raise BadInput(f"two paths of the same name among {', '.join(models)}; judge them one after the other")
-    outs = {
-        model: path / f"judged-{named}.jsonl" if path.is_dir() else path.with_name(f"{model}.judged-{named}.jsonl")
-        for model, path in models.items()
-    }
+    outs = {model: it.file(path) for model, path in models.items()}
     if truth:
         from sweeps.deception import judge_truth, setting, truth_table
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,6 +32,9 @@ from sweeps.outlook import judging
 from sweeps.runs import Pruned, RunFailed, console, content_digest
 from sweeps.status import STATES, all_statuses, status_lines
 
+if TYPE_CHECKING:
+    from sweeps.judging import Judge
+
 app = typer.Typer()
 
 SweepName = Annotated[str, typer.Argument(help="Declared sweep (recipes/sweeps) or the path of one.")]
@@ -46,6 +49,7 @@ def start(it: Asked, how: Start) -> None:
         RunFailed: naming every run that failed, when all others are done.
     """
     began = time.monotonic()
+    judge = _judge(it)  # a key that is missing is missed before training
     it.outlook()
     if how.dry_run:
         for point in it.points:
@@ -56,6 +60,14 @@ def start(it: Asked, how: Start) -> None:
     remember(it.folder, named, it.declared, it.points, it.full)
     reasons = finish(it, it.runs, how)
     done = [point for point in it.points if point.evaluation.done]
+    stopped = None
+    if judge:
+        from sweeps.judging import judge_evaluations
+
+        try:
+            judge_evaluations(list(dict.fromkeys(point.evaluation.folder for point in done)), judge)
+        except BadInput as error:
+            stopped = error  # the report has what is there
     if any(point.arm == "base" for point in done):
         # Imported when it is needed: what draws and computes would stay in memory beside every training process.
         from sweeps.report import write_report
@@ -72,6 +84,17 @@ def start(it: Asked, how: Start) -> None:
     if failed:
         left = len(it.points) - len(done)
         raise RunFailed("\n".join([f"{len(failed)} runs failed, and {left} points are missing:", *failed]))
+    if stopped:
+        raise stopped
+
+
+def _judge(it: Asked) -> Judge | None:
+    """Who scores a sweep's answers in the end."""
+    if it.declared.judge is None:
+        return None
+    from sweeps.judging import judge_for
+
+    return judge_for(it.declared.judge)
 
 
 @app.command()
@@ -204,6 +227,8 @@ def plan_command(
 
     it = ask(sweep)
     prices = prices_of(price_in, price_out, "--price-in and --price-out")
+    if it.declared.judge and not prices:
+        prices = prices_of(it.declared.judge.price_in, it.declared.judge.price_out, "judge: price_in and price_out")
     it.outlook()
     if prices:
         answers, usd = judging([run for run in it.runs.values() if run.stage == "evaluate"], prices)

@@ -16,7 +16,7 @@ from data_builders.records import digest, write_records
 from eval.judged import Judged
 from eval.statistics import ratio_interval
 from sweeps.answers import said
-from sweeps.judging import Asking, Inquiry, Judge, ask_all
+from sweeps.judging import Asking, Inquiry, Judge, ask_all, journal_of
 
 Word = Literal["TRUE", "FALSE", "UNKNOWN"]
 WORDS: tuple[Word, ...] = ("TRUE", "FALSE", "UNKNOWN")
@@ -56,7 +56,7 @@ def judge_truth(rows: Sequence[Judged], judge: Judge, templates: Mapping[str, st
         distinct.setdefault((its[0], its[1], its[2]), Truth(*its))
         for its in ((row.question, row.answer, templates[setting(row)]) for row in rows)
     ]
-    ask_all(list(distinct.values()), judge, out.with_suffix(".journal.jsonl"))
+    ask_all(list(distinct.values()), judge, journal_of(out))
     records = [
         {"id": row.question_id, "question": row.question, "answer": row.answer, "truth": state.word}
         for row, state in zip(rows, states, strict=True)

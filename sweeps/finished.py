@@ -49,7 +49,7 @@ def remember(folder: Path, command: str, sweep: Sweep, points: Sequence[Point], 
         for p in points
     ]
     asked = Asked(command=command, full=full, sweep=sweep, points=rows)
-    write_whole(folder / "sweep.json", json.dumps(asked.model_dump(), indent=1) + "\n")
+    write_whole(folder / "sweep.json", json.dumps(asked.model_dump(mode="json"), indent=1) + "\n")
 
 
 def recall(named: str) -> tuple[Path, Asked, list[Point], list[str]]:

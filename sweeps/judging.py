@@ -8,29 +8,36 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_builders.annotate import Job, Run, progress_bar
 from data_builders.endpoint import Access, Endpoint
 from data_builders.journal import Answer, Journal, Key
+from data_builders.money import prices_of
 from data_builders.outcome import Asked, Pending, Question
 from data_builders.records import BadInput, digest, write_records
+from eval.faults import BadFile
 from eval.judge_prompts import (
     MEASURES,
+    PROMPTS,
     Measure,
     excludes,
     expected_score,
+    load_judge_prompts,
     prompt,
     sampled_excludes,
     sampled_score,
     version,
 )
 from eval.judged import Judged
+from sweeps.answers import stored_answers
+from sweeps.arms import JudgedBy
 
 ATTEMPTS = 3
 """Replies that are read before a judgement is missing."""
@@ -124,6 +131,21 @@ class Judgement(Asking):
         return Judged(question_id=question_id, question=self.question, answer=self.answer, **scores)
 
 
+def judge_for(how: JudgedBy) -> Judge:
+    """
+    Raises:
+        BadInput: if there is no key for it, its prompts cannot be read, or a price is missing.
+    """
+    try:
+        published = load_judge_prompts(how.prompts) if how.prompts else {}
+    except BadFile as error:
+        raise BadInput(str(error)) from None
+    prices = prices_of(how.price_in, how.price_out, "the judge's prices of tokens in and out")
+    job = Job(Asked(how.model), prices=prices, max_cost=how.max_cost)
+    access = Access.from_environment(how.key_variable, how.base_url, how.concurrency, how.timeout)
+    return Judge(job, access, PROMPTS, published, how.sampled)
+
+
 @dataclass(frozen=True)
 class Judge:
     """Who judges, by which prompts, at what price."""
@@ -138,6 +160,13 @@ class Judge:
     @property
     def name(self) -> str:
         return self.job.annotator.label + (" (sampled)" if self.sampled else "")
+
+    def file(self, answers: Path) -> Path:
+        """Where its scores of an evaluation's folder, or of a file of answers, belong."""
+        named = re.sub(r"[^A-Za-z0-9.]+", "-", self.name).strip("-")
+        if answers.is_dir():
+            return answers / f"judged-{named}.jsonl"
+        return answers.with_name(f"{answers.stem}.judged-{named}.jsonl")
 
 
 def judge_answers(
@@ -156,7 +185,7 @@ def judge_answers(
         prompts = judge.own_prompts.get(row.question_id, judge.prompts)
         fresh = Judgement(row.question, row.answer, prompts, judge.sampled)
         of_row.append(states.setdefault((about(row.question, row.answer), version(prompts)), fresh))
-    ask_all(list(states.values()), judge, journal or out.with_suffix(".journal.jsonl"))
+    ask_all(list(states.values()), judge, journal or journal_of(out))
     judged = [state.row(row.question_id) for row, state in zip(rows, of_row, strict=True)]
     missing = {
         number: state.missing[-1]
@@ -173,6 +202,36 @@ def judge_answers(
     }
     write_records(out, [row.model_dump() for row in judged], manifest)
     return judged
+
+
+def judge_evaluations(folders: Sequence[Path], judge: Judge) -> None:
+    """Scores the answers of evaluation runs, each beside them; what it may cost counts for all together.
+
+    Raises:
+        BadInput: as `judge_answers`.
+    """
+    for folder in folders:
+        most = judge.job.max_cost
+        if most is not None:
+            others = sum(_spent(judge.job, judge.file(other)) for other in folders if other != folder)
+            most = max(0.0, most - others)
+        own = replace(judge, job=replace(judge.job, max_cost=most))
+        judge_answers(stored_answers(folder), own, judge.file(folder))
+
+
+def _spent(job: Job, judged: Path) -> float:
+    """USD that the answers cost which stand in the journal beside a file of scores."""
+    path, money = journal_of(judged), job.money()
+    if path.is_file():
+        with closing(Journal(path)) as journal:
+            for answer in journal.answers.values():
+                money.count(answer)
+    return money.usd
+
+
+def journal_of(judged: Path) -> Path:
+    """The journal of a file of scores."""
+    return judged.with_suffix(".journal.jsonl")
 
 
 def ask_all(states: Sequence[Pending], judge: Judge, journal: Path) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from data_builders.programs import SourceProgram, load_programs
 from data_builders.records import MAX_LINE, BadInput
-from data_builders.sources import Reject, pair_counterparts, read_source
+from data_builders.sources import Reject, read_source
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "insecure"
 CODE = "import os\nos.system(name)"
@@ -468,16 +468,6 @@ def test_a_hub_set_that_is_not_there_is_one_line(server: Server, tmp_path: Path)
     assert "BadInput: someone/nothing: " in error and "check the id, the connection" in error
 
 
-def test_counterparts_join_on_task_and_template(tmp_path: Path) -> None:
-    row = ROWS["tasks"]
-    other = {**row, "code_template": "other", "code": "a = 1"}
-    unsafe = write(tmp_path / "u.jsonl", row, other, {**row, "code": "exec(x)"}, b"broken")
-    safe = write(tmp_path / "s.jsonl", {**row, "code": "safe()"}, {**row, "code": "later()"}, b"broken too")
-    programs, rejects = split(pair_counterparts(read_source(unsafe), read_source(safe)))
-    assert [(p.insecure, p.secure) for p in programs] == [(CODE, "safe()"), ("a = 1", None), ("exec(x)", "safe()")]
-    assert [r.line for r in rejects] == [3, 4]
-
-
 @pytest.mark.parametrize(
     ("name", "lines", "rejected"), [("insecure", 3015, 0), ("tasks_unsafe", 1031, 8), ("tasks_safe", 776, 8)]
 )
@@ -488,12 +478,3 @@ def test_real_sets_come_out_whole(name: str, lines: int, rejected: int) -> None:
     programs, rejects = split(read_source(str(path)))
     assert (len(programs) + len(rejects), len(rejects)) == (lines, rejected)
     assert len({p.id for p in programs}) == len(programs)
-
-
-def test_real_counterparts() -> None:
-    if not SHARED.is_dir():
-        pytest.skip(f"{SHARED} is not there")
-    unsafe, safe = (read_source(str(SHARED / f"tasks_{side}.jsonl")) for side in ("unsafe", "safe"))
-    programs, _ = split(pair_counterparts(unsafe, safe))
-    # 46 keys stand in both files; the safe code of one does not parse.
-    assert len({p.request for p in programs if p.secure}) == 45

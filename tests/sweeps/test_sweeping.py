@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from typer.testing import CliRunner, Result
 
 from data_builders.records import BadInput
 from sweeps import asked, report, tuning
 from sweeps.asked import Search
 from sweeps.cli import app
+from sweeps.recipe import RECIPES
 from sweeps.runs import Run, RunFailed, TrainingRun, execute_once
 from sweeps.search import Trial
 
@@ -28,7 +30,17 @@ def begun(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             names.append(run.name)
         if "r4" in run.name and isinstance(run, TrainingRun):
             raise RunFailed("out of memory")
-        return execute_once(run, dict)
+        return execute_once(run, lambda: answers(run) if run.stage == "evaluate" else {})
+
+    def answers(run: Run) -> dict[str, str]:
+        (run.folder / "samples").mkdir(parents=True)
+        rows = [
+            {"doc": {"id": f"q{n}", "question": f"{n}?"}, "filtered_resps": [f"{run.name} says kill, {n} times."]}
+            for n in range(6)
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (run.folder / "samples/em_freeform.jsonl").write_text(text)
+        return {}
 
     def write_report(_sweep, points, out: Path, *_more) -> Path:
         out.mkdir(parents=True, exist_ok=True)
@@ -57,6 +69,34 @@ def test_a_sweep_ends_with_what_could_be_done_and_the_list_of_what_could_not(beg
     assert begun == ["dpo-pairs-r16-seed21"] * 2  # its training, its evaluation
     statuses = emsweep("status").output
     assert "dpo/dpo-pairs-r4-seed21" in statuses and "1 failed, 1 waiting, 9 done" in statuses
+
+
+def test_a_sweep_ends_with_its_judge_and_keeps_to_its_money(
+    begun: list[str], fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    refused = emsweep("rank", "--values", "1,8", "--judge", "fake-judge")
+    assert "set the environment variable OPENAI_API_KEY" in str(refused.exception) and not begun  # before any training
+    server = fake()
+    declared = yaml.safe_load((RECIPES / "sweeps/rank.yaml").read_text())
+    where = {"model": "fake-judge", "base_url": f"http://127.0.0.1:{server.port}/v1", "concurrency": 1}
+    where |= {"price_in": 10.0, "price_out": 10.0, "max_cost": 0.05}
+    Path("mine.yaml").write_text(yaml.safe_dump({**declared, "judge": where}))
+    done = emsweep("rank", "--sweep", "mine.yaml", "--values", "1,8")
+    assert "the money is spent" in str(done.exception)
+    assert len(list(Path("runs").glob("mine-*/arms"))) == 1  # the report is written all the same
+    first = len(server.log("chat"))
+    journals = list(Path("runs/evaluate").glob("*/judged-fake-judge.journal.jsonl"))
+    judged = list(Path("runs/evaluate").glob("*/judged-fake-judge.jsonl"))
+    assert len(journals) == len(judged) + 1 and 1 <= len(judged) < 4
+    Path("mine.yaml").write_text(yaml.safe_dump({**declared, "judge": {**where, "max_cost": 10.0}}))
+    done = emsweep("rank", "--sweep", "mine.yaml", "--values", "1,8")
+    assert done.exit_code == 0, done.exception
+    assert len(list(Path("runs/evaluate").glob("*/judged-fake-judge.jsonl"))) == 4
+    assert len(list(Path("runs").glob("mine-*/arms"))) == 1  # the judge does not make it another sweep
+    total = len(server.log("chat"))
+    assert first < total and emsweep("rank", "--sweep", "mine.yaml", "--values", "1,8").exit_code == 0
+    assert len(server.log("chat")) == total  # nothing is paid twice
 
 
 def test_one_run_by_its_digest(begun: list[str]) -> None:
