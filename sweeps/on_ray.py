@@ -60,7 +60,7 @@ def on_ray(
         try:
             if storage:
                 node = ray.get_runtime_context().get_node_id()
-                scratch = Path(tempfile.gettempdir()) / f"em-kit-{content_digest([storage.url, node])[:10]}"
+                scratch = Path(tempfile.gettempdir()) / f"em-kit-{content_digest(storage.url)[:10]}-{node[:10]}"
                 return elsewhere(run, do, storage, paths, scratch)
             os.chdir(folder)
             return do(run)

@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from sweeps.runs import content_digest
 
 SCRIPT = Path(__file__).with_name("stand_in.py")
 NAMES = ["cpt", *(f"{kind}dpo{number}" for number in range(3) for kind in ("", "eval-"))]
@@ -30,14 +33,14 @@ def test_a_node_is_lost_and_all_runs_end_none_twice(
         lost, _ = cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
         arguments = [sys.executable, SCRIPT, tmp_path, "4", "", cluster.address]
+        nodes = tmp_path, ""
         if shared == "storage":
-            monkeypatch.setenv("TMPDIR", str(tmp_path / "nodes"))  # where each node has a folder of its own
-            (tmp_path / "nodes").mkdir()
-            arguments = [sys.executable, SCRIPT, ".", "4", "", cluster.address, f"file://{tmp_path}/storage"]
+            url = f"file://{tmp_path}/storage"
+            arguments = [sys.executable, SCRIPT, ".", "4", "", cluster.address, url]
+            nodes = Path(tempfile.gettempdir()), f"em-kit-{content_digest(url)[:10]}-*/"  # a folder for each
         sweep = subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 120
-        pattern = "dpo/*/train.log" if shared == "folder" else "nodes/em-kit-*/dpo/*/train.log"
-        while len(list(tmp_path.glob(pattern))) < 3:  # all three nodes are at work
+        while len(list(nodes[0].glob(f"{nodes[1]}dpo/*/train.log"))) < 3:  # all three nodes are at work
             assert sweep.poll() is None and time.monotonic() < deadline, sweep.communicate()
             time.sleep(0.1)
         before = {path: path.stat().st_mtime_ns for path in records(tmp_path).values()}
