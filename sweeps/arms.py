@@ -92,6 +92,14 @@ class JudgedBy(_Strict):
     """USD to stop at, for all answers of the sweep."""
 
 
+class Tuned(_Strict):
+    """A learning rate that was searched for, and the 95 % interval of the edge that it stands for."""
+
+    lr: float
+    low: float
+    high: float
+
+
 class Sweep(_Strict):
     """A declared sweep."""
 
@@ -111,7 +119,7 @@ class Sweep(_Strict):
     """`key=value` of `--set`, for the arms that vary."""
     judge: JudgedBy | None = None
     """Scores the free-form answers when all runs are done; without it they are there to be read."""
-    tuned: dict[str, float] = {}
+    tuned: dict[str, Tuned] = {}
     """Learning rate of the arms that vary, by rank (`emsweep rank --retune`)."""
 
 

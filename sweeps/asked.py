@@ -14,8 +14,9 @@ import typer
 from pydantic import ValidationError
 
 from data_builders.records import BadInput, first_fault, write_whole
-from sweeps.arms import JudgedBy, Point, Sweep, load_sweep, plan
+from sweeps.arms import JudgedBy, Point, Sweep, Tuned, load_sweep, plan
 from sweeps.axes import vary
+from sweeps.evaluate import HELDOUT
 from sweeps.graph import Graph, graph
 from sweeps.index import write_index
 from sweeps.launch import execute, launch, places
@@ -123,7 +124,7 @@ def sweep_options(
     """Options of every command that takes a sweep; they make the function that reads it."""
 
     def ask(
-        name: str, own: Mapping[str, Sequence[str]] | None = None, tuned: Mapping[str, float] | None = None
+        name: str, own: Mapping[str, Sequence[str]] | None = None, tuned: Mapping[str, Tuned] | None = None
     ) -> Asked:
         grid: dict[str, Sequence[str]] = {}
         for text in [*([f"alpha={alpha_policy}"] if alpha_policy else []), *(axis or [])]:
@@ -140,8 +141,12 @@ def sweep_options(
             "settings": [*sweep.settings, *(settings or [])],
             "tuned": dict(tuned or sweep.tuned),
         }
+        if judge == "offline":
+            raise BadInput("--judge offline: it needs no sweep; `emsweep judge runs/evaluate/...` asks it afterwards")
         if judge:
             where = sweep.judge.model_dump() if sweep.judge else {}
+            if where.get("model") != judge:  # another model has other prices
+                where |= {"price_in": None, "price_out": None}
             update["judge"] = JudgedBy.model_validate({**where, "model": judge})
         changed = sweep.model_copy(update=update)
         stem = Path(name).stem
@@ -235,9 +240,14 @@ def finish(it: Asked, runs: Graph, how: Start) -> dict[str, BaseException]:
     slots = it.places
     if how.launcher == "ray":
         from sweeps.on_ray import on_ray
-        from sweeps.storage import Storage
+        from sweeps.storage import Storage, needed, within
 
-        storage = Storage(how.storage) if how.storage else None
+        storage = None
+        if how.storage:
+            settings = [Path(value) for value in it.sweep.evaluation.metadata.values() if isinstance(value, str)]
+            storage = Storage(how.storage, tuple(within([HELDOUT, *settings])))
+            for run in runs.values():
+                needed(run)  # what cannot travel is said before anything starts
         do, at_once = on_ray(how.address, int(it.hardware["memory_gib"] is not None), do, storage)
         slots = [{}] * at_once
     try:

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from data_builders.records import BadInput
-from sweeps.arms import Arm, Claim, Sweep
+from sweeps.arms import Arm, Claim, Sweep, Tuned
 from sweeps.recipe import ALPHA_POLICIES, ENGINES, compose, layer_names, load_layer
 
 MLP = ["gate_proj", "up_proj", "down_proj"]
@@ -108,7 +108,7 @@ def vary(sweep: Sweep, grid: Mapping[str, Sequence[Any]]) -> Sweep:
     return sweep.model_copy(update={"arms": arms, "claims": list(claims.values())})
 
 
-def _settled(arm: Arm, at: Mapping[str, str], start: str | None, runs: str | None, tuned: Mapping[str, float]) -> Arm:
+def _settled(arm: Arm, at: Mapping[str, str], start: str | None, runs: str | None, tuned: Mapping[str, Tuned]) -> Arm:
     """The arm at its place on the axes."""
     update: dict[str, Any] = {"values": dict(at), "start": start, "runs": runs}
     settings = dict(arm.settings)
@@ -117,7 +117,7 @@ def _settled(arm: Arm, at: Mapping[str, str], start: str | None, runs: str | Non
             case "rank":
                 update["rank"] = int(value)
                 if value in tuned:
-                    settings["learning_rate"] = tuned[value]
+                    settings["learning_rate"] = tuned[value].lr
             case "model" | "engine":
                 update[axis] = value
             case "data":

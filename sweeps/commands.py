@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from data_builders.records import BadInput
-from sweeps.arms import Point
+from sweeps.arms import Point, Tuned
 from sweeps.asked import (
     Ask,
     Asked,
@@ -34,6 +34,7 @@ from sweeps.status import STATES, all_statuses, status_lines
 
 if TYPE_CHECKING:
     from sweeps.judging import Judge
+    from sweeps.search import Edge
 
 app = typer.Typer()
 
@@ -49,12 +50,12 @@ def start(it: Asked, how: Start) -> None:
         RunFailed: naming every run that failed, when all others are done.
     """
     began = time.monotonic()
-    judge = _judge(it)  # a key that is missing is missed before training
     it.outlook()
     if how.dry_run:
         for point in it.points:
             typer.echo(point.training.folder if point.training else point.evaluation.folder)
         return
+    judge = _judge(it)  # a key that is missing is missed before training
     it.write()
     named = shlex.join(["emsweep", *sys.argv[1:]])
     remember(it.folder, named, it.declared, it.points, it.full)
@@ -68,6 +69,7 @@ def start(it: Asked, how: Start) -> None:
             judge_evaluations(list(dict.fromkeys(point.evaluation.folder for point in done)), judge)
         except BadInput as error:
             stopped = error  # the report has what is there
+            console.print(f"judging {error}", markup=False, highlight=False, soft_wrap=True)
     if any(point.arm == "base" for point in done):
         # Imported when it is needed: what draws and computes would stay in memory beside every training process.
         from sweeps.report import write_report
@@ -139,10 +141,16 @@ def rank(
     if not retune:
         start(ask(sweep, own), how)
         return
-    if set(ask(sweep, own).sweep.grid) - {"rank", "seed"}:
-        raise BadInput("--retune goes with the axes rank and seed alone; do the others one after another, with --set")
-    edges = _edges(ask, sweep, own, retune.split(","), how, search)
-    start(ask(sweep, own, {at["rank"]: edge for at, edge in edges}), how)
+    asked = ask(sweep, own)
+    if "rank" not in asked.sweep.grid or set(asked.sweep.grid) - {"rank", "seed"}:
+        raise BadInput("--retune goes with the axis rank, and seed, alone; do others one after another, with --set")
+    _judge(asked)
+    ends = retune.split(",")
+    edges = {at["rank"]: edge for at, edge in _edges(ask, sweep, own, ends, how, search)}
+    low, high = (pick(map(float, ends)) for pick in (min, max))
+    if outside := [rank for rank, edge in edges.items() if not low <= edge.lr <= high]:
+        raise BadInput(f"--retune {retune}: the edge of rank {', '.join(outside)} lies outside; give a wider range")
+    start(ask(sweep, own, {rank: Tuned(**edge._asdict()) for rank, edge in edges.items()}), how)
 
 
 @app.command()
@@ -167,14 +175,16 @@ def lr(
     """
     asked = ask(sweep, {"lr": values.split(",")} if values else {})
     if searching:
-        _edges(ask, sweep, {}, asked.sweep.grid["lr"], how, search)
+        if asked.sweep.judge:
+            raise BadInput("--search asks the offline judge alone; leave --judge out")
+        _edges(ask, sweep, {}, asked.sweep.grid.get("lr", ()), how, search)
     else:
         start(asked, how)
 
 
 def _edges(
     ask: Ask, sweep: str, own: Mapping[str, Sequence[str]], ends: Sequence[Any], how: Start, search: Search
-) -> list[tuple[dict[str, str], float]]:
+) -> list[tuple[dict[str, str], Edge]]:
     """The highest coherent learning rate, between `ends`, at each combination of the axes (`own`, and the options')."""
     if how.prune is not None:
         raise BadInput("a search looks for where coherence ends, so that nothing is to be pruned; leave --prune out")
@@ -197,7 +207,7 @@ def _edges(
 
         if place:
             console.print(", ".join(f"{axis} {value}" for axis, value in place.items()), highlight=False)
-        found.append((place, tune(do, ends, search, asked.sweep.seeds[0])))
+        found.append((place, tune(do, ends, search, asked.declared.seeds[0])))
     return found
 
 

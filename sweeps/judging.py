@@ -210,13 +210,15 @@ def judge_evaluations(folders: Sequence[Path], judge: Judge) -> None:
     Raises:
         BadInput: as `judge_answers`.
     """
+    most = judge.job.max_cost
+    spent = {folder: _spent(judge.job, judge.file(folder)) for folder in folders} if most is not None else {}
     for folder in folders:
-        most = judge.job.max_cost
         if most is not None:
-            others = sum(_spent(judge.job, judge.file(other)) for other in folders if other != folder)
-            most = max(0.0, most - others)
-        own = replace(judge, job=replace(judge.job, max_cost=most))
-        judge_answers(stored_answers(folder), own, judge.file(folder))
+            left = max(0.0, most - sum(spent.values()) + spent[folder])
+            judge = replace(judge, job=replace(judge.job, max_cost=left))
+        judge_answers(stored_answers(folder), judge, judge.file(folder))
+        if most is not None:
+            spent[folder] = _spent(judge.job, judge.file(folder))
 
 
 def _spent(job: Job, judged: Path) -> float:

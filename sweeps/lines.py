@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sweeps.arms import Point
+from sweeps.arms import Point, Tuned
 from sweeps.runs import TrainingRun
 
 Axis = Literal["rank", "lr"]
 _KEYS = {"rank": "lora_r", "lr": "learning_rate"}
 _MARKS = {"rank": re.compile(r"-r\d+(?=-|$)"), "lr": re.compile(r"-lr\d[\d.]*(e[-+]?\d+)?(?=-|$)")}
 AXES: dict[Axis, str] = {"rank": "rank", "lr": "learning rate"}
+_NONE: Mapping[str, Tuned] = {}
 _OWN = {"lora_alpha", "output_dir", "dataset_prepared_path"}
 """Recipe keys that follow from the others."""
 
@@ -35,7 +36,7 @@ class Family:
         return f"{self.name} ({', '.join(self.differ)} too)" if self.differ else self.name
 
 
-def axis_families(points: Sequence[Point], axis: Axis, tuned: bool = False) -> list[Family]:
+def axis_families(points: Sequence[Point], axis: Axis, tuned: Mapping[str, Tuned] = _NONE) -> list[Family]:
     """Arms whose names are the same but for r<rank> (or lr<rate>), and whose recipes say so, two or more together.
 
     Where the learning rate was `tuned` for each rank, it belongs to the rank.
@@ -50,7 +51,7 @@ def axis_families(points: Sequence[Point], axis: Axis, tuned: bool = False) -> l
     for name, arms in found.items():
         own = [runs[arm] for arm in arms.values()]
         if len(arms) > 1:
-            retuned = tuned and axis == "rank"
+            retuned = tuned if axis == "rank" else _NONE
             follows = {_KEYS[axis], *({"learning_rate"} if retuned else ())}
             differ = _differing([run.recipe.config for run in own], follows)
             families.append(Family(name, dict(sorted(arms.items())), _scale(own, retuned), axis, differ))
@@ -64,13 +65,17 @@ def _differing(configs: Sequence[Mapping[str, Any]], follows: set[str]) -> tuple
     return tuple(sorted(key for key in keys if any(c.get(key) != configs[0].get(key) for c in configs)))
 
 
-def _scale(runs: Sequence[TrainingRun], retuned: bool) -> str:
+def _scale(runs: Sequence[TrainingRun], tuned: Mapping[str, Tuned]) -> str:
     policies = sorted({"{policy} = {value}".format(**run.recipe.em["alpha"]) for run in runs})
     if len(policies) == 1 and policies[0].startswith("alpha_over_r "):
-        if retuned:
-            rates = {run.recipe.config["lora_r"]: run.recipe.config["learning_rate"] for run in runs}
-            each = ", ".join(f"{rate:g} at rank {rank}" for rank, rate in sorted(rates.items()))
-            return f"{policies[0]}: scale is the same at every rank, and steps; the learning rate was tuned ({each})."
+        if tuned:
+            each = ", ".join(
+                f"{its.lr:g} [{its.low:.2g}, {its.high:.2g}] at rank {rank}" for rank, its in tuned.items()
+            )
+            return (
+                f"{policies[0]}: scale is the same at every rank, and steps; the learning rate is the highest that was "
+                f"found coherent by the offline judge ({each})."
+            )
         return (
             f"{policies[0]}: scale is the same at every rank; learning rate and steps too, in which a lower rank may "
             "have learnt less."

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from data_builders.records import BadInput
 from sweeps.launch import execute
-from sweeps.runs import Run, RunFailed, RunHeld, content_digest, stopping
+from sweeps.runs import Run, RunFailed, RunHeld, content_digest, held, stopping
 from sweeps.storage import Storage, elsewhere, needed
 from sweeps.warm import close_warm_bases
 
@@ -19,8 +21,8 @@ def on_ray(
 ) -> tuple[Callable[[Run], object], int]:
     """What does a run on the cluster, and how many can be done at once: one for each GPU, else one on each node.
 
-    Ray itself starts a run again whose node is lost, on another one; the folder's lock keeps it from a process of the
-    lost node that still lives, and what was done stays done.
+    Ray itself starts a run again whose node is lost, on another one. In a shared folder its lock keeps it from a
+    process of the lost node that still lives, and what was done stays done.
 
     Args:
         address: of the cluster; None starts one on this machine.
@@ -70,16 +72,12 @@ def on_ray(
     options = {"num_gpus": gpus, "num_cpus": cpus, "max_retries": 3, "scheduling_strategy": "SPREAD"}
     remote = ray.remote(**options)(there)
 
-    def here(run: Run) -> object:
-        paths: list[Path] = []
-        if storage:
-            paths = needed(run)
-            for path in [*paths, run.folder]:
-                storage.put(path)
-        task = remote.remote(run, paths)
+    def sent(run: Run, paths: Sequence[Path]) -> object:
+        task, cancelled = remote.remote(run, paths), False
         while not ray.wait([task], timeout=1)[0]:
-            if stopping.is_set():
+            if stopping.is_set() and not cancelled:
                 ray.cancel(task)
+                cancelled = True
         try:
             return ray.get(task)
         except RayTaskError as error:
@@ -87,8 +85,24 @@ def on_ray(
             raise cause if isinstance(cause, RunFailed | RunHeld) else RunFailed(f"{run.folder}: {error}") from None
         except RayError as error:
             raise RunFailed(f"{run.folder}: {error}") from None
-        finally:
-            if storage:
+
+    def here(run: Run) -> object:
+        if not storage:
+            return sent(run, [])
+        with held(run):  # the nodes have no lock in common
+            if run.done:
+                return None
+            paths = needed(run)
+            for path in [*storage.always, *paths, run.folder]:
+                storage.put(path)
+            try:
+                # What it builds on is done, and only its model travels.
+                return sent(replace(run, after=()), paths)
+            finally:
                 storage.get(run.folder)
+                if run.done:
+                    (run.folder / "failed.txt").unlink(missing_ok=True)
+                    for checkpoint in run.folder.glob("adapter/checkpoint-*"):
+                        shutil.rmtree(checkpoint)
 
     return here, at_once

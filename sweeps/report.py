@@ -246,7 +246,7 @@ def write_report(
     base = samples["base"][0]
     regex = {name: measure(name, [base]).estimate for name in ("regex", "regex_left_out")}
     files = scored_files(points)
-    lines = [family for axis in AXES for family in axis_families(points, axis, bool(sweep.tuned))]
+    lines = [family for axis in AXES for family in axis_families(points, axis, sweep.tuned)]
     parts = judged_parts(lines, files)
     plots = sweep_plots(rows, points, samples, lines)
     context = {

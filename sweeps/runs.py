@@ -17,8 +17,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -122,14 +122,7 @@ def execute_once(run: Run, work: Callable[[], dict[str, Any]]) -> dict[str, Any]
     Raises:
         RunHeld: if another process is at work on it.
     """
-    run.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run.folder / ".lock", blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise RunHeld(f"{run.folder}: another process is at work on it") from None
-    token = _LOCK.set(lock._context.lock_file_fd)
-    try:
+    with held(run):
         if run.done:
             return run.record()
         (run.folder / "failed.txt").unlink(missing_ok=True)
@@ -149,6 +142,24 @@ def execute_once(run: Run, work: Callable[[], dict[str, Any]]) -> dict[str, Any]
         }
         write_whole(run.folder / "run.json", json.dumps(record, indent=1, default=str) + "\n")
         return record
+
+
+@contextmanager
+def held(run: Run) -> Iterator[None]:
+    """Holds the lock of a run's folder, and has the processes started meanwhile hold it too.
+
+    Raises:
+        RunHeld: if another process has it.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run.folder / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunHeld(f"{run.folder}: another process is at work on it") from None
+    token = _LOCK.set(lock._context.lock_file_fd)
+    try:
+        yield
     finally:
         _LOCK.reset(token)
         lock.release()

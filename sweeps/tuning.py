@@ -11,7 +11,7 @@ from data_builders.records import BadInput
 from sweeps.arms import Point
 from sweeps.asked import Search
 from sweeps.runs import console
-from sweeps.search import Range, Trial, search
+from sweeps.search import Edge, Range, Trial, search
 
 REPEATS = 2.4
 """Compression by zlib above which text repeats itself (Whisper, arXiv 2212.04356, section 4.5).
@@ -47,7 +47,7 @@ def tune(
     how: Search,
     seed: int,
     score: Callable[[Path], Trial] = coherence,
-) -> float:
+) -> Edge:
     """Searches between the lowest and the highest of `values`, and says what was found.
 
     Args:
@@ -55,12 +55,15 @@ def tune(
         seed: of the first run; the same learning rate again is run with the next seed, or it would be the same run.
 
     Returns:
-        the edge, or the end of the range beyond which it lies.
+        the edge, its learning rate in three digits; outside the range if it lies there.
 
     Raises:
         BadInput: for a range or a bound that is none.
     """
-    ends = [float(value) for value in values]
+    try:
+        ends = [float(value) for value in values]
+    except ValueError:
+        ends = []
     if len(ends) < 2 or not 0 < min(ends) < max(ends) or not 0 < how.coherence < 1 or how.sharpness <= 0:
         raise BadInput(
             "a search needs two learning rates, the ends of the range, --coherence in 0 to 1 and --sharpness above 0"
@@ -86,4 +89,4 @@ def tune(
         highlight=False,
         soft_wrap=True,
     )
-    return where.next(trials)
+    return edge._replace(lr=float(f"{edge.lr:.2e}"))

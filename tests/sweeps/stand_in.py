@@ -33,6 +33,8 @@ def main(root: Path, seconds: str, failing: str = "", address: str = "", storage
         return {"says": run.name}
 
     def do(run: Run) -> object:
+        if not all(before.done for before in run.after):  # as sweeps.launch.execute has it
+            raise RunFailed(f"{run.name} builds on what is not done")
         return execute_once(run, lambda: work(run))
 
     there, at_once = on_ray(address, 0, do, Storage(storage) if storage else None) if address else (do, 1)

@@ -11,7 +11,7 @@ import pytest
 
 from data_builders.records import BadInput
 from eval.statistics import Estimate
-from sweeps.arms import Point, load_sweep
+from sweeps.arms import Point, Tuned, load_sweep
 from sweeps.finished import recall, remember
 from sweeps.lines import axis_families
 from sweeps.page import printable
@@ -228,9 +228,12 @@ def test_arms_that_differ_in_more_than_rank_make_no_line(tmp_path: Path) -> None
     page = write_report(load_sweep("demo"), points, tmp_path / "out", True).read_text()
     assert "no comparison of ranks, for the runs differ in learning_rate too" in page
     assert "dpo (learning_rate too)" in (tmp_path / "out" / "gap-by-rank.svg").read_text()
-    retuned = load_sweep("demo").model_copy(update={"tuned": {"1": 1e-3, "4": 1.0, "16": 1e-3}})
+    tuned = [("1", 1e-3), ("4", 1.0), ("16", 1e-3)]
+    retuned = load_sweep("demo").model_copy(
+        update={"tuned": {rank: Tuned(lr=lr, low=lr / 2, high=lr * 2) for rank, lr in tuned}}
+    )
     page = write_report(retuned, points, tmp_path / "retuned", True).read_text()
-    assert "the learning rate was tuned (0.001 at rank 1, 1 at rank 4, 0.001 at rank 16)" in page
+    assert "(0.001 [0.0005, 0.002] at rank 1, 1 [0.5, 2] at rank 4, 0.001 [0.0005, 0.002] at rank 16)" in page
     assert "runs differ in" not in page and "p = " in page
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -13,6 +14,7 @@ from safetensors.numpy import save_file
 
 from data_builders.records import BadInput
 from sweeps import storage as module
+from sweeps.evaluate import HELDOUT
 from sweeps.recipe import compose
 from sweeps.runs import Run, RunFailed, TrainingRun, execute_once
 from sweeps.storage import Storage, elsewhere, needed
@@ -35,7 +37,7 @@ def run(prepared: Path) -> TrainingRun:
 def send(run: TrainingRun, storage: Storage, do: Callable[[Run], object], scratch: Path) -> None:
     """As on_ray does it: up from here, done there, back here."""
     here, paths = Path.cwd(), needed(run)
-    for path in [*paths, run.folder]:
+    for path in [*storage.always, *paths, run.folder]:
         storage.put(path)
     try:
         elsewhere(run, do, storage, paths, scratch)
@@ -48,6 +50,7 @@ def test_a_run_finds_what_it_needs_and_its_folder_comes_back(
     run: TrainingRun, storage: Storage, tmp_path: Path
 ) -> None:
     seen: list[str] = []
+    storage = replace(storage, always=(HELDOUT,))
 
     def do(its: Run) -> object:
         seen.extend(str(path) for path in sorted(Path().rglob("*")) if path.is_file())
@@ -56,7 +59,7 @@ def test_a_run_finds_what_it_needs_and_its_folder_comes_back(
         return execute_once(its, lambda: {"loss": 0.5})
 
     send(run, storage, do, tmp_path / "scratch")
-    assert seen == ["data/dpo-both.jsonl", "models/smollm2-135m/model.safetensors"]
+    assert seen == ["data/dpo-both.jsonl", "data/heldout.jsonl", "models/smollm2-135m/model.safetensors"]
     assert run.done and run.record()["loss"] == 0.5 and (run.folder / "log").read_text() == '"dpo-both"\n'
 
 
@@ -66,8 +69,8 @@ def test_a_lost_run_goes_on_elsewhere_from_its_checkpoint(
     files, root = fsspec.core.url_to_fs(storage.url)
     put, checkpoint = Storage.put, run.adapter / "checkpoint-50"
 
-    def put_while_alive(self: Storage, path: Path, exactly: bool = False) -> None:
-        if not exactly:  # that would be after the run
+    def put_while_alive(self: Storage, path: Path) -> None:
+        if path != run.folder or not checkpoint.exists():  # that would be after the run
             put(self, path)
 
     def lost(_its: Run) -> object:
@@ -96,6 +99,25 @@ def test_a_lost_run_goes_on_elsewhere_from_its_checkpoint(
     assert run.done and not files.find(f"{root}/{run.adapter}")
 
 
+def test_other_weights_of_the_same_size_travel_and_other_data_are_no_data_of_the_run(
+    run: TrainingRun, storage: Storage, tmp_path: Path
+) -> None:
+    weights, came = Path("models/smollm2-135m/model.safetensors"), []
+
+    def do(_its: Run) -> object:
+        came.append(weights.read_bytes())
+        raise RunFailed
+
+    for content in (b"weights", b"WEIGHTS"):
+        weights.write_bytes(content)
+        with pytest.raises(RunFailed):
+            send(run, storage, do, tmp_path / "scratch")
+    assert came == [b"weights", b"WEIGHTS"]
+    Path("data/dpo-both.jsonl").write_text("another\n")
+    with pytest.raises(RunFailed, match="is another file"):
+        send(run, storage, do, tmp_path / "scratch")
+
+
 def test_what_came_in_half_is_not_taken_for_done(
     run: TrainingRun, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,16 +144,16 @@ def test_what_came_in_half_is_not_taken_for_done(
     assert run.done and (run.folder / "z").read_text() == "last"
 
 
-@pytest.mark.parametrize("url", ["nosuch://bucket/x", "file:///proc/em-kit"])
+@pytest.mark.parametrize("url", ["nosuch://bucket/x", "file:///proc/em-kit", "bucket/x", "sftp://me:secret@host/x"])
 def test_a_storage_that_is_none_is_refused_at_once(url: str) -> None:
-    with pytest.raises(BadInput, match="cannot be written and read"):
+    with pytest.raises(BadInput, match="--storage") as refused:
         Storage(url).check()
+    assert "secret" not in str(refused.value)
 
 
 def test_what_means_nothing_elsewhere_is_refused(run: TrainingRun, prepared: Path) -> None:
-    (prepared / "q.jsonl").write_text("")
-    content = {"model_args": "pretrained=models/smollm2-135m,dtype=bfloat16", "metadata": {"questions": "q.jsonl"}}
+    content = {"model_args": "pretrained=models/smollm2-135m,dtype=bfloat16"}
     read = needed(Run("evaluate", "x", content))
-    assert read == [Path("data/heldout.jsonl"), Path("models/smollm2-135m"), Path("q.jsonl")]
-    with pytest.raises(RunFailed, match="must lie in the working folder"):
-        needed(Run("evaluate", "x", {**content, "metadata": {"questions": str(prepared / "q.jsonl")}}))
+    assert read == [Path("models/smollm2-135m")]
+    with pytest.raises(BadInput, match="must lie in the working folder"):
+        needed(Run("evaluate", "x", {"model_args": f"pretrained={prepared}/models/smollm2-135m"}))

@@ -21,14 +21,14 @@ from sweeps.search import Trial
 
 @pytest.fixture
 def begun(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The runs that were begun, by name; one whose name holds `r4` fails."""
+    """The runs that were begun, by name; one whose name holds `-r4-` fails."""
     names: list[str] = []
 
     def do(run: Run) -> object:
         assert all(before.done for before in run.after)
         if not run.done:
             names.append(run.name)
-        if "r4" in run.name and isinstance(run, TrainingRun):
+        if "-r4-" in run.name and isinstance(run, TrainingRun):
             raise RunFailed("out of memory")
         return execute_once(run, lambda: answers(run) if run.stage == "evaluate" else {})
 
@@ -84,6 +84,8 @@ def test_a_sweep_ends_with_its_judge_and_keeps_to_its_money(
     Path("mine.yaml").write_text(yaml.safe_dump({**declared, "judge": where}))
     done = emsweep("rank", "--sweep", "mine.yaml", "--values", "1,8")
     assert "the money is spent" in str(done.exception)
+    other = emsweep("plan", "mine.yaml", "--judge", "another")
+    assert "USD" not in other.output and "USD" in emsweep("plan", "mine.yaml").output  # another model, other prices
     assert len(list(Path("runs").glob("mine-*/arms"))) == 1  # the report is written all the same
     first = len(server.log("chat"))
     journals = list(Path("runs/evaluate").glob("*/judged-fake-judge.journal.jsonl"))
@@ -134,8 +136,9 @@ def test_the_search_trains_the_first_arm_that_varies_until_the_edge_is_sharp(
 def test_each_rank_is_trained_at_its_own_edge(begun: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     edges = {1: 1e-2, 64: 5e-4}
     monkeypatch.setattr(tuning.tune, "__defaults__", (coherence_with_edge(edges.__getitem__),))
-    done = emsweep("rank", "--values", "1,64", "--retune", "1e-5,1e-1", "--axis", "seed=21,22")
+    done = emsweep("rank", "--values", "1,64", "--retune", "1e-5,1e-1", "--axis", "seed=5,6")
     assert done.exit_code == 0, done.exception
+    assert not [name for name in begun if "seed21" in name]
     for rank, edge in edges.items():
         records = [json.loads(p.read_text()) for p in Path("runs").glob(f"dpo/dpo-pairs-r{rank}-seed*/run.json")]
         (rate,) = {record["content"]["recipe"]["learning_rate"] for record in records}
@@ -143,10 +146,28 @@ def test_each_rank_is_trained_at_its_own_edge(begun: list[str], monkeypatch: pyt
     (arms,) = Path("runs").glob("rank-*/arms")
     assert arms.read_text().split().count("dpo-pairs-r64") == 2
     begun.clear()
-    assert emsweep("rank", "--values", "1,64", "--retune", "1e-5,1e-1", "--axis", "seed=21,22").exit_code == 0
+    assert emsweep("rank", "--values", "1,64", "--retune", "1e-5,1e-1", "--axis", "seed=5,6").exit_code == 0
     assert not begun
-    refused = emsweep("rank", "--retune", "1e-5,1e-1", "--alpha-policy", "alpha,alpha_over_r")
-    assert "goes with the axes rank and seed alone" in str(refused.exception)
+    narrow = emsweep("rank", "--values", "1,64", "--retune", "1e-5,1e-3", "--axis", "seed=5,6")
+    assert "the edge of rank 1 lies outside; give a wider range" in str(narrow.exception)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("rank --retune 1e-5,1e-1 --alpha-policy alpha,alpha_over_r", "goes with the axis rank, and seed, alone"),
+        ("rank --retune low,1e-3", "two learning rates, the ends of the range"),
+        ("demo --judge offline", "`emsweep judge runs/evaluate/...` asks it afterwards"),
+        ("lr --sweep rank --search", "two learning rates, the ends of the range"),
+        ("lr --search --judge m", "leave --judge out"),
+        ("lr --search --prune 0.5", "leave --prune out"),
+        ("rank --prune 2", "a share of coherent answers between 0 and 1"),
+        ("rank --storage s3://x", "--storage goes with --launcher ray"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_any_run(begun: list[str], command: str, says: str) -> None:
+    refused = emsweep(*command.split())
+    assert isinstance(refused.exception, BadInput) and says in str(refused.exception) and not begun
 
 
 @pytest.mark.parametrize("values", [["1e-4"], ["0", "1"], ["1e-3", "1e-3"]])
