@@ -19,7 +19,7 @@ from sweeps.axes import vary
 from sweeps.evaluate import HELDOUT
 from sweeps.graph import Graph, graph
 from sweeps.index import write_index
-from sweeps.launch import execute, launch, places
+from sweeps.launch import execute, in_place, launch, places
 from sweeps.outlook import plan_table
 from sweeps.recipe import load_layer
 from sweeps.runs import Run, RunFailed, console, content_digest
@@ -238,7 +238,9 @@ def finish(it: Asked, runs: Graph, how: Start) -> dict[str, BaseException]:
 
         do = partial(execute, check=coherent(how.prune, it.sweep.evaluation.model_dump()))
     slots = it.places
-    if how.launcher == "ray":
+    if how.launcher == "local":
+        do = in_place(do, it.folder.parent)
+    else:
         from sweeps.on_ray import on_ray
         from sweeps.storage import Storage, needed, within
 

@@ -289,7 +289,7 @@ def run(
 
 @app.command()
 def status(root: Annotated[Path, typer.Argument(help="Folder of runs.")] = Path("runs")) -> None:
-    """Shows where every run stands: running, failed, waiting or done; step, loss, tokens/s, time left.
+    """Shows where every run stands: running, failed, pruned, waiting or done; step, loss, tokens/s, time left.
 
     Example: emsweep status
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -20,7 +22,7 @@ from rich.text import Text
 from data_builders.records import write_whole
 from sweeps.evaluate import evaluate
 from sweeps.graph import Graph, State, lost, ready
-from sweeps.runs import SLOT, Pruned, Run, RunFailed, RunHeld, TrainingRun, console, stop_children, stopping
+from sweeps.runs import SLOT, Pruned, Run, RunFailed, RunHeld, TrainingRun, console, locked, stop_children, stopping
 from sweeps.status import progress, status_lines
 from sweeps.train import Check, train
 from sweeps.warm import close_warm_bases, warm_base
@@ -61,6 +63,22 @@ def places(hardware_gib: float | None) -> list[dict[str, str]]:
         devices = []
     threads = str(max(1, (os.cpu_count() or 1) // max(1, len(devices))))
     return [{"CUDA_VISIBLE_DEVICES": device, "OMP_NUM_THREADS": threads} for device in devices] or [{}]
+
+
+def in_place(do: Callable[[Run], object], root: Path) -> Callable[[Run], object]:
+    """`do`, for one process on this machine at a time at each place, those of a killed `emsweep` included.
+
+    Two sweeps in one folder of runs would else load one GPU twice; on a CPU two trainings at once take ten times as
+    long. RunHeld is raised where the place is taken.
+    """
+
+    def placed(run: Run) -> object:
+        place = (SLOT.get() or {}).get("CUDA_VISIBLE_DEVICES", "cpu")
+        root.mkdir(parents=True, exist_ok=True)
+        with locked(root / f".place-{platform.node()}-{place}.lock"):
+            return do(run)
+
+    return placed
 
 
 def launch(

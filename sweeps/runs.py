@@ -52,7 +52,8 @@ SLOT: ContextVar[Mapping[str, str] | None] = ContextVar("SLOT", default=None)
 """Environment of the processes that this thread starts: which GPU is theirs."""
 LOOK = 1.0
 """Seconds between looks at whether a process is to be ended."""
-_LOCK: ContextVar[int | None] = ContextVar("_LOCK", default=None)
+_LOCKS: ContextVar[tuple[int, ...]] = ContextVar("_LOCKS", default=())
+"""Of the locks that this thread holds, and hands down."""
 _children: set[subprocess.Popen[bytes]] = set()
 stopping = threading.Event()
 """Set when no process may be started any more."""
@@ -146,22 +147,34 @@ def execute_once(run: Run, work: Callable[[], dict[str, Any]]) -> dict[str, Any]
 
 @contextmanager
 def held(run: Run) -> Iterator[None]:
-    """Holds the lock of a run's folder, and has the processes started meanwhile hold it too.
+    """Holds the lock of a run's folder.
 
     Raises:
         RunHeld: if another process has it.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run.folder / ".lock", blocking=False)
+    with locked(run.folder / ".lock"):
+        yield
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds a lock, and has the processes that `call` starts meanwhile hold it too.
+
+    Raises:
+        RunHeld: if another process has it.
+    """
+    lock = FileLock(path, blocking=False)
     try:
         lock.acquire()
     except Timeout:
-        raise RunHeld(f"{run.folder}: another process is at work on it") from None
-    token = _LOCK.set(lock._context.lock_file_fd)
+        raise RunHeld(f"{path.parent}: another process is at work on it") from None
+    descriptor = lock._context.lock_file_fd
+    token = _LOCKS.set(_LOCKS.get() if descriptor is None else (*_LOCKS.get(), descriptor))
     try:
         yield
     finally:
-        _LOCK.reset(token)
+        _LOCKS.reset(token)
         lock.release()
 
 
@@ -225,7 +238,6 @@ def call(
         RunFailed: if it does not end well.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    lock = _LOCK.get()
     with log.open("ab") as output:
         output.write(f"$ {shlex.join(command)}\n".encode())
         output.flush()
@@ -237,7 +249,7 @@ def call(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            pass_fds=() if lock is None else (lock,),
+            pass_fds=_LOCKS.get(),
         )
         reached = False
         try:

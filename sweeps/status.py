@@ -17,7 +17,7 @@ _LOSS = re.compile(r"'loss': '?([-+.\de]+|nan|inf)")
 _TOKENS = re.compile(r"'(?:num_tokens|tokens/total)': '?([+.\de]+)")
 TAIL = 6000
 """Bytes of a log that hold its last step with its loss."""
-STATES = ("running", "failed", "waiting", "done")
+STATES = ("running", "failed", "pruned", "waiting", "done")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ def status(folder: Path) -> Progress:
         except Timeout:
             return progress(folder, "running")
     if (folder / "failed.txt").is_file():
-        return progress(folder, "failed")
+        pruned = (folder / "failed.txt").read_text(encoding="utf-8").startswith("pruned")
+        return progress(folder, "pruned" if pruned else "failed")
     saved = [int(path.name.rpartition("-")[2]) for path in folder.glob("adapter/checkpoint-*")]
     return Progress(folder, "waiting", max(saved, default=None))
 

@@ -6,12 +6,19 @@ Each run starts a process that sleeps and then writes its name to ROOT/log.
 import sys
 from pathlib import Path
 
-from sweeps.launch import launch
+from sweeps.launch import in_place, launch
 from sweeps.on_ray import on_ray
 from sweeps.runs import Run, RunFailed, call, execute_once
 from sweeps.storage import Storage
 
-CODE = "import sys, time; time.sleep({seconds}); print('{name}', file=open('{log}', 'a')); sys.exit({end})"
+CODE = """
+import sys, time
+began = time.time()
+time.sleep({seconds})
+print('{name}', file=open('{log}', 'a'))
+print(began, time.time(), file=open('{log}.times', 'a'))
+sys.exit({end})
+"""
 
 
 def sweep(root: Path) -> dict[str, Run]:
@@ -37,7 +44,9 @@ def main(root: Path, seconds: str, failing: str = "", address: str = "", storage
             raise RunFailed(f"{run.name} builds on what is not done")
         return execute_once(run, lambda: work(run))
 
-    there, at_once = on_ray(address, 0, do, Storage(storage) if storage else None) if address else (do, 1)
+    there, at_once = in_place(do, root), 1
+    if address:
+        there, at_once = on_ray(address, 0, do, Storage(storage) if storage else None)
     if launch(sweep(root), there, [{}] * at_once):
         raise RunFailed
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -143,6 +144,25 @@ def test_an_orphan_of_a_killed_process_is_awaited(tmp_path: Path) -> None:
     assert begin(tmp_path, 0).wait(60) == 0
     # The orphan had ended when its run was begun again: never two at work in one folder.
     assert logged(tmp_path) == ["cpt", *NAMES] and (folder / "run.json").exists()
+
+
+def at_work(root: Path) -> list[tuple[float, float]]:
+    """When each process was at work, in order."""
+    return sorted(tuple(map(float, line.split())) for line in (root / "log.times").read_text().splitlines())
+
+
+def test_an_orphan_keeps_its_place(tmp_path: Path) -> None:
+    assert begin(tmp_path, 0, "dpo0").wait(60) == 1  # all is done but dpo0 and its evaluation
+    for path in tmp_path.glob("evaluate/*/run.json"):
+        path.unlink()
+    (tmp_path / "log.times").unlink()
+    process = begin(tmp_path, 2)
+    wait_for(lambda: children(process.pid))
+    process.kill()
+    process.wait()
+    assert begin(tmp_path, 0.2).wait(60) == 0
+    times = at_work(tmp_path)
+    assert len(times) == 5 and all(end <= began for (_, end), (began, _) in pairwise(times))
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_table_and_repeats_nothing(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from sweeps.launch import execute, launch
 from sweeps.prune import coherent
 from sweeps.recipe import compose
 from sweeps.runs import Pruned, Run, TrainingRun, execute_once
+from sweeps.status import status
 
 TRAINER = """
 import json, sys, time
@@ -83,6 +84,7 @@ def test_a_pruned_run_costs_itself_and_what_builds_on_it_and_can_be_taken_up_aga
     assert other.done and not after.folder.exists()
     assert (run.folder / "failed.txt").read_text() == "pruned at checkpoint-4: why\n"
     assert steps(run) == [f"step {n}" for n in range(1, 5)]  # not tried again
+    assert status(run.folder).state == "pruned"
     [command] = train.training_commands(run.recipe, Path())
     monkeypatch.setattr(train, "training_commands", lambda *_: [[*command, "--fast"]])
     assert train.train(run)["resumed_from"] == "checkpoint-4" and run.done

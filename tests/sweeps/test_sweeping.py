@@ -68,7 +68,7 @@ def test_a_sweep_ends_with_what_could_be_done_and_the_list_of_what_could_not(beg
     emsweep("rank", "--values", "1,8,16")
     assert begun == ["dpo-pairs-r16-seed21"] * 2  # its training, its evaluation
     statuses = emsweep("status").output
-    assert "dpo/dpo-pairs-r4-seed21" in statuses and "1 failed, 1 waiting, 9 done" in statuses
+    assert "dpo/dpo-pairs-r4-seed21" in statuses and "1 failed, 0 pruned, 1 waiting, 9 done" in statuses
 
 
 def test_a_sweep_ends_with_its_judge_and_keeps_to_its_money(
