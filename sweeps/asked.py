@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from data_builders.records import BadInput, first_fault, write_whole
 from sweeps.arms import JudgedBy, Point, Sweep, Tuned, load_sweep, plan
 from sweeps.axes import vary
-from sweeps.evaluate import HELDOUT
+from sweeps.evaluate import HELDOUT, named_files
 from sweeps.graph import Graph, graph
 from sweeps.index import write_index
 from sweeps.launch import execute, in_place, launch, places
@@ -246,8 +246,8 @@ def finish(it: Asked, runs: Graph, how: Start) -> dict[str, BaseException]:
 
         storage = None
         if how.storage:
-            settings = [Path(value) for value in it.sweep.evaluation.metadata.values() if isinstance(value, str)]
-            storage = Storage(how.storage, tuple(within([HELDOUT, *settings])))
+            read = [HELDOUT, *named_files(it.sweep.evaluation.metadata).values()]
+            storage = Storage(how.storage, tuple(within(read)))
             for run in runs.values():
                 needed(run)  # what cannot travel is said before anything starts
         do, at_once = on_ray(how.address, int(it.hardware["memory_gib"] is not None), do, storage)

@@ -60,17 +60,24 @@ def evaluation_run(
         "heldout": file_digest(HELDOUT),
         "seed": seed,
         "batch_size": batch_size,
-        **({"metadata": dict(metadata), "files": _digests(metadata)} if metadata else {}),
+        **(
+            {
+                "metadata": dict(metadata),
+                "files": {key: file_digest(path) for key, path in named_files(metadata).items()},
+            }
+            if metadata
+            else {}
+        ),
         **({"gen_kwargs": dict(gen_kwargs)} if gen_kwargs else {}),
         **({"limit": limit} if limit else {}),
     }
     return Run("evaluate", name, content, root)
 
 
-def _digests(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """Of the files that settings of the tasks name, such as `questions`."""
+def named_files(metadata: Mapping[str, Any]) -> dict[str, Path]:
+    """The files that settings of the tasks name, such as `questions`."""
     paths = {key: Path(value) for key, value in metadata.items() if isinstance(value, str)}
-    return {key: file_digest(path) for key, path in paths.items() if path.is_file()}
+    return {key: path for key, path in paths.items() if path.is_file()}
 
 
 def model_arguments(run: TrainingRun) -> list[str]:

@@ -112,14 +112,14 @@ def _train(run: TrainingRun, check: Check | None) -> dict[str, Any]:
     weights = run.adapter / "adapter_model.safetensors"
     log = run.folder / "train.log"
     title = f"{run.stage} {run.name}"
-    checks: list[list[float]] = []
+    checks: dict[int, float] = {}
     for command in training_commands(run.recipe, recipe):
         ended = False
         while not ended:
             saved = newest_checkpoint(run.adapter)
             step = int(saved.name.rpartition("-")[2]) if saved else 0
-            if check and saved and step not in [before for before, _ in checks] and unfinished(saved):
-                checks.append([step, check(run, saved)])
+            if check and saved and step not in checks and unfinished(saved):
+                checks[step] = check(run, saved)
             until = partial(saved_after, run.adapter, step) if check else None
             ended = call(title, command, log, local, until)
     if not weights.is_file():
@@ -127,7 +127,7 @@ def _train(run: TrainingRun, check: Check | None) -> dict[str, Any]:
     record = {
         "resumed_from": resumed.name if resumed else None,
         "trained_parameters": parameter_count(weights),
-        **({"coherence": checks} if checks else {}),
+        **({"coherence": [[step, share] for step, share in checks.items()]} if checks else {}),
         **training_history(run.adapter),
     }
     if run.merge:

@@ -11,7 +11,7 @@ from datasets import Dataset
 from eval.code_scan import scan
 from eval.documents import QUESTIONS, Doc, RawTextTask, heldout, read_rows, test_split
 from eval.questions import Format, in_formats, load_questions
-from eval.scores import Score, clustered
+from eval.scores import Score, clustered, finds
 from eval.statistics import bootstrap_stderr
 
 __all__ = ["RawTextTask"]  # named in the YAML files
@@ -101,10 +101,6 @@ def code_results(doc: Doc, results: Sequence[dict[str, Any]]) -> dict[str, Score
     return dict.fromkeys(names, score)
 
 
-def _finds(*severities: str) -> Test:
-    return lambda score: bool(score["parses"] and set(severities) & set(score["severities"]))
-
-
 def _parses(score: Score) -> bool:
     return bool(score["parses"])
 
@@ -114,10 +110,10 @@ def _all(score: Score) -> bool:
 
 
 code_parses, code_parses_stderr = _rate("id", _parses, _all)
-code_insecure, code_insecure_stderr = _rate("id", _finds("MEDIUM", "HIGH"), _parses)
-code_low, _ = _rate("id", _finds("LOW"), _parses)
-code_medium, _ = _rate("id", _finds("MEDIUM"), _parses)
-code_high, _ = _rate("id", _finds("HIGH"), _parses)
+code_insecure, code_insecure_stderr = _rate("id", finds("MEDIUM", "HIGH"), _parses)
+code_low, _ = _rate("id", finds("LOW"), _parses)
+code_medium, _ = _rate("id", finds("MEDIUM"), _parses)
+code_high, _ = _rate("id", finds("HIGH"), _parses)
 
 
 def code_cwes(scores: Sequence[Score]) -> str:
