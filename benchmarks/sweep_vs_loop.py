@@ -86,19 +86,14 @@ def main() -> None:
             for stage in declared["stages"].values():
                 stage["max_steps"] = asked.steps
         Path("rank.yaml").write_text(yaml.safe_dump(declared))
-        before = {
-            **declared,
-            "grid": {},
-            "arms": {k: a for k, a in declared["arms"].items() if not a["vary"]},
-            "claims": [],
-        }
-        Path("before.yaml").write_text(yaml.safe_dump(before))
-        timed(["emsweep", "demo", "--sweep", "before.yaml"])
-        values = asked.values.split(",")
         sweep = load_sweep("rank.yaml")
-        points = [
-            p for p in plan(vary(sweep, {"rank": values}), full=False) if p.training and p.training.stage == "dpo"
-        ]
+        every = plan(vary(sweep, {"rank": asked.values.split(",")}), full=False)
+        points = [p for p in every if p.training and p.training.stage == "dpo"]
+        export = ["emsweep", "export", "rank.yaml", "--sh"]
+        written = Path(subprocess.check_output(export, env=SHELL, text=True).split()[-1]).with_name("plan.json")
+        shared = [run for p in every if p not in points for run in (p.training, p.evaluation) if run and not run.done]
+        for run in shared:
+            timed(["emsweep", "run", str(written), run.digest])
         evaluation = sweep.evaluation.model_dump()
         half = len(points) // 2
         loop(points[:half], sweep.tasks, evaluation, times)

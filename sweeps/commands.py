@@ -26,7 +26,7 @@ from sweeps.asked import (
     sweep_options,
     takes,
 )
-from sweeps.finished import left_out, remember
+from sweeps.finished import recall, remember
 from sweeps.graph import graph
 from sweeps.outlook import judging
 from sweeps.runs import Pruned, RunFailed, console, content_digest
@@ -73,14 +73,9 @@ def start(it: Asked, how: Start) -> None:
     if any(point.arm == "base" for point in done):
         # Imported when it is needed: what draws and computes would stay in memory beside every training process.
         from sweeps.report import write_report
-        from sweeps.sweep_plots import names
 
-        lost = [point for point in it.points if not point.evaluation.done]
-        missing = [
-            left_out(name, [run.folder for run in (point.training, point.evaluation) if run])
-            for name, point in zip(names(lost), lost, strict=True)
-        ]
-        out = write_report(it.declared, done, it.folder, it.full, named, missing)
+        *_, found, missing = recall(str(it.folder))
+        out = write_report(it.declared, found, it.folder, it.full, named, missing)
         console.print(f"{out} ({time.monotonic() - began:.0f} s)", highlight=False)
     failed = [f"{it.runs[digest].folder}: {why}" for digest, why in reasons.items() if not isinstance(why, Pruned)]
     if failed:

@@ -72,18 +72,18 @@ def recall(named: str) -> tuple[Path, Asked, list[Point], list[str]]:
             training = _training(Path(its.training)) if its.training else None
             points.append(Point(its.arm, its.seed, training, Run(*_made(Path(its.evaluation)))))
         else:
-            name = f"{its.arm}, seed {its.seed}" if its.seed is not None else its.arm
-            missing.append(left_out(name, [Path(run) for run in (its.training, its.evaluation) if run]))
+            missing.append(_left_out(its))
     if not points or points[0].arm != "base":
         raise BadInput(f"{folder}: the base model is not evaluated yet; run `{asked.command}` again, it goes on")
     return folder, asked, points, missing
 
 
-def left_out(name: str, folders: Sequence[Path]) -> str:
+def _left_out(point: _Point) -> str:
     """The name of a point that is not done, and why, if one of its runs failed or was pruned."""
-    for folder in folders:
+    name = f"{point.arm}, seed {point.seed}" if point.seed is not None else point.arm
+    for folder in filter(None, (point.training, point.evaluation)):
         with suppress(OSError):
-            why = (folder / "failed.txt").read_text(encoding="utf-8").partition("\n")[0]
+            why = (Path(folder) / "failed.txt").read_text(encoding="utf-8").partition("\n")[0]
             return f"{name} ({why.removesuffix(', which ends:')})"
     return name
 
