@@ -5,13 +5,14 @@ model, on the same recipe (its reference asked at every step, as Axolotl has it)
 the evaluations of the base and of CPT, are done once before and shared by both sides. Half of the points go to the loop
 first, then the sweep runs, then the other half: a drift of the machine's speed falls on both.
 
-It takes about two and a half hours on 2 cores. With --keep, what has been timed stays in FOLDER/times.json and is not
+It takes about three hours on 2 cores. With --keep, what has been timed stays in FOLDER/times.json and is not
 timed again; what was cut off begins anew.
 """
 
 import argparse
 import json
 import os
+import re
 import shlex
 import shutil
 import statistics
@@ -28,7 +29,7 @@ from data_builders.records import write_whole
 from sweeps.arms import load_sweep, plan
 from sweeps.axes import vary
 from sweeps.evaluate import TASKS
-from sweeps.runs import tool
+from sweeps.runs import child_environment, tool
 
 SHELL = {**os.environ, "PATH": f"{Path(tool('python')).parent}:{os.environ['PATH']}", "AXOLOTL_DO_NOT_TRACK": "1"}
 
@@ -65,6 +66,27 @@ def loop(points: list, tasks: list[str], evaluation: dict, times: dict) -> None:
         }
         times[name] = {stage: timed(command) for stage, command in commands.items()}
         write_whole(Path("times.json"), json.dumps(times, indent=1))
+
+
+def step_seconds(recipe: dict, steps: int = 10) -> dict[str, float]:
+    """Seconds of a training step: in a shell's own environment, then with one more of the sweep's savings each time."""
+    ours = child_environment(local_model=True)
+    threads = {**SHELL, "OMP_NUM_THREADS": ours["OMP_NUM_THREADS"]}
+    ways = {"shell": (SHELL, False), "threads": (threads, False), "memory": (ours, False), "reference": (ours, True)}
+    seconds = {}
+    for way, (env, known) in ways.items():
+        name = f"step-{way}"
+        for folder in (name, f"{name}-prepared"):
+            shutil.rmtree(folder, ignore_errors=True)
+        where = {"output_dir": name, "dataset_prepared_path": f"{name}-prepared"}
+        short = {"precompute_ref_log_probs": known, "max_steps": steps}
+        Path(f"{name}.yaml").write_text(yaml.safe_dump({**recipe, **where, **short}))
+        command = ["axolotl", "train", f"{name}.yaml", *([] if way == "shell" else ["--launcher", "python"])]
+        its = [f"{key}={env[key]}" for key in sorted(env) if key.startswith(("OMP_", "MALLOC_"))]
+        print("$", *its, shlex.join(command), flush=True)
+        said = subprocess.check_output(command, env=env, text=True, stderr=subprocess.STDOUT)
+        seconds[way] = float(re.findall(r"'train_runtime': '?([0-9.]+)", said)[-1]) / steps
+    return seconds
 
 
 def main() -> None:
@@ -105,21 +127,25 @@ def main() -> None:
             times["sweep"] = timed(["emsweep", "rank", "--sweep", "rank.yaml", "--values", asked.values])
             write_whole(Path("times.json"), json.dumps(times, indent=1))
         loop(points[half:], sweep.tasks, evaluation, times)
+        if "step" not in times:
+            times["step"] = step_seconds(points[half].training.recipe.config)
+            write_whole(Path("times.json"), json.dumps(times, indent=1))
         records = [
             json.loads((run.folder / "run.json").read_text()) for p in points for run in (p.training, p.evaluation)
         ]
         os.chdir(here)
-    theirs, ours = [its for name, its in times.items() if name != "sweep"], times["sweep"]
+    theirs, ours = [its for name, its in times.items() if name.startswith("loop-")], times["sweep"]
     mean = {stage: statistics.mean(point[stage] for point in theirs) for stage in theirs[0]}
     mine = {s: statistics.mean(r["wall_seconds"] for r in records if r["stage"] == s) for s in ("dpo", "evaluate")}
     whole = sum(sum(point.values()) for point in theirs)
     print("a point of the loop, s:", ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in mean.items()))
     print(f"a point of the sweep, s: train {mine['dpo']:.1f}, evaluate {mine['evaluate']:.1f}")
     print(
-        f"saved a point, s: preprocess and training (threads, memory, shared reference) "
-        f"{mean['preprocess'] + mean['train'] - mine['dpo']:.1f}, merging {mean['merge']:.1f}, "
-        f"evaluation (base kept, threads) {mean['evaluate'] - mine['evaluate']:.1f}"
+        f"saved a point, s: preprocess and training {mean['preprocess'] + mean['train'] - mine['dpo']:.1f}, "
+        f"merging {mean['merge']:.1f}, evaluation (base kept, threads) {mean['evaluate'] - mine['evaluate']:.1f}"
     )
+    steps = ", ".join(f"{way} {seconds:.2f}" for way, seconds in times["step"].items())
+    print(f"a training step, s, each with what stands before it: {steps} (known beforehand)")
     print(f"{len(points)} points: loop {whole:.0f} s, sweep {ours:.0f} s, ratio {ours / whole:.3f}")
 
 
