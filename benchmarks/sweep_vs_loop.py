@@ -22,6 +22,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -43,29 +44,39 @@ def timed(command: Sequence[str]) -> float:
     return time.perf_counter() - began
 
 
+def begin_anew(name: str, recipe: dict, **settings: Any) -> str:
+    """Writes NAME.yaml, which trains into NAME, and removes what an earlier try left there; returns its name."""
+    for folder in (name, f"{name}-prepared", f"{name}-scores"):
+        shutil.rmtree(folder, ignore_errors=True)
+    where = {"output_dir": name, "dataset_prepared_path": f"{name}-prepared"}
+    Path(f"{name}.yaml").write_text(yaml.safe_dump({**recipe, **where, **settings}))
+    return f"{name}.yaml"
+
+
+def keep(times: dict) -> None:
+    write_whole(Path("times.json"), json.dumps(times, indent=1))
+
+
 def loop(points: list, tasks: list[str], evaluation: dict, times: dict) -> None:
     """Seconds of each command for each point, into `times` by the point's name."""
     for point in points:
-        recipe = dict(point.training.recipe.config)
+        recipe = point.training.recipe.config
         name = f"loop-r{recipe['lora_r']}"
         if name in times:
             continue
-        for folder in (name, f"{name}-prepared", f"{name}-scores"):
-            shutil.rmtree(folder, ignore_errors=True)
-        recipe |= {"output_dir": name, "dataset_prepared_path": f"{name}-prepared", "precompute_ref_log_probs": False}
-        Path(f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+        written = begin_anew(name, recipe, precompute_ref_log_probs=False)
         score = ["lm_eval", "run", "--model", "hf", "--include_path", str(TASKS), "--tasks", ",".join(tasks)]
         how = f"pretrained={name}/merged,dtype=bfloat16,attn_implementation={evaluation['attention']}"
         score += ["--model_args", how, "--apply_chat_template", "--batch_size", str(evaluation["batch_size"])]
         score += ["--metadata", json.dumps(evaluation["metadata"]), "--log_samples", "--output_path", f"{name}-scores"]
         commands = {
-            "preprocess": ["axolotl", "preprocess", f"{name}.yaml"],
-            "train": ["axolotl", "train", f"{name}.yaml"],
-            "merge": ["axolotl", "merge-lora", f"{name}.yaml"],
+            "preprocess": ["axolotl", "preprocess", written],
+            "train": ["axolotl", "train", written],
+            "merge": ["axolotl", "merge-lora", written],
             "evaluate": score,
         }
         times[name] = {stage: timed(command) for stage, command in commands.items()}
-        write_whole(Path("times.json"), json.dumps(times, indent=1))
+        keep(times)
 
 
 def step_seconds(recipe: dict, steps: int = 10) -> dict[str, float]:
@@ -75,13 +86,8 @@ def step_seconds(recipe: dict, steps: int = 10) -> dict[str, float]:
     ways = {"shell": (SHELL, False), "threads": (threads, False), "memory": (ours, False), "reference": (ours, True)}
     seconds = {}
     for way, (env, known) in ways.items():
-        name = f"step-{way}"
-        for folder in (name, f"{name}-prepared"):
-            shutil.rmtree(folder, ignore_errors=True)
-        where = {"output_dir": name, "dataset_prepared_path": f"{name}-prepared"}
-        short = {"precompute_ref_log_probs": known, "max_steps": steps}
-        Path(f"{name}.yaml").write_text(yaml.safe_dump({**recipe, **where, **short}))
-        command = ["axolotl", "train", f"{name}.yaml", *([] if way == "shell" else ["--launcher", "python"])]
+        written = begin_anew(f"step-{way}", recipe, precompute_ref_log_probs=known, max_steps=steps)
+        command = ["axolotl", "train", written, *([] if way == "shell" else ["--launcher", "python"])]
         its = [f"{key}={env[key]}" for key in sorted(env) if key.startswith(("OMP_", "MALLOC_"))]
         print("$", *its, shlex.join(command), flush=True)
         said = subprocess.check_output(command, env=env, text=True, stderr=subprocess.STDOUT)
@@ -125,11 +131,11 @@ def main() -> None:
                     shutil.rmtree(run.folder, ignore_errors=True)
             shutil.rmtree("runs/reference", ignore_errors=True)
             times["sweep"] = timed(["emsweep", "rank", "--sweep", "rank.yaml", "--values", asked.values])
-            write_whole(Path("times.json"), json.dumps(times, indent=1))
+            keep(times)
         loop(points[half:], sweep.tasks, evaluation, times)
         if "step" not in times:
             times["step"] = step_seconds(points[half].training.recipe.config)
-            write_whole(Path("times.json"), json.dumps(times, indent=1))
+            keep(times)
         records = [
             json.loads((run.folder / "run.json").read_text()) for p in points for run in (p.training, p.evaluation)
         ]

@@ -52,6 +52,7 @@ def evaluation_run(
         for path in sorted([*TASKS.rglob("*"), *(EVAL / f"{name}.py" for name in SCORING)])
         if path.suffix in {".yaml", ".jsonl", ".py"}
     }
+    files = {key: file_digest(path) for key, path in named_files(metadata or {}).items()}
     content = {
         "model_args": ",".join([*parts, f"dtype={dtype}", f"attn_implementation={attention}"]),
         "checkpoint": made_of,
@@ -60,14 +61,7 @@ def evaluation_run(
         "heldout": file_digest(HELDOUT),
         "seed": seed,
         "batch_size": batch_size,
-        **(
-            {
-                "metadata": dict(metadata),
-                "files": {key: file_digest(path) for key, path in named_files(metadata).items()},
-            }
-            if metadata
-            else {}
-        ),
+        **({"metadata": dict(metadata), "files": files} if metadata else {}),
         **({"gen_kwargs": dict(gen_kwargs)} if gen_kwargs else {}),
         **({"limit": limit} if limit else {}),
     }
