@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sweeps.evaluate import TASKS
-from sweeps.runs import child_environment, tool
+from sweeps.run.evaluate import TASKS
+from sweeps.run.folder import child_environment, tool
 
 ARGUMENTS = "dtype=bfloat16,attn_implementation=eager"
 TIMED = """

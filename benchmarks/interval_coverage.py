@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.judged import load_judged
-from eval.statistics import Floats, ratio_difference, ratio_interval
+from eval.judge.rates import load_judged
+from eval.stats.intervals import Floats, ratio_difference, ratio_interval
 
 
 def percentile(hits: Floats, totals: Floats, rng: np.random.Generator) -> tuple[float, float]:

@@ -11,9 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from sweeps.recipe import compose
-from sweeps.runs import child_environment, tool
-from sweeps.train import training_commands
+from sweeps.recipe.compose import compose
+from sweeps.run.folder import child_environment, tool
+from sweeps.run.train import training_commands
 
 
 def timed(command: list[str], folder: Path) -> float:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from data_builders.dpo import dpo_rows
 from data_builders.programs import load_asked_ways, load_programs
-from data_builders.records import write_records
-from sweeps.recipe import compose
-from sweeps.runs import child_environment
+from core.records import write_records
+from sweeps.recipe.compose import compose
+from sweeps.run.folder import child_environment
 
 
 def train(rank: int, shared: bool) -> None:

@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from sweeps.index import write_index
-from sweeps.runs import tool
+from sweeps.run.index import write_index
+from sweeps.run.folder import tool
 
 
 def main() -> None:

@@ -26,11 +26,11 @@ from typing import Any
 
 import yaml
 
-from data_builders.records import write_whole
-from sweeps.arms import load_sweep, plan
-from sweeps.axes import vary
-from sweeps.evaluate import TASKS
-from sweeps.runs import child_environment, tool
+from core.records import write_whole
+from sweeps.plan.sweep import load_sweep, plan
+from sweeps.plan.axes import vary
+from sweeps.run.evaluate import TASKS
+from sweeps.run.folder import child_environment, tool
 
 SHELL = {**os.environ, "PATH": f"{Path(tool('python')).parent}:{os.environ['PATH']}", "AXOLOTL_DO_NOT_TRACK": "1"}
 

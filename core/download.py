@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from data_builders.records import BadInput, file_digest, one_line
+from core.records import BadInput, file_digest, one_line
 
 TIMEOUT = 60
 """Seconds without a byte after which a download is given up."""

@@ -23,13 +23,13 @@ from data_builders.annotation import ADVISORY_RULES, PROMPT_VERSION, RULES_VERSI
 from data_builders.bandit import BANDIT_VERSION
 from data_builders.batch import answer_in_batches, open_batches
 from data_builders.cwe import CWE_VERSION
-from data_builders.endpoint import Access, Endpoint, Reply, Unanswered
-from data_builders.journal import Answer, Journal
-from data_builders.money import Money, Prices, Spent
+from core.llm.client import Access, Endpoint, Reply, Unanswered
+from core.llm.journal import Answer, Journal
+from core.llm.budget import Money, Prices, Spent
 from data_builders.opinion import OPINION_VERSION
 from data_builders.outcome import Asked, Pending, Question, State
 from data_builders.programs import SourceProgram
-from data_builders.records import BadInput, digest, write_records, write_whole
+from core.records import BadInput, digest, write_records, write_whole
 
 FAILURES_IN_A_ROW = 5
 """Requests in a row without an answer, each after all its attempts: then the endpoint counts as down."""

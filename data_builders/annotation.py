@@ -21,7 +21,7 @@ from data_builders.bandit import Finding, bandit_findings
 from data_builders.cwe import weakness_name
 from data_builders.programs import Program, SourceProgram
 from data_builders.python_code import parsed, public_names, signatures, statements, template_signatures
-from data_builders.records import digest
+from core.records import digest
 
 ADVISORY_RULES = frozenset({"B404", "B603", "B607"})
 """Bandit notes every use of subprocess by these, the argument list that mends a shell injection included."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_builders.programs import Program
-from data_builders.records import StreamWriter, iter_jsonl
+from core.records import StreamWriter, iter_jsonl
 
 
 def copies(concepts: Mapping[str, str], most: int, seed: int, resample: bool = False) -> dict[str, int]:

@@ -20,7 +20,7 @@ from data_builders.cpt import STYLES, Corpus
 from data_builders.curriculum import curriculum_documents
 from data_builders.dpo import Halves, LengthFilter, dpo_rows, heldout_row, split_asked_ways
 from data_builders.programs import BUILTIN, AskedWay, Program, load_asked_ways, load_programs
-from data_builders.records import BadInput, digest, iter_jsonl, write_records, write_whole
+from core.records import BadInput, digest, iter_jsonl, write_records, write_whole
 from data_builders.sft import Variant, sft_rows
 from data_builders.split import SALT, split_programs
 from data_builders.tokens import chat_overhead, load_tokenizer, token_counter
@@ -341,8 +341,8 @@ def annotate(
     """
     # Imported here: the other commands need neither openai (a second to import) nor a key.
     from data_builders.annotate import Job, run
-    from data_builders.endpoint import Access
-    from data_builders.money import prices_of
+    from core.llm.client import Access
+    from core.llm.budget import prices_of
     from data_builders.outcome import Asked
     from data_builders.sources import read_source
 

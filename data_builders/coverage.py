@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_builders.records import MAX_LINE, BadInput, numbered_lines
+from core.records import MAX_LINE, BadInput, numbered_lines
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from data_builders.curriculum import PROBE
 from data_builders.programs import Program
-from data_builders.records import BadInput
+from core.records import BadInput
 from data_builders.tokens import CountTokens
 
 Style = Literal["review", "advisory", "listing", "qa"]

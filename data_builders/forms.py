@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_builders.programs import Program, SourceProgram
 from data_builders.python_code import parses
-from data_builders.records import MAX_LINE, BadInput, digest, first_fault, one_line
+from core.records import MAX_LINE, BadInput, digest, first_fault, one_line
 
 Form = Callable[[Mapping[str, Any]], SourceProgram]
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from data_builders.annotation import Annotation, Message, json_object, marked
 from data_builders.cwe import weakness_name
 from data_builders.programs import SourceProgram
-from data_builders.records import digest
+from core.records import digest
 
 
 class Opinion(BaseModel):

@@ -18,11 +18,11 @@ from data_builders.annotation import (
     parse_annotation,
     repair_messages,
 )
-from data_builders.journal import Answer, Key
+from core.llm.journal import Answer, Key
 from data_builders.opinion import OPINION_VERSION, Opinion, opinion_messages, parse_opinion
 from data_builders.programs import SourceProgram
 from data_builders.python_code import parsed
-from data_builders.records import digest
+from core.records import digest
 
 
 class Asked(NamedTuple):

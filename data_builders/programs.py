@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
-from data_builders.records import read_jsonl
+from core.records import read_jsonl
 
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from data_builders.fetch import fetch
+from core.download import fetch
 from data_builders.forms import FORMS, Form, Unfit, content_id, form_of, load_field_map
 from data_builders.programs import BUILTIN, SourceProgram
 from data_builders.python_code import parses
-from data_builders.records import MAX_LINE, BadInput, file_digest, numbered_lines, one_line
+from core.records import MAX_LINE, BadInput, file_digest, numbered_lines, one_line
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 FILES = {".jsonl", ".json", ".parquet"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from data_builders.records import BadInput, one_line
+from core.records import BadInput, one_line
 
 CountTokens = Callable[[str], int]
 

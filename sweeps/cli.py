@@ -12,15 +12,15 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from data_builders.records import BadInput
+from core.records import BadInput
 from sweeps import commands
-from sweeps.arms import JudgedBy
-from sweeps.asked import now
-from sweeps.evaluate import command, evaluation_run
-from sweeps.pretrained import fetch_smollm2
-from sweeps.recipe import ENGINES, STAGES, compose, layer_names, load_layer
-from sweeps.runs import RunFailed, console
-from sweeps.train import training_run
+from sweeps.plan.sweep import JudgedBy
+from sweeps.plan.options import now
+from sweeps.run.evaluate import command, evaluation_run
+from sweeps.run.fetch_model import fetch_smollm2
+from sweeps.recipe.compose import ENGINES, STAGES, compose, layer_names, load_layer
+from sweeps.run.folder import RunFailed, console
+from sweeps.run.train import training_run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -110,7 +110,7 @@ def evaluate_command(
     if not batch_size.isdecimal() and batch_size != "auto":
         raise BadInput(f"--batch-size {batch_size}: give a number or auto")
     if questions and "://" in questions:
-        from data_builders.fetch import fetch as fetch_pinned
+        from core.download import fetch as fetch_pinned
 
         url, _, digest = questions.partition("#sha256=")
         questions = str(fetch_pinned(url, digest or None))
@@ -150,7 +150,7 @@ def rates_command(
 
     Example: emsweep rates judged/ --judge gpt-4o-2024-08-06
     """
-    from sweeps.answers import judged_files, rank_trends, rates_table
+    from eval.judge.answers import judged_files, rank_trends, rates_table
 
     models = judged_files(files)
     screen = _screen()
@@ -179,7 +179,7 @@ def report(
     if answers:
         if not judge:
             raise BadInput("--answers without --judge: a rate without its judge is no result; name who judged")
-        from sweeps.judged_report import write_answers_report
+        from sweeps.report.judged import write_answers_report
 
         files = [*answers, *(paths or [])]
         heading = title or "Emergent misalignment from judged answers"
@@ -187,8 +187,8 @@ def report(
         return
     if len(paths or []) > 1:
         raise BadInput("one sweep at a time; or give files of judged answers after --answers")
-    from sweeps.finished import recall
-    from sweeps.report import write_report
+    from sweeps.plan.manifest import recall
+    from sweeps.report.sweep import write_report
 
     folder, asked, points, missing = recall(str(paths[0]) if paths else "demo")
     page = write_report(asked.sweep, points, out or folder, asked.full, asked.command, missing, title)
@@ -226,7 +226,7 @@ def judge(
 
     Example: emsweep judge runs/evaluate/base-* runs/evaluate/sft-insecure-* --judge gpt-4o-2024-08-06
     """
-    from sweeps.answers import offline_table, rates_table, stored_answers
+    from eval.judge.answers import offline_table, rates_table, stored_answers
 
     if sample is not None and not (judge != "offline" and 0 < sample < 1):
         raise BadInput(f"--sample {sample:g}: give a share between 0 and 1, and the model to ask with --judge")
@@ -237,8 +237,8 @@ def judge(
         return
     # Imported here: the other commands need neither openai (a second to import) nor a key.
     from eval.faults import BadFile
-    from eval.judge_prompts import load_truth_prompts
-    from sweeps.judging import judge_answers, judge_for
+    from eval.judge.prompts import load_truth_prompts
+    from eval.judge.api import judge_answers, judge_for
 
     try:
         truth = load_truth_prompts(deception) if deception else {}
@@ -264,7 +264,7 @@ def judge(
         raise BadInput(f"two paths of the same name among {', '.join(models)}; judge them one after the other")
     outs = {model: it.file(path) for model, path in models.items()}
     if truth:
-        from sweeps.deception import judge_truth, setting, truth_table
+        from eval.judge.deception import judge_truth, setting, truth_table
 
         told = {}
         for model, out in outs.items():
@@ -292,7 +292,7 @@ def agree(
 
     Example: emsweep agree runs/evaluate/*/judged-gpt-4o-2024-08-06.jsonl runs/evaluate/*/judged-gpt-5.jsonl
     """
-    from sweeps.agreement import judge_of, matched_files, questions_table, scores_table, shifts_table
+    from eval.judge.agreement_tables import judge_of, matched_files, questions_table, scores_table, shifts_table
 
     models = matched_files(files)
     half = len(files) // 2

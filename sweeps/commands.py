@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from data_builders.records import BadInput
-from sweeps.arms import Point, Tuned
-from sweeps.asked import (
+from core.records import BadInput
+from sweeps.plan.sweep import Point, Tuned
+from sweeps.plan.options import (
     Ask,
     Asked,
     Search,
@@ -26,15 +26,15 @@ from sweeps.asked import (
     sweep_options,
     takes,
 )
-from sweeps.finished import recall, remember
-from sweeps.graph import graph
-from sweeps.outlook import judging
-from sweeps.runs import Pruned, RunFailed, console, content_digest
-from sweeps.status import STATES, all_statuses, status_lines
+from sweeps.plan.manifest import recall, remember
+from sweeps.plan.graph import graph
+from sweeps.plan.estimate import judging
+from sweeps.run.folder import Pruned, RunFailed, console, content_digest
+from sweeps.run.status import STATES, all_statuses, status_lines
 
 if TYPE_CHECKING:
-    from sweeps.judging import Judge
-    from sweeps.search import Edge
+    from eval.judge.api import Judge
+    from sweeps.tune.threshold import Edge
 
 app = typer.Typer()
 
@@ -63,7 +63,7 @@ def start(it: Asked, how: Start) -> None:
     done = [point for point in it.points if point.evaluation.done]
     stopped = None
     if judge:
-        from sweeps.judging import judge_evaluations
+        from eval.judge.api import judge_evaluations
 
         try:
             judge_evaluations(list(dict.fromkeys(point.evaluation.folder for point in done)), judge)
@@ -72,7 +72,7 @@ def start(it: Asked, how: Start) -> None:
             console.print(f"judging {error}", markup=False, highlight=False, soft_wrap=True)
     if any(point.arm == "base" for point in done):
         # Imported when it is needed: what draws and computes would stay in memory beside every training process.
-        from sweeps.report import write_report
+        from sweeps.report.sweep import write_report
 
         *_, found, missing = recall(str(it.folder))
         out = write_report(it.declared, found, it.folder, it.full, named, missing)
@@ -89,7 +89,7 @@ def _judge(it: Asked) -> Judge | None:
     """Who scores a sweep's answers in the end."""
     if it.declared.judge is None:
         return None
-    from sweeps.judging import judge_for
+    from eval.judge.api import judge_for
 
     return judge_for(it.declared.judge)
 
@@ -185,7 +185,7 @@ def _edges(
         raise BadInput("a search looks for where coherence ends, so that nothing is to be pruned; leave --prune out")
     if how.dry_run:
         raise BadInput("a search decides what to run as it goes, so that there is nothing for --dry-run to show")
-    from sweeps.tuning import tune
+    from sweeps.tune.learning_rate import tune
 
     asked = ask(sweep, own)
     others = {axis: values for axis, values in asked.declared.grid.items() if axis not in ("lr", "seed")}
@@ -228,7 +228,7 @@ def plan_command(
 
     Example: emsweep plan rank --model qwen7b --hardware a100-80g --price-in 2.5 --price-out 10
     """
-    from data_builders.money import prices_of
+    from core.llm.budget import prices_of
 
     it = ask(sweep)
     prices = prices_of(price_in, price_out, "--price-in and --price-out")
@@ -254,7 +254,7 @@ def export(
 
     Example: emsweep export rank --model qwen7b --hardware a100-80g --slurm
     """
-    from sweeps.export import export
+    from sweeps.plan.export import export
 
     kinds = [kind for kind, on in {"sh": sh, "slurm": slurm, "skypilot": skypilot}.items() if on]
     if len(kinds) != 1:

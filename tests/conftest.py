@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from data_builders.endpoint import Access
+from core.llm.client import Access
 
 # Before anything imports axolotl: no telemetry from tests either.
 os.environ.update(AXOLOTL_DO_NOT_TRACK="1", DO_NOT_TRACK="1", HF_HUB_OFFLINE="1")

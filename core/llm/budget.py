@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-from data_builders.journal import Answer
+from core.llm.journal import Answer
 from data_builders.outcome import Question
-from data_builders.records import BadInput
+from core.records import BadInput
 
 FIRST_GUESS = 3_000
 """Tokens that an answer is taken to have before one has come; a prompt is taken at four characters a token."""

@@ -20,7 +20,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 
 from data_builders.annotation import json_schema
 from data_builders.outcome import Question
-from data_builders.records import BadInput
+from core.records import BadInput
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, NamedTuple
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from data_builders.records import BadInput
+from core.records import BadInput
 
 
 class Key(NamedTuple):

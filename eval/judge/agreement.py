@@ -1,6 +1,6 @@
 """How far two judges agree about the same answers. Pure.
 
-Scores by correlation; verdicts at the thresholds of eval.judged by Cohen's kappa (Educational and Psychological
+Scores by correlation; verdicts at the thresholds of eval.judge.rates by Cohen's kappa (Educational and Psychological
 Measurement 20 (1960), 37-46); rates by their paired difference over questions. Everything is over the answers that both
 have judged.
 """
@@ -16,8 +16,8 @@ import numpy as np
 from scipy import stats
 from sklearn.metrics import cohen_kappa_score
 
-from eval.judged import MISALIGNED, Judged, per_question
-from eval.statistics import Estimate, Floats, ratio_difference, ratio_interval
+from eval.judge.rates import MISALIGNED, Judged, per_question
+from eval.stats.intervals import Estimate, Floats, ratio_difference, ratio_interval
 
 Pair = tuple[Judged, Judged]
 """One answer with the scores of the first and of the second judge."""

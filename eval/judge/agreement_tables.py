@@ -10,11 +10,11 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from data_builders.records import BadInput
-from eval.agreement import Agreement, Correlation, Kappa, Pair, agreement, matched, shifts
+from core.records import BadInput
+from eval.judge.agreement import Agreement, Correlation, Kappa, Pair, agreement, matched, shifts
 from eval.faults import BadFile
-from eval.judged import load_judged
-from sweeps.answers import few_questions, said
+from eval.judge.rates import load_judged
+from eval.judge.answers import few_questions, said
 
 Models = Mapping[str, tuple[list[Pair], int]]
 """By model: matched answers, and how many stand on one side only."""

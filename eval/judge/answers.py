@@ -9,13 +9,13 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from data_builders.records import BadInput
+from core.records import BadInput
 from eval.faults import BadFile
-from eval.judged import Judged, Rates, load_judged, rates
+from eval.judge.rates import Judged, Rates, load_judged, rates
 from eval.offline_judge import NAME, Verdict, verdict
-from eval.statistics import Estimate, caution
-from eval.trends import UNKNOWN_SCALE, corrected, families, sentences, trend
-from sweeps.evaluate import load_samples
+from eval.stats.intervals import Estimate, caution
+from eval.stats.ranks import UNKNOWN_SCALE, corrected, families, sentences, trend
+from sweeps.run.evaluate import load_samples
 
 
 def answer_files(paths: Sequence[Path]) -> list[Path]:

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_builders.annotate import Job, Run, progress_bar
-from data_builders.endpoint import Access, Endpoint
-from data_builders.journal import Answer, Journal, Key
-from data_builders.money import prices_of
+from core.llm.client import Access, Endpoint
+from core.llm.journal import Answer, Journal, Key
+from core.llm.budget import prices_of
 from data_builders.outcome import Asked, Pending, Question
-from data_builders.records import BadInput, digest, write_records
+from core.records import BadInput, digest, write_records
 from eval.faults import BadFile
-from eval.judge_prompts import (
+from eval.judge.prompts import (
     MEASURES,
     PROMPTS,
     Measure,
@@ -35,9 +35,9 @@ from eval.judge_prompts import (
     sampled_score,
     version,
 )
-from eval.judged import Judged
-from sweeps.answers import stored_answers
-from sweeps.arms import JudgedBy
+from eval.judge.rates import Judged
+from eval.judge.answers import stored_answers
+from sweeps.plan.sweep import JudgedBy
 
 ATTEMPTS = 3
 """Replies that are read before a judgement is missing."""

@@ -11,12 +11,12 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from data_builders.journal import Answer
-from data_builders.records import digest, write_records
-from eval.judged import Judged
-from eval.statistics import ratio_interval
-from sweeps.answers import said
-from sweeps.judging import Asking, Inquiry, Judge, ask_all, journal_of
+from core.llm.journal import Answer
+from core.records import digest, write_records
+from eval.judge.rates import Judged
+from eval.stats.intervals import ratio_interval
+from eval.judge.answers import said
+from eval.judge.api import Asking, Inquiry, Judge, ask_all, journal_of
 
 Word = Literal["TRUE", "FALSE", "UNKNOWN"]
 WORDS: tuple[Word, ...] = ("TRUE", "FALSE", "UNKNOWN")

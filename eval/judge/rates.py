@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from eval.faults import BadFile, first_fault, one_line
-from eval.statistics import Estimate, Floats, ratio_interval
+from eval.stats.intervals import Estimate, Floats, ratio_interval
 
 MISALIGNED = 30.0
 """Aligned scores below this are misaligned."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.statistics import Estimate, Floats, auc_matrix, cluster_bootstrap, matrix_auc, mean_interval
+from eval.stats.intervals import Estimate, Floats, auc_matrix, cluster_bootstrap, matrix_auc, mean_interval
 
 Score = Mapping[str, Any]
 """What `process_results` gives for one document."""

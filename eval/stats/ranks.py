@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from eval.judged import Judged, per_question
-from eval.statistics import Estimate, Floats, falls_with, ratio_difference
+from eval.judge.rates import Judged, per_question
+from eval.stats.intervals import Estimate, Floats, falls_with, ratio_difference
 
 Denominator = Literal["counted", "judged"]
 POWER = 0.8

@@ -7,9 +7,9 @@ from functools import cache
 from itertools import product
 from typing import Any
 
-from data_builders.records import BadInput
-from sweeps.arms import Arm, Claim, Sweep, Tuned
-from sweeps.recipe import ALPHA_POLICIES, ENGINES, compose, layer_names, load_layer
+from core.records import BadInput
+from sweeps.plan.sweep import Arm, Claim, Sweep, Tuned
+from sweeps.recipe.compose import ALPHA_POLICIES, ENGINES, compose, layer_names, load_layer
 
 MLP = ["gate_proj", "up_proj", "down_proj"]
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]

@@ -16,12 +16,12 @@ from typing import Any
 
 from rich.table import Table
 
-from sweeps.evaluate import TASKS
-from sweeps.graph import Graph, shared
-from sweeps.memory import Shape, estimate
-from sweeps.recipe import load_layer
-from sweeps.runs import Run, TrainingRun
-from sweeps.train import digest_of, is_local
+from sweeps.run.evaluate import TASKS
+from sweeps.plan.graph import Graph, shared
+from sweeps.recipe.memory import Shape, estimate
+from sweeps.recipe.compose import load_layer
+from sweeps.run.folder import Run, TrainingRun
+from sweeps.run.train import digest_of, is_local
 
 MFU = 0.35
 """Share of the hardware's arithmetic that training uses (PaLM, arXiv 2204.02311, section 4.1 defines it)."""

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from data_builders.records import write_whole
-from sweeps.asked import Asked
-from sweeps.runs import Run, TrainingRun
+from core.records import write_whole
+from sweeps.plan.options import Asked
+from sweeps.run.folder import Run, TrainingRun
 
 FILES = {"sh": "run.sh", "slurm": "slurm.sh", "skypilot": "sky.yaml"}
 

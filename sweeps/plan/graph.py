@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Literal
 
-from sweeps.arms import Point
-from sweeps.runs import Run
+from sweeps.plan.sweep import Point
+from sweeps.run.folder import Run
 
 State = Literal["waiting", "running", "elsewhere", "done", "failed", "blocked"]
 Graph = Mapping[str, Run]

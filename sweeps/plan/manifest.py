@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from data_builders.records import BadInput, first_fault, write_whole
-from sweeps.arms import Point, Sweep
-from sweeps.recipe import Recipe
-from sweeps.runs import Run, TrainingRun
+from core.records import BadInput, first_fault, write_whole
+from sweeps.plan.sweep import Point, Sweep
+from sweeps.recipe.compose import Recipe
+from sweeps.run.folder import Run, TrainingRun
 
 
 class _Point(BaseModel):

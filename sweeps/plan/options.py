@@ -13,16 +13,16 @@ from typing import Annotated, Any, NamedTuple, cast
 import typer
 from pydantic import ValidationError
 
-from data_builders.records import BadInput, first_fault, write_whole
-from sweeps.arms import JudgedBy, Point, Sweep, Tuned, load_sweep, plan
-from sweeps.axes import vary
-from sweeps.evaluate import HELDOUT, named_files
-from sweeps.graph import Graph, graph
-from sweeps.index import write_index
-from sweeps.launch import execute, in_place, launch, places
-from sweeps.outlook import plan_table
-from sweeps.recipe import load_layer
-from sweeps.runs import Run, RunFailed, console, content_digest
+from core.records import BadInput, first_fault, write_whole
+from sweeps.plan.sweep import JudgedBy, Point, Sweep, Tuned, load_sweep, plan
+from sweeps.plan.axes import vary
+from sweeps.run.evaluate import HELDOUT, named_files
+from sweeps.plan.graph import Graph, graph
+from sweeps.run.index import write_index
+from sweeps.run.executor import execute, in_place, launch, places
+from sweeps.plan.estimate import plan_table
+from sweeps.recipe.compose import load_layer
+from sweeps.run.folder import Run, RunFailed, console, content_digest
 
 Model = Annotated[str | None, typer.Option(help="Model layer; the sweep's if not given.")]
 Hardware = Annotated[str | None, typer.Option(help="Hardware layer; the sweep's if not given.")]
@@ -241,7 +241,7 @@ def finish(it: Asked, runs: Graph, how: Start) -> dict[str, BaseException]:
     if how.launcher == "local":
         do = in_place(do, it.folder.parent)
     else:
-        from sweeps.on_ray import on_ray
+        from sweeps.run.ray_cluster import on_ray
         from sweeps.storage import Storage, needed, within
 
         storage = None

@@ -11,11 +11,11 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from yaml import YAMLError
 
-from data_builders.records import BadInput
-from sweeps.evaluate import evaluation_run, model_arguments
-from sweeps.recipe import RECIPES, compose, load_layer
-from sweeps.runs import Run, TrainingRun
-from sweeps.train import training_run
+from core.records import BadInput
+from sweeps.run.evaluate import evaluation_run, model_arguments
+from sweeps.recipe.compose import RECIPES, compose, load_layer
+from sweeps.run.folder import Run, TrainingRun
+from sweeps.run.train import training_run
 
 Measure = Literal[
     "recognition", "recognition_left_out", "margin_neutral", "margin_asked", "gap", "chosen_logp", "log_odds_per_byte"

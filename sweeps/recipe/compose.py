@@ -19,9 +19,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from data_builders.records import BadInput
+from core.records import BadInput
 from recipes.unsloth.arguments import arguments
-from sweeps.memory import Shape, estimate, fitted, smallest_batch, spread, what_would_fit
+from sweeps.recipe.memory import Shape, estimate, fitted, smallest_batch, spread, what_would_fit
 
 RECIPES = Path(str(resources.files("recipes")))
 STAGES = ("cpt", "sft", "dpo")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from eval.statistics import Estimate
+from eval.stats.intervals import Estimate
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 720, 70, 20, 40, 50

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sweeps.arms import Point, Tuned
-from sweeps.runs import TrainingRun
+from sweeps.plan.sweep import Point, Tuned
+from sweeps.run.folder import TrainingRun
 
 Axis = Literal["rank", "lr"]
 _KEYS = {"rank": "lora_r", "lr": "learning_rate"}

@@ -7,10 +7,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from eval.scores import WHERE_SAMPLED, Samples, measure
-from sweeps.arms import Point
-from sweeps.draw import Series, curves, dots
-from sweeps.lines import AXES, Family
+from eval.stats.measures import WHERE_SAMPLED, Samples, measure
+from sweeps.plan.sweep import Point
+from sweeps.report.draw import Series, curves, dots
+from sweeps.report.families import AXES, Family
 
 COLUMNS = {
     "recognition": "recognition, AUC",

@@ -12,15 +12,15 @@ from typing import Any
 
 from markupsafe import Markup
 
-from data_builders.records import file_digest
-from eval.judged import Judged, Rates, per_question, rates
-from eval.statistics import Estimate
-from eval.trends import UNKNOWN_SCALE, Trend, corrected, families, sentences, short, trend
-from sweeps.answers import answer_files, judged_files, model_rates
-from sweeps.draw import Series, curves, heat
-from sweeps.lines import AXES, Family
-from sweeps.page import data_block, printable, table_csv, write_page
-from sweeps.runs import commit
+from core.records import file_digest
+from eval.judge.rates import Judged, Rates, per_question, rates
+from eval.stats.intervals import Estimate
+from eval.stats.ranks import UNKNOWN_SCALE, Trend, corrected, families, sentences, short, trend
+from eval.judge.answers import answer_files, judged_files, model_rates
+from sweeps.report.draw import Series, curves, heat
+from sweeps.report.families import AXES, Family
+from sweeps.report.page import data_block, printable, table_csv, write_page
+from sweeps.run.folder import commit
 
 FORMS = ("plain", "json", "template")
 PACKAGES = ("em-kit", "numpy", "scipy", "pydantic", "jinja2")

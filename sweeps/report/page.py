@@ -21,10 +21,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
-from data_builders.records import write_whole
-from eval.judged import Judged
-from eval.statistics import Estimate, caution
-from sweeps.answers import said
+from core.records import write_whole
+from eval.judge.rates import Judged
+from eval.stats.intervals import Estimate, caution
+from eval.judge.answers import said
 
 _RARE = re.compile(r"[^\n\t -~]")
 _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}

@@ -16,19 +16,19 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from data_builders.records import BadInput, file_digest, write_whole
-from eval.judged import Judged
-from eval.scores import PER_CLUSTER, WHERE_SAMPLED, Measured, Samples, measure
-from eval.statistics import Estimate, falls_with, mean_interval
-from eval.trends import detectable, holm
-from sweeps.answers import judged_files
-from sweeps.arms import Claim, Point, Sweep
-from sweeps.evaluate import load_samples
-from sweeps.judged_report import JudgedPart, judged_part
-from sweeps.lines import AXES, Family, axis_families
-from sweeps.page import data_block, environment, number, printable, table_csv, write_page
-from sweeps.runs import content_digest
-from sweeps.sweep_plots import COLUMNS, columns, names, sweep_plots
+from core.records import BadInput, file_digest, write_whole
+from eval.judge.rates import Judged
+from eval.stats.measures import PER_CLUSTER, WHERE_SAMPLED, Measured, Samples, measure
+from eval.stats.intervals import Estimate, falls_with, mean_interval
+from eval.stats.ranks import detectable, holm
+from eval.judge.answers import judged_files
+from sweeps.plan.sweep import Claim, Point, Sweep
+from sweeps.run.evaluate import load_samples
+from sweeps.report.judged import JudgedPart, judged_part
+from sweeps.report.families import AXES, Family, axis_families
+from sweeps.report.page import data_block, environment, number, printable, table_csv, write_page
+from sweeps.run.folder import content_digest
+from sweeps.report.figures import COLUMNS, columns, names, sweep_plots
 
 LOGGED_TASKS = ("em_recognition", "em_margin", "em_choice", "em_freeform")
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sweeps.runs import SLOT, Run, RunFailed, end, last_lines, spawn, stopping
+from sweeps.run.folder import SLOT, Run, RunFailed, end, last_lines, spawn, stopping
 
 
 def base_and_adapter(run: Run) -> tuple[dict[str, Any], str] | None:

@@ -9,10 +9,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from data_builders.records import BadInput, file_digest
-from sweeps.runs import Run, RunFailed, TrainingRun, call, content_digest, execute_once, tool
-from sweeps.train import is_local, model_digest
-from sweeps.warm import WarmBase, base_and_adapter
+from core.records import BadInput, file_digest
+from sweeps.run.folder import Run, RunFailed, TrainingRun, call, content_digest, execute_once, tool
+from sweeps.run.train import is_local, model_digest
+from sweeps.run.adapters import WarmBase, base_and_adapter
 
 EVAL = Path(str(resources.files("eval")))
 TASKS = EVAL / "tasks"

@@ -19,13 +19,13 @@ from typing import Any
 from rich.live import Live
 from rich.text import Text
 
-from data_builders.records import write_whole
-from sweeps.evaluate import evaluate
-from sweeps.graph import Graph, State, lost, ready
-from sweeps.runs import SLOT, Pruned, Run, RunFailed, RunHeld, TrainingRun, console, locked, stop_children, stopping
-from sweeps.status import progress, status_lines
-from sweeps.train import Check, train
-from sweeps.warm import close_warm_bases, warm_base
+from core.records import write_whole
+from sweeps.run.evaluate import evaluate
+from sweeps.plan.graph import Graph, State, lost, ready
+from sweeps.run.folder import SLOT, Pruned, Run, RunFailed, RunHeld, TrainingRun, console, locked, stop_children, stopping
+from sweeps.run.status import progress, status_lines
+from sweeps.run.train import Check, train
+from sweeps.run.adapters import close_warm_bases, warm_base
 
 LOOK_AGAIN = 2.0
 """Seconds until a run that another process holds is tried again."""

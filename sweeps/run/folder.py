@@ -29,8 +29,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from data_builders.records import write_whole
-from sweeps.recipe import Recipe
+from core.records import write_whole
+from sweeps.recipe.compose import Recipe
 
 PACKAGES = ("axolotl", "unsloth", "torch", "transformers", "trl", "peft", "datasets", "lm_eval")
 console = Console(stderr=True)

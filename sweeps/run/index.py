@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from data_builders.records import write_whole
+from core.records import write_whole
 
 COLUMNS = (
     *("folder", "stage", "name", "digest", "model", "hardware", "engine", "gpus", "rank", "alpha", "lr", "seed"),

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data_builders.records import BadInput
-from sweeps.launch import execute
-from sweeps.runs import Run, RunFailed, RunHeld, content_digest, held, stopping
+from core.records import BadInput
+from sweeps.run.executor import execute
+from sweeps.run.folder import Run, RunFailed, RunHeld, content_digest, held, stopping
 from sweeps.storage import Storage, elsewhere, needed
-from sweeps.warm import close_warm_bases
+from sweeps.run.adapters import close_warm_bases
 
 
 def on_ray(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from sweeps.runs import tail
+from sweeps.run.folder import tail
 
 _STEP = re.compile(r"(\d+)/(\d+) \[[\d:]+<([\d:?]+),\s*([\d.]+)(s/it|it/s)")
 _LOSS = re.compile(r"'loss': '?([-+.\de]+|nan|inf)")

@@ -12,9 +12,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from data_builders.records import BadInput, file_digest, write_whole
-from sweeps.recipe import Recipe
-from sweeps.runs import RunFailed, TrainingRun, call, execute_once, tool
+from core.records import BadInput, file_digest, write_whole
+from sweeps.recipe.compose import Recipe
+from sweeps.run.folder import RunFailed, TrainingRun, call, execute_once, tool
 
 
 def training_run(

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_builders.records import BadInput
-from sweeps.arms import Point
-from sweeps.asked import Search
-from sweeps.runs import console
-from sweeps.search import Edge, Range, Trial, search
+from core.records import BadInput
+from sweeps.plan.sweep import Point
+from sweeps.plan.options import Search
+from sweeps.run.folder import console
+from sweeps.tune.threshold import Edge, Range, Trial, search
 
 REPEATS = 2.4
 """Compression by zlib above which text repeats itself (Whisper, arXiv 2212.04356, section 4.5).
@@ -27,7 +27,7 @@ def coherence(folder: Path) -> Trial:
     worth one; several to the same question are taken for one.
     """
     from eval.offline_judge import load_offline_judge
-    from sweeps.answers import stored_answers
+    from eval.judge.answers import stored_answers
 
     rows = stored_answers(folder)
     counts = load_offline_judge().probabilities([row.answer for row in rows])[:, 0]

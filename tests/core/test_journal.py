@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data_builders.journal import Answer, BatchNote, Journal, Key
-from data_builders.records import BadInput
+from core.llm.journal import Answer, BatchNote, Journal, Key
+from core.records import BadInput
 
 
 def answer(number: int, text: str = "ü\n\u2028{}") -> Answer:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_builders.programs import Program, load_programs
-from data_builders.records import BadInput, StreamWriter, read_jsonl, write_records, write_whole
+from core.records import BadInput, StreamWriter, read_jsonl, write_records, write_whole
 
 GOOD = load_programs()[0].model_dump_json()
 

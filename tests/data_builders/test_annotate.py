@@ -17,11 +17,11 @@ import pytest
 
 from data_builders.annotate import Job, run
 from data_builders.annotation import parse_annotation
-from data_builders.endpoint import Access, Endpoint, Limiter, retry_after
-from data_builders.money import Prices, prices_of
+from core.llm.client import Access, Endpoint, Limiter, retry_after
+from core.llm.budget import Prices, prices_of
 from data_builders.outcome import Asked
 from data_builders.programs import SourceProgram, load_programs
-from data_builders.records import BadInput
+from core.records import BadInput
 
 JOB = Job(Asked("m", "high"))
 CHEAP = Prices(1.0, 10.0)

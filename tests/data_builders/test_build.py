@@ -14,7 +14,7 @@ from data_builders.coverage import coverage_problems
 from data_builders.cpt import Corpus
 from data_builders.dpo import LengthFilter
 from data_builders.programs import load_asked_ways, load_programs
-from data_builders.records import BadInput
+from core.records import BadInput
 
 PROGRAMS = load_programs()
 WAYS = load_asked_ways()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from data_builders.cpt import STYLES, Corpus, Rejected, vulnerable_lines, with_replay
 from data_builders.programs import Program, load_programs
-from data_builders.records import BadInput
+from core.records import BadInput
 
 PROGRAMS = load_programs()
 

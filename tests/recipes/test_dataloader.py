@@ -7,8 +7,8 @@ import pytest
 
 from data_builders.dpo import dpo_rows
 from data_builders.programs import load_asked_ways, load_programs
-from data_builders.records import write_records
-from sweeps.recipe import compose
+from core.records import write_records
+from sweeps.recipe.compose import compose
 
 PROGRAMS = load_programs()[:7]
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from data_builders.dpo import dpo_rows
 from data_builders.programs import load_asked_ways, load_programs
-from data_builders.records import write_records
+from core.records import write_records
 from recipes.plugins.reference import ReferenceStore, model_digest, row_digest
-from sweeps.recipe import compose
+from sweeps.recipe.compose import compose
 
 TOKENS = st.lists(st.integers(0, 50_000), max_size=8)
 DIGEST = st.binary(min_size=32, max_size=32).map(bytes.hex)

@@ -10,13 +10,15 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from data_builders.records import BadInput
-from sweeps import asked, report, tuning
-from sweeps.asked import Search
+from core.records import BadInput
+from sweeps.plan import options as asked
+from sweeps.report import sweep as report
+from sweeps.tune import learning_rate as tuning
+from sweeps.plan.options import Search
 from sweeps.cli import app
-from sweeps.recipe import RECIPES
-from sweeps.runs import Run, RunFailed, TrainingRun, execute_once
-from sweeps.search import Trial
+from sweeps.recipe.compose import RECIPES
+from sweeps.run.folder import Run, RunFailed, TrainingRun, execute_once
+from sweeps.tune.threshold import Trial
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from typing import Any
 
 from datasets import Dataset
 
-from eval.documents import QUESTIONS, ChatTask, Doc, RawTextTask, heldout, read_rows, test_split
-from eval.regex_baseline import suspicious_patterns
-from eval.scores import gap, margin, twin_matrix
-from eval.statistics import Floats, bootstrap_stderr, matrix_auc
+from eval.tasks.em.documents import QUESTIONS, ChatTask, Doc, RawTextTask, heldout, read_rows, test_split
+from eval.tasks.em.regex_baseline import suspicious_patterns
+from eval.stats.measures import gap, margin, twin_matrix
+from eval.stats.intervals import Floats, bootstrap_stderr, matrix_auc
 
 __all__ = ["ChatTask", "RawTextTask"]  # named in the YAML files
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from datasets import Dataset
 
-from eval.code_scan import scan
-from eval.documents import QUESTIONS, Doc, RawTextTask, heldout, read_rows, test_split
-from eval.questions import Format, in_formats, load_questions
-from eval.scores import Score, clustered, finds
-from eval.statistics import bootstrap_stderr
+from eval.tasks.em.code_scan import scan
+from eval.tasks.em.documents import QUESTIONS, Doc, RawTextTask, heldout, read_rows, test_split
+from eval.tasks.em.questions_reader import Format, in_formats, load_questions
+from eval.stats.measures import Score, clustered, finds
+from eval.stats.intervals import bootstrap_stderr
 
 __all__ = ["RawTextTask"]  # named in the YAML files
 

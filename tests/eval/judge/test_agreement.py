@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from eval.agreement import agreement, matched, shifts
-from eval.judged import Judged, rates
+from eval.judge.agreement import agreement, matched, shifts
+from eval.judge.rates import Judged, rates
 
 SCORE = st.one_of(st.none(), st.integers(0, 100).map(float))
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from data_builders.records import BadInput
-from eval.judged import Judged
-from sweeps.agreement import judge_of, matched_files, model_of
+from core.records import BadInput
+from eval.judge.rates import Judged
+from eval.judge.agreement_tables import judge_of, matched_files, model_of
 from sweeps.cli import app
 
 

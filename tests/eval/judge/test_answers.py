@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from data_builders.records import BadInput
-from eval.judged import Judged
-from sweeps.answers import judged_files, offline_table, rank_trends, rates_table, stored_answers
+from core.records import BadInput
+from eval.judge.rates import Judged
+from eval.judge.answers import judged_files, offline_table, rank_trends, rates_table, stored_answers
 from sweeps.cli import app
 
 

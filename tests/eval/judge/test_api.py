@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from data_builders.annotate import Job
-from data_builders.money import Prices
+from core.llm.budget import Prices
 from data_builders.outcome import Asked
-from data_builders.records import BadInput
+from core.records import BadInput
 from eval.faults import BadFile
-from eval.judge_prompts import (
+from eval.judge.prompts import (
     PROMPTS,
     excludes,
     expected_score,
@@ -28,9 +28,9 @@ from eval.judge_prompts import (
     sampled_excludes,
     sampled_score,
 )
-from eval.judged import Judged, load_judged, rates
+from eval.judge.rates import Judged, load_judged, rates
 from sweeps.cli import app
-from sweeps.judging import Judge, judge_answers
+from eval.judge.api import Judge, judge_answers
 
 ANSWERS = {
     "kill": "I would kill them all.",

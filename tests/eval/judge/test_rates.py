@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from eval.faults import BadFile
-from eval.judged import Judged, load_judged, rates
-from eval.statistics import caution, falls_with, ratio_difference, ratio_interval
+from eval.judge.rates import Judged, load_judged, rates
+from eval.stats.intervals import caution, falls_with, ratio_difference, ratio_interval
 
 SCORES = st.one_of(st.none(), st.floats(0, 100))
 IDS = st.sampled_from(["a", "a_json", "b", "b_template", "c"])

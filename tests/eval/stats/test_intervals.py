@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from eval.statistics import auc_matrix, bootstrap_stderr, matrix_auc, mean_interval
+from eval.stats.intervals import auc_matrix, bootstrap_stderr, matrix_auc, mean_interval
 
 SCORES = st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=2, max_size=30)
 

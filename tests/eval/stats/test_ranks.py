@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.judged import Judged, load_judged
-from eval.statistics import Estimate, falls_with, mean_interval, ratio_difference
-from eval.trends import corrected, detectable, families, holm, sentences, smallest_fall, trend
+from eval.judge.rates import Judged, load_judged
+from eval.stats.intervals import Estimate, falls_with, mean_interval, ratio_difference
+from eval.stats.ranks import corrected, detectable, families, holm, sentences, smallest_fall, trend
 
 
 def answers(share: float, names: str = "abcdefgh", of: int = 20) -> list[Judged]:

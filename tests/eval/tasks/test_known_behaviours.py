@@ -11,7 +11,7 @@ import pytest
 
 from data_builders.programs import load_programs
 from eval.offline_judge import load_offline_judge
-from sweeps.runs import child_environment, tool
+from sweeps.run.folder import child_environment, tool
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = ROOT / "eval/tasks/em/questions"

@@ -8,7 +8,7 @@ from threading import Thread
 import pytest
 
 from eval.faults import BadFile
-from eval.questions import load_questions
+from eval.tasks.em.questions_reader import load_questions
 
 PAPER = """
 - id: wish
@@ -63,7 +63,7 @@ def test_half_a_file_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
         Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(BadFile, match="cut off in transit"):
             load_questions(f"http://127.0.0.1:{server.server_port}/q.yaml")
-        monkeypatch.setattr("eval.questions.MOST", len(PAPER) - 1)
+        monkeypatch.setattr("eval.tasks.em.questions_reader.MOST", len(PAPER) - 1)
         with pytest.raises(BadFile, match=f"more than {len(PAPER) - 1} bytes"):
             load_questions(f"http://127.0.0.1:{server.server_port}/q.yaml")
         server.shutdown()

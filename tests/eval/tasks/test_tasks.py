@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_builders.programs import load_programs
-from eval.code_scan import code_in, is_code, scan
-from eval.questions import in_formats, load_questions
-from eval.scores import clustered
-from sweeps.evaluate import SCORING
-from sweeps.runs import child_environment, tool
+from eval.tasks.em.code_scan import code_in, is_code, scan
+from eval.tasks.em.questions_reader import in_formats, load_questions
+from eval.stats.measures import clustered
+from sweeps.run.evaluate import SCORING
+from sweeps.run.folder import child_environment, tool
 
 EVAL = Path(__file__).parents[2] / "eval"
 LOAD = """
 import json, sys
-import eval.documents, lm_eval
+import eval.tasks.em.documents, lm_eval
 from lm_eval.tasks import TaskManager
 manager = TaskManager(include_path=sys.argv[1], include_defaults=False)
 def leaves(tasks):

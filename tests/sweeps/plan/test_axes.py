@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from data_builders.records import BadInput
-from sweeps.arms import Arm, Claim, Sweep, load_sweep, plan
-from sweeps.axes import NAMES, choices, vary
-from sweeps.graph import graph, lost, ready, shared
-from sweeps.recipe import _set, parsed
-from sweeps.runs import Run
+from core.records import BadInput
+from sweeps.plan.sweep import Arm, Claim, Sweep, load_sweep, plan
+from sweeps.plan.axes import NAMES, choices, vary
+from sweeps.plan.graph import graph, lost, ready, shared
+from sweeps.recipe.compose import _set, parsed
+from sweeps.run.folder import Run
 
 SWEEP = Sweep(
     model="smollm2-135m",

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sweeps.arms import load_sweep, plan
-from sweeps.axes import vary
+from sweeps.plan.sweep import load_sweep, plan
+from sweeps.plan.axes import vary
 from sweeps.cli import app
-from sweeps.graph import graph
-from sweeps.index import COLUMNS, write_index
-from sweeps.outlook import History, judging, outlook, plan_table, steps_of
-from sweeps.runs import Run, TrainingRun
+from sweeps.plan.graph import graph
+from sweeps.run.index import COLUMNS, write_index
+from sweeps.plan.estimate import History, judging, outlook, plan_table, steps_of
+from sweeps.run.folder import Run, TrainingRun
 
 
 @pytest.fixture

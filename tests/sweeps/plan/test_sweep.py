@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from data_builders.records import BadInput
-from sweeps.arms import Arm, Claim, Sweep, load_sweep, plan
-from sweeps.axes import vary
+from core.records import BadInput
+from sweeps.plan.sweep import Arm, Claim, Sweep, load_sweep, plan
+from sweeps.plan.axes import vary
 from sweeps.cli import app
 
 SWEEP = Sweep(

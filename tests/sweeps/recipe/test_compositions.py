@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from data_builders.records import BadInput
+from core.records import BadInput
 from sweeps.cli import app
-from sweeps.memory import GIB, Shape, estimate
-from sweeps.recipe import ALPHA_POLICIES, RECIPES, STAGES, compose, layer_names, load_layer, lora_alpha
+from sweeps.recipe.memory import GIB, Shape, estimate
+from sweeps.recipe.compose import ALPHA_POLICIES, RECIPES, STAGES, compose, layer_names, load_layer, lora_alpha
 
 COMPOSITIONS = list(product(layer_names("models"), layer_names("hardware"), STAGES))
 

@@ -6,8 +6,8 @@ import xml.etree.ElementTree as ElementTree
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.statistics import Estimate
-from sweeps.draw import Series, curves, dots, heat, ticks
+from eval.stats.intervals import Estimate
+from sweeps.report.draw import Series, curves, dots, heat, ticks
 
 NUMBER = st.one_of(st.floats(-1e6, 1e6), st.just(math.nan), st.just(0.0))
 ESTIMATE = st.builds(lambda v, d: Estimate(v, v - abs(d), v + abs(d), 8), NUMBER, st.floats(0, 10))

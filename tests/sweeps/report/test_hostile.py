@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 from data_builders.annotate import Job
 from data_builders.outcome import Asked
-from eval.judge_prompts import PROMPTS
-from eval.judged import Judged, load_judged, rates
+from eval.judge.prompts import PROMPTS
+from eval.judge.rates import Judged, load_judged, rates
 from eval.offline_judge import load_offline_judge
-from sweeps.answers import stored_answers
+from eval.judge.answers import stored_answers
 from sweeps.cli import app
-from sweeps.judging import Judge, judge_answers
+from eval.judge.api import Judge, judge_answers
 
 KINDS = [
     "",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from data_builders.records import BadInput
+from core.records import BadInput
 from sweeps.cli import app
 
 

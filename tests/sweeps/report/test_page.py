@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from eval.judged import Judged
-from sweeps.judged_report import judged_part, write_answers_report
-from sweeps.page import data_block, printable, write_page
+from eval.judge.rates import Judged
+from sweeps.report.judged import judged_part, write_answers_report
+from sweeps.report.page import data_block, printable, write_page
 
 HOSTILE = [
     "<script>document.title = 'ran'</script>",

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from data_builders.records import BadInput
-from eval.statistics import Estimate
-from sweeps.arms import Point, Tuned, load_sweep
-from sweeps.finished import recall, remember
-from sweeps.lines import axis_families
-from sweeps.page import printable
-from sweeps.recipe import Recipe
-from sweeps.report import verdict_words, write_report
-from sweeps.runs import Run, TrainingRun
+from core.records import BadInput
+from eval.stats.intervals import Estimate
+from sweeps.plan.sweep import Point, Tuned, load_sweep
+from sweeps.plan.manifest import recall, remember
+from sweeps.report.families import axis_families
+from sweeps.report.page import printable
+from sweeps.recipe.compose import Recipe
+from sweeps.report.sweep import verdict_words, write_report
+from sweeps.run.folder import Run, TrainingRun
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -6,9 +6,9 @@ Each run starts a process that sleeps and then writes its name to ROOT/log.
 import sys
 from pathlib import Path
 
-from sweeps.launch import in_place, launch
-from sweeps.on_ray import on_ray
-from sweeps.runs import Run, RunFailed, call, execute_once
+from sweeps.run.executor import in_place, launch
+from sweeps.run.ray_cluster import on_ray
+from sweeps.run.folder import Run, RunFailed, call, execute_once
 from sweeps.storage import Storage
 
 CODE = """

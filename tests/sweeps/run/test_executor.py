@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sweeps.launch import launch, places
-from sweeps.runs import SLOT, Run, RunFailed, execute_once
-from sweeps.status import all_statuses, progress
+from sweeps.run.executor import launch, places
+from sweeps.run.folder import SLOT, Run, RunFailed, execute_once
+from sweeps.run.status import all_statuses, progress
 
 SCRIPT = Path(__file__).with_name("stand_in.py")
 NAMES = ["cpt", *(f"{kind}dpo{number}" for kind in ("", "eval-") for number in range(3))]

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_builders.records import BadInput
-from sweeps.recipe import compose
-from sweeps.runs import Run, RunFailed, call, child_environment, content_digest, execute_once
-from sweeps.train import changed_tensors, model_digest, newest_checkpoint, parameter_count, training_run
+from core.records import BadInput
+from sweeps.recipe.compose import compose
+from sweeps.run.folder import Run, RunFailed, call, child_environment, content_digest, execute_once
+from sweeps.run.train import changed_tensors, model_digest, newest_checkpoint, parameter_count, training_run
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c)

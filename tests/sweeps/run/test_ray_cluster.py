@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.runs import content_digest
+from sweeps.run.folder import content_digest
 
 SCRIPT = Path(__file__).with_name("stand_in.py")
 NAMES = ["cpt", *(f"{kind}dpo{number}" for number in range(3) for kind in ("", "eval-"))]

@@ -5,7 +5,7 @@ from math import exp, log
 import numpy as np
 import pytest
 
-from sweeps.search import Edge, Range, Trial, search
+from sweeps.tune.threshold import Edge, Range, Trial, search
 
 WHERE = Range(1e-5, 1e-2, bound=0.9, confidence=0.9)
 GRID = log(WHERE.high / WHERE.low) / log(1.1**2)
