@@ -111,14 +111,14 @@ def _to_disk(file: IO[bytes]) -> None:
     os.fsync(file.fileno())
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str | bytes) -> None:
     """Writes `path` under a temporary name and renames it, so that it is whole or absent.
 
     Raises:
         BadInput: if the file cannot be written (disk full, no permission); nothing is left behind.
     """
     with _whole_file(path) as file:
-        file.write(text.encode())
+        file.write(text if isinstance(text, bytes) else text.encode())
 
 
 def digest(data: bytes) -> str:
