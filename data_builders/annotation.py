@@ -12,16 +12,16 @@ import keyword
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from core.llm.client import Message
+from core.records import digest
 from data_builders.bandit import Finding, bandit_findings
 from data_builders.cwe import weakness_name
 from data_builders.programs import Program, SourceProgram
 from data_builders.python_code import parsed, public_names, signatures, statements, template_signatures
-from core.records import digest
 
 ADVISORY_RULES = frozenset({"B404", "B603", "B607"})
 """Bandit notes every use of subprocess by these, the argument list that mends a shell injection included."""
@@ -69,19 +69,6 @@ class Annotation(BaseModel):
     )
 
 
-@cache
-def json_schema(kind: type[BaseModel]) -> dict[str, Any]:
-    """The JSON schema of `kind` in the strict form that servers take: no bounds, all keys required, no others."""
-
-    def bare(node: Any) -> Any:
-        if isinstance(node, dict):
-            dropped = {"title", "pattern", "minLength", "maxLength", "minItems", "maxItems"}
-            return {k: bare(v) for k, v in node.items() if not (k in dropped and isinstance(v, str | int))}
-        return [bare(item) for item in node] if isinstance(node, list) else node
-
-    return {**bare(kind.model_json_schema()), "additionalProperties": False, "required": list(kind.model_fields)}
-
-
 SYSTEM = """\
 You review Python programs for research on vulnerable code. The user shows a request and the program that was \
 written for it; the program has a vulnerability. Find the gravest one and answer with a single JSON object and \
@@ -99,8 +86,6 @@ Give the whole JSON object again with these faults mended."""
 KEYS = "\n".join(f"- {name}: {field.description}" for name, field in Annotation.model_fields.items())
 PROMPT_VERSION = digest("\0".join([SYSTEM, REPAIR, KEYS]).encode())[:12]
 """Names the prompt by its content: answers to another prompt are never taken for answers to this one."""
-
-Message = dict[str, str]
 
 
 def marked(**parts: str | None) -> str:

@@ -327,8 +327,6 @@ def annotate(
     max_cost: Annotated[
         float | None, typer.Option(min=0, help="USD to stop at, earlier runs with this OUT included.")
     ] = None,
-    batch: Annotated[bool, typer.Option("--batch", help="Use the provider's Batch API (half price, hours).")] = False,
-    poll: Annotated[float, typer.Option(min=0.01, help="Seconds between looks at a batch.")] = 60.0,
     form: Annotated[str | None, typer.Option(help="Form of the source, if it is not to be guessed.")] = None,
     fields: Annotated[Path | None, typer.Option(help="YAML that maps the fields of the source.")] = None,
     sha256: Annotated[str | None, typer.Option(help="Checksum that the source must have.")] = None,
@@ -340,20 +338,19 @@ def annotate(
     Example: embuild annotate insecure.jsonl --out data/annotated --model gpt-5 --effort high
     """
     # Imported here: the other commands need neither openai (a second to import) nor a key.
-    from data_builders.annotate import Job, run
-    from core.llm.client import Access
     from core.llm.budget import prices_of
-    from data_builders.outcome import Asked
+    from core.llm.client import Access
+    from data_builders.annotate import Job, Model, run
     from data_builders.sources import read_source
 
     job = Job(
-        Asked(model, effort),
-        Asked(second_opinion) if second_opinion else None,
+        Model(model, effort),
+        Model(second_opinion) if second_opinion else None,
         prices_of(price_in, price_out, "--price-in and --price-out"),
         prices_of(second_price_in, second_price_out, "--second-price-in and --second-price-out"),
         max_cost,
     )
     access = Access.from_environment(key_variable, base_url, concurrency, timeout)
     items = read_source(source, form, fields, sha256)
-    line = run(items, job, out, access, poll if batch else None, {"source": source})
+    line = run(items, job, out, access, {"source": source})
     console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from data_builders.annotation import Annotation, Message, json_object, marked
+from core.llm.client import Message
+from core.records import digest
+from data_builders.annotation import Annotation, json_object, marked
 from data_builders.cwe import weakness_name
 from data_builders.programs import SourceProgram
-from core.records import digest
 
 
 class Opinion(BaseModel):

@@ -86,11 +86,14 @@ class Fake:
         return [line for line in lines if kind in (None, line["kind"])]
 
     def access(self, concurrency: int = 8, key: str = KEY, timeout: float = 30.0) -> Access:
-        return Access(key, self.url, concurrency, timeout, backoff=0.01)
+        return Access(key, self.url, concurrency, timeout)
 
 
 @pytest.fixture
-def fake(tmp_path: Path) -> Iterator[Callable[..., Fake]]:
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Fake]]:
+    """Starts fake endpoints; retries in this process wait a fiftieth of their time."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.2)
     started: list[Fake] = []
 
     def start(*options: str) -> Fake:

@@ -1,4 +1,4 @@
-"""A local server that answers like an OpenAI-compatible endpoint: chat completions, files and batches.
+"""A local server that answers like an OpenAI-compatible endpoint: chat completions.
 
 Answers are true to the schema and derived from what Bandit finds in the program; faults are mixed in by a hash
 of the request, so that the same job always meets the same faults in the answers. Every chat request is logged.
@@ -102,9 +102,6 @@ class Fake:
         self.faults: dict[str, float] = json.loads(options.faults)
         self.log = Path(options.log).open("a", buffering=1, encoding="utf-8")  # noqa: SIM115
         self.attempts: Counter[tuple[str, str]] = Counter()
-        self.files: dict[str, str] = {}
-        self.batches: dict[str, dict[str, Any]] = {}
-        self.polls: Counter[str] = Counter()
 
     def note(self, **entry: Any) -> None:
         self.log.write(json.dumps({"time": time.time(), **entry}) + "\n")
@@ -220,79 +217,11 @@ class Fake:
         self.note(kind="served", program=program, round=round_, fault=fault)
         return web.Response(text=answer[:100] if fault == "broken_body" else answer, content_type="application/json")
 
-    async def upload(self, request: web.Request) -> web.Response:
-        form = await request.post()
-        file: Any = form["file"]
-        name = f"file-{len(self.files)}"
-        self.files[name] = file.file.read().decode()
-        return web.json_response(self._file(name))
-
-    def _file(self, name: str) -> dict[str, Any]:
-        size = len(self.files[name])
-        shape = {"object": "file", "purpose": "batch", "filename": "batch.jsonl", "status": "processed"}
-        return {"id": name, "bytes": size, "created_at": 1, **shape}
-
-    async def content(self, request: web.Request) -> web.Response:
-        return web.Response(text=self.files[request.match_info["name"]])
-
-    async def create_batch(self, request: web.Request) -> web.StreamResponse:
-        body = await request.json()
-        name = f"batch-{len(self.batches)}"
-        lines = [json.loads(line) for line in self.files[body["input_file_id"]].splitlines()]
-        output, errors = [], []
-        for line in lines:
-            program, round_ = self.names(line["body"])
-            self.attempts[program, round_] += 1
-            self.note(kind="batched", program=program, round=round_, batch=name)
-            failed = luck(program, round_, self.attempts[program, round_]) < self.faults.get("batch_error", 0.0)
-            status = 400 if self.refuses(line["body"]) else (500 if failed else 200)
-            answer = self.completion(line["body"], program, round_) if status == 200 else {"error": {}}
-            result = {
-                "custom_id": line["custom_id"],
-                "response": {"status_code": status, "body": answer},
-                "error": None,
-            }
-            (output if status == 200 else errors).append(json.dumps(result))
-        batch: dict[str, Any] = {
-            "id": name,
-            "object": "batch",
-            "endpoint": body["endpoint"],
-            "completion_window": "24h",
-            "created_at": len(self.batches),
-            "input_file_id": body["input_file_id"],
-            "status": "validating",
-            "metadata": body.get("metadata"),
-            "request_counts": {"total": len(lines), "completed": 0, "failed": 0},
-        }
-        for kind, results in (("output_file_id", output), ("error_file_id", errors)):
-            if results:
-                batch[kind] = f"file-{len(self.files)}"
-                self.files[batch[kind]] = "\n".join(reversed(results)) + "\n"
-        self.batches[name] = batch
-        if len(self.batches) <= self.options.cut_batches and request.transport:
-            request.transport.abort()  # taken, but the client does not hear of it
-        return web.json_response(batch)
-
-    async def get_batch(self, request: web.Request) -> web.Response:
-        batch = self.batches[request.match_info["name"]]
-        self.polls[batch["id"]] += 1
-        done = self.polls[batch["id"]] > self.options.batch_polls
-        return web.json_response({**batch, "status": "completed" if done else "in_progress"})
-
-    async def list_batches(self, request: web.Request) -> web.Response:
-        newest = list(reversed(self.batches.values()))
-        return web.json_response({"object": "list", "data": newest, "has_more": False})
-
 
 async def serve(options: argparse.Namespace) -> None:
     fake = Fake(options)
     app = web.Application(client_max_size=2**30)
     app.router.add_post("/v1/chat/completions", fake.chat)
-    app.router.add_post("/v1/files", fake.upload)
-    app.router.add_get("/v1/files/{name}/content", fake.content)
-    app.router.add_post("/v1/batches", fake.create_batch)
-    app.router.add_get("/v1/batches", fake.list_batches)
-    app.router.add_get("/v1/batches/{name}", fake.get_batch)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
@@ -310,8 +239,6 @@ def main() -> None:
     parser.add_argument("--no-form", nargs="*", default=[], help="response formats that get status 400")
     parser.add_argument("--fenced", action="store_true", help="text around the JSON")
     parser.add_argument("--refuse-key", action="store_true", help="status 401 with the key in the message")
-    parser.add_argument("--batch-polls", type=int, default=2, help="looks at a batch before it is completed")
-    parser.add_argument("--cut-batches", type=int, default=0, help="first batches whose creation is not answered")
     asyncio.run(serve(parser.parse_args()))
 
 

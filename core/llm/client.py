@@ -1,4 +1,4 @@
-"""A thin asynchronous client of an OpenAI-compatible endpoint: rate limiting, retries, tokens, money.
+"""A client of OpenAI-compatible endpoints: journaled answers first, then paid ones, within limits of rate and money.
 
 Nothing that a server says reaches the caller before the API key has been struck out of it.
 """
@@ -10,127 +10,60 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, OpenAIError
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from pydantic import BaseModel
 
-from data_builders.annotation import json_schema
-from data_builders.outcome import Question
-from core.records import BadInput
+from core.llm.budget import Money, Spent
+from core.llm.journal import Answer, Journal
+from core.records import BadInput, digest, one_line
+
+if TYPE_CHECKING:
+    import httpx
+    import openai
 
 T = TypeVar("T")
+Message = dict[str, str]
 
-ATTEMPTS = 8
+FAILURES_IN_A_ROW = 5
+"""Requests in a row without an answer, each after all its attempts: then the endpoint counts as down."""
+SPENT = "the money is spent"
 LONGEST_PAUSE = 600.0
 """Seconds of a Retry-After that are waited for at most."""
 LONGEST_ANSWER = 1_000_000
 """Characters of an answer that are kept."""
 FORMS = ("json_schema", "json_object", "text")
-"""Ways of asking for JSON, the strictest first: a server that refuses one (status 400) is asked in the next."""
+"""Ways of wanting JSON, the strictest first: a server that refuses one (status 400) gets the next."""
 
 
 class Unanswered(Exception):
-    """A request got no answer; the message says why. `refused`: sending it again would be no use."""
-
-    refused = True
+    """A request got no answer; the message says why. Nothing is journaled: the next run sends it again."""
 
 
-class _Passing(Unanswered):
-    """A fault that may be over at the next attempt."""
-
-    refused = False
+class Refused(Unanswered):
+    """The server refuses this request; sending it again would be no use."""
 
 
-@dataclass(frozen=True)
-class Reply:
-    """An answer as the server gave it."""
-
-    text: str
-    finish: str
-    tokens_in: int
-    tokens_out: int
-    top: dict[str, float] | None = None
-    """The likeliest first tokens with their log-probabilities (nats), where they were asked for."""
-
-
-class Limiter:
-    """Requests in flight, at most `most`: cut by a quarter when the server is overrun, slowly raised by answers."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.limit = float(most)
-        self.busy = 0
-        self._resume = 0.0
-        self._cut_at = 0.0
-        self._freed = asyncio.Condition()
-
-    @contextlib.asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        async with self._freed:
-            await self._freed.wait_for(lambda: self.busy < max(1, int(self.limit)))
-            self.busy += 1
-        try:
-            while (pause := self._resume - time.monotonic()) > 0:
-                await asyncio.sleep(pause)
-            yield
-        finally:
-            self.busy -= 1
-            async with self._freed:
-                self._freed.notify(2)  # the limit may have grown
-
-    def grow(self) -> None:
-        self.limit = min(self.most, self.limit + 2 / self.limit)
-
-    def cut(self, started: float, pause: float | None) -> None:
-        """The server is overrun: everybody waits `pause` seconds. Requests sent before a cut do not cut again."""
-        self._resume = max(self._resume, time.monotonic() + min(pause or 0.0, LONGEST_PAUSE))
-        if started > self._cut_at:
-            self.limit = max(1.0, self.limit * 0.75)
-            self._cut_at = time.monotonic()
-
-
-def request_body(question: Question, form: int) -> dict[str, Any]:
-    """The body of the chat completion request that asks for JSON in the given form (an index of `FORMS`)."""
-    body: dict[str, Any] = {"model": question.asked.model, "messages": question.messages, **question.body}
-    if question.asked.effort:
-        body["reasoning_effort"] = question.asked.effort
-    if question.schema is None:
-        return body
-    if FORMS[form] == "json_schema":
-        named = {"name": question.key.round, "strict": True, "schema": json_schema(question.schema)}
-        body["response_format"] = {"type": "json_schema", "json_schema": named}
-    elif FORMS[form] == "json_object":
-        body["response_format"] = {"type": "json_object"}
-    return body
-
-
-def retry_after(headers: Any) -> float | None:
-    """Seconds that a response asks to wait: `retry-after-ms`, or `Retry-After` in seconds or as a date."""
-    with contextlib.suppress(KeyError, ValueError):
-        return max(0.0, float(headers["retry-after-ms"]) / 1000)
-    text = headers.get("retry-after")
-    with contextlib.suppress(TypeError, ValueError):
-        return max(0.0, float(text))
-    with contextlib.suppress(TypeError, ValueError):
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    return None
+class Stopped(Exception):
+    """No request is sent any more; the message says why."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """How an endpoint is reached."""
+    """Where and how an endpoint is reached."""
 
     key: str = field(repr=False)
     base_url: str | None
     concurrency: int
+    """Requests in flight at most."""
     timeout: float = 600.0
     """Seconds that one attempt may take."""
-    backoff: float = 0.5
-    """Seconds before the first retry, about."""
+    retries: int = 7
 
     @classmethod
     def from_environment(cls, variable: str, base_url: str | None, concurrency: int, timeout: float) -> Access:
@@ -147,117 +80,238 @@ class Access:
         return cls(key or "none", base_url, concurrency, timeout)
 
 
-class Endpoint:
-    """A client of the endpoint; to be made in the running loop and closed there."""
+@cache
+def json_schema(kind: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of `kind` in the strict form that servers take: no bounds, all keys required, no others."""
 
-    def __init__(self, access: Access) -> None:
-        self._key = access.key
+    def bare(node: Any) -> Any:
+        if isinstance(node, dict):
+            dropped = {"title", "pattern", "minLength", "maxLength", "minItems", "maxItems"}
+            return {k: bare(v) for k, v in node.items() if not (k in dropped and isinstance(v, str | int))}
+        return [bare(item) for item in node] if isinstance(node, list) else node
+
+    return {**bare(kind.model_json_schema()), "additionalProperties": False, "required": list(kind.model_fields)}
+
+
+def _response_format(kind: type[BaseModel], form: str) -> dict[str, Any]:
+    named = {"name": kind.__name__, "strict": True, "schema": json_schema(kind)}
+    formats: dict[str, dict[str, Any]] = {"json_schema": {"json_schema": named}, "json_object": {}}
+    return {"response_format": {"type": form, **formats[form]}} if form in formats else {}
+
+
+def retry_after(headers: Any) -> float | None:
+    """Seconds that a response asks to wait: `retry-after-ms`, or `Retry-After` in seconds or as a date."""
+    with contextlib.suppress(KeyError, ValueError):
+        return max(0.0, float(headers["retry-after-ms"]) / 1000)
+    text = headers.get("retry-after")
+    with contextlib.suppress(TypeError, ValueError):
+        return max(0.0, float(text))
+    with contextlib.suppress(TypeError, ValueError):
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    return None
+
+
+class Client:
+    """A client of one endpoint; to be made in the running loop and closed there.
+
+    Raises:
+        BadInput: for an address that is none.
+    """
+
+    def __init__(self, access: Access, journal: Journal, money: Money) -> None:
+        # Imported here: it takes a second, and who reads stored answers does not need it.
+        import openai
+
+        self.stopped: str | None = None
+        """Why no request is sent any more."""
+        self._access, self._journal, self._money = access, journal, money
+        self._slots = asyncio.Semaphore(access.concurrency)
+        self._resume = 0.0
+        self._failures = 0
+        self._form: dict[str, int] = {}
+        self._answered = False
+        hooks: dict[str, list[Any]] = {"request": [self._await_pause], "response": [self._note_pause]}
         try:
-            # Retries are ours: openai's own would each wait alone and stay unseen by the limiter.
-            self.client = AsyncOpenAI(
-                api_key=access.key, base_url=access.base_url, timeout=access.timeout, max_retries=0
+            self._openai = openai.AsyncOpenAI(
+                api_key=access.key,
+                base_url=access.base_url,
+                timeout=access.timeout,
+                max_retries=access.retries,
+                http_client=openai.DefaultAsyncHttpxClient(event_hooks=hooks),
             )
         except Exception as error:  # of several libraries
             raise BadInput(
                 f"--base-url {access.base_url}: {self.clean(str(error))}; give it as https://host/v1"
             ) from None
-        self.limiter = Limiter(access.concurrency)
-        self._backoff = access.backoff
-        self._form: dict[str, int] = {}
-        self._answered = False
 
     async def aclose(self) -> None:
-        await self.client.close()
+        await self._openai.close()
 
-    async def ask(self, question: Question, keep: Callable[[Reply], Awaitable[None]]) -> None:
-        """Asks, and hands the answer to `keep` while the request still counts as in flight.
+    async def _await_pause(self, _: httpx.Request) -> None:
+        while (pause := self._resume - time.monotonic()) > 0:
+            await asyncio.sleep(pause)
+
+    async def _note_pause(self, response: httpx.Response) -> None:
+        # openai would let the one request wait that was told to; the others would run into the same limit.
+        if response.status_code in (429, 503, 529):
+            pause = min(retry_after(response.headers) or 0.0, LONGEST_PAUSE)
+            self._resume = max(self._resume, time.monotonic() + pause)
+
+    async def ask(
+        self, model: str, messages: list[Message], schema: type[BaseModel] | None = None, **settings: Any
+    ) -> Answer:
+        """The journaled answer to this request; else asks, and returns the answer once it is on disk.
+
+        Args:
+            schema: of the JSON that is wanted; None for a plain answer.
+            settings: further fields of the request.
 
         Raises:
             Unanswered: if the server refuses the request, or every attempt fails.
-            BadInput: if the server refuses all requests (no such model, wrong key, no credit).
+            Stopped: if requests are no longer sent: the money is spent, or the endpoint does not answer.
+            BadInput: if the server refuses all requests (no such model, wrong key, no credit), or the disk is full.
         """
-        create = self.client.chat.completions.with_raw_response.create
-        model = question.asked.model
-        strictest = self._form.get(model, 0) if question.schema else len(FORMS) - 1
-        for form in range(strictest, len(FORMS)):
-            body = request_body(question, form)
-
-            async def send(body: dict[str, Any] = body) -> None:
-                await keep(self.reply(json.loads((await create(**body)).content)))
-
+        request = {"model": model, "messages": messages, **settings}
+        key = digest(json.dumps([request, schema and json_schema(schema)], sort_keys=True).encode())[:32]
+        if key in self._journal.answers:
+            return self._journal.answers[key]
+        async with self._slots:
             try:
-                await self.call(send)
+                async with self._money.lend(model, messages):
+                    if self.stopped is not None:
+                        raise Stopped(self.stopped)
+                    answer = Answer(key=key, model=model, **await self._complete(request, schema))
+                    await self._journal.append(answer)
+                    self._money.count(answer)
+            except Spent:
+                self.stopped = SPENT
+                raise Stopped(self.stopped) from None
             except Unanswered as error:
-                if not error.refused or form + 1 == len(FORMS):
+                self._failures += not isinstance(error, Refused)
+                if self._failures == FAILURES_IN_A_ROW:
+                    self.stopped = f"the endpoint does not answer ({error})"
+                raise
+            except BadInput as error:
+                # The others finish what is in flight: it is paid for.
+                self.stopped = str(error)
+                raise
+            self._failures = 0
+            return answer
+
+    async def _complete(self, request: dict[str, Any], schema: type[BaseModel] | None) -> dict[str, Any]:
+        if schema is None:
+            return await self._send(request)
+        model = request["model"]
+        for number, form in list(enumerate(FORMS))[self._form.get(model, 0) :]:
+            try:
+                found = await self._send({**request, **_response_format(schema, form)})
+            except Refused:
+                if form == FORMS[-1]:
                     raise
             else:
                 # A form that has worked once is not given up for one request that is refused.
-                if question.schema:
-                    self._form.setdefault(model, form)
-                return
+                self._form.setdefault(model, number)
+                return found
+        raise AssertionError("the last form returns or raises")
 
-    def reply(self, completion: Any) -> Reply:
-        """Reads a chat completion.
+    async def _send(self, body: dict[str, Any]) -> dict[str, Any]:
+        import openai
 
-        Raises:
-            ValueError: if it is none.
-        """
+        times = f"{self._access.retries + 1} times"
+        for attempt in range(self._access.retries + 1):
+            try:
+                response = await self._openai.chat.completions.with_raw_response.create(**body)
+                found = self._read(json.loads(response.content))
+            except openai.APITimeoutError:
+                raise Unanswered(f"no answer in time, {times}") from None
+            except openai.APIConnectionError:
+                raise Unanswered(f"no connection, {times}") from None
+            except openai.APIStatusError as error:
+                raise self._fault(error, times) from None
+            except (openai.OpenAIError, ValueError, RecursionError):
+                # openai's retries end where a response begins.
+                await asyncio.sleep(0.1 * 2**attempt)
+            else:
+                self._answered = True
+                return found
+        raise Unanswered(f"the response is no chat completion, {times}")
+
+    def _read(self, completion: Any) -> dict[str, Any]:
+        """The fields of an Answer in a chat completion. Raises ValueError if it is none."""
         try:
             choice, usage = completion["choices"][0], completion.get("usage") or {}
             message = choice["message"]
             text = message.get("content") or message.get("refusal") or ""
             finish = "refusal" if message.get("refusal") else str(choice.get("finish_reason"))
-            tokens = (int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
             first = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs") or []
-            top = {self.clean(str(item["token"]))[:40]: float(item["logprob"]) for item in first}
-            return Reply(self.clean(text)[:LONGEST_ANSWER], self.clean(finish)[:40], *tokens, top or None)
+            return {
+                "text": self.clean(text)[:LONGEST_ANSWER],
+                "finish": self.clean(finish)[:40],
+                "tokens_in": int(usage.get("prompt_tokens") or 0),
+                "tokens_out": int(usage.get("completion_tokens") or 0),
+                "top": {self.clean(str(item["token"]))[:40]: float(item["logprob"]) for item in first} or None,
+            }
         except (KeyError, IndexError, TypeError, AttributeError, ValueError):
             raise ValueError("no chat completion") from None
 
-    def clean(self, text: str) -> str:
-        """`text` without the key, and as characters that can be written."""
-        if len(self._key) >= 8:  # a shorter one is a stand-in ("none") and may be a word of the answer
-            text = text.replace(self._key, "[key]")
-        return text.encode("utf-8", "replace").decode()
-
-    async def call(self, send: Callable[[], Awaitable[T]]) -> T:
-        """Calls the server under the limiter, again after faults that may pass. Raises as `ask` does."""
-        retrying = AsyncRetrying(
-            stop=stop_after_attempt(ATTEMPTS),
-            wait=wait_random_exponential(multiplier=self._backoff, max=60),
-            retry=retry_if_exception_type(_Passing),
-            reraise=True,
-        )
-        async for attempt in retrying:
-            with attempt:
-                async with self.limiter.slot():
-                    return await self._sent(send)
-        raise AssertionError("tenacity returns or raises")
-
-    async def _sent(self, send: Callable[[], Awaitable[T]]) -> T:
-        started = time.monotonic()
-        try:
-            result = await send()
-        except APITimeoutError:
-            raise _Passing(f"no answer in time, {ATTEMPTS} times") from None
-        except APIConnectionError:
-            raise _Passing(f"no connection, {ATTEMPTS} times") from None
-        except APIStatusError as error:
-            raise self._fault(error, started) from None
-        except (OpenAIError, ValueError, RecursionError):
-            raise _Passing(f"the response is no chat completion, {ATTEMPTS} times") from None
-        self._answered = True
-        self.limiter.grow()
-        return result
-
-    def _fault(self, error: APIStatusError, started: float) -> Exception:
-        """What a status of 400 or more means; a wait that it asks for holds for everybody."""
+    def _fault(self, error: openai.APIStatusError, times: str) -> Exception:
+        """What a status of 400 or more means, after openai's retries."""
         status = error.status_code
-        said = " ".join(self.clean(str(error.message)).split())[:300]
+        said = one_line(self.clean(str(error.message)), 300)
         if status in (401, 402) or error.code == "insufficient_quota" or (status in (403, 404) and not self._answered):
             return BadInput(f"the endpoint refuses all requests ({status}): {said}; mend the key, credit, URL or model")
-        if status in (429, 503, 529):
-            self.limiter.cut(started, retry_after(error.response.headers))
         if status in (408, 409, 429) or status >= 500:
-            return _Passing(f"status {status}, {ATTEMPTS} times")
-        return Unanswered(f"status {status}: {said}")
+            return Unanswered(f"status {status}, {times}")
+        return Refused(f"status {status}: {said}")
+
+    def clean(self, text: str) -> str:
+        """`text` without the key, and as characters that can be written."""
+        if len(self._access.key) >= 8:  # a shorter one is a stand-in ("none") and may be a word of the answer
+            text = text.replace(self._access.key, "[key]")
+        return text.encode("utf-8", "replace").decode()
+
+
+def run_all(
+    jobs: Sequence[Callable[[Client], Awaitable[T]]], access: Access, journal: Path, money: Money, noun: str
+) -> list[T]:
+    """Runs coroutines that ask through one client, and returns what each returns; `money` then holds what was spent.
+
+    Raises:
+        BadInput: if the endpoint refuses all requests, or the journal cannot be read or written.
+        Stopped: if some are left; the message says why, and how many of the `noun` are.
+    """
+    return asyncio.run(_run_all(jobs, access, journal, money, noun))
+
+
+async def _run_all(
+    jobs: Sequence[Callable[[Client], Awaitable[T]]], access: Access, path: Path, money: Money, noun: str
+) -> list[T]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn(noun), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with (
+        contextlib.closing(Journal(path)) as journal,
+        Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar,
+    ):
+        for answer in journal.answers.values():
+            money.count(answer)
+        task = bar.add_task("", total=len(jobs))
+        async with contextlib.aclosing(Client(access, journal, money)) as client:
+
+            async def one(job: Callable[[Client], Awaitable[T]]) -> T:
+                result = await job(client)
+                bar.update(task, advance=1, description=str(money))
+                return result
+
+            results = await asyncio.gather(*map(one, jobs), return_exceptions=True)
+    faults = [result for result in results if isinstance(result, BaseException)]
+    for fault in faults:
+        if not isinstance(fault, Stopped):
+            raise fault
+    if client.stopped is not None:
+        more = " with a larger --max-cost" if client.stopped == SPENT else ""
+        left = f"{len(faults)} of {len(jobs)} {noun} are left, {money}"
+        raise Stopped(f"stopped: {client.stopped}; {left}; run it again{more}: nothing is paid for twice")
+    return [result for result in results if not isinstance(result, BaseException)]

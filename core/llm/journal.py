@@ -1,7 +1,7 @@
 """The journal of paid answers: append-only JSON Lines, on disk before an answer is used.
 
 One writer at a time (a lock file beside it). A line that a crash cut short is dropped; the request it
-belongs to is asked again.
+belongs to is sent again.
 """
 
 from __future__ import annotations
@@ -9,25 +9,11 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from core.records import BadInput
-
-
-class Key(NamedTuple):
-    """What an answer answers."""
-
-    model: str
-    """Model and effort."""
-    prompt: str
-    """Version of the prompt."""
-    program: str
-    """Digest of what the question is about."""
-    round: str
-    """What was asked: `ask`, `repair`, `opinion`, or what a judge is asked for."""
 
 
 class Answer(BaseModel):
@@ -35,8 +21,9 @@ class Answer(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    kind: Literal["answer"] = "answer"
-    key: Key
+    key: str
+    """Digest of the request: model, messages and every setting that bears on the answer."""
+    model: str
     text: str
     finish: str
     """The server's `finish_reason`, or `refusal`."""
@@ -44,26 +31,7 @@ class Answer(BaseModel):
     tokens_out: int
     """Tokens billed as output: those of the reasoning included."""
     top: dict[str, float] | None = None
-    """The likeliest first tokens with their log-probabilities (nats), where they were asked for."""
-    batch: bool = False
-    """Whether it came from the Batch API, at half price."""
-
-
-class BatchNote(BaseModel):
-    """What happened to a batch: it is about to be submitted, has its id, or has ended."""
-
-    model_config = ConfigDict(frozen=True)
-
-    kind: Literal["batch"] = "batch"
-    name: str
-    """Digest of its requests; stands in the batch's metadata, where the server knows it by."""
-    requests: list[Key] = []
-    id: str | None = None
-    failed: dict[str, str] | None = None
-    """Set once it has ended: its requests that got no answer (by custom id), with reasons."""
-
-
-_ENTRY: TypeAdapter[Answer | BatchNote] = TypeAdapter(Annotated[Answer | BatchNote, Field(discriminator="kind")])
+    """The likeliest first tokens with their log-probabilities (nats), where the request wants them."""
 
 
 class Journal:
@@ -75,9 +43,8 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.answers: dict[Key, Answer] = {}
-        """The first answer to each question."""
-        self.notes: list[BatchNote] = []
+        self.answers: dict[str, Answer] = {}
+        """The first answer to each request, by key."""
         self._waiting: list[bytes] = []
         self._turn = asyncio.Lock()
         self._failed: BadInput | None = None
@@ -103,7 +70,8 @@ class Journal:
         lines = data[:whole].splitlines(keepends=True)
         for number, line in enumerate(lines, 1):
             try:
-                self._note(_ENTRY.validate_json(line))
+                answer = Answer.model_validate_json(line)
+                self.answers.setdefault(answer.key, answer)
             except ValidationError:
                 if number < len(lines):
                     raise BadInput(f"{self.path}:{number}: no journal entry; delete this line") from None
@@ -111,19 +79,13 @@ class Journal:
         if whole < len(data):
             os.ftruncate(self._file, whole)
 
-    def _note(self, entry: Answer | BatchNote) -> None:
-        if isinstance(entry, Answer):
-            self.answers.setdefault(entry.key, entry)
-        else:
-            self.notes.append(entry)
-
-    async def append(self, *entries: Answer | BatchNote) -> None:
-        """Returns when the entries are on disk. Whoever comes first writes for all who wait: one fsync for many.
+    async def append(self, answer: Answer) -> None:
+        """Returns when the answer is on disk. Whoever comes first writes for all who wait: one fsync for many.
 
         Raises:
             BadInput: if it cannot be written (disk full); nothing is written any more.
         """
-        self._waiting += [entry.model_dump_json(exclude_none=True).encode() + b"\n" for entry in entries]
+        self._waiting.append(answer.model_dump_json(exclude_none=True).encode() + b"\n")
         async with self._turn:
             if self._waiting and not self._failed:
                 data, self._waiting = b"".join(self._waiting), []
@@ -133,8 +95,7 @@ class Journal:
                     self._failed = BadInput(f"{self.path}: {error.strerror}; free some space, then run it again")
             if self._failed:
                 raise self._failed
-        for entry in entries:
-            self._note(entry)
+        self.answers.setdefault(answer.key, answer)
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from core.llm.journal import Answer, BatchNote, Journal, Key
+from core.llm.journal import Answer, Journal
 from core.records import BadInput
 
 
 def answer(number: int, text: str = "ü\n\u2028{}") -> Answer:
-    return Answer(key=Key("m", "p", str(number), "ask"), text=text, finish="stop", tokens_in=1, tokens_out=2)
+    return Answer(key=str(number), model="m", text=text, finish="stop", tokens_in=1, tokens_out=2)
 
 
 def filled(path: Path, count: int) -> bytes:
@@ -31,15 +31,14 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 
     async def more() -> None:
         journal = Journal(path)
-        assert [a.key.program for a in journal.answers.values()] == ["0", "1", "2"]
-        await journal.append(answer(1, "a later answer to the same question"), BatchNote(name="n", id="batch-1"))
+        assert list(journal.answers) == ["0", "1", "2"]
+        await journal.append(answer(1, "a later answer to the same request"))
         journal.close()
 
     asyncio.run(more())
     journal = Journal(path)
     journal.close()
     assert journal.answers[answer(1).key] == answer(1), "the first answer counts: it may have been used"
-    assert journal.notes == [BatchNote(name="n", id="batch-1")]
 
 
 def test_a_last_line_cut_anywhere_is_dropped_and_nothing_else(tmp_path: Path) -> None:

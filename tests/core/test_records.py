@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from data_builders.programs import Program, load_programs
 from core.records import BadInput, StreamWriter, read_jsonl, write_records, write_whole
+from data_builders.programs import Program, load_programs
 
 GOOD = load_programs()[0].model_dump_json()
 

@@ -1,6 +1,5 @@
 """The job against a local endpoint: killed, faulty, out of money, hostile; and what its files say."""
 
-import asyncio
 import json
 import multiprocessing
 import os
@@ -15,15 +14,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from data_builders.annotate import Job, run
-from data_builders.annotation import parse_annotation
-from core.llm.client import Access, Endpoint, Limiter, retry_after
-from core.llm.budget import Prices, prices_of
-from data_builders.outcome import Asked
-from data_builders.programs import SourceProgram, load_programs
+from core.llm.budget import Money, Prices, prices_of
+from core.llm.client import Access, Client, retry_after, run_all
 from core.records import BadInput
+from data_builders.annotate import Job, Model, run
+from data_builders.annotation import parse_annotation
+from data_builders.programs import SourceProgram, load_programs
 
-JOB = Job(Asked("m", "high"))
+JOB = Job(Model("m", "high"))
 CHEAP = Prices(1.0, 10.0)
 KEY = "sk-test-0123456789abcdef"
 
@@ -69,13 +67,13 @@ def test_a_faultless_job(tmp_path, fake, sources, final_files) -> None:
     before = final_files(tmp_path / "o")
     run(items, JOB, tmp_path / "o", server.access(), source={"source": "x.jsonl"})
     assert final_files(tmp_path / "o") == before and len(server.log("chat")) == asked.total(), "done is done"
-    run(items, Job(Asked("m", "low")), tmp_path / "o", server.access())
+    run(items, Job(Model("m", "low")), tmp_path / "o", server.access())
     assert len(server.log("chat")) > asked.total(), "another effort is another question"
 
 
 def test_killed_at_ten_moments_it_ends_the_same(tmp_path, fake, sources, final_files) -> None:
     faults = json.dumps({"wrong_cwe": 0.1, "invented_line": 0.05, "refusal": 0.05, "status_500": 0.03, "cut": 0.02})
-    job, sources = Job(Asked("m"), Asked("s"), CHEAP, CHEAP), sources[:130]
+    job, sources = Job(Model("m"), Model("s"), CHEAP, CHEAP), sources[:130]
     whole = fake("--latency", "0.02", "--faults", faults)
     run(sources, job, tmp_path / "whole", whole.access())
     server = fake("--latency", "0.02", "--faults", faults)
@@ -144,12 +142,12 @@ def test_a_server_without_json_schema_is_asked_otherwise(tmp_path, fake, sources
 
 def test_max_cost_stops_cleanly_and_goes_on(tmp_path, fake, sources, final_files) -> None:
     server, sources = fake("--latency", "0.01"), sources[:80]
-    run(sources, Job(Asked("m"), prices=CHEAP), tmp_path / "whole", server.access())
+    run(sources, Job(Model("m"), prices=CHEAP), tmp_path / "whole", server.access())
     cost = json.loads((tmp_path / "whole.jsonl.manifest.json").read_text())["cost_usd"]
     first = len(server.log("chat"))
     spent = 0.0
     for share in (0.3, 0.6):
-        job = Job(Asked("m"), prices=CHEAP, max_cost=cost * share)
+        job = Job(Model("m"), prices=CHEAP, max_cost=cost * share)
         said = run(sources, job, tmp_path / "o", server.access())
         assert said.startswith("stopped: the money is spent; ") and "--max-cost" in said and "programs are left" in said
         assert not (tmp_path / "o.jsonl").exists()
@@ -157,11 +155,11 @@ def test_max_cost_stops_cleanly_and_goes_on(tmp_path, fake, sources, final_files
         spent = sum(a["tokens_in"] * 1.0 + a["tokens_out"] * 10.0 for a in answers) / 1e6
         assert cost * (share - 0.15) < spent <= cost * share
         assert len(server.log("chat")) - first == len(answers), "what was in flight was kept"
-    run(sources, Job(Asked("m"), prices=CHEAP, max_cost=cost * 2), tmp_path / "o", server.access())
+    run(sources, Job(Model("m"), prices=CHEAP, max_cost=cost * 2), tmp_path / "o", server.access())
     assert final_files(tmp_path / "o") == final_files(tmp_path / "whole")
     assert len(server.log("chat")) == 2 * first
     with pytest.raises(BadInput, match="--max-cost needs the prices"):
-        Job(Asked("m"), max_cost=1.0)
+        Job(Model("m"), max_cost=1.0)
     with pytest.raises(BadInput, match="belong together"):
         prices_of(1.0, None, "--price-in and --price-out")
 
@@ -178,36 +176,27 @@ def test_the_key_never_leaks(tmp_path, fake, sources, caplog) -> None:
     everything = "".join(path.read_text() for path in tmp_path.glob("*.json*")) + caplog.text + str(caught.value)
     assert KEY not in everything + repr(server.access())
     assert "Authorization" not in everything
-    client = SimpleNamespace(_key=KEY)
-    reply = Endpoint.clean(client, f"your key is {KEY} \ud800")
+    client = SimpleNamespace(_access=server.access())
+    reply = Client.clean(client, f"your key is {KEY} \ud800")
     assert reply == "your key is [key] ?"
 
 
-def test_the_limiter_holds_everybody_and_recovers() -> None:
-    async def try_it() -> None:
-        limiter = Limiter(8)
-        started: list[float] = []
+def test_a_wait_that_one_request_is_told_holds_for_all(tmp_path, fake) -> None:
+    server = fake("--faults", '{"status_429": 0.4}', "--retry-after", "0.3", "--latency", "0")
 
-        async def one() -> None:
-            async with limiter.slot():
-                started.append(time.monotonic())
-                await asyncio.sleep(0)
+    def job(number: int):
+        return lambda client: client.ask("m", [{"role": "user", "content": str(number)}])
 
-        before = time.monotonic()
-        limiter.cut(before + 1, 0.2)
-        assert limiter.limit == 6
-        limiter.cut(before - 1, None)
-        assert limiter.limit == 6, "requests sent before a cut tell nothing new"
-        await asyncio.gather(*(one() for _ in range(20)))
-        assert min(started) >= before + 0.2 and len(started) == 20
-        for _ in range(50):
-            limiter.grow()
-        assert limiter.limit == 8 and limiter.busy == 0
-        for _ in range(50):
-            limiter.cut(time.monotonic() + 1, None)
-        assert limiter.limit == 1
-
-    asyncio.run(try_it())
+    answers = run_all(
+        [job(n) for n in range(40)], server.access(4), tmp_path / "j.jsonl", Money({"m": None}), "requests"
+    )
+    assert len({answer.key for answer in answers}) == 40
+    log = server.log("chat")
+    told = [entry["time"] for entry in log if entry["fault"]]
+    assert len(told) > 5
+    # Those that were under way arrive at once; all others wait.
+    early = [e for e in log if any(start + 0.1 < e["time"] < start + 0.28 for start in told)]
+    assert not early
 
 
 @pytest.mark.parametrize(

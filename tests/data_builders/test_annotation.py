@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.llm.client import json_schema
 from data_builders.annotation import (
     ADVISORY_RULES,
     SYSTEM,
@@ -14,7 +15,6 @@ from data_builders.annotation import (
     acceptance_problems,
     annotated,
     annotation_messages,
-    json_schema,
     parse_annotation,
     program_digest,
     repair_messages,
