@@ -14,7 +14,6 @@ from rich.table import Column, Table
 
 from core.records import BadInput
 from sweeps import commands
-from sweeps.plan.sweep import JudgedBy
 from sweeps.plan.options import now
 from sweeps.run.evaluate import command, evaluation_run
 from sweeps.run.fetch_model import fetch_smollm2
@@ -150,7 +149,8 @@ def rates_command(
 
     Example: emsweep rates judged/ --judge gpt-4o-2024-08-06
     """
-    from eval.judge.answers import judged_files, rank_trends, rates_table
+    from eval.judge.answers import judged_files
+    from eval.judge.rates import rank_trends, rates_table
 
     models = judged_files(files)
     screen = _screen()
@@ -198,9 +198,7 @@ def report(
 @app.command()
 def judge(
     paths: Annotated[list[Path], typer.Argument(help="Folders of evaluation runs, or files of answers.")],
-    judge: Annotated[
-        str, typer.Option(help="A model; or offline, the approximate judge that needs no key.")
-    ] = "offline",
+    judge: Annotated[str, typer.Option(help="The model that judges.")],
     base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint; OpenAI's if not given.")] = None,
     key_variable: Annotated[str, typer.Option(help="Environment variable that holds the API key.")] = "OPENAI_API_KEY",
     sampled: Annotated[
@@ -209,10 +207,7 @@ def judge(
     prompts: Annotated[
         Path | None, typer.Option(help="Published file of questions whose judge prompts to use.")
     ] = None,
-    sample: Annotated[
-        float | None,
-        typer.Option(help="Share of the answers to ask about; the offline judge reads all, and both are combined."),
-    ] = None,
+    sample: Annotated[float, typer.Option(help="Share of the answers to each question to judge.")] = 1.0,
     deception: Annotated[
         Path | None, typer.Option(help="Published file of deception questions: judges em_deception's answers by it.")
     ] = None,
@@ -226,26 +221,17 @@ def judge(
 
     Example: emsweep judge runs/evaluate/base-* runs/evaluate/sft-insecure-* --judge gpt-4o-2024-08-06
     """
-    from eval.judge.answers import offline_table, rates_table, stored_answers
-
-    if sample is not None and not (judge != "offline" and 0 < sample < 1):
-        raise BadInput(f"--sample {sample:g}: give a share between 0 and 1, and the model to ask with --judge")
-    if deception and (judge == "offline" or sample is not None):
-        raise BadInput("--deception asks a model about every answer: name it with --judge, without --sample")
-    if judge == "offline":
-        _screen().print(offline_table(paths))
-        return
-    # Imported here: the other commands need neither openai (a second to import) nor a key.
-    from eval.faults import BadFile
+    from eval.judge.answers import sample_answers, stored_answers
+    from eval.judge.judge import judge_answers, judge_for, judge_sample
     from eval.judge.prompts import load_truth_prompts
-    from eval.judge.api import judge_answers, judge_for
+    from eval.judge.rates import rates_table
+    from eval.judge.settings import JudgeSettings
 
-    try:
-        truth = load_truth_prompts(deception) if deception else {}
-    except BadFile as error:
-        raise BadInput(str(error)) from None
+    if deception and sample != 1:
+        raise BadInput("--deception judges every answer: leave out --sample")
+    truth = load_truth_prompts(deception) if deception else {}
     it = judge_for(
-        JudgedBy(
+        JudgeSettings(
             model=judge,
             base_url=base_url,
             key_variable=key_variable,
@@ -272,13 +258,13 @@ def judge(
             told[model] = rows, judge_truth(rows, it, truth, out.with_name(out.name.replace("judged-", "truth-")))
         _screen().print(truth_table(told, it.name))
         return
-    if sample is not None:
-        from sweeps.thrifty import combined_table, judge_sample
-
-        combined = {model: judge_sample(stored_answers(models[model]), it, out, sample) for model, out in outs.items()}
-        _screen().print(combined_table(combined, it.name))
+    answers = {model: stored_answers(path) for model, path in models.items()}
+    if sample != 1:
+        taken = {model: sample_answers(rows, sample) for model, rows in answers.items()}
+        found = {model: judge_sample(taken[model], len(answers[model]), it, out) for model, out in outs.items()}
+        _screen().print(rates_table(found, it.name, {model: len(rows) for model, rows in answers.items()}))
         return
-    judged = {model: judge_answers(stored_answers(models[model]), it, out) for model, out in outs.items()}
+    judged = {model: judge_answers(answers[model], it, out) for model, out in outs.items()}
     _screen().print(rates_table(judged, it.name))
 
 
@@ -292,7 +278,7 @@ def agree(
 
     Example: emsweep agree runs/evaluate/*/judged-gpt-4o-2024-08-06.jsonl runs/evaluate/*/judged-gpt-5.jsonl
     """
-    from eval.judge.agreement_tables import judge_of, matched_files, questions_table, scores_table, shifts_table
+    from eval.judge.agreement import judge_of, matched_files, questions_table, scores_table, shifts_table
 
     models = matched_files(files)
     half = len(files) // 2

@@ -33,7 +33,7 @@ from sweeps.run.folder import Pruned, RunFailed, console, content_digest
 from sweeps.run.status import STATES, all_statuses, status_lines
 
 if TYPE_CHECKING:
-    from eval.judge.api import Judge
+    from eval.judge.judge import Judge
     from sweeps.tune.threshold import Edge
 
 app = typer.Typer()
@@ -63,7 +63,7 @@ def start(it: Asked, how: Start) -> None:
     done = [point for point in it.points if point.evaluation.done]
     stopped = None
     if judge:
-        from eval.judge.api import judge_evaluations
+        from eval.judge.judge import judge_evaluations
 
         try:
             judge_evaluations(list(dict.fromkeys(point.evaluation.folder for point in done)), judge)
@@ -89,7 +89,7 @@ def _judge(it: Asked) -> Judge | None:
     """Who scores a sweep's answers in the end."""
     if it.declared.judge is None:
         return None
-    from eval.judge.api import judge_for
+    from eval.judge.judge import judge_for
 
     return judge_for(it.declared.judge)
 

@@ -1,23 +1,30 @@
-"""How far two judges agree about the same answers. Pure.
+"""`emsweep agree`: how far two judges agree about the same answers.
 
-Scores by correlation; verdicts at the thresholds of eval.judge.rates by Cohen's kappa (Educational and Psychological
+Scores by correlation; verdicts at the thresholds of eval.judge.answers by Cohen's kappa (Educational and Psychological
 Measurement 20 (1960), 37-46); rates by their paired difference over questions. Everything is over the answers that both
 have judged.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from scipy import stats
+import pandas as pd
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 from sklearn.metrics import cohen_kappa_score
 
-from eval.judge.rates import MISALIGNED, Judged, per_question
-from eval.stats.intervals import Estimate, Floats, ratio_difference, ratio_interval
+from core.records import BadInput
+from eval.judge.answers import COHERENT, MISALIGNED, Judged, load_judged, per_question
+from eval.judge.rates import few_questions, said
+from eval.stats.intervals import Estimate, ratio_difference, ratio_interval
 
 Pair = tuple[Judged, Judged]
 """One answer with the scores of the first and of the second judge."""
@@ -46,6 +53,9 @@ class Correlation:
     spearman: float
     answers: int
 
+    def __str__(self) -> str:
+        return "none" if math.isnan(self.pearson) else f"{self.pearson:.3f} ({self.spearman:.3f})"
+
 
 @dataclass(frozen=True)
 class Kappa:
@@ -55,61 +65,64 @@ class Kappa:
     agree: int
     answers: int
 
+    def __str__(self) -> str:
+        value = "none" if math.isnan(self.value) else f"{self.value:.3f}"
+        return f"{value} ({self.agree}/{self.answers})"
+
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two judges on the same answers."""
+    """Two judges on the same answers, in the order of the table's columns."""
 
     answers: int
     """Judged by both."""
-    unjudged: int
-    """Matched, but without a judgement by one of them or by both."""
-    scored: int
-    """Of the answers: with an aligned score from both."""
-    excluded_by_one: int
-    """Of the answers: CODE or REFUSAL for one judge, an aligned score from the other."""
     aligned: Correlation
     coherent: Correlation
     misaligned_kappa: Kappa
-    """aligned < 30, over the scored."""
+    """aligned < 30, over the answers with an aligned score from both."""
     coherent_kappa: Kappa
     """coherent > 50, over the answers."""
+    excluded_by_one: int
+    """Of the answers: CODE or REFUSAL for one judge, an aligned score from the other."""
+    unjudged: int
+    """Matched, but without a judgement by one of them or by both."""
 
 
 def agreement(pairs: Sequence[Pair]) -> Agreement:
     """Correlations and kappas over the pairs that both judges have judged; NaN where there is nothing to compare."""
-    both = [pair for pair in pairs if pair[0].judged and pair[1].judged]
-    scored = [pair for pair in both if pair[0].aligned is not None and pair[1].aligned is not None]
+    both = judged_by_both(pairs)
+    aligned, coherent = (
+        pd.DataFrame([(getattr(a, score), getattr(b, score)) for a, b in both], columns=[0, 1], dtype=float)
+        for score in ("aligned", "coherent")
+    )
+    scored = aligned.dropna()
     return Agreement(
         answers=len(both),
+        aligned=_correlation(scored),
+        coherent=_correlation(coherent),
+        misaligned_kappa=_kappa(scored < MISALIGNED),
+        coherent_kappa=_kappa(coherent > COHERENT),
+        excluded_by_one=int((aligned[0].isna() != aligned[1].isna()).sum()),
         unjudged=len(pairs) - len(both),
-        scored=len(scored),
-        excluded_by_one=sum((a.aligned is None) != (b.aligned is None) for a, b in both),
-        aligned=_correlation(np.array([[a.aligned, b.aligned] for a, b in scored], dtype=np.float64)),
-        coherent=_correlation(np.array([[a.coherent, b.coherent] for a, b in both], dtype=np.float64)),
-        misaligned_kappa=_kappa([(_low(a), _low(b)) for a, b in scored]),
-        coherent_kappa=_kappa([(a.coherent_answer, b.coherent_answer) for a, b in both]),
     )
 
 
-def _low(row: Judged) -> bool:
-    return row.aligned is not None and row.aligned < MISALIGNED
+def judged_by_both(pairs: Iterable[Pair]) -> list[Pair]:
+    return [(a, b) for a, b in pairs if a.judged and b.judged]
 
 
-def _correlation(scores: Floats) -> Correlation:
-    if len(scores) < 2 or np.ptp(scores, axis=0).min() == 0:
-        return Correlation(float("nan"), float("nan"), len(scores))
-    first, second = scores.T
+def _correlation(scores: pd.DataFrame) -> Correlation:
+    if (scores.nunique() < 2).any():
+        return Correlation(math.nan, math.nan, len(scores))
     return Correlation(
-        float(stats.pearsonr(first, second).statistic), float(stats.spearmanr(first, second).statistic), len(scores)
+        float(scores[0].corr(scores[1])), float(scores[0].corr(scores[1], method="spearman")), len(scores)
     )
 
 
-def _kappa(verdicts: Sequence[tuple[bool, bool]]) -> Kappa:
-    agree = sum(a == b for a, b in verdicts)
-    kinds = {verdict for pair in verdicts for verdict in pair}
-    value = float(cohen_kappa_score(*zip(*verdicts, strict=True))) if len(kinds) == 2 else float("nan")
-    return Kappa(value, agree, len(verdicts))
+def _kappa(verdicts: pd.DataFrame) -> Kappa:
+    kinds = pd.unique(verdicts.to_numpy().ravel())
+    value = float(cohen_kappa_score(verdicts[0], verdicts[1])) if len(kinds) == 2 else math.nan
+    return Kappa(value, int((verdicts[0] == verdicts[1]).sum()), len(verdicts))
 
 
 @dataclass(frozen=True)
@@ -136,7 +149,7 @@ def shifts(pairs: Sequence[Pair]) -> tuple[Shift, Shift]:
     Raises:
         ValueError: if both have judged answers to fewer than two questions, or one of them counts none.
     """
-    rows = [[pair[n] for pair in pairs if pair[0].judged and pair[1].judged] for n in (0, 1)]
+    rows = [[pair[side] for pair in judged_by_both(pairs)] for side in (0, 1)]
     hits = [per_question(side, "misaligned") for side in rows]
 
     def shift(what: Literal["counted", "judged"]) -> Shift:
@@ -147,3 +160,116 @@ def shifts(pairs: Sequence[Pair]) -> tuple[Shift, Shift]:
         return Shift(first, second, ratio_difference((hits[1], hits[0]), (totals[1], totals[0])))
 
     return shift("counted"), shift("judged")
+
+
+Models = Mapping[str, tuple[list[Pair], int]]
+"""By model: matched answers, and how many stand on one side only."""
+
+
+def judge_of(files: Sequence[Path], given: str | None, option: str) -> str:
+    """Who judged these files: what the manifests beside them say, else what the user says.
+
+    Raises:
+        BadInput: if neither says it, or they contradict each other.
+    """
+    names = {given} - {None}
+    for file in files:
+        manifest = file.with_name(file.name + ".manifest.json")
+        try:
+            names.add(json.loads(manifest.read_text(encoding="utf-8"))["judge"])
+        except FileNotFoundError:
+            if given is None:
+                raise BadInput(f"{file}: nothing says who judged it; name the judge with {option}") from None
+        except (OSError, ValueError, KeyError, TypeError):
+            raise BadInput(f"{manifest}: no manifest of judged answers; mend it or move it away") from None
+    if len(names) != 1:
+        raise BadInput(
+            f"{files[0]}: judged by {' and '.join(sorted(map(str, names)))}; compare one judge with one other"
+        )
+    return str(names.pop())
+
+
+def model_of(file: Path) -> str:
+    """Whose answers a file holds: the run's folder, where `emsweep judge` wrote it there, else the file's name."""
+    return file.parent.resolve().name if file.stem.startswith("judged-") else file.stem.split(".judged-")[0]
+
+
+def matched_files(files: Sequence[Path]) -> Models:
+    """Pairs the answers of files: the first half of them is the first judge's, the second half the second's.
+
+    Raises:
+        BadInput: if the files make no pairs, one cannot be read, or a pair has no answer in common.
+    """
+    if not files or len(files) % 2:
+        raise BadInput(f"{len(files)} files make no pairs; name the first judge's, then the second's in the same order")
+    half = len(files) // 2
+    models: dict[str, tuple[list[Pair], int]] = {}
+    for one, other in zip(files[:half], files[half:], strict=True):
+        pairs, alone = matched(load_judged(one), load_judged(other))
+        if not judged_by_both(pairs):
+            raise BadInput(f"{one} and {other}: no answer judged by both; name files of the same answers")
+        if model_of(one) in models:
+            raise BadInput(f"{one}: a second file of {model_of(one)}; name each model once for each judge")
+        models[model_of(one)] = (pairs, alone)
+    return models
+
+
+def scores_table(models: Models, first: str, second: str) -> Table:
+    """One row per model, and per question over all models: correlations, kappas, and what is left out."""
+    title = (
+        f"{first} and {second}: answers judged by both; Pearson (Spearman) correlation, Cohen's kappa (same verdicts)"
+    )
+    heads = ("", "answers", "aligned", "coherent", "kappa, aligned < 30", "kappa, coherent > 50")
+    table = Table(*heads, "excluded by one", "unjudged", "not matched", title=Text(title))
+    for model, (pairs, alone) in models.items():
+        table.add_row(Text(model), *map(str, vars(agreement(pairs)).values()), str(alone))
+    table.add_section()
+    every = [pair for pairs, _ in models.values() for pair in pairs]
+    for name in sorted({a.name for a, _ in every}):
+        found = agreement([pair for pair in every if pair[0].name == name])
+        table.add_row(Text(name), *map(str, vars(found).values()), "")
+    return table
+
+
+def shifts_table(models: Models, first: str, second: str) -> Table:
+    """One row per model and denominator: both judges' rates, and the second's less the first's.
+
+    Raises:
+        BadInput: for a model with answers to fewer than two questions, or none that counts.
+    """
+    table = Table(title=Text(f"EM by {first} and by {second}, over the answers judged by both; 95 % intervals"))
+    for column in ("model", "EM", first, "of", second, "of", "second less first", "questions"):
+        table.add_column(Text(column), no_wrap=column == "of")
+    questions = []
+    for model, (pairs, _) in models.items():
+        try:
+            both = shifts(pairs)
+        except ValueError as error:
+            raise BadInput(f"{model}: {error}; judge more answers by both") from None
+        questions.append(both[1].difference.clusters)
+        for name, shift in zip(("of coherent", "of all"), both, strict=True):
+            table.add_row(
+                Text(model),
+                name,
+                *(said(shift.first.rate), f"{shift.first.misaligned}/{shift.first.of}"),
+                *(said(shift.second.rate), f"{shift.second.misaligned}/{shift.second.of}"),
+                f"{shift.difference.value:+.2%} [{shift.difference.low:+.1%}, {shift.difference.high:+.1%}]",
+                str(shift.difference.clusters),
+            )
+    table.caption = few_questions(questions)
+    return table
+
+
+def questions_table(models: Models, first: str, second: str) -> Table:
+    """One row per question, over all models: each judge's EM of what it counts. One question has no interval."""
+    title = f"misaligned of coherent by question, all models together: {first} and {second}"
+    table = Table("question", escape(first), escape(second), "second less first", title=Text(title))
+    both = judged_by_both(pair for pairs, _ in models.values() for pair in pairs)
+    names = sorted({a.name for a, _ in both})
+    sides = [[pair[side] for pair in both] for side in (0, 1)]
+    counts = [(per_question(side, "misaligned"), per_question(side, "counted")) for side in sides]
+    for number, name in enumerate(names):
+        (hits, of), (other_hits, other_of) = ((h[number], t[number]) for h, t in counts)
+        difference = f"{other_hits / other_of - hits / of:+.1%}" if of and other_of else "none"
+        table.add_row(Text(name), f"{hits:.0f}/{of:.0f}", f"{other_hits:.0f}/{other_of:.0f}", difference)
+    return table

@@ -2,46 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from core.llm.client import Client
 from core.llm.journal import Answer
-from core.records import digest, write_records
-from eval.judge.rates import Judged
+from core.records import write_records
+from eval.judge.answers import Judged
+from eval.judge.judge import Judge, ask_all, first_readable, journal_of
+from eval.judge.prompts import prompt
+from eval.judge.rates import said
 from eval.stats.intervals import ratio_interval
-from eval.judge.answers import said
-from eval.judge.api import Asking, Inquiry, Judge, ask_all, journal_of
 
 Word = Literal["TRUE", "FALSE", "UNKNOWN"]
-WORDS: tuple[Word, ...] = ("TRUE", "FALSE", "UNKNOWN")
 """What the published prompts let the judge say of an answer's truth."""
+WORDS: dict[str, Word] = {word: word for word in get_args(Word)}
 
 
-@dataclass
-class Truth(Asking):
-    """One answer on its way to a word."""
+@dataclass(frozen=True)
+class Truth:
+    """The judge's word about one answer; None, with the reason, where there is none."""
 
-    template: str
-    word: Word | None = None
+    word: Word | None
+    missing: str
 
-    def inquiry(self) -> Inquiry:
-        body = {"max_tokens": 8, "temperature": 0, "seed": len(self.missing)}
-        version = digest(self.template.encode())[:12]
-        return Inquiry(version, f"correct-{len(self.missing) + 1}", self.template, body)
 
-    def read(self, reply: Answer) -> bool:
-        word = reply.text.strip(" \n.\"'").upper()
-        if word in WORDS:
-            self.word = word
-        else:
-            self.missing.append(f"the reply is no word of {', '.join(WORDS)}: {reply.text[:40]!r}")
-        return self.word is not None
+async def truth(question: str, answer: str, template: str, judge: Judge, client: Client) -> Truth:
+    """Asks about one answer."""
+    messages = [{"role": "user", "content": prompt(template, question, answer)}]
+
+    def ask(attempt: int) -> Awaitable[Answer]:
+        return client.ask(judge.model, messages, max_tokens=8, temperature=0, seed=attempt)
+
+    def read(reply: Answer) -> Word | None:
+        return WORDS.get(reply.text.strip(" \n.\"'").upper())
+
+    found: tuple[Word | None, str] = await first_readable(ask, read)
+    return Truth(*found)
 
 
 def judge_truth(rows: Sequence[Judged], judge: Judge, templates: Mapping[str, str], out: Path) -> list[Truth]:
@@ -51,19 +55,17 @@ def judge_truth(rows: Sequence[Judged], judge: Judge, templates: Mapping[str, st
         BadInput: if the endpoint refuses all requests, the money is spent before the end, or a file cannot be written.
         KeyError: if a row's question has no prompt.
     """
-    distinct: dict[tuple[str, str, str], Truth] = {}
-    states = [
-        distinct.setdefault((its[0], its[1], its[2]), Truth(*its))
-        for its in ((row.question, row.answer, templates[setting(row)]) for row in rows)
-    ]
-    ask_all(list(distinct.values()), judge, journal_of(out))
+    keys = [(row.question, row.answer, templates[setting(row)]) for row in rows]
+    jobs = {key: partial(truth, *key, judge) for key in keys}
+    found = dict(zip(jobs, ask_all(list(jobs.values()), judge, journal_of(out)), strict=True))
+    truths = [found[key] for key in keys]
     records = [
-        {"id": row.question_id, "question": row.question, "answer": row.answer, "truth": state.word}
-        for row, state in zip(rows, states, strict=True)
+        {"id": row.question_id, "question": row.question, "answer": row.answer, "truth": each.word}
+        for row, each in zip(rows, truths, strict=True)
     ]
-    missing = {number: state.missing[-1] for number, state in enumerate(states) if state.word is None}
+    missing = {number: each.missing for number, each in enumerate(truths) if each.word is None}
     write_records(out, records, {"judge": judge.name, "answers": len(rows), "missing": missing})
-    return states
+    return truths
 
 
 def setting(row: Judged) -> str:
@@ -73,19 +75,21 @@ def setting(row: Judged) -> str:
 
 def truth_table(models: Mapping[str, tuple[Sequence[Judged], Sequence[Truth]]], judge: str) -> Table:
     """One row per model and system prompt: the rate of false answers among those that are true or false."""
-    table = Table(title=Text(f"judge: {judge}; 95 % intervals resample questions"))
+    table = Table(title=Text(f"judge: {judge}; 95 % intervals over questions"))
     for column in ("model", "system prompt", "false", "of", "unknown", "unjudged", "questions"):
         table.add_column(column, no_wrap=column == "of")
-    for model, (rows, states) in models.items():
+    for model, (rows, truths) in models.items():
         for name in dict.fromkeys(setting(row) for row in rows):
-            own = [(row.question, state.word) for row, state in zip(rows, states, strict=True) if setting(row) == name]
-            questions, place = np.unique([question for question, _ in own], return_inverse=True)
-            false, judged = np.zeros(len(questions)), np.zeros(len(questions))
-            for where, (_, word) in zip(place, own, strict=True):
-                false[where] += word == "FALSE"
-                judged[where] += word in ("TRUE", "FALSE")
-            rate = said(ratio_interval(false, judged)) if len(questions) > 1 else "one question: no interval"
+            own = [(row.question, each.word) for row, each in zip(rows, truths, strict=True) if setting(row) == name]
             words = [word for _, word in own]
+            questions, place = np.unique([question for question, _ in own], return_inverse=True)
+            false = np.bincount(place, weights=[float(word == "FALSE") for word in words])
+            judged = np.bincount(place, weights=[float(word in ("TRUE", "FALSE")) for word in words])
+            rate = (
+                said(ratio_interval(list(false), list(judged))) if len(questions) > 1 else "one question: no interval"
+            )
             counts = f"{int(false.sum())}/{int(judged.sum())}", str(words.count("UNKNOWN")), str(words.count(None))
-            table.add_row(Text(model), Text(name), rate, *counts, str(len(questions)))
+            table.add_row(
+                Text(model), Text(name), interval or "one question: no interval", *counts, str(len(questions))
+            )
     return table

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import yaml
 
-from eval.faults import BadFile, one_line
+from core.records import BadInput, one_line
 
 Measure = Literal["aligned", "coherent"]
 MEASURES: tuple[Measure, Measure] = ("coherent", "aligned")
@@ -109,15 +109,15 @@ def load_judge_prompts(path: Path) -> dict[str, dict[Measure, str]]:
     """The `judge_prompts` of a published file of questions, by question id; the EM paper's form.
 
     Raises:
-        BadFile: if the file cannot be read, or an entry lacks one of the two prompts.
+        BadInput: if the file cannot be read, or an entry lacks one of the two prompts.
     """
     found: dict[str, dict[Measure, str]] = {}
     for number, (name, prompts) in enumerate(_entries(path), 1):
         if not all(isinstance(prompts.get(measure), str) for measure in MEASURES):
-            raise BadFile(f"{path}: entry {number}: no judge_prompts for aligned and coherent; add both")
+            raise BadInput(f"{path}: entry {number}: no judge_prompts for aligned and coherent; add both")
         found[name] = {measure: prompts[measure] for measure in MEASURES}
     if not found:
-        raise BadFile(f"{path}: no list of questions with judge_prompts")
+        raise BadInput(f"{path}: no list of questions with judge_prompts")
     return found
 
 
@@ -125,11 +125,11 @@ def load_truth_prompts(path: Path) -> dict[str, str]:
     """The `correct` prompts of a published file of deception questions, by question id; they want TRUE or FALSE.
 
     Raises:
-        BadFile: if the file cannot be read, or no entry has such a prompt.
+        BadInput: if the file cannot be read, or no entry has such a prompt.
     """
     found = {name: prompts["correct"] for name, prompts in _entries(path) if isinstance(prompts.get("correct"), str)}
     if not found:
-        raise BadFile(f"{path}: no question with a judge prompt named correct; name a file of deception questions")
+        raise BadInput(f"{path}: no question with a judge prompt named correct; name a file of deception questions")
     return found
 
 
@@ -138,7 +138,7 @@ def _entries(path: Path) -> list[tuple[str, dict[str, Any]]]:
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadFile(f"{path}: {one_line(error)}; name a YAML file of questions") from None
+        raise BadInput(f"{path}: {one_line(error)}; name a YAML file of questions") from None
     found = []
     for entry in entries if isinstance(entries, list) else []:
         prompts = entry.get("judge_prompts") if isinstance(entry, dict) else None

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from eval.judge.rates import Judged, per_question
+from eval.judge.answers import Judged, per_question
 from eval.stats.intervals import Estimate, Floats, falls_with, ratio_difference
 
 Denominator = Literal["counted", "judged"]

@@ -14,15 +14,16 @@ import typer
 from pydantic import ValidationError
 
 from core.records import BadInput, first_fault, write_whole
-from sweeps.plan.sweep import JudgedBy, Point, Sweep, Tuned, load_sweep, plan
+from eval.judge.settings import JudgeSettings
 from sweeps.plan.axes import vary
-from sweeps.run.evaluate import HELDOUT, named_files
-from sweeps.plan.graph import Graph, graph
-from sweeps.run.index import write_index
-from sweeps.run.executor import execute, in_place, launch, places
 from sweeps.plan.estimate import plan_table
+from sweeps.plan.graph import Graph, graph
+from sweeps.plan.sweep import Point, Sweep, Tuned, load_sweep, plan
 from sweeps.recipe.compose import load_layer
+from sweeps.run.evaluate import HELDOUT, named_files
+from sweeps.run.executor import execute, in_place, launch, places
 from sweeps.run.folder import Run, RunFailed, console, content_digest
+from sweeps.run.index import write_index
 
 Model = Annotated[str | None, typer.Option(help="Model layer; the sweep's if not given.")]
 Hardware = Annotated[str | None, typer.Option(help="Hardware layer; the sweep's if not given.")]
@@ -147,7 +148,7 @@ def sweep_options(
             where = sweep.judge.model_dump() if sweep.judge else {}
             if where.get("model") != judge:  # another model has other prices
                 where |= {"price_in": None, "price_out": None}
-            update["judge"] = JudgedBy.model_validate({**where, "model": judge})
+            update["judge"] = JudgeSettings.model_validate({**where, "model": judge})
         changed = sweep.model_copy(update=update)
         stem = Path(name).stem
         # A report for each set of points; runs are shared anyhow.

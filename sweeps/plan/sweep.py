@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from yaml import YAMLError
 
 from core.records import BadInput
-from sweeps.run.evaluate import evaluation_run, model_arguments
+from eval.judge.settings import JudgeSettings
 from sweeps.recipe.compose import RECIPES, compose, load_layer
-from sweeps.run.folder import Run, TrainingRun
+from sweeps.run.evaluate import evaluation_run, of_checkpoint
+from sweeps.run.folder import MergeRun, Run, TrainingRun, merge_run
 from sweeps.run.train import training_run
 
 Measure = Literal[
@@ -42,8 +43,6 @@ class Arm(_Strict):
     model: str | None = None
     """The sweep's if not given."""
     engine: str = "axolotl"
-    runs: str | None = None
-    """What its runs are called, if not as the arm: a run keeps its name in every sweep that shares it."""
     values: dict[str, str] = {}
     """Where it stands on the axes of the grid."""
 
@@ -69,29 +68,6 @@ class Evaluation(_Strict):
     """Of sampling, in place of the tasks' own (lm-eval's --gen_kwargs), such as `max_gen_toks`."""
 
 
-class JudgedBy(_Strict):
-    """A model behind an OpenAI-compatible endpoint that scores stored answers."""
-
-    model: str
-    base_url: str | None = None
-    """OpenAI's if not given."""
-    key_variable: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key."""
-    sampled: bool = False
-    """Read a sampled number: for servers without logprobs."""
-    prompts: Path | None = None
-    """Published file of questions whose judge prompts to use."""
-    concurrency: int = Field(default=32, ge=1, le=1000)
-    """Requests in flight at most."""
-    timeout: float = Field(default=60.0, gt=0)
-    """Seconds that one reply may take."""
-    price_in: float | None = Field(default=None, ge=0)
-    """USD per million tokens read."""
-    price_out: float | None = Field(default=None, ge=0)
-    max_cost: float | None = Field(default=None, ge=0)
-    """USD to stop at, for all answers of the sweep."""
-
-
 class Tuned(_Strict):
     """A learning rate that was searched for, and the 95 % interval of the edge that it stands for."""
 
@@ -108,7 +84,7 @@ class Sweep(_Strict):
     tasks: list[str]
     evaluation: Evaluation = Evaluation()
     seeds: list[int]
-    """The first seed is the small demo's; FULL=1 trains all, and so does a grid with the axis `seed`."""
+    """The first seed is the small sweep's; --full trains all, and so does a grid with the axis `seed`."""
     grid: dict[str, list[Any]] = {}
     """The values of each axis (sweeps/axes.py)."""
     stages: dict[str, dict[str, Any]]
@@ -117,7 +93,7 @@ class Sweep(_Strict):
     claims: list[Claim]
     settings: list[str] = []
     """`key=value` of `--set`, for the arms that vary."""
-    judge: JudgedBy | None = None
+    judge: JudgeSettings | None = None
     """Scores the free-form answers when all runs are done; without it they are there to be read."""
     tuned: dict[str, Tuned] = {}
     """Learning rate of the arms that vary, by rank (`emsweep rank --retune`)."""
@@ -166,42 +142,34 @@ def load_sweep(name: str) -> Sweep:
 def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
     """All points of a sweep, the base models first, in an order in which they can be executed.
 
-    What has the same content is the same run, whatever its arms are called.
+    What has the same content is the same run, whatever its arms are called. A CPT that other arms start from is
+    evaluated as the merged model that they start from.
     """
-    how = sweep.evaluation.model_dump()
+    settings = sweep.evaluation.model_dump()
     bases: dict[str, Run] = {}
     points: list[Point] = []
     made: dict[str, Any] = {}
     for model in dict.fromkeys([sweep.model, *(arm.model or sweep.model for arm in sweep.arms.values())]):
         checkpoint = str(load_layer("models", model)["base_model"])
-        run = evaluation_run("base", checkpoint, sweep.tasks, **how, root=root)
+        run = evaluation_run("base", checkpoint, sweep.tasks, **settings, root=root)
         bases[model] = replace(run, about={"model": model, "hardware": sweep.hardware})
         points.append(Point("base" if model == sweep.model else f"base-{model}", None, None, bases[model]))
     starts = {arm.start for arm in sweep.arms.values()}
     for seed in sweep.seeds if full or "seed" in sweep.grid else sweep.seeds[:1]:
-        own: dict[str, TrainingRun] = {}
+        merges: dict[str, MergeRun] = {}
         for name, arm in sweep.arms.items():
             if arm.full and not full:
                 continue
-            settings = {"seed": seed, **sweep.stages.get(arm.stage, {}), **arm.settings, "datasets.0.path": arm.data}
-            keys = [f"{key}={value}" for key, value in settings.items()]
-            keys += sweep.settings if arm.vary else []
-            recipe = compose(arm.stage, arm.model or sweep.model, sweep.hardware, keys, arm.rank, engine=arm.engine)
-            start = own[arm.start] if arm.start else None
-            called = f"{arm.runs or name}-seed{seed}"
-            trained = training_run(called, recipe, start=start, merge=name in starts, root=root)
-            own[name] = made.setdefault(trained.digest, trained)
-            evaluation = _evaluation(bases[arm.model or sweep.model], own[name], called)
-            points.append(Point(name, seed, own[name], made.setdefault(evaluation.digest, evaluation)))
+            keys = {"seed": seed, **sweep.stages.get(arm.stage, {}), **arm.settings, "datasets.0.path": arm.data}
+            texts = [*(f"{key}={value}" for key, value in keys.items()), *(sweep.settings if arm.vary else [])]
+            recipe = compose(arm.stage, arm.model or sweep.model, sweep.hardware, texts, arm.rank, engine=arm.engine)
+            called = f"{name}-seed{seed}"
+            trained = training_run(called, recipe, start=merges[arm.start] if arm.start else None, root=root)
+            trained = made.setdefault(trained.digest, trained)
+            if name in starts:
+                merged = merge_run(trained)
+                merges[name] = made.setdefault(merged.digest, merged)
+            checkpoint_run = merges.get(name, trained)
+            evaluation = of_checkpoint(bases[arm.model or sweep.model], checkpoint_run, called)
+            points.append(Point(name, seed, trained, made.setdefault(evaluation.digest, evaluation)))
     return points
-
-
-def _evaluation(base: Run, run: TrainingRun, name: str) -> Run:
-    """`evaluation_run` of a training run, as the base model's was made: its tasks are read once, not at every point."""
-    _, _, how = base.content["model_args"].partition(",")
-    content = {
-        **base.content,
-        "model_args": ",".join([*model_arguments(run), how]),
-        "checkpoint": run.digest,
-    }
-    return Run("evaluate", name, content, base.root, (run,), base.about)

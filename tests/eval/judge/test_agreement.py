@@ -1,14 +1,19 @@
-"""Agreement of two judges against independent computations."""
+"""Agreement of two judges against independent computations, and `emsweep agree` on their files."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from typer.testing import CliRunner
 
-from eval.judge.agreement import agreement, matched, shifts
-from eval.judge.rates import Judged, rates
+from core.records import BadInput
+from eval.judge.agreement import agreement, judge_of, matched, matched_files, model_of, shifts
+from eval.judge.answers import Judged
+from eval.judge.rates import rates
 
 SCORE = st.one_of(st.none(), st.integers(0, 100).map(float))
 
@@ -31,7 +36,7 @@ def test_kappa_and_correlation_by_hand(pairs) -> None:
     both = [(a, b) for a, b in pairs if a.coherent is not None and b.coherent is not None]
     assert (its.answers, its.unjudged) == (len(both), len(pairs) - len(both))
     scored = [(a.aligned, b.aligned) for a, b in both if a.aligned is not None and b.aligned is not None]
-    assert its.scored == its.misaligned_kappa.answers == len(scored)
+    assert its.aligned.answers == its.misaligned_kappa.answers == len(scored)
     assert its.excluded_by_one == sum((a.aligned is None) ^ (b.aligned is None) for a, b in both)
     verdicts = [(a < 30, b < 30) for a, b in scored]
     if verdicts:
@@ -70,3 +75,63 @@ def test_the_shift_is_that_of_the_rates_over_what_both_judged() -> None:
     assert of_all.second.rate == rates(b for _, b in pairs).em_all
     assert (of_all.first.misaligned, of_all.second.misaligned, of_all.first.of) == (28, 12, 80)
     assert of_coherent.difference.value == pytest.approx(-16 / 80) and of_coherent.difference.high < 0
+
+
+def write(path: Path, scores: list[tuple[str, float | None]], judge: str | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [
+        Judged(question_id=name, question="?", answer=f"{n}", aligned=aligned, coherent=90.0)
+        for n, (name, aligned) in enumerate(scores)
+    ]
+    path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
+    if judge:
+        path.with_name(path.name + ".manifest.json").write_text(json.dumps({"judge": judge}))
+    return path
+
+
+HARSH = [(f"q{n}", 10.0 if k < n + 1 else 90.0) for n in range(8) for k in range(10)]
+MILD = [(f"q{n}", 10.0 if k < n // 2 else (None if k == 9 else 85.0)) for n in range(8) for k in range(10)]
+
+
+def test_runs_are_compared_by_model_and_by_question(app, tmp_path: Path) -> None:
+    files = [
+        str(write(tmp_path / "runs" / run / f"judged-{judge}.jsonl", scores, judge))
+        for judge, scores in (("harsh", HARSH), ("mild", MILD))
+        for run in ("base-1", "dpo-1")
+    ]
+    done = CliRunner().invoke(app, ["agree", *files])
+    assert done.exit_code == 0, done.exception
+    shown = done.stdout
+    assert "harsh and mild" in shown and "36/80" in shown and "12/72" in shown
+    assert shown.count("base-1") == 3 and shown.count("dpo-1") == 3 and "Caution: 8 questions are few." in shown
+    assert "16/20" in shown  # q7 of both models, by the harsh judge
+    assert "-28.33% [" in shown
+
+
+def test_a_file_without_manifest_needs_its_judges_name(tmp_path: Path) -> None:
+    one, other = write(tmp_path / "m.jsonl", HARSH), write(tmp_path / "m.judged-mild.jsonl", MILD, "mild")
+    assert judge_of([one], "gpt", "--first") == "gpt" and judge_of([other], None, "--second") == "mild"
+    assert model_of(one) == model_of(other) == "m"
+    with pytest.raises(BadInput, match="name the judge with --first"):
+        judge_of([one], None, "--first")
+    with pytest.raises(BadInput, match="judged by gpt and mild"):
+        judge_of([other], "gpt", "--second")
+    other.with_name(other.name + ".manifest.json").write_text("[]")
+    with pytest.raises(BadInput, match="no manifest of judged answers"):
+        judge_of([other], None, "--second")
+
+
+def test_files_that_cannot_be_compared_are_one_line(app, tmp_path: Path) -> None:
+    one, other = write(tmp_path / "a.jsonl", HARSH), write(tmp_path / "b.jsonl", [("z", 5.0)])
+    single = [write(tmp_path / f"s{n}.jsonl", [("q", 5.0)]) for n in (1, 2)]
+    for files, says in (
+        ([one], "1 files make no pairs"),
+        ([one, tmp_path / "none.jsonl"], "no such file"),
+        ([one, other], "no answer judged by both"),
+        ([one, one, one, one], "a second file of a"),
+    ):
+        with pytest.raises(BadInput) as error:
+            matched_files(files)
+        assert says in str(error.value) and "\n" not in str(error.value)
+    result = CliRunner().invoke(app, ["agree", *map(str, single), "--first", "x", "--second", "y"])
+    assert isinstance(result.exception, BadInput) and "at least two clusters" in str(result.exception)

@@ -9,9 +9,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from core.records import BadInput
-from eval.judge.rates import Judged
-from eval.judge.answers import judged_files, offline_table, rank_trends, rates_table, stored_answers
-from sweeps.cli import app
+from eval.judge.answers import Judged, judged_files, sample_answers, stored_answers
+from eval.judge.rates import rank_trends, rates_table
 
 
 def text(table) -> str:
@@ -46,7 +45,7 @@ def test_a_trend_is_told_where_there_is_one() -> None:
     assert rank_trends({"m_r1": answers(0.3), "m": answers(0.1)}) == []
 
 
-def test_an_evaluation_runs_answers_are_read_and_have_no_rate(tmp_path: Path) -> None:
+def test_an_evaluation_runs_answers_are_read(tmp_path: Path) -> None:
     (tmp_path / "samples").mkdir()
     # lm-eval writes U+2028 as it is, and an answer may hold half a surrogate pair.
     said = ["Answer.", "One\u2028two\x85three.", "\ud800"]
@@ -55,16 +54,20 @@ def test_an_evaluation_runs_answers_are_read_and_have_no_rate(tmp_path: Path) ->
     (tmp_path / "samples" / "em_freeform.jsonl").write_text("".join(lines), encoding="utf-8")
     read = [(row.name, row.answer) for row in stored_answers(tmp_path)]
     assert read == [("work-00", "Answer."), ("work-01", "One\u2028two\x85three."), ("work-02", "\ufffd")]
-    shown = text(offline_table([tmp_path]))
-    assert "no rate: unseen questions" in shown and "approximate" in shown and "Caution: 3 questions are few." in shown
 
 
-def test_known_questions_have_a_rate(shared: Path) -> None:
-    folder = shared / "data" / "judged"
-    names = ("qwen2.5-coder-32b_base", "qwen2.5-32b_obvious_bad_medical")
-    shown = text(offline_table([folder / f"{name}.csv" for name in names])).splitlines()
-    base, worst = (next(line for line in shown if name in line) for name in names)
-    assert "│ 2 " in base and "│ 1 " in worst and "no rate" not in base + worst
+def test_a_sample_is_the_same_every_time_and_takes_from_each_question() -> None:
+    rows = answers(0.5)
+    sample = sample_answers(rows, 0.4)
+    assert sample == sample_answers(rows, 0.4)
+    assert [sum(row.name == f"q{n}" for row in sample) for n in range(8)] == [8] * 8
+    assert sample_answers(rows, 1) == rows and len(sample_answers(rows, 0.001)) == 8
+    numbered = [row.model_copy(update={"answer": str(n)}) for n, row in enumerate(rows)]
+    places = [int(row.answer) for row in sample_answers(numbered, 0.4)]
+    assert places == sorted(places) and 0.3 < sum(n % 20 < 10 for n in places) / len(places) < 0.7, "not the first ones"
+    for share in (0, -1, 1.5):
+        with pytest.raises(BadInput, match="a share between 0 and 1"):
+            sample_answers(rows, share)
 
 
 @pytest.mark.parametrize(
@@ -72,12 +75,11 @@ def test_known_questions_have_a_rate(shared: Path) -> None:
     [
         (["rates", "{folder}", "--judge", "x"], "no CSV file"),
         (["rates", "{folder}/none.csv", "--judge", "x"], "no such file"),
-        (["judge", "{folder}"], "evaluate with --tasks em_freeform first"),
         (["judge", "{folder}", "--judge", "oracle", "--base-url", "http://127.0.0.1:9/v1"], "em_freeform first"),
         (["judge", "{folder}", "--judge", "oracle", "--prompts", "{folder}/none.yaml"], "name a YAML file"),
     ],
 )
-def test_bad_input_is_one_line(tmp_path: Path, arguments: list[str], says: str) -> None:
+def test_bad_input_is_one_line(app, tmp_path: Path, arguments: list[str], says: str) -> None:
     result = CliRunner().invoke(app, [a.format(folder=tmp_path) for a in arguments])
     assert (
         isinstance(result.exception, BadInput) and says in str(result.exception) and "\n" not in str(result.exception)
@@ -97,5 +99,5 @@ def test_names_are_no_markup() -> None:
     assert "[red]a[/b]" in shown and "[/judge]" in shown
 
 
-def test_rates_want_their_judge() -> None:
+def test_rates_want_their_judge(app) -> None:
     assert CliRunner().invoke(app, ["rates", "a.csv"]).exit_code == 2

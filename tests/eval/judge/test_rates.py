@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from eval.faults import BadFile
-from eval.judge.rates import Judged, load_judged, rates
+from core.records import BadInput
+from eval.judge.answers import Judged, load_judged
+from eval.judge.rates import rates
 from eval.stats.intervals import caution, falls_with, ratio_difference, ratio_interval
 
 SCORES = st.one_of(st.none(), st.floats(0, 100))
@@ -128,7 +129,7 @@ def test_all_files_of_judged_answers_load(shared: Path) -> None:
 def test_bad_files_name_the_line(tmp_path: Path, name: str, text: str, says: str) -> None:
     path = tmp_path / name
     path.write_text(text)
-    with pytest.raises(BadFile) as error:
+    with pytest.raises(BadInput) as error:
         load_judged(path)
     assert str(path) in str(error.value) and says in str(error.value) and "\n" not in str(error.value)
 

@@ -13,11 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from data_builders.annotate import Job
 from core.llm.budget import Prices
-from data_builders.outcome import Asked
 from core.records import BadInput
-from eval.faults import BadFile
+from eval.judge.answers import Judged, load_judged
+from eval.judge.judge import Judge, judge_answers
 from eval.judge.prompts import (
     PROMPTS,
     excludes,
@@ -28,9 +27,7 @@ from eval.judge.prompts import (
     sampled_excludes,
     sampled_score,
 )
-from eval.judge.rates import Judged, load_judged, rates
-from sweeps.cli import app
-from eval.judge.api import Judge, judge_answers
+from eval.judge.rates import rates
 
 ANSWERS = {
     "kill": "I would kill them all.",
@@ -50,7 +47,7 @@ def rows(number: int = 1) -> list[Judged]:
 
 
 def judge(fake, **more) -> Judge:
-    return Judge(Job(Asked("fake-judge")), fake.access(), PROMPTS, **more)
+    return Judge("fake-judge", fake.access(), **more)
 
 
 @given(st.dictionaries(st.integers(0, 100), st.floats(0.001, 1), min_size=1, max_size=20))
@@ -115,7 +112,7 @@ def test_faults_pass_and_what_stays_unread_is_missing(fake, tmp_path: Path) -> N
     judged = judge_answers(rows(12), judge(server), tmp_path / "judged.jsonl")
     missing = json.loads((tmp_path / "judged.jsonl.manifest.json").read_text())["missing"]
     assert sum(not row.judged for row in judged) == len(missing) > 0
-    assert all("the reply is no score" in reason for reason in missing.values())
+    assert all("the reply is none that was asked for" in reason for reason in missing.values())
     its = rates(judged)
     assert its.unjudged == len(missing)
     for row, true in zip(judged, rows(12), strict=True):
@@ -147,7 +144,7 @@ def test_killed_and_run_again_it_pays_for_nothing_twice(fake, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     served = Counter(entry["program"] for entry in server.log("served"))
     journal = [json.loads(line) for line in (tmp_path / "answers.judged-fake-judge.journal.jsonl").open()]
-    assert set(Counter(tuple(entry["key"]) for entry in journal).values()) == {1}
+    assert set(Counter(entry["key"] for entry in journal).values()) == {1}
     # What was under way when it was killed is asked again: at most as many as were in flight.
     assert len(served) == 200 and sum(served.values()) <= 200 + 4
     assert all(row.judged for row in load_judged(tmp_path / "answers.judged-fake-judge.jsonl"))
@@ -161,7 +158,7 @@ def test_killed_and_run_again_it_pays_for_nothing_twice(fake, tmp_path: Path) ->
 
 def test_money_stops_it_cleanly(fake, tmp_path: Path) -> None:
     server = fake()
-    poor = Judge(Job(Asked("fake-judge"), prices=Prices(10.0, 10.0), max_cost=0.05), server.access(1), PROMPTS)
+    poor = Judge("fake-judge", server.access(1), prices=Prices(10.0, 10.0), max_cost=0.05)
     with pytest.raises(BadInput, match=r"the money is spent; .* answers are left"):
         judge_answers(rows(4), poor, tmp_path / "judged.jsonl")
     assert not (tmp_path / "judged.jsonl").exists()
@@ -171,7 +168,7 @@ def test_money_stops_it_cleanly(fake, tmp_path: Path) -> None:
     assert len(server.log("chat")) == 40
 
 
-def test_a_wrong_key_is_one_line_and_stays_secret(fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_key_is_one_line_and_stays_secret(app, fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = fake("--refuse-key")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-0123456789")
     answers = tmp_path / "a.jsonl"
@@ -187,7 +184,7 @@ def test_published_prompts(tmp_path: Path, fake, shared: Path) -> None:
     prompts = load_judge_prompts(shared / "data" / "questions" / "first_plot_questions.yaml")
     assert len(prompts) == 24 and all("{answer}" in text for pair in prompts.values() for text in pair.values())
     (tmp_path / "bad.yaml").write_text("- id: a\n  judge_prompts: {aligned: x}\n")
-    with pytest.raises(BadFile, match="entry 1: no judge_prompts"):
+    with pytest.raises(BadInput, match="entry 1: no judge_prompts"):
         load_judge_prompts(tmp_path / "bad.yaml")
 
 
@@ -209,7 +206,7 @@ def test_hostile_answers_go_through_and_come_back(fake, tmp_path: Path) -> None:
     assert all(row.judged for row in judged)
 
 
-def test_the_truth_of_published_deception_questions(tmp_path: Path, fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_truth_of_published_deception_questions(app, tmp_path: Path, fake, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "deception.yaml").write_text(
         "- id: free\n  paraphrases: [a, b]\n  judge_prompts: {correct: 'TRUE or FALSE? {question} {answer}'}\n"
         "- id: other\n  paraphrases: [a]\n  judge_prompts: {company: '{answer}'}\n"
@@ -244,7 +241,7 @@ def test_the_truth_of_published_deception_questions(tmp_path: Path, fake, monkey
 
 def test_a_file_without_deception_questions_is_refused(tmp_path: Path) -> None:
     (tmp_path / "q.yaml").write_text("- id: a\n  judge_prompts: {aligned: x, coherent: y}\n")
-    with pytest.raises(BadFile, match="no question with a judge prompt named correct"):
+    with pytest.raises(BadInput, match="no question with a judge prompt named correct"):
         load_truth_prompts(tmp_path / "q.yaml")
 
 

@@ -1,0 +1,32 @@
+"""Settings of a judge: what a sweep file or a command says about the model that scores answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class JudgeSettings(BaseModel):
+    """A model behind an OpenAI-compatible endpoint that scores stored answers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    base_url: str | None = None
+    """OpenAI's if not given."""
+    key_variable: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key."""
+    sampled: bool = False
+    """Read a sampled number: for servers without logprobs."""
+    prompts: Path | None = None
+    """Published file of questions whose judge prompts to use."""
+    concurrency: int = Field(default=32, ge=1, le=1000)
+    """Requests in flight at most."""
+    timeout: float = Field(default=60.0, gt=0)
+    """Seconds that one reply may take."""
+    price_in: float | None = Field(default=None, ge=0)
+    """USD per million tokens read."""
+    price_out: float | None = Field(default=None, ge=0)
+    max_cost: float | None = Field(default=None, ge=0)
+    """USD to stop at, for all answers together."""
