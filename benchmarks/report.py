@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "sweeps" / "report"))
 
 from browser import Browser  # noqa: E402
 
@@ -49,14 +49,14 @@ def write_answers(folder: Path, answers: int, models: int = 20, questions: int =
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--answers", type=int, default=100_000)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_answers(folder, asked.answers)
+        write_answers(folder, options.answers)
         command = [sys.executable, "-c", "from sweeps.cli import main; main()", "report", "--answers", name]
         began = time.monotonic()
         subprocess.run([*command, "--judge", "none", "--out", f"{name}/out"], check=True, cwd=ROOT, stdout=sys.stderr)
-        result = {"answers": asked.answers, "report_s": round(time.monotonic() - began, 1)}
+        result = {"answers": options.answers, "report_s": round(time.monotonic() - began, 1)}
         page = folder / "out" / "report.html"
         result["page_MiB"] = round(page.stat().st_size / 2**20, 1)
         with Browser() as browser:

@@ -1,4 +1,4 @@
-"""Which arms of a sweep differ in one thing alone, and so make a line over ranks or learning rates."""
+"""Which arms of a sweep differ in one thing alone, and so make a curve over ranks or learning rates."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sweeps.plan.sweep import Point, Tuned
 from sweeps.run.folder import TrainingRun
 
 Axis = Literal["rank", "lr"]
+AXES: dict[Axis, str] = {"rank": "rank", "lr": "learning rate"}
 _KEYS = {"rank": "lora_r", "lr": "learning_rate"}
 _MARKS = {"rank": re.compile(r"-r\d+(?=-|$)"), "lr": re.compile(r"-lr\d[\d.]*(e[-+]?\d+)?(?=-|$)")}
-AXES: dict[Axis, str] = {"rank": "rank", "lr": "learning rate"}
 _NONE: Mapping[str, Tuned] = {}
-_OWN = {"lora_alpha", "output_dir", "dataset_prepared_path"}
+_DERIVED = {"lora_alpha", "output_dir", "dataset_prepared_path"}
 """Recipe keys that follow from the others."""
 
 
@@ -32,8 +32,10 @@ class Family:
     """What else of their recipes differs; then nothing follows about the axis."""
 
     @property
-    def label(self) -> str:
-        return f"{self.name} ({', '.join(self.differ)} too)" if self.differ else self.name
+    def refusal(self) -> str:
+        """Why there is neither verdict nor curve, for a family whose recipes differ in more."""
+        differ = ", ".join(self.differ)
+        return f"{self.name}: no comparison of {AXES[self.axis]}s and no curve, for the runs differ in {differ} too."
 
 
 def axis_families(points: Sequence[Point], axis: Axis, tuned: Mapping[str, Tuned] = _NONE) -> list[Family]:
@@ -47,19 +49,19 @@ def axis_families(points: Sequence[Point], axis: Axis, tuned: Mapping[str, Tuned
         stem, marks = _MARKS[axis].subn("", arm)
         if marks == 1:
             found.setdefault(stem, {})[float(run.recipe.config[_KEYS[axis]])] = arm
+    retuned = tuned if axis == "rank" else _NONE
+    derived = _DERIVED | {_KEYS[axis]} | ({"learning_rate"} if retuned else set())
     families = []
     for name, arms in found.items():
-        own = [runs[arm] for arm in arms.values()]
+        members = [runs[arm] for arm in arms.values()]
         if len(arms) > 1:
-            retuned = tuned if axis == "rank" else _NONE
-            follows = {_KEYS[axis], *({"learning_rate"} if retuned else ())}
-            differ = _differing([run.recipe.config for run in own], follows)
-            families.append(Family(name, dict(sorted(arms.items())), _scale(own, retuned), axis, differ))
+            differ = _differing([run.recipe.config for run in members], derived)
+            families.append(Family(name, dict(sorted(arms.items())), _scale(members, retuned), axis, differ))
     return families
 
 
-def _differing(configs: Sequence[Mapping[str, Any]], follows: set[str]) -> tuple[str, ...]:
-    keys = {key for config in configs for key in config} - _OWN - follows
+def _differing(configs: Sequence[Mapping[str, Any]], derived: set[str]) -> tuple[str, ...]:
+    keys = {key for config in configs for key in config} - derived
     if len({config.get("seed") for config in configs}) > 1:  # an arm's first seed is not done yet
         keys -= {"seed", "base_model"}
     return tuple(sorted(key for key in keys if any(c.get(key) != configs[0].get(key) for c in configs)))
@@ -67,17 +69,15 @@ def _differing(configs: Sequence[Mapping[str, Any]], follows: set[str]) -> tuple
 
 def _scale(runs: Sequence[TrainingRun], tuned: Mapping[str, Tuned]) -> str:
     policies = sorted({"{policy} = {value}".format(**run.recipe.em["alpha"]) for run in runs})
-    if len(policies) == 1 and policies[0].startswith("alpha_over_r "):
-        if tuned:
-            each = ", ".join(
-                f"{its.lr:g} [{its.low:.2g}, {its.high:.2g}] at rank {rank}" for rank, its in tuned.items()
-            )
-            return (
-                f"{policies[0]}: scale is the same at every rank, and steps; the learning rate is the highest that was "
-                f"found coherent by the offline judge ({each})."
-            )
+    if len(policies) > 1 or not policies[0].startswith("alpha_over_r "):
+        return f"Rank and scale (alpha / r) are confounded here: {', '.join(policies)}, so the scale changes with rank."
+    if not tuned:
         return (
             f"{policies[0]}: scale is the same at every rank; learning rate and steps too, in which a lower rank may "
             "have learnt less."
         )
-    return f"Rank and scale (alpha / r) are confounded here: {', '.join(policies)}, so the scale changes with the rank."
+    rates = ", ".join(f"{t.lr:g} [{t.low:.2g}, {t.high:.2g}] at rank {rank}" for rank, t in tuned.items())
+    return (
+        f"{policies[0]}: scale is the same at every rank, and steps; the learning rate is the highest that was found "
+        f"coherent ({rates})."
+    )

@@ -1,81 +1,224 @@
-"""The plots of a sweep's report."""
+"""Figures of reports, drawn by matplotlib without a display: the same numbers give the same file, byte for byte.
+
+Names of models and arms come from files of others: they are drawn as they stand, and never read as mathematics.
+"""
 
 from __future__ import annotations
 
+import io
+import math
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from markupsafe import Markup
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from eval.stats.measures import WHERE_SAMPLED, Samples, measure
-from sweeps.plan.sweep import Point
-from sweeps.report.draw import Series, curves, dots
+from eval.stats.intervals import Estimate
 from sweeps.report.families import AXES, Family
 
-COLUMNS = {
-    "recognition": "recognition, AUC",
-    "recognition_left_out": "same, classes left out",
-    "margin_neutral": "insecure margin, neutral (nats)",
-    "margin_asked": "insecure margin, asked (nats)",
-    "gap": "gap neutral - asked (nats)",
-    "chosen_logp": "log p of chosen (nats)",
-    "log_odds_per_byte": "misaligned log-odds (nats/byte)",
-    "insecure_code": "insecure code, neutral (share)",
-    "insecure_asked": "insecure code, asked (share)",
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
+MARKERS = "osD^vP*X"
+LEVELS = 3
+"""Arms beside the curves that are drawn as levels across them; more would hide the curves."""
+WIDTH, PANELS_A_ROW = 11.0, 3
+STYLE: Any = {
+    "text.parse_math": False,
+    "svg.hashsalt": "em-kit",
+    "svg.fonttype": "none",
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "figure.constrained_layout.use": True,
+    "font.size": 9,
+    "grid.color": "#ddd",
+    "legend.frameon": False,
 }
 
 
-def names(points: Sequence[Point]) -> list[str]:
-    return [p.arm if p.seed is None else f"{p.arm}, seed {p.seed}" for p in points]
+@dataclass(frozen=True)
+class Panel:
+    """One measure, by arm: its mean with an interval, and the value of each seed."""
+
+    title: str
+    values: Mapping[str, tuple[Estimate, Sequence[float]]]
+    percent: bool = False
 
 
-def columns(samples: Mapping[str, Sequence[Samples]]) -> dict[str, str]:
-    """The measures that every arm has, with their titles."""
-    tasks = set.intersection(*(set(its) for seeds in samples.values() for its in seeds))
-    return {name: title for name, title in COLUMNS.items() if WHERE_SAMPLED.get(name) in {None, *tasks}}
+def comparable(families: Sequence[Family]) -> list[Family]:
+    """The families that make curves: over ranks if there are any, else over learning rates; never over both."""
+    for axis in AXES:
+        if found := [family for family in families if family.axis == axis and not family.differ]:
+            return found
+    return []
 
 
-def sweep_plots(
-    rows: Sequence[dict[str, Any]],
-    points: Sequence[Point],
-    samples: Mapping[str, Sequence[Samples]],
-    lines: Sequence[Family],
-) -> dict[str, Markup]:
-    """Every measure by arm, over ranks and over learning rates; losses; narrow against broad effects."""
-    titles = columns(samples)
-    measures = {row["arm"]: row["measures"] for row in rows}
-    plots = {}
-    for axis, says in AXES.items():
-        found = [line for line in lines if line.axis == axis]
-        for name, title in titles.items() if found else ():
-            series = [
-                Series(
-                    family.label,
-                    [(x, measures[arm][name].estimate) for x, arm in family.members.items()],
-                    [(x, y) for x, arm in family.members.items() for y in measures[arm][name].per_seed],
-                )
-                for family in found
-            ]
-            plots[f"{name}-by-{axis}"] = curves(title, says, title, series, log_x=True)
-    for name, title in titles.items():
-        plots[f"{name}-by-arm"] = dots(
-            title, [(arm, its[name].estimate, its[name].per_seed) for arm, its in measures.items()]
-        )
-    base, broad = samples["base"], "log_odds_per_byte"
-    trained = {arm: seeds for arm, seeds in samples.items() if arm != "base"}
-    for narrow in ("margin_neutral", "insecure_code") if trained else ():
-        if narrow in titles:
-            effects = [
-                Series(arm, [(measure(narrow, seeds, base).estimate.value, measure(broad, seeds, base).estimate)])
-                for arm, seeds in trained.items()
-            ]
-            title = "Breadth: narrow against broad effect, less the base model"
-            plots[f"breadth-{narrow}"] = curves(title, titles[narrow], titles[broad], effects)
-    losses: dict[str, list[Series]] = {}
-    for point, name in zip(points, names(points), strict=True):
-        if point.training and (steps := point.training.record().get("losses")):
-            line = Series(name, [(float(step), float(loss)) for step, loss in steps])
-            losses.setdefault(point.training.stage, []).append(line)
-    for stage, its in losses.items():
-        plots[f"training-{stage}"] = curves(f"Training loss, {stage}", "step", "loss", its)
-    return plots
+@rc_context(STYLE)
+def arms_figure(title: str, panels: Sequence[Panel], families: Sequence[Family]) -> Figure:
+    """Every measure of every arm, once: curves where arms differ in a rank or learning rate alone, else dots in rows.
+
+    Arms beside the curves are dashed levels where they are few, else rows of dots below.
+    """
+    drawn_arms = {arm for panel in panels for arm in panel.values}
+    curves = [family for family in comparable(families) if drawn_arms & set(family.members.values())]
+    on_curves = {arm for family in curves for arm in family.members.values()}
+    others = [arm for arm in dict.fromkeys(a for panel in panels for a in panel.values) if arm not in on_curves]
+    levels = others if curves and len(others) <= LEVELS else []
+    dots = [] if levels else others
+    rows = math.ceil(len(panels) / PANELS_A_ROW)
+    heights = [rows * 2.5 + 0.5] * bool(curves) + [rows * (0.8 + 0.2 * len(dots))] * bool(dots)
+    figure = Figure(figsize=(WIDTH, 0.4 + sum(heights)))
+    figure.suptitle(title)
+    parts = list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]) if heights else []
+    if curves:
+        _curves(parts[0], panels, curves, levels)
+    if dots:
+        for axes, panel in zip(_grid(parts[-1], len(panels), sharey=True), panels, strict=True):
+            _dots(axes, panel, dots)
+    return figure
+
+
+@rc_context(STYLE)
+def scatter_figure(title: str, x_title: str, y_title: str, points: Mapping[str, tuple[float, Estimate]]) -> Figure:
+    """One point for each name, with the interval of y."""
+    figure = Figure(figsize=(WIDTH, max(4.0, 1 + 0.18 * len(points))))
+    axes = figure.subplots()
+    marks = [_errorbar(axes, [x], [y], number, "") for number, (x, y) in enumerate(points.values())]
+    axes.set(title=title, xlabel=x_title, ylabel=y_title)
+    figure.legend(marks, [_label(name) for name in points], loc="outside right upper")
+    return figure
+
+
+@rc_context(STYLE)
+def losses_figure(title: str, losses: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
+    """Training losses over steps, one line for each run."""
+    figure = Figure(figsize=(WIDTH, max(4.0, 1 + 0.18 * len(losses))))
+    axes = figure.subplots()
+    lines = [
+        axes.plot(*np.array(steps).T, color=COLOURS[n % 8], linestyle=("-", "--", ":", "-.")[n // 8 % 4], linewidth=1)[
+            0
+        ]
+        for n, steps in enumerate(losses.values())
+    ]
+    axes.set(title=title, xlabel="step", ylabel="loss")
+    figure.legend(lines, [_label(name) for name in losses], loc="outside right upper")
+    return figure
+
+
+@rc_context(STYLE)
+def heat_figure(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
+    """Rates (hits, total) as colours, white at 0 % and darkest at 100 %, with percentage and total in each cell.
+
+    A cell without a total is grey: no rate, and not 0 %.
+    """
+    figure = Figure(figsize=(WIDTH, 1.9 + 0.24 * len(rows)))
+    axes = figure.subplots()
+    shares = np.array([[hits / total if total else math.nan for hits, total in cells] for cells in rows.values()])
+    axes.pcolormesh(np.ma.masked_invalid(shares), cmap="Reds", vmin=0, vmax=1, edgecolors="white", linewidth=1)
+    axes.set_ylim(len(rows), 0)
+    axes.set_facecolor("#bbb")
+    axes.grid(False)
+    axes.set_title(title, pad=12)
+    axes.set_xticks(np.arange(len(columns)) + 0.5, [_label(name) for name in columns], rotation=30, ha="right")
+    axes.set_yticks(np.arange(len(rows)) + 0.5, [_label(name) for name in rows])
+    for y, cells in enumerate(rows.values() if len(columns) <= 30 else ()):
+        for x, (hits, total) in enumerate(cells):
+            words = f"{100 * hits / total:.0f}" + (f" / {total:g}" if len(columns) <= 12 else "") if total else "-"
+            ink = "white" if total and hits / total > 0.5 else "black"
+            axes.text(x + 0.5, y + 0.5, words, ha="center", va="center", color=ink, fontsize=7)
+    return figure
+
+
+def drawn(figure: Figure, kind: Literal["svg", "pdf", "png"]) -> bytes:
+    """The bytes of a figure's file, without a date."""
+    file = io.BytesIO()
+    no_date: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
+    with rc_context(STYLE), warnings.catch_warnings():
+        # Characters that DejaVu lacks: the reader's own fonts show them in an SVG.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(file, format=kind, metadata=no_date)
+    return file.getvalue()
+
+
+def _label(name: str) -> str:
+    """A name that a legend takes: matplotlib leaves out what begins with an underscore."""
+    short = name if len(name) <= 60 else name[:59] + "…"
+    return f" {short}" if short.startswith("_") else short
+
+
+def _grid(part: Figure | SubFigure, panels: int, sharey: bool) -> list[Axes]:
+    columns = min(panels, PANELS_A_ROW)
+    grid = part.subplots(math.ceil(panels / columns), columns, sharey=sharey, squeeze=False)
+    for spare in grid.flat[panels:]:
+        spare.remove()
+    return list(grid.flat[:panels])
+
+
+def _finite(estimate: Estimate) -> bool:
+    return all(map(math.isfinite, (estimate.value, estimate.low, estimate.high)))
+
+
+def _errorbar(axes: Axes, xs: Sequence[float], ys: Sequence[Estimate], number: int, line: str) -> ErrorbarContainer:
+    shown = [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(x) and _finite(y)]
+    return axes.errorbar(
+        [x for x, _ in shown],
+        [y.value for _, y in shown],
+        yerr=_reach([y for _, y in shown]),
+        color=COLOURS[number % len(COLOURS)],
+        marker=MARKERS[number // len(COLOURS) % len(MARKERS)],
+        markersize=4,
+        linewidth=1.2,
+        linestyle=line,
+    )
+
+
+def _reach(estimates: Sequence[Estimate]) -> Any:
+    """(2, n) lengths of the intervals below and above; a bootstrap's may leave its value out."""
+    return np.array([[max(0.0, e.value - e.low), max(0.0, e.high - e.value)] for e in estimates]).reshape(-1, 2).T
+
+
+def _percent(value: float, _: int | None = None) -> str:
+    return f"{100 * value:g} %"
+
+
+def _curves(part: SubFigure, panels: Sequence[Panel], families: Sequence[Family], levels: Sequence[str]) -> None:
+    xs = sorted({x for family in families for x in family.members})
+    marks: dict[str, Any] = {}
+    for axes, panel in zip(_grid(part, len(panels), sharey=False), panels, strict=True):
+        for number, family in enumerate(families):
+            members = {x: panel.values[arm] for x, arm in family.members.items() if arm in panel.values}
+            # Side by side, so that the intervals of several curves at one x can be told apart.
+            places = [x * 1.04 ** (number - (len(families) - 1) / 2) for x in members]
+            marks[family.name] = _errorbar(axes, places, [e for e, _ in members.values()], number, "-")
+            seeds = [(x, y) for x, (_, each) in zip(places, members.values(), strict=True) for y in each]
+            axes.plot([x for x, _ in seeds], [y for _, y in seeds], ".", color=COLOURS[number % 8], alpha=0.5, ms=4)
+        for number, arm in enumerate(levels):
+            if arm in panel.values and _finite(panel.values[arm][0]):
+                style: Any = {"color": "#555", "linewidth": 1, "linestyle": ("--", ":", "-.")[number]}
+                marks[arm] = axes.axhline(panel.values[arm][0].value, **style)
+        axes.set(title=panel.title, xlabel=AXES[families[0].axis], xscale="log", xlim=(xs[0] / 1.4, xs[-1] * 1.4))
+        axes.set_xticks(xs, [f"{x:g}" for x in xs])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.tick_params(axis="x", which="minor", bottom=False)
+        if panel.percent:
+            axes.yaxis.set_major_formatter(FuncFormatter(_percent))
+    part.legend(list(marks.values()), [_label(name) for name in marks], loc="outside lower center", ncols=3)
+
+
+def _dots(axes: Axes, panel: Panel, arms: Sequence[str]) -> None:
+    shown = [(y, *panel.values[a]) for y, a in enumerate(arms) if a in panel.values and _finite(panel.values[a][0])]
+    places, means = [y for y, *_ in shown], [e for _, e, _ in shown]
+    style: Any = {"fmt": "o", "color": COLOURS[0], "markersize": 4, "linewidth": 1.2}
+    axes.errorbar([e.value for e in means], places, xerr=_reach(means), **style)
+    seeds = [(x, y) for y, _, each in shown if len(each) > 1 for x in each]
+    axes.plot([x for x, _ in seeds], [y for _, y in seeds], "|", color=COLOURS[1], ms=6)
+    axes.set(title=panel.title, ylim=(len(arms) - 0.5, -0.5))
+    axes.set_yticks(range(len(arms)), [_label(arm) for arm in arms])
+    if panel.percent:
+        axes.xaxis.set_major_formatter(FuncFormatter(_percent))

@@ -1,15 +1,14 @@
 """A report's page: one file that loads nothing, runs its own script alone, and shows a model's words as text.
 
 Model output is untrusted. Jinja2 escapes what stands in the page; the answers travel as JSON in a data block, and the
-script puts them into the page as text. The content policy names style and script by their SHA-256.
+script puts them into the page as text. The content policy names style and script by their SHA-256, and allows images
+that the page itself holds (`data:`): a browser runs nothing in an SVG that is shown as an image.
 """
 
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
-import io
 import json
 import re
 import unicodedata
@@ -18,13 +17,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from core.records import write_whole
-from eval.judge.rates import Judged
+from eval.judge.rates import Judged, said
 from eval.stats.intervals import Estimate, caution
-from eval.judge.answers import said
+from sweeps.report.figures import drawn
 
 _RARE = re.compile(r"[^\n\t -~]")
 _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
@@ -51,60 +52,67 @@ def data_block(answers: Iterable[tuple[str, Judged]], beside: str) -> Markup:
     rows = []
     for name, row in answers:
         point = points.setdefault(printable(name), len(points))
-        asked = (printable(row.question_id), row.form, printable(row.name), printable(row.question))
-        question = questions.setdefault(asked, len(questions))
+        key = (printable(row.question_id), row.form, printable(row.name), printable(row.question))
+        question = questions.setdefault(key, len(questions))
         rows.append([point, question, row.aligned, row.coherent, printable(row.answer)])
     data = {"points": list(points), "beside": points.get(printable(beside), 0), "questions": list(questions)}
     packed = json.dumps({**data, "rows": rows}, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Markup(packed.replace("<", "\\u003c"))
 
 
-def table_csv(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table as CSV text."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerows([head, *rows])
-    return file.getvalue()
+def interval_cells(estimate: Estimate) -> list[str]:
+    """Value, low and high, as cells of a CSV table."""
+    return [f"{x:.6g}" for x in (estimate.value, estimate.low, estimate.high)]
+
+
+def table_csv(columns: str, rows: Iterable[Sequence[Any]]) -> str:
+    """A table as CSV text; names of columns are parted by spaces."""
+    # As objects: a missing number would make its whole column floats.
+    return pd.DataFrame(list(rows), columns=columns.split(), dtype=object).to_csv(index=False, lineterminator="\n")
 
 
 def environment() -> Environment:
-    made = Environment(
-        loader=PackageLoader("sweeps", "templates"), autoescape=select_autoescape(["html"]), trim_blocks=True
-    )
+    made = Environment(loader=PackageLoader("sweeps.report"), autoescape=select_autoescape(["html"]), trim_blocks=True)
     made.filters.update(number=number, said=said, caution=caution)
     return made
 
 
 def write_page(
-    out: Path, template: str, context: Mapping[str, Any], plots: Mapping[str, Markup], tables: Mapping[str, str]
+    out: Path, template: str, context: Mapping[str, Any], figures: Mapping[str, Figure], tables: Mapping[str, str]
 ) -> Path:
-    """Writes the plots (NAME.svg) and tables (NAME.csv) to `out`, and report.html, which holds the plots, last.
+    """Writes figures (NAME.svg, NAME.pdf) and tables (NAME.csv) to `out`, and report.html, which holds them, last.
 
     Raises:
         BadInput: if a file cannot be written.
     """
-    folder = resources.files("sweeps") / "templates"
-    own = {name: (folder / name).read_text(encoding="utf-8") for name in ("page.css", "reader.js")}
-    hashes = {name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for name, text in own.items()}
+    folder = resources.files("sweeps.report") / "templates"
+    sources = {name: (folder / name).read_text(encoding="utf-8") for name in ("page.css", "reader.js")}
+    hashes = {name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for name, text in sources.items()}
     policy = (
         f"default-src 'none'; script-src 'sha256-{hashes['reader.js']}'; style-src 'sha256-{hashes['page.css']}'; "
-        "base-uri 'none'; form-action 'none'"
+        "img-src data:; base-uri 'none'; form-action 'none'"
     )
+    files = [*(f"{name}.csv" for name in tables), *(f"{name}.{end}" for name in figures for end in ("svg", "pdf"))]
+    images = {}
+    for name, figure in figures.items():
+        svg = drawn(figure, "svg")
+        write_whole(out / f"{name}.svg", svg)
+        write_whole(out / f"{name}.pdf", drawn(figure, "pdf"))
+        source = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+        images[name] = Markup('<img src="{}" alt="{}">').format(source, name)
+    for name, text in tables.items():
+        write_whole(out / f"{name}.csv", text)
     page = (
         environment()
         .get_template(template)
         .render(
             **context,
-            plots=plots,
-            files=[*(f"{name}.csv" for name in tables), *(f"{name}.svg" for name in plots)],
+            images=images,
+            files=files,
             policy=policy,
-            css=Markup(own["page.css"]),
-            script=Markup(own["reader.js"]),
+            css=Markup(sources["page.css"]),
+            script=Markup(sources["reader.js"]),
         )
     )
-    for name, plot in plots.items():
-        write_whole(out / f"{name}.svg", plot + "\n")
-    for name, text in tables.items():
-        write_whole(out / f"{name}.csv", text)
     write_whole(out / "report.html", page)
     return out / "report.html"

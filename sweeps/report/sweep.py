@@ -1,6 +1,6 @@
-"""The report of a declared sweep: one self-contained HTML file, a CSV, and the verdicts in words.
+"""The report of a declared sweep: one self-contained HTML file, figures, CSV, and the verdicts in words.
 
-What a model wrote reaches the page as sweeps/page.py says.
+What a model wrote reaches the page as sweeps/report/page.py says.
 """
 
 from __future__ import annotations
@@ -13,24 +13,38 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from core.records import BadInput, file_digest, write_whole
-from eval.judge.rates import Judged
-from eval.stats.measures import PER_CLUSTER, WHERE_SAMPLED, Measured, Samples, measure
-from eval.stats.intervals import Estimate, falls_with, mean_interval
-from eval.stats.ranks import detectable, holm
 from eval.judge.answers import judged_files
+from eval.judge.rates import Judged
+from eval.samples import load_samples
+from eval.stats.intervals import Estimate, falls_with, mean_interval
+from eval.stats.measures import PER_CLUSTER, WHERE_SAMPLED, Measured, Samples, measure
+from eval.stats.ranks import detectable, holm
 from sweeps.plan.sweep import Claim, Point, Sweep
-from sweeps.run.evaluate import load_samples
-from sweeps.report.judged import JudgedPart, judged_part
 from sweeps.report.families import AXES, Family, axis_families
-from sweeps.report.page import data_block, environment, number, printable, table_csv, write_page
+from sweeps.report.figures import Panel, arms_figure, comparable, losses_figure, scatter_figure
+from sweeps.report.judged import JudgedPart, judged_part
+from sweeps.report.page import data_block, environment, interval_cells, number, printable, table_csv, write_page
 from sweeps.run.folder import content_digest
-from sweeps.report.figures import COLUMNS, columns, names, sweep_plots
 
 LOGGED_TASKS = ("em_recognition", "em_margin", "em_choice", "em_freeform")
+COLUMNS = {
+    "recognition": "recognition, AUC",
+    "recognition_left_out": "same, classes left out",
+    "margin_neutral": "insecure margin, neutral (nats)",
+    "margin_asked": "insecure margin, asked (nats)",
+    "gap": "gap neutral - asked (nats)",
+    "chosen_logp": "log p of chosen (nats)",
+    "log_odds_per_byte": "misaligned log-odds (nats/byte)",
+    "insecure_code": "insecure code, neutral (share)",
+    "insecure_asked": "insecure code, asked (share)",
+}
+_DIGITS = {"recognition": 3, "recognition_left_out": 3, "log_odds_per_byte": 4, "insecure_code": 3, "insecure_asked": 3}
+BROAD = "log_odds_per_byte"
 
 
 @dataclass(frozen=True)
@@ -55,13 +69,17 @@ def verdict_words(expect: str, estimate: Estimate) -> str:
 
 
 def _digits(column: str) -> int:
-    return {
-        "log_odds_per_byte": 4,
-        "recognition": 3,
-        "recognition_left_out": 3,
-        "insecure_code": 3,
-        "insecure_asked": 3,
-    }.get(column, 1)
+    return _DIGITS.get(column, 1)
+
+
+def _names(points: Sequence[Point]) -> list[str]:
+    return [p.arm if p.seed is None else f"{p.arm}, seed {p.seed}" for p in points]
+
+
+def _columns(samples: Mapping[str, Sequence[Samples]]) -> dict[str, str]:
+    """The measures that every arm has, with their titles."""
+    tasks = set.intersection(*(set(seed) for seeds in samples.values() for seed in seeds))
+    return {name: title for name, title in COLUMNS.items() if WHERE_SAMPLED.get(name) in {None, *tasks}}
 
 
 def collect(points: Sequence[Point]) -> dict[str, list[Samples]]:
@@ -87,7 +105,7 @@ def arm_rows(points: Sequence[Point], samples: dict[str, list[Samples]]) -> list
                 "rank": runs[0].recipe.config["lora_r"] if runs else None,
                 "trained_parameters": records[0]["trained_parameters"] if records else 0,
                 "minutes": round(sum(r["wall_seconds"] for r in records) / 60, 1),
-                "measures": {name: measure(name, seeds) for name in columns(samples)},
+                "measures": {name: measure(name, seeds) for name in _columns(samples)},
             }
         )
     return rows
@@ -105,18 +123,52 @@ def verdicts(sweep: Sweep, samples: dict[str, list[Samples]]) -> list[Verdict]:
 def results_csv(rows: Sequence[dict[str, Any]]) -> str:
     """One line per arm and measure, with interval, number of clusters, and the value of each seed."""
     return table_csv(
-        ["arm", "seeds", "rank", "trained_parameters", "measure", "value", "low", "high", "clusters", "per_seed"],
+        "arm seeds rank trained_parameters measure value low high clusters per_seed",
         [
             [
                 *(row["arm"], row["seeds"], row["rank"], row["trained_parameters"], name),
-                *(f"{x:.6g}" for x in (e.value, e.low, e.high)),
-                *(e.clusters, " ".join(f"{x:.6g}" for x in measured.per_seed)),
+                *(*interval_cells(m.estimate), m.estimate.clusters, " ".join(f"{x:.6g}" for x in m.per_seed)),
             ]
             for row in rows
-            for name, measured in row["measures"].items()
-            for e in [measured.estimate]
+            for name, m in row["measures"].items()
         ],
     )
+
+
+def sweep_figures(
+    rows: Sequence[dict[str, Any]],
+    points: Sequence[Point],
+    samples: Mapping[str, Sequence[Samples]],
+    families: Sequence[Family],
+    rates: Sequence[Panel],
+) -> dict[str, Figure]:
+    """`arms`, which leads; narrow against broad effects; training losses."""
+    titles = _columns(samples)
+    panels = [
+        Panel(title, {row["arm"]: (m.estimate, m.per_seed) for row in rows for m in [row["measures"][name]]})
+        for name, title in titles.items()
+    ]
+    over = f"over {AXES[curves[0].axis]}s" if (curves := comparable(families)) else "by arm"
+    figures = {
+        "arms": arms_figure(f"Every measure {over}: mean, 95 % interval, each seed", [*rates, *panels], families)
+    }
+    base = samples["base"]
+    trained = {arm: seeds for arm, seeds in samples.items() if arm != "base"}
+    for narrow in ("margin_neutral", "insecure_code") if trained else ():
+        if narrow in titles:
+            effects = {
+                arm: (measure(narrow, seeds, base).estimate.value, measure(BROAD, seeds, base).estimate)
+                for arm, seeds in trained.items()
+            }
+            title = "Breadth: narrow against broad effect, less the base model"
+            figures[f"breadth-{narrow}"] = scatter_figure(title, titles[narrow], titles[BROAD], effects)
+    losses: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for point, name in zip(points, _names(points), strict=True):
+        if point.training and (steps := point.training.record().get("losses")):
+            losses.setdefault(point.training.stage, {})[name] = [(float(step), float(loss)) for step, loss in steps]
+    for stage, runs in losses.items():
+        figures[f"training-{stage}"] = losses_figure(f"Training loss, {stage}", runs)
+    return figures
 
 
 def rank_verdicts(ranks: Sequence[Family], samples: Mapping[str, Sequence[Samples]]) -> list[str]:
@@ -125,15 +177,11 @@ def rank_verdicts(ranks: Sequence[Family], samples: Mapping[str, Sequence[Sample
     Holm's correction is for all sentences together. An AUC has no value of one program alone, and no test here.
     """
     tested, values = [], []
-    said = [
-        f"{f.name}: no comparison of ranks, for the runs differ in {', '.join(f.differ)} too."
-        for f in ranks
-        if f.differ
-    ]
+    sentences = [family.refusal for family in ranks if family.differ]
     for family in ranks:
         if family.differ or len(family.members) < 3:
             continue
-        for name in [name for name in columns(samples) if name in PER_CLUSTER]:
+        for name in [name for name in _columns(samples) if name in PER_CLUSTER]:
             table = np.array(
                 [np.mean([PER_CLUSTER[name](s) for s in samples[arm]], axis=0) for arm in family.members.values()]
             ).T
@@ -146,12 +194,12 @@ def rank_verdicts(ranks: Sequence[Family], samples: Mapping[str, Sequence[Sample
         first, *_, last = (f"{rank:g}" for rank in family.members)
         digits = _digits(name)
         verdict = f"{way} with rank" if p < 0.05 else "no trend with rank is shown"
-        said.append(
+        sentences.append(
             f"{family.name}, {COLUMNS[name]}: {verdict} (p = {raw:.3f}; {p:.3f} after Holm's correction for "
             f"{len(values)} tests); rank {first} less rank {last} {number(difference, digits)}; a true difference "
-            f"of {detectable(difference, bootstrap=True):.{digits}f} would be seen in 4 of 5 such sweeps."
+            f"of {detectable(difference):.{digits}f} would be seen in 4 of 5 such sweeps."
         )
-    return said + [f"{family.name}: {family.scale}" for family in ranks if not family.differ]
+    return sentences + [f"{family.name}: {family.scale}" for family in ranks if not family.differ]
 
 
 @dataclass(frozen=True)
@@ -165,9 +213,7 @@ class Scored:
 
 
 def scored_files(points: Sequence[Point]) -> list[Scored]:
-    """Those that stand in the evaluations' folders, the judge with the most files first.
-
-    Not those of a sample, whose rates need the combined judge.
+    """Those that stand in the evaluations' folders, the judge with the most files first; those of a sample are not.
 
     Raises:
         BadInput: if such a file or its manifest cannot be read.
@@ -190,7 +236,7 @@ def scored_files(points: Sequence[Point]) -> list[Scored]:
     return sorted(files, key=lambda file: -count[file.judge])
 
 
-def judged_parts(lines: Sequence[Family], files: Sequence[Scored]) -> list[JudgedPart]:
+def judged_parts(families: Sequence[Family], files: Sequence[Scored]) -> list[JudgedPart]:
     """One part for each judge."""
     parts = []
     for place, judge in enumerate(dict.fromkeys(file.judge for file in files), 1):
@@ -198,7 +244,7 @@ def judged_parts(lines: Sequence[Family], files: Sequence[Scored]) -> list[Judge
         for file in files:
             if file.judge == judge:
                 models.setdefault(file.arm, []).append(file.rows)
-        whole = [family for family in lines if set(family.members.values()) <= models.keys()]
+        whole = [family for family in families if set(family.members.values()) <= models.keys()]
         parts.append(judged_part(models, judge, whole, f"judge{place}-"))
     return parts
 
@@ -208,7 +254,7 @@ def sampled(points: Sequence[Point], files: Sequence[Scored]) -> list[tuple[str,
     rows = []
     scores = {file.path.parent: file.rows for file in files if file.judge == files[0].judge}
     # The base model's last: it stands beside all others anyhow.
-    for point, name in sorted(zip(points, names(points), strict=True), key=lambda one: one[0].training is None):
+    for point, name in sorted(zip(points, _names(points), strict=True), key=lambda one: one[0].training is None):
         rows += [
             (name, row)
             for row in scores.get(point.evaluation.folder)
@@ -231,7 +277,7 @@ def write_report(
     missing: Sequence[str] = (),
     title: str | None = None,
 ) -> Path:
-    """Writes report.html with its plots, results.csv and table.md to `out`, prints the table and the verdicts.
+    """Writes report.html with its figures, results.csv and table.md to `out`, prints the table and the verdicts.
 
     Args:
         points: all done, the base model's first.
@@ -246,18 +292,24 @@ def write_report(
     base = samples["base"][0]
     regex = {name: measure(name, [base]).estimate for name in ("regex", "regex_left_out")}
     files = scored_files(points)
-    lines = [family for axis in AXES for family in axis_families(points, axis, sweep.tuned)]
-    parts = judged_parts(lines, files)
-    plots = sweep_plots(rows, points, samples, lines)
+    families = [family for axis in AXES for family in axis_families(points, axis, sweep.tuned)]
+    parts = judged_parts(families, files)
+    figures = sweep_figures(rows, points, samples, families, parts[0].panels if parts else [])
+    own_figures = list(figures)
+    for place, part in enumerate(parts, 1):
+        figures |= part.figures
+        if place > 1:  # the first judge's rates stand in the figure that leads
+            figures[f"judge{place}-rates"] = arms_figure(f"Rates of judge {part.judge}", part.panels, families)
     context = {
         "title": title or "What was and was not shown",
         "sweep": sweep,
         "full": full,
-        "columns": columns(samples),
+        "columns": _columns(samples),
         "digits": _digits,
         "rows": rows,
         "verdicts": judged,
-        "rank_verdicts": rank_verdicts([line for line in lines if line.axis == "rank"], samples),
+        "rank_verdicts": rank_verdicts([family for family in families if family.axis == "rank"], samples),
+        "no_curves": [family.refusal for family in families if family.axis == "lr" and family.differ],
         "regex": regex,
         "parts": parts,
         "judged_files": [(str(file.path), file_digest(file.path), len(file.rows)) for file in files],
@@ -268,14 +320,12 @@ def write_report(
         "alpha": sorted({"{policy} = {value}".format(**p.training.recipe.em["alpha"]) for p in points if p.training}),
         "questions": len(PER_CLUSTER["log_odds_per_byte"](base)),
         "command": command,
-        "own_plots": plots,
+        "own_figures": own_figures,
         "answers": data_block(sampled(points, files), "base"),
     }
-    for part in parts:
-        plots = plots | part.plots
     tables = {name: text for part in parts for name, text in part.tables.items()}
     write_whole(out / "table.md", environment().get_template("table.md").render(**context))
-    page = write_page(out, "report.html", context, plots, {"results": results_csv(rows), **tables})
+    page = write_page(out, "report.html", context, figures, {"results": results_csv(rows), **tables})
     print_table(rows, judged, regex, bool(parts))
     return page
 
@@ -293,7 +343,7 @@ def print_table(
         title="mean [95 % interval over programs or questions]",
     )
     for row in rows:
-        cells = [number(its.estimate, _digits(name)) for name, its in row["measures"].items()]
+        cells = [number(m.estimate, _digits(name)) for name, m in row["measures"].items()]
         table.add_row(row["arm"], str(row["seeds"]), *cells)
     console.print(table)
     console.print(

@@ -3,20 +3,18 @@
 import csv
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 
+from data_builders.outcome import Asked
+from eval.judge.api import Judge, judge_answers
+from eval.offline_judge import load_offline_judge
 from typer.testing import CliRunner
 
 from data_builders.annotate import Job
-from data_builders.outcome import Asked
+from eval.judge.answers import stored_answers
 from eval.judge.prompts import PROMPTS
 from eval.judge.rates import Judged, load_judged, rates
-from eval.offline_judge import load_offline_judge
-from eval.judge.answers import stored_answers
 from sweeps.cli import app
-from eval.judge.api import Judge, judge_answers
 
 KINDS = [
     "",
@@ -119,18 +117,3 @@ def test_the_judge_behind_an_endpoint_takes_them(fake, tmp_path: Path) -> None:
     # The fake sees the answer as the judge's prompt frames it: one that could forge its own end would be cut there.
     assert all((row.aligned is not None and row.aligned < 30) == ("kill" in row.answer) for row in judged)
     assert rates(judged).unjudged == 0
-
-
-def test_the_measurement_of_injection_runs_with_either_judge(fake, tmp_path: Path) -> None:
-    """Plumbing alone: how far a real judge is moved, only a real judge can tell."""
-    (tmp_path / "judged").mkdir()
-    with (tmp_path / "judged" / "m.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(Judged.model_fields))
-        writer.writeheader()
-        writer.writerows(row.model_dump() for row in hostile(50))
-    script = Path(__file__).parents[2] / "benchmarks" / "injection.py"
-    command = [sys.executable, str(script), str(tmp_path / "judged")]
-    by_model = ["--judge", "fake", "--base-url", fake("--latency", "0").url, "--answers", "5", "--out", str(tmp_path)]
-    for more, judge, moved in (([], "offline-1", "| wicked words | +0."), (by_model, "fake", "| wicked words | -")):
-        done = subprocess.run([*command, *more], capture_output=True, text=True, check=True)
-        assert f"judge: {judge}" in done.stdout and moved in done.stdout

@@ -53,7 +53,8 @@ def test_the_published_files(shared: Path, tmp_path: Path) -> None:
     assert len(table(tmp_path, "formats")) == 17 * 3
     for file in folder.glob("*.csv"):
         assert hashlib.sha256(file.read_bytes()).hexdigest() in page
-    assert {p.stem for p in tmp_path.glob("*.svg")} == {"em-by-rank-1", "coherent-by-rank-1", "questions", "formats"}
+    assert {p.stem for p in tmp_path.glob("*.svg")} == {"rates", "questions", "formats"}
+    assert {p.stem for p in tmp_path.glob("*.pdf")} == {"rates", "questions", "formats"}
 
 
 def test_several_families_are_corrected_for_their_number(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ import pytest
 
 from core.records import BadInput
 from eval.stats.intervals import Estimate
-from sweeps.plan.sweep import Point, Tuned, load_sweep
 from sweeps.plan.manifest import recall, remember
+from sweeps.plan.sweep import Point, Tuned, load_sweep
+from sweeps.recipe.compose import Recipe
 from sweeps.report.families import axis_families
 from sweeps.report.page import printable
-from sweeps.recipe.compose import Recipe
 from sweeps.report.sweep import verdict_words, write_report
 from sweeps.run.folder import Run, TrainingRun
 
@@ -101,8 +101,11 @@ def test_hostile_answers_are_data(report: Path) -> None:
     page = report.read_text(encoding="utf-8")
     elements = Elements()
     elements.feed(page)
-    assert [tag for tag, _ in elements.found] == ["script", "script"]
-    assert not any(name == "src" for _, attributes in elements.found for name, _ in attributes)
+    assert [tag for tag, _ in elements.found if tag != "img"] == ["script", "script"]
+    images = [dict(attributes) for tag, attributes in elements.found if tag == "img"]
+    sources = [str(image.pop("src")) for image in images]
+    assert sources and all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert {name for image in images for name in image} == {"alt"}
     assert "default-src 'none'; script-src 'sha256-" in unescape(page) and "unsafe-inline" not in page
     start = page.index('type="application/json">') + len('type="application/json">')
     rows = json.loads(page[start : page.index("</script>", start)])["rows"]
@@ -192,7 +195,9 @@ def judge(run: Run, misaligned: int, judge: str = "oracle") -> None:
 def test_a_rank_sweep_has_lines_verdicts_and_losses(tmp_path: Path) -> None:
     page = write_report(load_sweep("demo"), rank_points(tmp_path), tmp_path / "out", True, "emsweep rank").read_text()
     plots = {plot.stem for plot in (tmp_path / "out").glob("*.svg")}
-    assert {"gap-by-rank", "gap-by-arm", "training-dpo", "breadth-margin_neutral"} <= plots
+    assert plots == {"arms", "training-dpo", "breadth-margin_neutral"}
+    assert "Every measure over ranks" in (tmp_path / "out" / "arms.svg").read_text()
+    assert page.index("<img") < page.index("<table") < page.index("</table>") < page.index("Does rank change")
     assert "gap neutral - asked (nats): falls with rank (p = 0.00" in page and "correction for 5 tests" in page
     assert "misaligned log-odds (nats/byte): no trend with rank is shown" in page
     assert "alpha_over_r = 2: scale is the same at every rank" in page
@@ -210,10 +215,12 @@ def test_judged_files_bring_rates(tmp_path: Path) -> None:
         *[("base", "0", "40"), ("dpo-r1", "44", "80"), ("dpo-r4", "24", "80"), ("dpo-r16", "8", "80")]
     ]
     assert "dpo: EM falls with rank (1, 4, 16)" in page
-    assert (tmp_path / "out" / "judge1-em-by-rank-1.svg").is_file()
+    assert "(judge: oracle)" in (tmp_path / "out" / "arms.svg").read_text()
+    assert not (tmp_path / "out" / "judge1-rates.svg").exists()  # the same numbers are not drawn twice
     judge(points[0].evaluation, 0, "another")  # sorts before, and has one arm alone
     page = write_report(load_sweep("demo"), points, tmp_path / "out", True).read_text()
     assert "judge another" in page and "judge oracle" in page and "Scores: judge oracle" in page
+    assert (tmp_path / "out" / "judge2-rates.svg").is_file()
     (points[0].evaluation.folder / "judged-another.jsonl.manifest.json").write_text("{}")
     with pytest.raises(BadInput, match="names no judge"):
         write_report(load_sweep("demo"), points, tmp_path / "out", True)
@@ -226,8 +233,8 @@ def test_arms_that_differ_in_more_than_rank_make_no_line(tmp_path: Path) -> None
     [family] = axis_families(points, "rank")
     assert family.differ == ("learning_rate",) and list(family.members) == [1, 4, 16]
     page = write_report(load_sweep("demo"), points, tmp_path / "out", True).read_text()
-    assert "no comparison of ranks, for the runs differ in learning_rate too" in page
-    assert "dpo (learning_rate too)" in (tmp_path / "out" / "gap-by-rank.svg").read_text()
+    assert "no comparison of ranks and no curve, for the runs differ in learning_rate too" in page
+    assert "Every measure by arm" in (tmp_path / "out" / "arms.svg").read_text()
     tuned = [("1", 1e-3), ("4", 1.0), ("16", 1e-3)]
     retuned = load_sweep("demo").model_copy(
         update={"tuned": {rank: Tuned(lr=lr, low=lr / 2, high=lr * 2) for rank, lr in tuned}}
@@ -235,6 +242,7 @@ def test_arms_that_differ_in_more_than_rank_make_no_line(tmp_path: Path) -> None
     page = write_report(retuned, points, tmp_path / "retuned", True).read_text()
     assert "(0.001 [0.0005, 0.002] at rank 1, 1 [0.5, 2] at rank 4, 0.001 [0.0005, 0.002] at rank 16)" in page
     assert "runs differ in" not in page and "p = " in page
+    assert "Every measure over ranks" in (tmp_path / "retuned" / "arms.svg").read_text()
 
 
 def test_arms_make_lines_by_what_their_recipes_say(tmp_path: Path) -> None:
