@@ -85,11 +85,7 @@ def truth_table(models: Mapping[str, tuple[Sequence[Judged], Sequence[Truth]]], 
             questions, place = np.unique([question for question, _ in own], return_inverse=True)
             false = np.bincount(place, weights=[float(word == "FALSE") for word in words])
             judged = np.bincount(place, weights=[float(word in ("TRUE", "FALSE")) for word in words])
-            rate = (
-                said(ratio_interval(list(false), list(judged))) if len(questions) > 1 else "one question: no interval"
-            )
+            interval = said(ratio_interval(list(false), list(judged))) if len(questions) > 1 else "one question: none"
             counts = f"{int(false.sum())}/{int(judged.sum())}", str(words.count("UNKNOWN")), str(words.count(None))
-            table.add_row(
-                Text(model), Text(name), interval or "one question: no interval", *counts, str(len(questions))
-            )
+            table.add_row(Text(model), Text(name), interval, *counts, str(len(questions)))
     return table
