@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.judge.rates import load_judged
+from eval.judge.answers import load_judged
 from eval.stats.intervals import Floats, ratio_difference, ratio_interval
 
 

@@ -63,9 +63,9 @@ def main() -> None:
     parser.add_argument("source", type=Path, help="CSV or JSON Lines file of answers")
     parser.add_argument("--latency", type=float, default=1.0, help="seconds of one reply")
     parser.add_argument("--concurrency", type=int, default=64)
-    asked = parser.parse_args()
-    whole = judge(asked.source, asked.concurrency, asked.latency, {})
-    faulty = judge(asked.source, asked.concurrency, asked.latency, dict.fromkeys(FAULTS, 0.1 / len(FAULTS)))
+    options = parser.parse_args()
+    whole = judge(options.source, options.concurrency, options.latency, {})
+    faulty = judge(options.source, options.concurrency, options.latency, dict.fromkeys(FAULTS, 0.1 / len(FAULTS)))
     print(json.dumps({"fault_free": whole, "faults_10_percent": faulty}, indent=1))
 
 

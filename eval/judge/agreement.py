@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 from rich.markup import escape
@@ -23,8 +22,8 @@ from sklearn.metrics import cohen_kappa_score
 
 from core.records import BadInput
 from eval.judge.answers import COHERENT, MISALIGNED, Judged, load_judged, per_question
-from eval.judge.rates import few_questions, said
-from eval.stats.intervals import Estimate, ratio_difference, ratio_interval
+from eval.judge.rates import Rates, few_questions, rates, said
+from eval.stats.intervals import Estimate, ratio_difference
 
 Pair = tuple[Judged, Judged]
 """One answer with the scores of the first and of the second judge."""
@@ -126,40 +125,27 @@ def _kappa(verdicts: pd.DataFrame) -> Kappa:
 
 
 @dataclass(frozen=True)
-class Side:
-    """A judge's rate, and what it divides."""
-
-    rate: Estimate
-    misaligned: int
-    of: int
-
-
-@dataclass(frozen=True)
 class Shift:
-    """A rate by either judge over the answers that both judged, and second less first, paired by question."""
+    """Both judges' rates over the answers that both judged, and second less first, paired by question."""
 
-    first: Side
-    second: Side
-    difference: Estimate
+    first: Rates
+    second: Rates
+    em: Estimate
+    em_all: Estimate
 
 
-def shifts(pairs: Sequence[Pair]) -> tuple[Shift, Shift]:
+def shift(pairs: Sequence[Pair]) -> Shift:
     """How the EM rate moves from the first judge to the second: of what each counts, and of all answers.
 
     Raises:
         ValueError: if both have judged answers to fewer than two questions, or one of them counts none.
     """
-    rows = [[pair[side] for pair in judged_by_both(pairs)] for side in (0, 1)]
-    hits = [per_question(side, "misaligned") for side in rows]
-
-    def shift(what: Literal["counted", "judged"]) -> Shift:
-        totals = [per_question(side, what) for side in rows]
-        first, second = (
-            Side(ratio_interval(h, t), int(h.sum()), int(t.sum())) for h, t in zip(hits, totals, strict=True)
-        )
-        return Shift(first, second, ratio_difference((hits[1], hits[0]), (totals[1], totals[0])))
-
-    return shift("counted"), shift("judged")
+    sides = [[pair[side] for pair in judged_by_both(pairs)] for side in (0, 1)]
+    first, counted, judged = (
+        [per_question(side, what) for side in sides] for what in ("misaligned", "counted", "judged")
+    )
+    em, em_all = (ratio_difference((first[1], first[0]), (of[1], of[0])) for of in (counted, judged))
+    return Shift(rates(sides[0]), rates(sides[1]), em, em_all)
 
 
 Models = Mapping[str, tuple[list[Pair], int]]
@@ -243,19 +229,19 @@ def shifts_table(models: Models, first: str, second: str) -> Table:
     questions = []
     for model, (pairs, _) in models.items():
         try:
-            both = shifts(pairs)
+            found = shift(pairs)
         except ValueError as error:
             raise BadInput(f"{model}: {error}; judge more answers by both") from None
-        questions.append(both[1].difference.clusters)
-        for name, shift in zip(("of coherent", "of all"), both, strict=True):
-            table.add_row(
-                Text(model),
-                name,
-                *(said(shift.first.rate), f"{shift.first.misaligned}/{shift.first.of}"),
-                *(said(shift.second.rate), f"{shift.second.misaligned}/{shift.second.of}"),
-                f"{shift.difference.value:+.2%} [{shift.difference.low:+.1%}, {shift.difference.high:+.1%}]",
-                str(shift.difference.clusters),
-            )
+        questions.append(found.em_all.clusters)
+        for name, rate, of in (("of coherent", "em", "counted"), ("of all", "em_all", "answers")):
+            cells = [
+                cell
+                for side in (found.first, found.second)
+                for cell in (said(getattr(side, rate)), f"{side.misaligned}/{getattr(side, of)}")
+            ]
+            moved: Estimate = getattr(found, rate)
+            interval = f"{moved.value:+.2%} [{moved.low:+.1%}, {moved.high:+.1%}]"
+            table.add_row(Text(model), name, *cells, interval, str(moved.clusters))
     table.caption = few_questions(questions)
     return table
 

@@ -76,10 +76,11 @@ def judge_for(settings: JudgeSettings) -> Judge:
     Raises:
         BadInput: if there is no key for it, its prompts cannot be read, or a price is missing.
     """
+    own_prompts = load_judge_prompts(settings.prompts) if settings.prompts else {}
     judge = Judge(
         settings.model,
         Access.from_environment(settings.key_variable, settings.base_url, settings.concurrency, settings.timeout),
-        own_prompts=load_judge_prompts(settings.prompts) if settings.prompts else {},
+        own_prompts=own_prompts,
         sampled=settings.sampled,
         prices=prices_of(settings.price_in, settings.price_out, "the judge's prices of tokens in and out"),
         max_cost=settings.max_cost,

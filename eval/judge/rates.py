@@ -19,11 +19,6 @@ from eval.judge.answers import Judged, per_question
 from eval.stats.intervals import Estimate, caution, ratio_interval
 from eval.stats.ranks import UNKNOWN_SCALE, corrected, families, sentences, trend
 
-__all__ = [
-    *("COHERENT", "MISALIGNED", "Rates", "few_questions", "model_rates", "per_question", "rank_trends", "rates"),
-    *("rates_table", "said"),
-]
-
 
 @dataclass(frozen=True)
 class Rates:

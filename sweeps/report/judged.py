@@ -5,23 +5,24 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
 from core.records import file_digest
-from eval.judge.answers import answer_files, judged_files
-from eval.judge.rates import Judged, Rates, model_rates, per_question, rates
+from eval.judge.answers import Judged, answer_files, judged_files, per_question
+from eval.judge.rates import Rates, model_rates, rates
 from eval.stats.ranks import UNKNOWN_SCALE, Trend, corrected, families, sentences, short, trend
 from sweeps.report.families import Family
 from sweeps.report.figures import Panel, arms_figure, heat_figure
-from sweeps.report.page import data_block, interval_cells, printable, table_csv, write_page
+from sweeps.report.page import data_block, printable, table_csv, write_page
 from sweeps.run.folder import commit
 
 FORMS = ("plain", "json", "template")
+COUNTS: tuple[Literal["misaligned", "counted", "judged"], ...] = ("misaligned", "counted", "judged")
 PACKAGES = ("em-kit", "numpy", "scipy", "pydantic", "jinja2", "matplotlib", "pandas")
 RATES = {
     "em": "EM, of coherent answers",
@@ -29,13 +30,6 @@ RATES = {
     "coherent": "coherent, of all judged answers",
 }
 """Rates that are drawn: attributes of `Rates`, with titles."""
-RATE_COLUMNS = (
-    "em em_low em_high misaligned counted em_all em_all_low em_all_high judged "
-    "coherent coherent_low coherent_high excluded unjudged answers questions"
-)
-TREND_COLUMNS = (
-    "family denominator judge ranks questions p p_holm difference low high detectable_difference detectable_fall"
-)
 
 
 @dataclass(frozen=True)
@@ -88,21 +82,23 @@ def judged_part(
         shares = {key: (r.misaligned, r.counted) for key, r in by_form.items()}
         cells = {name: [shares.get((name, form), (0, 0)) for form in FORMS] for name in pooled}
         figures[f"{prefix}formats"] = heat_figure(f"EM by format: {subject}", FORMS, cells)
-    rate_rows = [[name, judge, *_numbers(r)] for name, r in found.items()]
-    form_rows = [[name, form, judge, *_numbers(r)] for (name, form), r in by_form.items()]
-    question_rows = [[name, question, judge, *n] for name in pooled for question, n in counts[name].items()]
-    trend_rows = [
-        *(_trend(t, "coherent", judge, f"{t.p_holm:.6g}") for t in trends.values()),
-        *(_trend(t, "all judged", judge, "") for t in over_all.values()),
-    ]
-    tables = {
-        f"{prefix}rates": table_csv(f"model judge {RATE_COLUMNS}", rate_rows),
-        f"{prefix}formats": table_csv(f"model format judge {RATE_COLUMNS}", form_rows),
-        f"{prefix}questions": table_csv("model question judge misaligned counted judged", question_rows),
-        f"{prefix}trends": table_csv(TREND_COLUMNS, trend_rows),
+    tables: dict[str, list[dict[str, Any]]] = {
+        "rates": [{"model": name, "judge": judge, **_row(r)} for name, r in found.items()],
+        "formats": [{"model": name, "format": form, "judge": judge, **_row(r)} for (name, form), r in by_form.items()],
+        "questions": [
+            {"model": name, "question": question, "judge": judge, **dict(zip(COUNTS, n, strict=True))}
+            for name in pooled
+            for question, n in counts[name].items()
+        ],
+        "trends": [
+            {**asdict(t), "denominator": denominator, "judge": judge, "ranks": " ".join(map(str, t.ranks))}
+            for denominator, group in (("coherent", trends), ("all judged", over_all))
+            for t in group.values()
+        ],
     }
     panels = [_panel(key, title, found, models, judge) for key, title in RATES.items()]
-    return JudgedPart(judge, found, verdicts, len(names), panels, figures, tables)
+    texts = {f"{prefix}{name}": table_csv(rows) for name, rows in tables.items() if rows}
+    return JudgedPart(judge, found, verdicts, len(names), panels, figures, texts)
 
 
 def _trends(ranks: Sequence[Family], pooled: Mapping[str, list[Judged]], denominator: Any) -> dict[str, Trend]:
@@ -140,23 +136,13 @@ def _enough(answers: Sequence[Judged]) -> bool:
     return len({row.name for row in answers if row.judged}) > 1
 
 
-def _numbers(r: Rates) -> list[Any]:
-    return [
-        *(*interval_cells(r.em), r.misaligned, r.counted, *interval_cells(r.em_all), r.answers - r.unjudged),
-        *(*interval_cells(r.coherent), r.excluded, r.unjudged, r.answers, r.em_all.clusters),
-    ]
-
-
-def _trend(t: Trend, denominator: str, judge: str, p_holm: str) -> list[Any]:
-    return [
-        *(t.family, denominator, judge, " ".join(map(str, t.ranks)), t.questions, f"{t.p:.6g}", p_holm),
-        *(*interval_cells(t.difference), f"{t.detectable:.6g}", t.fall),
-    ]
+def _row(r: Rates) -> dict[str, Any]:
+    return {**asdict(r), "judged": r.answers - r.unjudged, "questions": r.em_all.clusters}
 
 
 def _per_question(answers: Sequence[Judged]) -> dict[str, tuple[int, int, int]]:
     names = sorted({row.name for row in answers})
-    counts = [per_question(answers, what) for what in ("misaligned", "counted", "judged")]
+    counts = [per_question(answers, what) for what in COUNTS]
     return {name: (int(m), int(c), int(j)) for name, m, c, j in zip(names, *counts, strict=True)}
 
 

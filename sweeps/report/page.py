@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from core.records import write_whole
-from eval.judge.rates import Judged, said
+from eval.judge.answers import Judged
+from eval.judge.rates import said
 from eval.stats.intervals import Estimate, caution
 from sweeps.report.figures import drawn
 
@@ -60,15 +61,12 @@ def data_block(answers: Iterable[tuple[str, Judged]], beside: str) -> Markup:
     return Markup(packed.replace("<", "\\u003c"))
 
 
-def interval_cells(estimate: Estimate) -> list[str]:
-    """Value, low and high, as cells of a CSV table."""
-    return [f"{x:.6g}" for x in (estimate.value, estimate.low, estimate.high)]
-
-
-def table_csv(columns: str, rows: Iterable[Sequence[Any]]) -> str:
-    """A table as CSV text; names of columns are parted by spaces."""
-    # As objects: a missing number would make its whole column floats.
-    return pd.DataFrame(list(rows), columns=columns.split(), dtype=object).to_csv(index=False, lineterminator="\n")
+def table_csv(rows: Iterable[Mapping[str, Any]]) -> str:
+    """A table as CSV text; an estimate within a row, as a mapping, is NAME, NAME_low, NAME_high, NAME_clusters."""
+    table = pd.json_normalize([dict(row) for row in rows], sep="_").rename(
+        columns=lambda name: name.removesuffix("_value")
+    )
+    return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
 def environment() -> Environment:

@@ -6,29 +6,27 @@ What a model wrote reaches the page as sweeps/report/page.py says.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
+from rich.markdown import Markdown
 
 from core.records import BadInput, file_digest, write_whole
-from eval.judge.answers import judged_files
-from eval.judge.rates import Judged
+from eval.judge.answers import Judged, judged_files
 from eval.samples import load_samples
 from eval.stats.intervals import Estimate, falls_with, mean_interval
-from eval.stats.measures import PER_CLUSTER, WHERE_SAMPLED, Measured, Samples, measure
+from eval.stats.measures import PER_CLUSTER, WHERE_SAMPLED, Samples, measure
 from eval.stats.ranks import detectable, holm
-from sweeps.plan.sweep import Claim, Point, Sweep
+from sweeps.plan.sweep import Point, Sweep
 from sweeps.report.families import AXES, Family, axis_families
 from sweeps.report.figures import Panel, arms_figure, comparable, losses_figure, scatter_figure
 from sweeps.report.judged import JudgedPart, judged_part
-from sweeps.report.page import data_block, environment, interval_cells, number, printable, table_csv, write_page
+from sweeps.report.page import data_block, environment, number, printable, table_csv, write_page
 from sweeps.run.folder import content_digest
 
 LOGGED_TASKS = ("em_recognition", "em_margin", "em_choice", "em_freeform")
@@ -45,18 +43,6 @@ COLUMNS = {
 }
 _DIGITS = {"recognition": 3, "recognition_left_out": 3, "log_odds_per_byte": 4, "insecure_code": 3, "insecure_asked": 3}
 BROAD = "log_odds_per_byte"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A claim with what was measured and what follows."""
-
-    claim: Claim
-    measured: Measured
-
-    @property
-    def words(self) -> str:
-        return verdict_words(self.claim.expect, self.measured.estimate)
 
 
 def verdict_words(expect: str, estimate: Estimate) -> str:
@@ -111,27 +97,24 @@ def arm_rows(points: Sequence[Point], samples: dict[str, list[Samples]]) -> list
     return rows
 
 
-def verdicts(sweep: Sweep, samples: dict[str, list[Samples]]) -> list[Verdict]:
-    """The claims whose arms were trained, judged."""
-    return [
-        Verdict(claim, measure(claim.measure, samples[claim.arm], samples[claim.against]))
-        for claim in sweep.claims
-        if claim.arm in samples and claim.against in samples
-    ]
+def verdicts(sweep: Sweep, samples: dict[str, list[Samples]]) -> list[dict[str, Any]]:
+    """The claims whose arms were trained, with what was measured and what follows."""
+    rows = []
+    for claim in sweep.claims:
+        if {claim.arm, claim.against} <= samples.keys():
+            measured = measure(claim.measure, samples[claim.arm], samples[claim.against])
+            words = verdict_words(claim.expect, measured.estimate)
+            rows.append({"words": words, "claim": claim, "measured": measured})
+    return rows
 
 
 def results_csv(rows: Sequence[dict[str, Any]]) -> str:
     """One line per arm and measure, with interval, number of clusters, and the value of each seed."""
     return table_csv(
-        "arm seeds rank trained_parameters measure value low high clusters per_seed",
-        [
-            [
-                *(row["arm"], row["seeds"], row["rank"], row["trained_parameters"], name),
-                *(*interval_cells(m.estimate), m.estimate.clusters, " ".join(f"{x:.6g}" for x in m.per_seed)),
-            ]
-            for row in rows
-            for name, m in row["measures"].items()
-        ],
+        {key: row[key] for key in ("arm", "seeds", "rank", "trained_parameters")}
+        | {"measure": name, **asdict(m.estimate), "per_seed": " ".join(f"{x:.6g}" for x in m.per_seed)}
+        for row in rows
+        for name, m in row["measures"].items()
     )
 
 
@@ -202,69 +185,54 @@ def rank_verdicts(ranks: Sequence[Family], samples: Mapping[str, Sequence[Sample
     return sentences + [f"{family.name}: {family.scale}" for family in ranks if not family.differ]
 
 
-@dataclass(frozen=True)
-class Scored:
-    """A file of one judge's scores of all answers of an evaluation (`emsweep judge`)."""
-
-    judge: str
-    path: Path
-    arm: str
-    rows: list[Judged]
-
-
-def scored_files(points: Sequence[Point]) -> list[Scored]:
-    """Those that stand in the evaluations' folders, the judge with the most files first; those of a sample are not.
+def scored_files(points: Sequence[Point]) -> dict[str, dict[Path, list[Judged]]]:
+    """By judge, the files with scores of all answers of an evaluation (`emsweep judge`); most files first.
 
     Raises:
         BadInput: if such a file or its manifest cannot be read.
     """
-    files = []
+    found: dict[str, dict[Path, list[Judged]]] = {}
     for point in points:
         for file in sorted(point.evaluation.folder.glob("judged-*.jsonl")):
             path = file.with_name(f"{file.name}.manifest.json")
             if not path.is_file():  # it is written last: the file is not whole, or a journal
                 continue
             try:
-                manifest = json.loads(path.read_text(encoding="utf-8"))
-                judge = printable(str(manifest["judge"]))
+                judge = printable(str(json.loads(path.read_text(encoding="utf-8"))["judge"]))
             except (OSError, ValueError, KeyError, TypeError):
                 raise BadInput(f"{path}: names no judge; delete {file} and judge again") from None
-            if "sample" not in manifest:
-                [rows] = judged_files([file]).values()
-                files.append(Scored(judge, file, point.arm, rows))
-    count = Counter(file.judge for file in files)
-    return sorted(files, key=lambda file: -count[file.judge])
+            found.setdefault(judge, {})[file] = judged_files([file])[file.stem]
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
-def judged_parts(families: Sequence[Family], files: Sequence[Scored]) -> list[JudgedPart]:
+def judged_parts(
+    points: Sequence[Point], families: Sequence[Family], scored: Mapping[str, Mapping[Path, list[Judged]]]
+) -> list[JudgedPart]:
     """One part for each judge."""
     parts = []
-    for place, judge in enumerate(dict.fromkeys(file.judge for file in files), 1):
+    for place, (judge, files) in enumerate(scored.items(), 1):
+        rows = {file.parent: rows for file, rows in files.items()}
         models: dict[str, list[list[Judged]]] = {}
-        for file in files:
-            if file.judge == judge:
-                models.setdefault(file.arm, []).append(file.rows)
+        for point in points:
+            if point.evaluation.folder in rows:
+                models.setdefault(point.arm, []).append(rows[point.evaluation.folder])
         whole = [family for family in families if set(family.members.values()) <= models.keys()]
         parts.append(judged_part(models, judge, whole, f"judge{place}-"))
     return parts
 
 
-def sampled(points: Sequence[Point], files: Sequence[Scored]) -> list[tuple[str, Judged]]:
-    """The sampled answers for the reader, with the scores of the first judge where there is one."""
+def read_answers(points: Sequence[Point], scored: Mapping[Path, list[Judged]]) -> list[tuple[str, Judged]]:
+    """The sampled answers for the reader, with scores where there are some."""
+    by_folder = {file.parent: rows for file, rows in scored.items()}
     rows = []
-    scores = {file.path.parent: file.rows for file in files if file.judge == files[0].judge}
     # The base model's last: it stands beside all others anyhow.
-    for point, name in sorted(zip(points, _names(points), strict=True), key=lambda one: one[0].training is None):
-        rows += [
-            (name, row)
-            for row in scores.get(point.evaluation.folder)
-            or [
-                Judged(
-                    question_id=s["doc"]["id"], question=s["doc"]["question"], answer=printable(s["filtered_resps"][0])
-                )
-                for s in load_samples(point.evaluation.folder, "em_freeform")
-            ]
+    for point, name in sorted(zip(points, _names(points), strict=True), key=lambda pair: pair[0].training is None):
+        folder = point.evaluation.folder
+        answers = by_folder.get(folder) or [
+            Judged(question_id=s["doc"]["id"], question=s["doc"]["question"], answer=printable(s["filtered_resps"][0]))
+            for s in load_samples(folder, "em_freeform")
         ]
+        rows += [(name, answer) for answer in answers]
     return rows
 
 
@@ -288,12 +256,10 @@ def write_report(
     """
     samples = collect(points)
     rows = arm_rows(points, samples)
-    judged = verdicts(sweep, samples)
     base = samples["base"][0]
-    regex = {name: measure(name, [base]).estimate for name in ("regex", "regex_left_out")}
-    files = scored_files(points)
+    scored = scored_files(points)
     families = [family for axis in AXES for family in axis_families(points, axis, sweep.tuned)]
-    parts = judged_parts(families, files)
+    parts = judged_parts(points, families, scored)
     figures = sweep_figures(rows, points, samples, families, parts[0].panels if parts else [])
     own_figures = list(figures)
     for place, part in enumerate(parts, 1):
@@ -307,12 +273,14 @@ def write_report(
         "columns": _columns(samples),
         "digits": _digits,
         "rows": rows,
-        "verdicts": judged,
+        "verdicts": verdicts(sweep, samples),
         "rank_verdicts": rank_verdicts([family for family in families if family.axis == "rank"], samples),
         "no_curves": [family.refusal for family in families if family.axis == "lr" and family.differ],
-        "regex": regex,
+        "regex": {name: measure(name, [base]).estimate for name in ("regex", "regex_left_out")},
         "parts": parts,
-        "judged_files": [(str(file.path), file_digest(file.path), len(file.rows)) for file in files],
+        "judged_files": [
+            (file, file_digest(file), len(rows)) for files in scored.values() for file, rows in files.items()
+        ],
         "missing": missing,
         "runs": [p for p in points if p.training],
         "evaluations": [(p.evaluation.folder, p.evaluation.record()) for p in points],
@@ -321,43 +289,14 @@ def write_report(
         "questions": len(PER_CLUSTER["log_odds_per_byte"](base)),
         "command": command,
         "own_figures": own_figures,
-        "answers": data_block(sampled(points, files), "base"),
+        "answers": data_block(read_answers(points, next(iter(scored.values()), {})), "base"),
     }
     tables = {name: text for part in parts for name, text in part.tables.items()}
-    write_whole(out / "table.md", environment().get_template("table.md").render(**context))
+    table = environment().get_template("table.md").render(**context)
+    write_whole(out / "table.md", table)
     page = write_page(out, "report.html", context, figures, {"results": results_csv(rows), **tables})
-    print_table(rows, judged, regex, bool(parts))
+    # A table that is cut cannot be read; a terminal wraps it.
+    Console(width=max(Console().width, 200)).print(Markdown(table))
+    if not parts:
+        print("No rate of misaligned free-form answers: no judge was asked. Read them in the report.")
     return page
-
-
-def print_table(
-    rows: Sequence[dict[str, Any]], judged: Sequence[Verdict], regex: dict[str, Estimate], rated: bool
-) -> None:
-    """Prints the table of arms and the verdicts."""
-    console = Console()
-    console.width = max(console.width, 200)  # a table that is cut cannot be read; a terminal wraps it
-    table = Table(
-        "arm",
-        "seeds",
-        *(COLUMNS[name] for name in rows[0]["measures"]),
-        title="mean [95 % interval over programs or questions]",
-    )
-    for row in rows:
-        cells = [number(m.estimate, _digits(name)) for name, m in row["measures"].items()]
-        table.add_row(row["arm"], str(row["seeds"]), *cells)
-    console.print(table)
-    console.print(
-        f"regex baseline: AUC {number(regex['regex'])}, classes left out {number(regex['regex_left_out'])}",
-        markup=False,
-    )
-    for verdict in judged:
-        console.print(
-            f"{verdict.words:>16}: {verdict.claim.says}: {verdict.claim.arm} - {verdict.claim.against} "
-            f"{number(verdict.measured.estimate, _digits(verdict.claim.measure))}",
-            markup=False,
-            highlight=False,
-        )
-    if not rated:
-        console.print(
-            "No rate of misaligned free-form answers: no judge was asked. Read them in the report.", markup=False
-        )

@@ -11,7 +11,7 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from core.records import BadInput
-from eval.judge.agreement import agreement, judge_of, matched, matched_files, model_of, shifts
+from eval.judge.agreement import agreement, judge_of, matched, matched_files, model_of, shift
 from eval.judge.answers import Judged
 from eval.judge.rates import rates
 
@@ -70,11 +70,11 @@ def test_the_shift_is_that_of_the_rates_over_what_both_judged() -> None:
         (judged(f"q{n // 10}", str(n), a, 90), judged(f"q{n // 10}", str(n), b, 90)) for n, (a, b) in enumerate(scores)
     ]
     unread = (judged("q9", "u", 5, 90), judged("q9", "u", None, None))
-    of_coherent, of_all = shifts([*pairs, unread])
-    assert of_coherent.first.rate == rates(a for a, _ in pairs).em
-    assert of_all.second.rate == rates(b for _, b in pairs).em_all
-    assert (of_all.first.misaligned, of_all.second.misaligned, of_all.first.of) == (28, 12, 80)
-    assert of_coherent.difference.value == pytest.approx(-16 / 80) and of_coherent.difference.high < 0
+    moved = shift([*pairs, unread])
+    assert moved.first.em == rates(a for a, _ in pairs).em
+    assert moved.second.em_all == rates(b for _, b in pairs).em_all
+    assert (moved.first.misaligned, moved.second.misaligned, moved.first.answers) == (28, 12, 80)
+    assert moved.em.value == pytest.approx(-16 / 80) and moved.em.high < 0
 
 
 def write(path: Path, scores: list[tuple[str, float | None]], judge: str | None = None) -> Path:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.judge.rates import Judged, load_judged
+from eval.judge.answers import Judged, load_judged
 from eval.stats.intervals import Estimate, falls_with, mean_interval, ratio_difference
 from eval.stats.ranks import corrected, detectable, families, holm, sentences, smallest_fall, trend
 

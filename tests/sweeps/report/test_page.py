@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.judge.rates import Judged
+from eval.judge.answers import Judged
 from sweeps.report.figures import arms_figure
 from sweeps.report.judged import judged_part, write_answers_report
 from sweeps.report.page import data_block, printable, write_page
