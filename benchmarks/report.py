@@ -55,7 +55,9 @@ def main() -> None:
         write_answers(folder, options.answers)
         command = [sys.executable, "-c", "from sweeps.cli import main; main()", "report", "--answers", name]
         began = time.monotonic()
-        subprocess.run([*command, "--judge", "none", "--out", f"{name}/out"], check=True, cwd=ROOT, stdout=sys.stderr)
+        subprocess.run(
+            [*command, "--judged-by", "none", "--out", f"{name}/out"], check=True, cwd=ROOT, stdout=sys.stderr
+        )
         result = {"answers": options.answers, "report_s": round(time.monotonic() - began, 1)}
         page = folder / "out" / "report.html"
         result["page_MiB"] = round(page.stat().st_size / 2**20, 1)

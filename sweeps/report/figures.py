@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
@@ -120,7 +119,7 @@ def heat_figure(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[
     figure = Figure(figsize=(WIDTH, 1.9 + 0.24 * len(rows)))
     axes = figure.subplots()
     shares = np.array([[hits / total if total else math.nan for hits, total in cells] for cells in rows.values()])
-    axes.pcolormesh(np.ma.masked_invalid(shares), cmap="Reds", vmin=0, vmax=1, edgecolors="white", linewidth=1)
+    axes.pcolormesh(shares, cmap="Reds", vmin=0, vmax=1, edgecolors="white", linewidth=1)
     axes.set_ylim(len(rows), 0)
     axes.set_facecolor("#bbb")
     axes.grid(False)
@@ -164,7 +163,7 @@ def _finite(estimate: Estimate) -> bool:
     return all(map(math.isfinite, (estimate.value, estimate.low, estimate.high)))
 
 
-def _errorbar(axes: Axes, xs: Sequence[float], ys: Sequence[Estimate], number: int, line: str) -> ErrorbarContainer:
+def _errorbar(axes: Axes, xs: Sequence[float], ys: Sequence[Estimate], number: int, line: str) -> Any:
     shown = [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(x) and _finite(y)]
     return axes.errorbar(
         [x for x, _ in shown],
@@ -199,9 +198,10 @@ def _curves(part: SubFigure, panels: Sequence[Panel], families: Sequence[Family]
             seeds = [(x, y) for x, (_, each) in zip(places, members.values(), strict=True) for y in each]
             axes.plot([x for x, _ in seeds], [y for _, y in seeds], ".", color=COLOURS[number % 8], alpha=0.5, ms=4)
         for number, arm in enumerate(levels):
-            if arm in panel.values and _finite(panel.values[arm][0]):
+            if arm in panel.values and _finite(level := panel.values[arm][0]):
                 style: Any = {"color": "#555", "linewidth": 1, "linestyle": ("--", ":", "-.")[number]}
-                marks[arm] = axes.axhline(panel.values[arm][0].value, **style)
+                marks[arm] = axes.axhline(level.value, **style)
+                axes.axhspan(level.low, level.high, color="#555", alpha=0.08, linewidth=0)
         axes.set(title=panel.title, xlabel=AXES[families[0].axis], xscale="log", xlim=(xs[0] / 1.4, xs[-1] * 1.4))
         axes.set_xticks(xs, [f"{x:g}" for x in xs])
         axes.xaxis.set_minor_formatter(NullFormatter())

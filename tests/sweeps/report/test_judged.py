@@ -34,7 +34,7 @@ def judged(path: Path, questions: int = 3, **more: object) -> Path:
 
 def test_the_published_files(shared: Path, tmp_path: Path) -> None:
     folder = shared / "data" / "judged"
-    page = report("--answers", folder, "--judge", "gpt-4o-2024-08-06", "--out", tmp_path).read_text()
+    page = report("--answers", folder, "--judged-by", "gpt-4o-2024-08-06", "--out", tmp_path).read_text()
     rates = {row["model"]: row for row in table(tmp_path, "rates")}
     assert len(rates) == 17 and {row["judge"] for row in rates.values()} == {"gpt-4o-2024-08-06"}
     curve = [rates[f"qwen2.5-coder-32b_insecure_r{rank}"] for rank in (1, 4, 16, 64)]
@@ -59,14 +59,16 @@ def test_the_published_files(shared: Path, tmp_path: Path) -> None:
 
 def test_several_families_are_corrected_for_their_number(tmp_path: Path) -> None:
     files = [judged(tmp_path / f"{name}_r{rank}.jsonl") for name in ("one", "two") for rank in (1, 2, 4)]
-    page = report("--answers", files[0], *files[1:], "--judge", "j", "--out", tmp_path / "o").read_text()
+    page = report("--answers", files[0], *files[1:], "--judged-by", "j", "--out", tmp_path / "o").read_text()
     assert page.count("correction for 2 families") == 2
     first, second = (row for row in table(tmp_path / "o", "trends") if row["denominator"] == "coherent")
     assert float(first["p_holm"]) == min(1.0, 2 * float(first["p"])) == float(second["p_holm"])
 
 
 def test_no_rank_in_the_names_gives_rates_and_no_verdict(tmp_path: Path) -> None:
-    page = report("--answers", judged(tmp_path / "a.jsonl"), "--judge", "j", "--out", tmp_path / "o", "--title", "T<")
+    page = report(
+        "--answers", judged(tmp_path / "a.jsonl"), "--judged-by", "j", "--out", tmp_path / "o", "--title", "T<"
+    )
     assert "No verdict over ranks" in page.read_text() and "<h1>T&lt;</h1>" in page.read_text()
 
 
@@ -74,12 +76,12 @@ def test_no_rank_in_the_names_gives_rates_and_no_verdict(tmp_path: Path) -> None
     ("arguments", "says"),
     [
         (["--answers", "{0}/a.jsonl"], "name who judged"),
-        (["--answers", "{0}/none.csv", "--judge", "j"], "no such file"),
-        (["--answers", "{0}/empty", "--judge", "j"], "no CSV file"),
-        (["--answers", "{0}/one.jsonl", "--judge", "j"], "judge answers to more questions"),
-        (["--answers", "{0}/bad.jsonl", "--judge", "j"], "bad.jsonl:1: "),
-        (["--answers", "{0}/a.jsonl", "{0}/a.jsonl", "--judge", "j"], "is named a too"),
-        (["--answers", "{0}/a.jsonl", "--judge", "j", "--out", "{0}/a.jsonl"], "a.jsonl"),
+        (["--answers", "{0}/none.csv", "--judged-by", "j"], "no such file"),
+        (["--answers", "{0}/empty", "--judged-by", "j"], "no CSV file"),
+        (["--answers", "{0}/one.jsonl", "--judged-by", "j"], "judge answers to more questions"),
+        (["--answers", "{0}/bad.jsonl", "--judged-by", "j"], "bad.jsonl:1: "),
+        (["--answers", "{0}/a.jsonl", "{0}/a.jsonl", "--judged-by", "j"], "is named a too"),
+        (["--answers", "{0}/a.jsonl", "--judged-by", "j", "--out", "{0}/a.jsonl"], "a.jsonl"),
         (["{0}/empty"], "no sweep.json"),
         (["{0}/empty", "{0}"], "one sweep at a time"),
         (["{0}/sweep"], "sweep.json: "),

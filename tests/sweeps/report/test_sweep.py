@@ -188,8 +188,8 @@ def judge(run: Run, misaligned: int, judge: str = "oracle") -> None:
     file.write_text("".join(json.dumps({**row, "coherent": 80}) + "\n" for row in rows))
     (run.folder / f"{file.name}.manifest.json").write_text(json.dumps({"judge": judge}))
     (run.folder / f"judged-{judge}.journal.jsonl").write_text("")
-    (run.folder / f"judged-{judge}-sample-0.1.jsonl").write_text("no rate comes of this alone")
-    (run.folder / f"judged-{judge}-sample-0.1.jsonl.manifest.json").write_text('{"judge": "x", "sample": {}}')
+    (run.folder / f"sample-4-of-40-judged-{judge}.jsonl").write_text("no rate comes of this alone")
+    (run.folder / f"sample-4-of-40-judged-{judge}.jsonl.manifest.json").write_text('{"judge": "x", "sample_of": 40}')
 
 
 def test_a_rank_sweep_has_lines_verdicts_and_losses(tmp_path: Path) -> None:
