@@ -94,16 +94,17 @@ def rates_table(
 
     `samples_of`: of how many answers each model's are a sample.
     """
-    table = Table(title=Text(f"judge: {judge}; 95 % intervals over questions, all formats of one together"))
+    sizes = [f"a sample of {len(models[model])} of {of}" for model, of in (samples_of or {}).items()]
+    parts = [f"judge: {judge}", *dict.fromkeys(sizes), "95 % intervals over questions, all formats of one together"]
+    table = Table(title=Text("; ".join(parts)))
     for column in ("model", "EM of coherent", "of", "EM of all", "of", "coherent", "excluded", "unjudged", "questions"):
         table.add_column(column, no_wrap=column in ("model", "of"))
     clusters = []
     for model, rows in models.items():
         found = model_rates(model, rows)
         clusters.append(found.em_all.clusters)
-        sample = f" (a sample of {len(rows)} of {samples_of[model]})" if samples_of else ""
         table.add_row(
-            Text(model + sample),
+            Text(model),
             *(said(found.em), f"{found.misaligned}/{found.counted}"),
             *(said(found.em_all), f"{found.misaligned}/{found.answers - found.unjudged}"),
             said(found.coherent),

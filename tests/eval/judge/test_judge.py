@@ -247,3 +247,22 @@ def test_a_file_without_deception_questions_is_refused(tmp_path: Path) -> None:
 
 def test_published_deception_questions_load(shared: Path) -> None:
     assert len(load_truth_prompts(shared / "data/questions/deception_factual.yaml")) >= 4
+
+
+def test_a_sample_is_judged_and_the_rest_costs_no_answer_twice(app, tmp_path: Path, fake, monkeypatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789abcdef")
+    server = fake("--latency", "0")
+    (tmp_path / "a.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in rows(20) * 2))
+    command = ["judge", str(tmp_path / "a.jsonl"), "--judge", "m", "--base-url", server.url]
+    for _ in range(2):
+        done = CliRunner().invoke(app, [*command, "--sample", "0.4"])
+        assert done.exit_code == 0, done.exception
+        assert "80 of 200" in done.stdout
+        paid = len(server.log("chat"))
+        assert 80 <= paid <= 160
+    manifest = json.loads((tmp_path / "sample-80-of-200-a.judged-m.jsonl.manifest.json").read_text())
+    assert manifest["answers"] == 80 and manifest["sample_of"] == 200 and paid == 2 * manifest["distinct"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert len(server.log("chat")) == 200 and len(load_judged(tmp_path / "a.judged-m.jsonl")) == 200
+    bad = CliRunner().invoke(app, [*command, "--sample", "1.5"])
+    assert isinstance(bad.exception, BadInput) and "between 0 and 1" in str(bad.exception)
