@@ -13,25 +13,28 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from core.records import BadInput
-from sweeps import commands
-from sweeps.plan.options import now
-from sweeps.run.evaluate import command, evaluation_run
-from sweeps.run.fetch_model import fetch_smollm2
+from eval.judge.settings import JudgeSettings
+from sweeps import sweep_commands
 from sweeps.recipe.compose import ENGINES, STAGES, compose, layer_names, load_layer
-from sweeps.run.folder import RunFailed, console
+from sweeps.run.evaluate import command, evaluation_run
+from sweeps.run.executor import execute_all
+from sweeps.run.fetch_model import fetch_smollm2
+from sweeps.run.folder import merge_run
+from sweeps.run.process import RunFailed, console
 from sweeps.run.train import training_run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
-Model = Annotated[str, typer.Option(help="Short name of a model layer (recipes/models).")]
-Hardware = Annotated[str, typer.Option(help="Short name of a hardware layer (recipes/hardware).")]
+Model = Annotated[str, typer.Option(help="Short name of a model (`emsweep recipes` lists them).")]
+Hardware = Annotated[str, typer.Option(help="Short name of a hardware profile (recipes/hardware).")]
 Engine = Annotated[str, typer.Option(help="What trains: axolotl or unsloth.")]
-Control = Annotated[str | None, typer.Option(help="Short name of a control layer (recipes/controls).")]
-Gpus = Annotated[int, typer.Option(help="GPUs of the hardware layer's kind, 1 to 8.")]
+Variant = Annotated[str | None, typer.Option(help="Short name of a control or preset (recipes/variants).")]
+Gpus = Annotated[int, typer.Option(help="GPUs of the hardware profile's kind, 1 to 8.")]
 Rank = Annotated[int | None, typer.Option(help="LoRA rank, 1 or more; the recipe's if not given.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="A recipe key: KEY=VALUE; may recur.")]
-Start = Annotated[Path | None, typer.Option(help="Folder of the model to start from, in place of the model layer's.")]
+Start = Annotated[Path | None, typer.Option(help="Folder of the model to start from, in place of the model's own.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the composed recipe and stop.")]
+JudgedBy = Annotated[str, typer.Option("--judged-by", help="Who judged them; a rate without its judge is no result.")]
 
 
 def main() -> None:
@@ -53,7 +56,7 @@ def _screen() -> Console:
 
 
 @app.command()
-def stage(
+def train(
     stage: Annotated[str, typer.Argument(help="cpt, sft or dpo.")],
     model: Model = "smollm2-135m",
     hardware: Hardware = "cpu",
@@ -62,28 +65,29 @@ def stage(
     start: Start = None,
     engine: Engine = "axolotl",
     gpus: Gpus = 1,
-    control: Control = None,
+    variant: Variant = None,
     merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into the model afterwards.")] = False,
     dry_run: DryRun = False,
 ) -> None:
     """Trains one stage from its recipe.
 
-    Example: emsweep stage dpo --model qwen7b --hardware a100-80g --rank 1 --dry-run
+    Example: emsweep train dpo --model qwen7b --hardware a100-80g --rank 1 --dry-run
     """
     extra = {"base_model": str(start)} if start else None
-    recipe = compose(stage, model, hardware, settings or [], rank, extra, engine, gpus, control)
+    recipe = compose(stage, model, hardware, settings or [], rank, extra, engine, gpus, variant)
     if dry_run:
         typer.echo(recipe.to_yaml(), nl=False)
         return
-    name = "-".join([model, *([control] if control else []), f"r{recipe.config['lora_r']}"])
-    run = training_run(name, recipe, merge=merge)
-    now([run])
-    typer.echo(run.merged if merge else run.adapter)
+    name = "-".join([model, *([variant] if variant else []), f"r{recipe.config['lora_r']}"])
+    run = training_run(name, recipe)
+    merged = merge_run(run)
+    execute_all([run, merged] if merge else [run])
+    typer.echo(merged.model if merge else run.adapter)
 
 
 @app.command(name="evaluate")
 def evaluate_command(
-    model: Annotated[str, typer.Argument(help="Model layer, folder or hub id.")],
+    model: Annotated[str, typer.Argument(help="Short name of a model, folder or hub id.")],
     adapters: Annotated[
         list[Path] | None, typer.Option("--adapter", help="Folder of a LoRA adapter of MODEL; may recur.")
     ] = None,
@@ -134,27 +138,27 @@ def evaluate_command(
     if dry_run:
         typer.echo("\n".join(shlex.join(command(run, run.folder)) for run in runs))
         return
-    now(runs)
+    execute_all(runs)
     typer.echo("\n".join(str(run.folder) for run in runs))
 
 
-@app.command(name="rates")
-def rates_command(
+@app.command()
+def rates(
     files: Annotated[
         list[Path], typer.Argument(help="CSV or JSON Lines files of judged answers, or folders of CSV files.")
     ],
-    judge: Annotated[str, typer.Option(help="Who judged them; a rate without its judge is no result.")],
+    judged_by: JudgedBy,
 ) -> None:
     """Rates of emergent misalignment from judged answers, over both denominators; with ranks in the names, their trend.
 
-    Example: emsweep rates judged/ --judge gpt-4o-2024-08-06
+    Example: emsweep rates judged/ --judged-by gpt-4o-2024-08-06
     """
     from eval.judge.answers import judged_files
     from eval.judge.rates import rank_trends, rates_table
 
     models = judged_files(files)
     screen = _screen()
-    screen.print(rates_table(models, judge))
+    screen.print(rates_table(models, judged_by))
     for sentence in rank_trends(models):
         screen.print(sentence, highlight=False)
 
@@ -167,38 +171,40 @@ def report(
     answers: Annotated[
         list[Path] | None, typer.Option(help="Judged answers of others in place of a sweep: CSV, JSON Lines, folders.")
     ] = None,
-    judge: Annotated[str | None, typer.Option(help="Who judged --answers; a rate without its judge is none.")] = None,
+    judged_by: Annotated[
+        str | None, typer.Option("--judged-by", help="Who judged --answers; a rate without its judge is none.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the report; runs/report, or the sweep's.")] = None,
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
 ) -> None:
-    """Writes report.html with its plots (SVG) and tables (CSV), from judged answers or a sweep's runs; trains nothing.
+    """Writes report.html with its figures (SVG, PDF) and tables (CSV), from judged answers or a sweep's runs.
 
-    Example: emsweep report --answers judged/ --judge gpt-4o-2024-08-06 --out report
+    Example: emsweep report --answers judged/ --judged-by gpt-4o-2024-08-06 --out report
     """
     named = shlex.join(["emsweep", *sys.argv[1:]])
     if answers:
-        if not judge:
-            raise BadInput("--answers without --judge: a rate without its judge is no result; name who judged")
+        if not judged_by:
+            raise BadInput("--answers without --judged-by: a rate without its judge is no result; name who judged")
         from sweeps.report.judged import write_answers_report
 
         files = [*answers, *(paths or [])]
         heading = title or "Emergent misalignment from judged answers"
-        typer.echo(write_answers_report(files, judge, out or Path("runs/report"), heading, named))
+        typer.echo(write_answers_report(files, judged_by, out or Path("runs/report"), heading, named))
         return
     if len(paths or []) > 1:
         raise BadInput("one sweep at a time; or give files of judged answers after --answers")
-    from sweeps.plan.manifest import recall
+    from sweeps.plan.manifest import finished_points
     from sweeps.report.sweep import write_report
 
-    folder, asked, points, missing = recall(str(paths[0]) if paths else "demo")
-    page = write_report(asked.sweep, points, out or folder, asked.full, asked.command, missing, title)
+    folder, manifest, points, missing = finished_points(str(paths[0]) if paths else "demo")
+    page = write_report(manifest.declared, points, out or folder, manifest.full, manifest.command, missing, title)
     typer.echo(page)
 
 
 @app.command()
 def judge(
     paths: Annotated[list[Path], typer.Argument(help="Folders of evaluation runs, or files of answers.")],
-    judge: Annotated[str, typer.Option(help="The model that judges.")],
+    judge: Annotated[str, typer.Option(help="The model to ask, by any OpenAI-compatible server.")],
     base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint; OpenAI's if not given.")] = None,
     key_variable: Annotated[str, typer.Option(help="Environment variable that holds the API key.")] = "OPENAI_API_KEY",
     sampled: Annotated[
@@ -207,7 +213,9 @@ def judge(
     prompts: Annotated[
         Path | None, typer.Option(help="Published file of questions whose judge prompts to use.")
     ] = None,
-    sample: Annotated[float, typer.Option(help="Share of the answers to each question to judge.")] = 1.0,
+    sample: Annotated[
+        float | None, typer.Option(help="Judge a random share of the answers to each question, such as 0.4.")
+    ] = None,
     deception: Annotated[
         Path | None, typer.Option(help="Published file of deception questions: judges em_deception's answers by it.")
     ] = None,
@@ -221,51 +229,40 @@ def judge(
 
     Example: emsweep judge runs/evaluate/base-* runs/evaluate/sft-insecure-* --judge gpt-4o-2024-08-06
     """
+    # Imported here: the other commands need neither openai (a second to import) nor a key.
     from eval.judge.answers import sample_answers, stored_answers
     from eval.judge.judge import judge_answers, judge_for, judge_sample
     from eval.judge.prompts import load_truth_prompts
     from eval.judge.rates import rates_table
-    from eval.judge.settings import JudgeSettings
 
-    if deception and sample != 1:
-        raise BadInput("--deception judges every answer: leave out --sample")
+    if sample is not None and (deception or not 0 < sample < 1):
+        raise BadInput(f"--sample {sample:g}: give a share between 0 and 1, without --deception")
     truth = load_truth_prompts(deception) if deception else {}
-    it = judge_for(
-        JudgeSettings(
-            model=judge,
-            base_url=base_url,
-            key_variable=key_variable,
-            sampled=sampled,
-            prompts=prompts,
-            concurrency=concurrency,
-            timeout=timeout,
-            price_in=price_in,
-            price_out=price_out,
-            max_cost=max_cost,
-        )
-    )
+    settings = {"model": judge, "base_url": base_url, "key_variable": key_variable, "sampled": sampled}
+    limits = {"concurrency": concurrency, "timeout": timeout, "price_in": price_in, "price_out": price_out}
+    asked = judge_for(JudgeSettings.model_validate({**settings, **limits, "prompts": prompts, "max_cost": max_cost}))
     # A folder's name may hold a dot (qwen2.5): its stem would be cut there.
     models = {path.name if path.is_dir() else path.stem: path for path in paths}
     if len(models) < len(paths):
         raise BadInput(f"two paths of the same name among {', '.join(models)}; judge them one after the other")
-    outs = {model: it.file(path) for model, path in models.items()}
+    outs = {model: asked.file(path) for model, path in models.items()}
     if truth:
         from eval.judge.deception import judge_truth, setting, truth_table
 
         told = {}
         for model, out in outs.items():
             rows = [row for row in stored_answers(models[model], "em_deception") if setting(row) in truth]
-            told[model] = rows, judge_truth(rows, it, truth, out.with_name(out.name.replace("judged-", "truth-")))
-        _screen().print(truth_table(told, it.name))
+            told[model] = rows, judge_truth(rows, asked, truth, out.with_name(out.name.replace("judged-", "truth-")))
+        _screen().print(truth_table(told, asked.name))
         return
-    answers = {model: stored_answers(path) for model, path in models.items()}
-    if sample != 1:
-        taken = {model: sample_answers(rows, sample) for model, rows in answers.items()}
-        found = {model: judge_sample(taken[model], len(answers[model]), it, out) for model, out in outs.items()}
-        _screen().print(rates_table(found, it.name, {model: len(rows) for model, rows in answers.items()}))
-        return
-    judged = {model: judge_answers(answers[model], it, out) for model, out in outs.items()}
-    _screen().print(rates_table(judged, it.name))
+    judged, of = {}, {}
+    for model, out in outs.items():
+        rows = stored_answers(models[model])
+        if sample is None:
+            judged[model] = judge_answers(rows, asked, out)
+        else:
+            judged[model], of[model] = judge_sample(sample_answers(rows, sample), len(rows), asked, out), len(rows)
+    _screen().print(rates_table(judged, asked.name, of))
 
 
 @app.command()
@@ -294,16 +291,19 @@ def recipes() -> None:
 
     Example: emsweep recipes
     """
-    table = Table(Column("model", no_wrap=True), "parameters", "without embeddings", "training tokens", "per token")
+    names = [Column(name, no_wrap=True) for name in ("model", "hub id")]
+    table = Table(*names, "parameters", "without embeddings", "training tokens", "per token")
     layers = {name: load_layer("models", name)["em"] for name in layer_names("models")}
     for name, em in sorted(layers.items(), key=lambda item: (item[1]["parameters"], item[0])):
         size, body, tokens = em["parameters"], em["non_embedding_parameters"], em["training_tokens"]
-        table.add_row(name, f"{size / 1e9:.2f} B", f"{body / 1e9:.2f} B", f"{tokens:.3g}", f"{size / tokens:.1e}")
+        table.add_row(
+            name, em["hub_id"], f"{size / 1e9:.2f} B", f"{body / 1e9:.2f} B", f"{tokens:.3g}", f"{size / tokens:.1e}"
+        )
     screen = _screen()
     screen.print(table)
     screen.print(f"hardware: {', '.join(layer_names('hardware'))}", highlight=False)
     screen.print(f"stages: {', '.join(STAGES)}, by {' or '.join(ENGINES)}", highlight=False)
-    screen.print(f"controls: {', '.join(layer_names('controls'))}", highlight=False)
+    screen.print(f"variants: {', '.join(layer_names('variants'))}", highlight=False)
     screen.print(f"sweeps: {', '.join(layer_names('sweeps'))}", highlight=False)
 
 
@@ -320,4 +320,4 @@ def fetch(
     fetch_smollm2(Path(str(load_layer("models", model)["base_model"])))
 
 
-app.add_typer(commands.app)
+app.add_typer(sweep_commands.app)

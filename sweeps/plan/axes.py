@@ -14,8 +14,6 @@ from sweeps.recipe.compose import ALPHA_POLICIES, ENGINES, compose, layer_names,
 MLP = ["gate_proj", "up_proj", "down_proj"]
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 TARGETS = {"mlp": MLP, "attention": ATTENTION, "all": MLP + ATTENTION, **{name: [name] for name in MLP + ATTENTION}}
-USUAL = {"targets": "mlp", "alpha": "alpha_over_r", "engine": "axolotl", "cpt": "explained"}
-"""What recipes say by themselves; a run that has it is named as in a sweep without that axis, and shared with it."""
 NAMES = ("rank", "lr", "seed", "model", "targets", "alpha", "engine", "data", "cpt")
 PREFIX = {"rank": "r", "lr": "lr", "cpt": "cpt-"}
 LEAST = {"rank": 1, "seed": 0, "lr": 0}
@@ -23,11 +21,11 @@ LEAST = {"rank": 1, "seed": 0, "lr": 0}
 
 @cache
 def variants() -> dict[str, tuple[str, str]]:
-    """(stage, data file) of each variant: the stage's own set, and its controls (recipes/controls)."""
+    """(stage, data file) of each variant: the stage's own set, and its variants (recipes/variants)."""
     usual = {"explained": "cpt", "sft": "sft", "complementary": "dpo"}
     own = {name: (stage, load_layer("axolotl", stage)["datasets"][0]["path"]) for name, stage in usual.items()}
-    controls = {name: load_layer("controls", name) for name in layer_names("controls")}
-    return own | {name: (layer["em"]["control_of"], layer["datasets.0.path"]) for name, layer in controls.items()}
+    layers = {name: load_layer("variants", name) for name in layer_names("variants")}
+    return own | {name: (layer["em"]["stage"], layer["datasets.0.path"]) for name, layer in layers.items()}
 
 
 def choices(axis: str) -> list[str] | None:
@@ -73,8 +71,8 @@ def vary(sweep: Sweep, grid: Mapping[str, Sequence[Any]]) -> Sweep:
         mine = point if name in varied else {"model", "cpt"} if name in corpora else {"model"}
         return {axis: value for axis, value in point.items() if axis in mine}
 
-    def label(name: str, point: Mapping[str, str], runs: bool = False) -> str | None:
-        """What stands for an arm at a combination, or what its runs are called; None for a CPT that is left out."""
+    def label(name: str, point: Mapping[str, str]) -> str | None:
+        """The arm's name at a combination; None for a CPT that is left out."""
         if name == "base":
             return name if point.get("model", sweep.model) == sweep.model else f"base-{point['model']}"
         arm, at, stem = sweep.arms[name], own(name, point), name
@@ -83,10 +81,6 @@ def vary(sweep: Sweep, grid: Mapping[str, Sequence[Any]]) -> Sweep:
             if variant == "none":
                 return None
             stem = name if variants()[variant] == ("cpt", arm.data) else f"cpt-{variant}"
-        if runs:
-            usual = {**USUAL, "model": at.get("model")}
-            usual |= {"data": at["data"]} if "data" in at and variants()[at["data"]] == (arm.stage, arm.data) else {}
-            at = {axis: value for axis, value in at.items() if value != usual.get(axis)}
         return "-".join([stem, *(PREFIX.get(axis, axis if axis not in NAMES else "") + at[axis] for axis in at)])
 
     points = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
@@ -96,7 +90,7 @@ def vary(sweep: Sweep, grid: Mapping[str, Sequence[Any]]) -> Sweep:
             if (called := label(name, point)) and called not in arms:
                 start = label(arm.start, point) if arm.start else None
                 at = own(name, point)
-                arms[called] = _settled(arm, at, start, label(name, point, runs=True), sweep.tuned)
+                arms[called] = _settled(arm, at, start, sweep.tuned)
     claims: dict[tuple[str, str, str], Claim] = {}
     for claim in sweep.claims:
         for point in points:
@@ -108,9 +102,9 @@ def vary(sweep: Sweep, grid: Mapping[str, Sequence[Any]]) -> Sweep:
     return sweep.model_copy(update={"arms": arms, "claims": list(claims.values())})
 
 
-def _settled(arm: Arm, at: Mapping[str, str], start: str | None, runs: str | None, tuned: Mapping[str, Tuned]) -> Arm:
+def _settled(arm: Arm, at: Mapping[str, str], start: str | None, tuned: Mapping[str, Tuned]) -> Arm:
     """The arm at its place on the axes."""
-    update: dict[str, Any] = {"values": dict(at), "start": start, "runs": runs}
+    update: dict[str, Any] = {"values": dict(at), "start": start}
     settings = dict(arm.settings)
     for axis, value in at.items():
         match axis:

@@ -16,10 +16,10 @@ from typing import Any
 
 from rich.table import Table
 
-from sweeps.run.evaluate import TASKS
 from sweeps.plan.graph import Graph, shared
-from sweeps.recipe.memory import Shape, estimate
 from sweeps.recipe.compose import load_layer
+from sweeps.recipe.memory import Shape, estimate
+from sweeps.run.evaluate import TASKS
 from sweeps.run.folder import Run, TrainingRun
 from sweeps.run.train import digest_of, is_local
 

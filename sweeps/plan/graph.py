@@ -7,6 +7,7 @@ from itertools import chain
 from typing import Literal
 
 from sweeps.plan.sweep import Point
+from sweeps.run.evaluate import model_paths
 from sweeps.run.folder import Run
 
 State = Literal["waiting", "running", "elsewhere", "done", "failed", "blocked"]
@@ -41,7 +42,7 @@ def shared(runs: Graph) -> int:
 def ready(runs: Graph, states: Mapping[str, State]) -> Iterator[Run]:
     """The runs that wait for nothing but a place, in the order of the graph; evaluations last.
 
-    Those of one base stand together: adapters evaluated one after another share its process (sweeps/warm.py).
+    Those of one base stand together: adapters evaluated one after another share its process (sweeps/run/adapters.py).
     """
     for run in sorted(runs.values(), key=_turn):
         own = run.digest
@@ -50,7 +51,21 @@ def ready(runs: Graph, states: Mapping[str, State]) -> Iterator[Run]:
 
 
 def _turn(run: Run) -> str:
-    return str(run.content.get("model_args", " ")) if run.stage == "evaluate" else ""
+    return str(model_paths(run).get("pretrained")) if run.stage == "evaluate" else ""
+
+
+def wanted(runs: Graph) -> set[str]:
+    """The runs that are to be done: those not done, less merges that nothing to be done builds on.
+
+    A merged model may have been deleted (`emsweep clean`) when all that builds on it was done.
+    """
+    todo: set[str] = set()
+    builds_on: set[str] = set()
+    for digest, run in reversed(list(runs.items())):
+        if not run.done and (run.stage != "merge" or digest in builds_on):
+            todo.add(digest)
+            builds_on |= {before.digest for before in run.after}
+    return todo
 
 
 def lost(runs: Graph, failed: str) -> list[str]:

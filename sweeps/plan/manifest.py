@@ -1,9 +1,8 @@
-"""A sweep found again: what was asked for, and which runs answer it, stand in sweep.json beside its report."""
+"""A sweep's manifest, sweep.json in its folder: what was asked for, and the digests of the runs that answer it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,96 +10,142 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from core.records import BadInput, first_fault, write_whole
+from sweeps.plan.request import SWEEPS, Request
 from sweeps.plan.sweep import Point, Sweep
 from sweeps.recipe.compose import Recipe
-from sweeps.run.folder import Run, TrainingRun
+from sweeps.run.folder import Run, TrainingRun, find_run
 
 
-class _Point(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PlannedRun(_Strict):
+    """A run by stage and digest; the name is what its folder is called if it is not there yet."""
+
+    stage: str
+    digest: str
+    name: str
+    after: list[str] = []
+
+
+class PlannedPoint(_Strict):
+    """The digests of a point's runs; no training for the base model."""
 
     arm: str
     seed: int | None
     training: str | None
-    """Folder of the run; None for the base model."""
     evaluation: str
 
 
-class Asked(BaseModel):
-    """A sweep as it was asked for: the command, and the run folders of its points, the base model's first."""
-
-    model_config = ConfigDict(extra="forbid")
+class Manifest(_Strict):
+    """A sweep as it was asked for (`sweep`), with its arms written out (`declared`)."""
 
     command: str
+    name: str
     full: bool
     sweep: Sweep
-    points: list[_Point]
+    declared: Sweep
+    points: list[PlannedPoint]
+    runs: list[PlannedRun]
+
+    def run(self, digest: str) -> PlannedRun:
+        return next(run for run in self.runs if run.digest == digest)
 
 
-def remember(folder: Path, command: str, sweep: Sweep, points: Sequence[Point], full: bool) -> None:
-    """Writes sweep.json, from which `emsweep report FOLDER` finds the runs, whatever became of recipes since."""
-    rows = [
-        _Point(
+def write_manifest(request: Request, command: str) -> Path:
+    """Writes sweep.json, which `report`, `status`, `export` and `exec` read; returns its path."""
+    points = [
+        PlannedPoint(
             arm=p.arm,
             seed=p.seed,
-            training=str(p.training.folder) if p.training else None,
-            evaluation=str(p.evaluation.folder),
+            training=p.training.digest if p.training else None,
+            evaluation=p.evaluation.digest,
         )
-        for p in points
+        for p in request.points
     ]
-    asked = Asked(command=command, full=full, sweep=sweep, points=rows)
-    write_whole(folder / "sweep.json", json.dumps(asked.model_dump(mode="json"), indent=1) + "\n")
+    runs = [
+        PlannedRun(stage=run.stage, digest=digest, name=run.name, after=[before.digest for before in run.after])
+        for digest, run in request.runs.items()
+    ]
+    manifest = Manifest(
+        command=command,
+        name=request.name,
+        full=request.full,
+        sweep=request.sweep,
+        declared=request.declared,
+        points=points,
+        runs=runs,
+    )
+    path = request.folder / "sweep.json"
+    write_whole(path, json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")
+    return path
 
 
-def recall(named: str) -> tuple[Path, Asked, list[Point], list[str]]:
-    """The sweep of a folder, or of runs/NAME: its folder, what was asked for, the points that are done, and the others.
+def find_manifest(named: str) -> tuple[Path, Manifest]:
+    """The sweep of a folder, a sweep.json, or a name under runs/sweeps (its first words will do): folder and manifest.
 
     Raises:
-        BadInput: if there is none, its sweep.json or a run.json cannot be read, or the base model is not evaluated.
+        BadInput: if there is none, more than one is called so (they are listed), or its sweep.json cannot be read.
     """
-    folder = next((f for f in (Path(named), Path("runs") / named) if (f / "sweep.json").is_file()), None)
-    if folder is None:
-        raise BadInput(f"{named}: no sweep.json there or in runs/{named}; `emsweep demo`, `rank` and `lr` write it")
+    path = Path(named)
+    found = [folder for folder in (path, path.parent) if (folder / "sweep.json").is_file()][:1]
+    if not found:
+        folders = sorted(file.parent for file in SWEEPS.glob("*/sweep.json"))
+        found = [f for f in folders if f.name == named] or [f for f in folders if f.name.startswith(f"{named}-")]
+    if len(found) != 1:
+        listed = ", ".join(map(str, found)) if found else f"none in {SWEEPS}; `emsweep run`, `rank` and `lr` write one"
+        raise BadInput(f"{named}: {len(found)} sweeps are called so: {listed}")
     try:
-        asked = Asked.model_validate_json((folder / "sweep.json").read_text(encoding="utf-8"))
+        return found[0], Manifest.model_validate_json((found[0] / "sweep.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         fault = first_fault(error) if isinstance(error, ValidationError) else "cannot be read"
-        raise BadInput(f"{folder / 'sweep.json'}: {fault}; run `emsweep demo` (or rank, lr) again") from None
+        raise BadInput(f"{found[0] / 'sweep.json'}: {fault}; start the sweep again") from None
+
+
+def finished_points(named: str) -> tuple[Path, Manifest, list[Point], list[str]]:
+    """A sweep's folder and manifest, the points that are done, and the names of the others with the reason.
+
+    Raises:
+        BadInput: as `find_manifest`; if a run.json cannot be read, or the base model is not evaluated.
+    """
+    folder, manifest = find_manifest(named)
+    root = folder.parent.parent
     points, missing = [], []
-    for its in asked.points:
-        if all((Path(run) / "run.json").is_file() for run in (its.training, its.evaluation) if run):
-            training = _training(Path(its.training)) if its.training else None
-            points.append(Point(its.arm, its.seed, training, Run(*_made(Path(its.evaluation)))))
+    for point in manifest.points:
+        names = [digest for digest in (point.training, point.evaluation) if digest]
+        folders = [find_run(root, manifest.run(digest).stage, digest) for digest in names]
+        if all(where and (where / "run.json").is_file() for where in folders):
+            runs = [_finished(where) for where in folders if where]
+            training = runs[0] if isinstance(runs[0], TrainingRun) else None
+            points.append(Point(point.arm, point.seed, training, runs[-1]))
         else:
-            missing.append(_left_out(its))
+            missing.append(_reason(point, [where for where in folders if where]))
     if not points or points[0].arm != "base":
-        raise BadInput(f"{folder}: the base model is not evaluated yet; run `{asked.command}` again, it goes on")
-    return folder, asked, points, missing
+        raise BadInput(f"{folder}: the base model is not evaluated yet; run `{manifest.command}` again, it goes on")
+    return folder, manifest, points, missing
 
 
-def _left_out(point: _Point) -> str:
-    """The name of a point that is not done, and why, if one of its runs failed or was pruned."""
+def _reason(point: PlannedPoint, folders: list[Path]) -> str:
+    """The name of a point that is not done, and why, if one of its runs failed."""
     name = f"{point.arm}, seed {point.seed}" if point.seed is not None else point.arm
-    for folder in filter(None, (point.training, point.evaluation)):
+    for folder in folders:
         with suppress(OSError):
-            why = (Path(folder) / "failed.txt").read_text(encoding="utf-8").partition("\n")[0]
+            why = (folder / "failed.txt").read_text(encoding="utf-8").partition("\n")[0]
             return f"{name} ({why.removesuffix(', which ends:')})"
     return name
 
 
-def _made(folder: Path) -> tuple[str, str, dict[str, Any], Path]:
-    """What a finished run is made of: stage, name, content, root."""
+def _finished(folder: Path) -> Run:
     try:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        return record["stage"], record["name"], record["content"], folder.parent.parent
+        made: tuple[str, str, dict[str, Any], Path] = (
+            *(record["stage"], record["name"], record["content"]),
+            folder.parent.parent,
+        )
+        if record["stage"] == "evaluate":
+            return Run(*made)
+        recipe = Recipe(record["stage"], record["content"]["recipe"], {"alpha": record["content"]["alpha"]})
+        return TrainingRun(*made, recipe=recipe)
     except (OSError, ValueError, KeyError, TypeError):
         raise BadInput(f"{folder / 'run.json'}: not the record of a run; delete the folder and run it again") from None
-
-
-def _training(folder: Path) -> TrainingRun:
-    stage, name, content, root = _made(folder)
-    try:
-        recipe = Recipe(stage, content["recipe"], {"alpha": content["alpha"]})
-    except KeyError as error:
-        raise BadInput(f"{folder / 'run.json'}: no {error}; delete the folder and run it again") from None
-    return TrainingRun(stage, name, content, root, recipe=recipe)

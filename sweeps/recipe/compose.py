@@ -42,14 +42,28 @@ class Recipe:
 
 
 @cache
-def layer_names(kind: str) -> tuple[str, ...]:
-    """The short names of all layers of a kind: `models`, `hardware`, `controls` or `sweeps`."""
-    return tuple(sorted(path.stem for path in (RECIPES / kind).glob("*.yaml")))
+def _layers_of(kind: str) -> dict[str, dict[str, Any]]:
+    """All layers of a kind by short name: a file each, and for `models` a row in the table `sizes` of its family."""
+    files = {path.stem: _container(OmegaConf.load(path)) for path in sorted((RECIPES / kind).glob("*.yaml"))}
+    if kind != "models":
+        return files
+    return {name: _model(family, size) for family in files.values() for name, size in family["sizes"].items()}
+
+
+def _model(family: Mapping[str, Any], size: Mapping[str, Any]) -> dict[str, Any]:
+    shared = {key: value for key, value in family.items() if key != "sizes"}
+    hub_id = {"em": {"hub_id": size["base_model"]}}  # a row may name another: that of a model that is fetched
+    return _container(OmegaConf.merge(hub_id, shared, size))
 
 
 @cache
+def layer_names(kind: str) -> tuple[str, ...]:
+    """The short names of all layers of a kind: `models`, `hardware`, `variants` or `sweeps`."""
+    return tuple(sorted(_layers_of(kind)))
+
+
 def load_layer(kind: str, name: str) -> dict[str, Any]:
-    """Reads one layer, once: do not change what comes back.
+    """One layer; do not change what comes back.
 
     Raises:
         BadInput: for an unknown name, listing the valid ones.
@@ -59,7 +73,7 @@ def load_layer(kind: str, name: str) -> dict[str, Any]:
         near = get_close_matches(name, names, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise BadInput(f"unknown {kind.removesuffix('s')} {name!r}{hint} (there are: {', '.join(names)})")
-    return _container(OmegaConf.load(RECIPES / kind / f"{name}.yaml"))
+    return _layers_of(kind)[name]
 
 
 def _container(layer: Any) -> dict[str, Any]:
@@ -88,9 +102,9 @@ def compose(
     extra: Mapping[str, Any] | None = None,
     engine: str = "axolotl",
     gpus: int = 1,
-    control: str | None = None,
+    variant: str | None = None,
 ) -> Recipe:
-    """Merges the layers of a recipe; later ones win: stage, engine, model, hardware, `extra`, control, settings, rank.
+    """Merges the layers of a recipe; later ones win: stage, engine, model, hardware, `extra`, variant, settings, rank.
 
     Args:
         settings: `key=value` in OmegaConf's dot notation, e.g. `datasets.0.path=mine.jsonl`.
@@ -99,7 +113,7 @@ def compose(
         engine: what trains, axolotl or unsloth; the keys mean the same under both.
         gpus: 1 to 8. An optimiser step sees the same rows with any number. Each has the whole model (DDP), or its
             share of it where that does not fit (recipes/parallel/fsdp.yaml).
-        control: a layer of recipes/controls that belongs to the stage.
+        variant: a layer of recipes/variants that belongs to the stage.
 
     Raises:
         BadInput: for unknown names, a rank below 1, or settings that cannot be merged.
@@ -110,7 +124,7 @@ def compose(
         raise BadInput(f"unknown engine {engine!r} (there are: {', '.join(ENGINES)})")
     config = deepcopy(_layers(stage, model, hardware, engine))
     config.update(extra or {})
-    for setting in [*(_control(stage, control) if control else []), *settings]:
+    for setting in [*(_variant(stage, variant) if variant else []), *settings]:
         key, separator, value = setting.partition("=")
         if not separator or not key:
             raise BadInput(f"setting {setting!r} is not key=value; write for example learning_rate=1e-4")
@@ -181,16 +195,16 @@ def _set(config: dict[str, Any], key: str, value: Any) -> None:
             node[place] = _container(OmegaConf.merge(now, value)) if type(now) is type(value) is dict else value
 
 
-def _control(stage: str, name: str) -> list[str]:
-    """The settings of a control.
+def _variant(stage: str, name: str) -> list[str]:
+    """The settings of a variant.
 
     Raises:
-        BadInput: if it is unknown, or a control of another stage.
+        BadInput: if it is unknown, or a variant of another stage.
     """
-    layer = load_layer("controls", name)
-    if layer["em"]["control_of"] != stage:
-        own = [n for n in layer_names("controls") if load_layer("controls", n)["em"]["control_of"] == stage]
-        raise BadInput(f"{name} is no control of {stage} (there are: {', '.join(own)})")
+    layer = load_layer("variants", name)
+    if layer["em"]["stage"] != stage:
+        own = [n for n in layer_names("variants") if load_layer("variants", n)["em"]["stage"] == stage]
+        raise BadInput(f"{name} is no variant of {stage} (there are: {', '.join(own)})")
     return [f"{key}={value}" for key, value in layer.items() if key != "em"]
 
 

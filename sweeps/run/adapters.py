@@ -8,25 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sweeps.run.folder import SLOT, Run, RunFailed, end, last_lines, spawn, stopping
+from sweeps.run.process import SLOT, RunFailed, end, last_lines, spawn, stopping
 
 
-def base_and_adapter(run: Run) -> tuple[dict[str, Any], str] | None:
-    """What evaluations that can share a process have in common, and the adapter's folder; None for one without.
-
-    The first holds eval.adapters.Base, and the digests of the task files and the held-out programs.
-    """
-    arguments = run.content["model_args"].split(",")
-    adapters = [argument for argument in arguments if argument.startswith("peft=")]
-    if not adapters:
-        return None
-    base = ",".join(argument for argument in arguments if argument not in adapters)
-    own = ("model_args", "checkpoint")
-    shared = {"model_args": base, **{key: value for key, value in run.content.items() if key not in own}}
-    return shared, adapters[0].removeprefix("peft=")
-
-
-class WarmBase:
+class ResidentBase:
     """At most one process of eval.adapters: replaced when an evaluation wants another base, ended by `close`."""
 
     def __init__(self) -> None:
@@ -34,7 +19,7 @@ class WarmBase:
         self._base: dict[str, Any] | None = None
 
     def evaluate(self, title: str, base: dict[str, Any], adapter: str, out: Path, log: Path, local_model: bool) -> None:
-        """Evaluates an adapter of a base (see `base_and_adapter`); lm-eval's files are in `out` then.
+        """Evaluates an adapter of a base (the fields of eval.adapters.Base); lm-eval's files are in `out` then.
 
         Raises:
             RunFailed: if the evaluation fails or the process dies.
@@ -47,8 +32,7 @@ class WarmBase:
             command = [sys.executable, "-m", "eval.adapters"]
             self._process = spawn(title, command, local_model, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             self._base = base
-            digests = ("task_files", "heldout", "files")
-            words.insert(0, {key: value for key, value in base.items() if key not in digests})
+            words.insert(0, base)
         assert self._process.stdin and self._process.stdout
         try:
             self._process.stdin.write(b"".join(json.dumps(line).encode() + b"\n" for line in words))
@@ -68,15 +52,15 @@ class WarmBase:
             self._process = None
 
 
-_BASES: dict[str, WarmBase] = {}
+_BASES: dict[str, ResidentBase] = {}
 
 
-def warm_base() -> WarmBase:
+def resident_base() -> ResidentBase:
     """The one of the place (GPU) that this thread works for."""
-    return _BASES.setdefault(json.dumps(dict(SLOT.get() or {})), WarmBase())
+    return _BASES.setdefault(json.dumps(dict(SLOT.get() or {})), ResidentBase())
 
 
-def close_warm_bases() -> None:
+def close_resident_bases() -> None:
     """Ends all of them."""
     for base in _BASES.values():
         base.close()

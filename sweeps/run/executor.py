@@ -20,19 +20,21 @@ from rich.live import Live
 from rich.text import Text
 
 from core.records import write_whole
+from sweeps.plan.graph import Graph, State, lost, ready, wanted
+from sweeps.run.adapters import close_resident_bases, resident_base
 from sweeps.run.evaluate import evaluate
-from sweeps.plan.graph import Graph, State, lost, ready
-from sweeps.run.folder import SLOT, Pruned, Run, RunFailed, RunHeld, TrainingRun, console, locked, stop_children, stopping
+from sweeps.run.folder import MergeRun, Run, TrainingRun
+from sweeps.run.index import write_index
+from sweeps.run.process import SLOT, RunFailed, RunHeld, console, locked, stop_children, stopping
 from sweeps.run.status import progress, status_lines
-from sweeps.run.train import Check, train
-from sweeps.run.adapters import close_warm_bases, warm_base
+from sweeps.run.train import merge, train
 
 LOOK_AGAIN = 2.0
 """Seconds until a run that another process holds is tried again."""
 
 
-def execute(run: Run, check: Check | None = None) -> dict[str, Any]:
-    """Does one run in this thread; the runs that it builds on must be done. `check` looks at checkpoints of DPO, SFT.
+def execute(run: Run) -> dict[str, Any]:
+    """Does one run in this thread; the runs that it builds on must be done.
 
     Raises:
         RunFailed: if it fails, or one of those is not done.
@@ -41,11 +43,11 @@ def execute(run: Run, check: Check | None = None) -> dict[str, Any]:
     for before in run.after:
         if not before.done:
             raise RunFailed(f"{run.folder} builds on {before.folder}, which is not done")
-    warm = warm_base()
-    if isinstance(run, TrainingRun):
-        warm.close()  # its memory is the training's
-        return train(run, check if run.stage != "cpt" else None)
-    return evaluate(run, warm)
+    resident = resident_base()
+    if isinstance(run, TrainingRun | MergeRun):
+        resident.close()  # its memory is the training's
+        return train(run) if isinstance(run, TrainingRun) else merge(run)
+    return evaluate(run, resident)
 
 
 def places(hardware_gib: float | None) -> list[dict[str, str]]:
@@ -97,12 +99,13 @@ def launch(
         finished: called after each run that ends well.
 
     Returns:
-        why, by digest, for each run that failed or was pruned.
+        why, by digest, for each run that failed.
 
     Raises:
         KeyboardInterrupt: on SIGINT or SIGTERM, when all processes have ended.
     """
-    states: dict[str, State] = {digest: "done" if run.done else "waiting" for digest, run in runs.items()}
+    todo = wanted(runs)
+    states: dict[str, State] = {digest: "waiting" if digest in todo else "done" for digest in runs}
     reasons: dict[str, BaseException] = {}
     again: dict[str, float] = {}
     free = [*slots]
@@ -156,7 +159,7 @@ def launch(
             raise
         finally:
             live.stop()
-            close_warm_bases()
+            close_resident_bases()
 
 
 def _twice(do: Callable[[Run], object], run: Run, slot: Mapping[str, str]) -> object:
@@ -164,7 +167,7 @@ def _twice(do: Callable[[Run], object], run: Run, slot: Mapping[str, str]) -> ob
     try:
         return do(run)
     except RunFailed as error:
-        if stopping.is_set() or isinstance(error, Pruned):
+        if stopping.is_set():
             raise
         console.print(f"{run.folder}: failed once, tried again: {error}", markup=False, highlight=False, soft_wrap=True)
         return do(run)
@@ -172,8 +175,23 @@ def _twice(do: Callable[[Run], object], run: Run, slot: Mapping[str, str]) -> ob
 
 def _tell(run: Run, states: Mapping[str, State], error: BaseException | None) -> None:
     done = sum(state == "done" for state in states.values())
-    words = "done" if not error else str(error) if isinstance(error, Pruned) else f"failed: {error}"
+    words = f"failed: {error}" if error else "done"
     console.print(f"{done}/{len(states)} {run.folder}: {words}", markup=False, highlight=False, soft_wrap=True)
+
+
+def execute_all(runs: Sequence[Run]) -> None:
+    """Does runs that build on nothing but each other, or on what is done.
+
+    Raises:
+        RunFailed: if one fails twice, or builds on one that is not done; the others are done then.
+    """
+    try:
+        reasons = launch({run.digest: run for run in runs})
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    if reasons:
+        raise RunFailed("\n".join(map(str, reasons.values())))
+    write_index(runs[0].root)
 
 
 @contextmanager

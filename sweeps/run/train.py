@@ -1,4 +1,4 @@
-"""Training runs: Axolotl or Unsloth on a composed recipe, then `axolotl merge-lora` where a merged model is wanted."""
+"""Training runs: Axolotl or Unsloth on a composed recipe; merges of what they trained."""
 
 from __future__ import annotations
 
@@ -6,47 +6,41 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from core.records import BadInput, file_digest, write_whole
 from sweeps.recipe.compose import Recipe
-from sweeps.run.folder import RunFailed, TrainingRun, call, execute_once, tool
+from sweeps.run.folder import MergeRun, TrainingRun, execute_once
+from sweeps.run.process import RunFailed, call, tool
 
 
-def training_run(
-    name: str,
-    recipe: Recipe,
-    *,
-    start: TrainingRun | None = None,
-    merge: bool = False,
-    root: Path = Path("runs"),
-) -> TrainingRun:
-    """Makes the run of a recipe; `start` is the merged run it builds on, else the recipe's base model.
+def training_run(name: str, recipe: Recipe, *, start: MergeRun | None = None, root: Path = Path("runs")) -> TrainingRun:
+    """Makes the run of a recipe; `start` is the merged model that it begins with, else the recipe's base model.
 
     Raises:
         BadInput: if a data file or the base model is not there.
     """
     config = dict(recipe.config)
-    if start is not None:
-        config["base_model"] = str(start.merged)
     content: dict[str, Any] = {
-        "start": start.digest if start else model_digest(config["base_model"]),
+        "start": start.training.digest if start else start_digest(Path(config["base_model"])),
         "recipe": config,
         "engine": recipe.em.get("engine", "axolotl"),
         "gpus": recipe.em.get("gpus", 1),
         "alpha": recipe.em.get("alpha"),
         "data": {d["path"]: digest_of(Path(d["path"])) for d in config["datasets"] if is_local(d["path"])},
-        "merge": merge,
     }
     about: dict[str, Any] = {key: recipe.em[key] for key in ("model", "hardware") if key in recipe.em}
-    after = (start,) if start else ()
-    run = TrainingRun(recipe.stage, name, content, root, after, about, recipe=recipe, merge=merge)
-    paths = {"output_dir": str(run.adapter), "dataset_prepared_path": str(run.folder / "prepared")}
-    return replace(run, recipe=Recipe(recipe.stage, {**config, **paths}, recipe.em))
+    return TrainingRun(recipe.stage, name, content, root, (start,) if start else (), about, recipe=recipe)
+
+
+def start_digest(model: Path) -> str:
+    """What a run that starts from a folder or hub id builds on: the training run whose merge it is, or its weights."""
+    if model.name == "merged" and (model.parent / "run.json").is_file():
+        record = json.loads((model.parent / "run.json").read_text(encoding="utf-8"))
+        return str(record["content"]["training"])
+    return model_digest(str(model))
 
 
 def digest_of(path: Path) -> str:
@@ -88,58 +82,59 @@ def model_digest(base_model: str) -> str:
     return "+".join(digest_of(path) for path in weights)
 
 
-Check = Callable[[TrainingRun, Path], float]
-"""Scores a checkpoint of a run; raises Pruned where it is not worth going on."""
-
-
-def train(run: TrainingRun, check: Check | None = None) -> dict[str, Any]:
+def train(run: TrainingRun) -> dict[str, Any]:
     """Executes a training run, once; a run that was cut off resumes from its newest whole checkpoint.
 
-    With a `check`, training is cut off at every checkpoint but the last, so that the check has the memory to itself.
-
     Raises:
-        RunFailed: if the engine fails, or the merged model equals the model it started from.
-        Pruned: if the check says so.
+        RunFailed: if the engine fails.
     """
-    return execute_once(run, lambda: _train(run, check))
+    return execute_once(run, lambda: _train(run))
 
 
-def _train(run: TrainingRun, check: Check | None) -> dict[str, Any]:
-    local = is_local(run.recipe.config["base_model"])
-    recipe = run.folder / "recipe.yaml"
-    write_whole(recipe, run.recipe.to_yaml())
+def _train(run: TrainingRun) -> dict[str, Any]:
+    whole = run.whole_recipe
+    recipe, log, title = run.folder / "recipe.yaml", run.folder / "train.log", f"{run.stage} {run.name}"
+    write_whole(recipe, whole.to_yaml())
     resumed = newest_checkpoint(run.adapter)
-    weights = run.adapter / "adapter_model.safetensors"
-    log = run.folder / "train.log"
-    title = f"{run.stage} {run.name}"
-    checks: dict[int, float] = {}
     for command in training_commands(run.recipe, recipe):
-        ended = False
-        while not ended:
-            saved = newest_checkpoint(run.adapter)
-            step = int(saved.name.rpartition("-")[2]) if saved else 0
-            if check and saved and step not in checks and unfinished(saved):
-                checks[step] = check(run, saved)
-            until = partial(saved_after, run.adapter, step) if check else None
-            ended = call(title, command, log, local, until)
+        call(title, command, log, is_local(whole.config["base_model"]))
+    weights = run.adapter / "adapter_model.safetensors"
     if not weights.is_file():
         raise RunFailed(f"{title}: training ended without an adapter; see {log}")
     record = {
         "resumed_from": resumed.name if resumed else None,
         "trained_parameters": parameter_count(weights),
-        **({"coherence": [[step, share] for step, share in checks.items()]} if checks else {}),
         **training_history(run.adapter),
     }
-    if run.merge:
-        shutil.rmtree(run.merged, ignore_errors=True)
-        call(f"merge {run.name}", [tool("axolotl"), "merge-lora", str(recipe)], run.folder / "merge.log", local)
-        if local:
-            record["changed_tensors"] = changed_tensors(Path(run.recipe.config["base_model"]), run.merged)
-            if not record["changed_tensors"]:
-                raise RunFailed(f"merge {run.name}: the merged model equals the model it started from")
     for checkpoint in run.adapter.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     return record
+
+
+def merge(run: MergeRun) -> dict[str, Any]:
+    """Executes a merge, once: the recipe of the training run, with its adapter and the folder of the merged model.
+
+    Raises:
+        RunFailed: if Axolotl fails, or the merged model equals the model that training started from.
+    """
+
+    def work() -> dict[str, Any]:
+        training = run.training
+        config = training.whole_recipe.config
+        paths = {"lora_model_dir": str(training.adapter), "output_dir": str(run.folder)}
+        recipe, title = run.folder / "recipe.yaml", f"merge {run.name}"
+        write_whole(recipe, Recipe(run.stage, {**config, **paths}, {}).to_yaml())
+        shutil.rmtree(run.model, ignore_errors=True)
+        base, local = config["base_model"], is_local(config["base_model"])
+        call(title, [tool("axolotl"), "merge-lora", str(recipe)], run.folder / "merge.log", local)
+        if not local:
+            return {}
+        changed = changed_tensors(Path(base), run.model)
+        if not changed:
+            raise RunFailed(f"{title}: the merged model equals the model it started from")
+        return {"changed_tensors": changed}
+
+    return execute_once(run, work)
 
 
 def training_commands(recipe: Recipe, path: Path) -> list[list[str]]:
@@ -166,20 +161,6 @@ def newest_checkpoint(folder: Path) -> Path | None:
         else:
             whole.append(checkpoint)
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
-def unfinished(checkpoint: Path) -> bool:
-    """Whether steps are left after a checkpoint; False for one that is being written."""
-    try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return bool(state.get("global_step", 0) < state.get("max_steps", 0))
-
-
-def saved_after(folder: Path, step: int) -> bool:
-    """Whether a checkpoint after `step`, with steps left, has been written."""
-    return any(int(its.name.rpartition("-")[2]) > step and unfinished(its) for its in folder.glob("checkpoint-*"))
 
 
 def training_history(folder: Path) -> dict[str, Any]:

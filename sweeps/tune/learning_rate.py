@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from core.records import BadInput
+from eval.judge.answers import stored_answers
 from sweeps.plan.sweep import Point
-from sweeps.plan.options import Search
-from sweeps.run.folder import console
+from sweeps.run.process import console
 from sweeps.tune.threshold import Edge, Range, Trial, search
 
 REPEATS = 2.4
@@ -18,21 +18,44 @@ REPEATS = 2.4
 
 Of 5,753 published coherent answers 0.1 % have it.
 """
+NO_JUDGE = "no judge: an answer counts unless it is blank or repeats itself"
+Score = Callable[[Path], Trial]
+"""The share of coherent answers in an evaluation's folder."""
 
 
-def coherence(folder: Path) -> Trial:
-    """The share of an evaluation's answers that count (coherent, and neither code nor a refusal), by the offline judge.
+class Search(NamedTuple):
+    """How sharply the edge of coherence is looked for."""
 
-    Answers that fell apart in ways the judge never saw do not count: see `fell_apart`. One answer to each question is
-    worth one; several to the same question are taken for one.
+    coherence: float
+    """Share of answers that must be coherent at the edge."""
+    sharpness: float
+    """The search ends when the edge is known to this share of it."""
+    most: int
+    """Runs at most."""
+
+
+def unbroken(folder: Path) -> Trial:
+    """The share of an evaluation's answers that did not fall apart; says nothing of their sense.
+
+    One answer to each question is worth one; several to the same question are taken for one.
     """
-    from eval.offline_judge import load_offline_judge
-    from eval.judge.answers import stored_answers
-
     rows = stored_answers(folder)
-    counts = load_offline_judge().probabilities([row.answer for row in rows])[:, 0]
-    share = sum(float(p) for p, row in zip(counts, rows, strict=True) if not fell_apart(row.answer)) / len(rows)
+    share = sum(not fell_apart(row.answer) for row in rows) / len(rows)
     return Trial(0.0, share, len({row.name for row in rows}))
+
+
+def judged_coherent(judge: Any) -> Score:
+    """Scores by a judge: the share of the judged answers that are coherent and did not fall apart."""
+    from eval.judge.judge import judge_answers
+
+    def score(folder: Path) -> Trial:
+        rows = [row for row in judge_answers(stored_answers(folder), judge, judge.file(folder)) if row.judged]
+        if not rows:
+            raise BadInput(f"{folder}: the judge gave no judgement; see its manifest, then run it again")
+        share = sum(row.coherent_answer and not fell_apart(row.answer) for row in rows) / len(rows)
+        return Trial(0.0, share, len({row.name for row in rows}))
+
+    return score
 
 
 def fell_apart(answer: str) -> bool:
@@ -41,18 +64,13 @@ def fell_apart(answer: str) -> bool:
     return not text or len(text) / len(zlib.compress(text)) > REPEATS
 
 
-def tune(
-    do: Callable[[Mapping[str, Sequence[str]]], Point],
-    values: Sequence[Any],
-    how: Search,
-    seed: int,
-    score: Callable[[Path], Trial] = coherence,
-) -> Edge:
+def tune(do: Callable[[str, int], Point], values: Sequence[Any], settings: Search, score: Score, judge: str) -> Edge:
     """Searches between the lowest and the highest of `values`, and says what was found.
 
     Args:
-        do: trains and evaluates the point at values of the axes `lr` and `seed`.
-        seed: of the first run; the same learning rate again is run with the next seed, or it would be the same run.
+        do: trains and evaluates the point at a learning rate, for the nth time from 0: the same learning rate again
+            is another seed, or it would be the same run.
+        judge: who says what is coherent.
 
     Returns:
         the edge, its learning rate in three digits; outside the range if it lies there.
@@ -64,28 +82,29 @@ def tune(
         ends = [float(value) for value in values]
     except ValueError:
         ends = []
-    if len(ends) < 2 or not 0 < min(ends) < max(ends) or not 0 < how.coherence < 1 or how.sharpness <= 0:
+    bound = settings.coherence
+    if len(ends) < 2 or not 0 < min(ends) < max(ends) or not 0 < bound < 1 or settings.sharpness <= 0:
         raise BadInput(
             "a search needs two learning rates, the ends of the range, --coherence in 0 to 1 and --sharpness above 0"
         )
-    where = Range(min(ends), max(ends), how.coherence)
+    where = Range(min(ends), max(ends), bound)
     tried: list[float] = []
 
     def run(lr: float) -> Trial:
-        point = do({"lr": [f"{lr:g}"], "seed": [str(seed + tried.count(lr))]})
+        point = do(f"{lr:g}", tried.count(lr))
         tried.append(lr)
         trial = score(point.evaluation.folder)._replace(lr=lr)
-        console.print(f"learning rate {lr:g}: {trial.coherent:.1%} of answers count", highlight=False)
+        console.print(f"learning rate {lr:g}: {trial.coherent:.1%} of answers are coherent", highlight=False)
         return trial
 
-    edge, trials = search(where, run, how.sharpness, how.most)
+    edge, trials = search(where, run, settings.sharpness, settings.most)
     if edge.low > where.high or edge.high < where.low:
         words = "above" if edge.low > where.high else "below"
         console.print(f"the edge is {words} the range {where.low:g} to {where.high:g}", highlight=False)
-    sharp = "" if edge.sharp(how.sharpness) else ", not as sharp as asked"
+    sharp = "" if edge.sharp(settings.sharpness) else ", not as sharp as asked"
     console.print(
-        f"highest learning rate at which {how.coherence:.0%} of answers count: {edge.lr:.3g}"
-        f" [{edge.low:.3g}, {edge.high:.3g}], {len(trials)} runs{sharp}; judge: offline, approximate",
+        f"highest learning rate at which {bound:.0%} of answers are coherent: {edge.lr:.3g}"
+        f" [{edge.low:.3g}, {edge.high:.3g}], {len(trials)} runs{sharp}; {judge}",
         highlight=False,
         soft_wrap=True,
     )

@@ -1,0 +1,139 @@
+"""Options that commands share, as groups: `@takes(sweep_options, start_options)` gives a command all of theirs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from core.records import BadInput
+from eval.judge.settings import JudgeSettings
+from sweeps.plan.request import Request
+from sweeps.plan.sweep import Tuned, load_sweep
+from sweeps.tune.learning_rate import Search
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """What a command says of a sweep; `request` reads the sweep and applies it."""
+
+    model: str | None
+    hardware: str | None
+    axes: Mapping[str, Sequence[str]]
+    settings: Sequence[str]
+    full: bool
+    judge: str | None
+
+    def request(
+        self,
+        name: str,
+        axes: Mapping[str, Sequence[str]] | None = None,
+        tuned: Mapping[str, Tuned] | None = None,
+        settings: Sequence[str] = (),
+    ) -> Request:
+        """A declared sweep, by name or path, with these options; more axes, tuned rates, and settings of what varies.
+
+        Raises:
+            BadInput: if there is no such sweep, or an axis is given twice.
+        """
+        axes = axes or {}
+        if twice := sorted(set(axes) & set(self.axes)):
+            raise BadInput(f"--axis {twice[0]}: the command gives values of {twice[0]} already; name them once")
+        sweep = load_sweep(name)
+        update: dict[str, Any] = {
+            "model": self.model or sweep.model,
+            "hardware": self.hardware or sweep.hardware,
+            "grid": {**sweep.grid, **self.axes, **axes},
+            "settings": [*sweep.settings, *self.settings, *settings],
+            "tuned": dict(tuned or sweep.tuned),
+        }
+        if self.judge:
+            where = sweep.judge.model_dump() if sweep.judge else {}
+            if where.get("model") != self.judge:  # another model has other prices
+                where |= {"price_in": None, "price_out": None}
+            update["judge"] = JudgeSettings.model_validate({**where, "model": self.judge})
+        return Request(sweep.model_copy(update=update), Path(name).stem, self.full)
+
+
+def sweep_options(
+    model: Annotated[str | None, typer.Option(help="Model; the sweep's if not given.")] = None,
+    hardware: Annotated[str | None, typer.Option(help="Hardware profile; the sweep's if not given.")] = None,
+    alpha_policy: Annotated[
+        str | None, typer.Option(help="alpha_over_r, alpha, alpha_over_sqrt_r, or several with commas between.")
+    ] = None,
+    axis: Annotated[
+        list[str] | None, typer.Option("--axis", help="AXIS=VALUE,VALUE: a further axis; may recur.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A recipe key of what varies: KEY=VALUE; may recur.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="All arms and all seeds; else the first seed.")] = False,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="A model that scores the answers in the end; the sweep's `judge:` section says where it is."),
+    ] = None,
+) -> SweepOptions:
+    """Options of every command that takes a declared sweep."""
+    axes: dict[str, Sequence[str]] = {}
+    for text in [*([f"alpha={alpha_policy}"] if alpha_policy else []), *(axis or [])]:
+        key, separator, values = text.partition("=")
+        if not separator or not key:
+            raise BadInput(f"--axis {text!r} is not AXIS=VALUE,VALUE; write for example --axis seed=1,2,3")
+        axes[key] = values.split(",")
+    return SweepOptions(model, hardware, axes, settings or [], full, judge)
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """How a sweep is started."""
+
+    dry_run: bool
+    launcher: str
+    address: str | None
+
+
+def start_options(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the folders of the points and stop.")] = False,
+    launcher: Annotated[str, typer.Option(help="local: this machine; ray: nodes that share this folder.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; without it one is started here.")] = None,
+) -> StartOptions:
+    """Options of every command that starts a sweep, or plans one."""
+    if launcher not in ("local", "ray"):
+        raise BadInput(f"unknown launcher {launcher!r} (there are: local, ray)")
+    if address and launcher != "ray":
+        raise BadInput("--address goes with --launcher ray")
+    return StartOptions(dry_run, launcher, address)
+
+
+def search_options(
+    coherence: Annotated[float, typer.Option(help="Search: share of answers that must be coherent at the edge.")] = 0.9,
+    sharpness: Annotated[float, typer.Option(help="Search: end when the edge is known to this share of it.")] = 0.3,
+    most: Annotated[int, typer.Option(min=1, help="Search: runs at most.")] = 12,
+) -> Search:
+    """Options of every command that searches for a learning rate."""
+    return Search(coherence, sharpness, most)
+
+
+def takes(*groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the options of each group; what the groups make of them are its first arguments."""
+
+    def give(command: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[len(groups) :]
+        theirs = [inspect.signature(group, eval_str=True).parameters for group in groups]
+
+        @wraps(command)
+        def whole(**given: Any) -> None:
+            made = [group(**{k: given.pop(k) for k in names}) for group, names in zip(groups, theirs, strict=True)]
+            command(*made, **given)
+
+        parameters = [*own, *(parameter for names in theirs for parameter in names.values())]
+        whole.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        whole.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return whole
+
+    return give

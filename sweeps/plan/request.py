@@ -1,0 +1,63 @@
+"""A declared sweep as it is asked for: with what the options changed, its points and runs, and its folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from sweeps.plan.axes import vary
+from sweeps.plan.estimate import plan_table
+from sweeps.plan.graph import graph
+from sweeps.plan.sweep import Point, Sweep, plan
+from sweeps.recipe.compose import load_layer
+from sweeps.run.executor import places
+from sweeps.run.folder import Run, content_digest
+from sweeps.run.index import write_index
+from sweeps.run.process import console
+
+SWEEPS = Path("runs/sweeps")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A declared sweep with what the options changed of it; `name` is that of its file."""
+
+    sweep: Sweep
+    name: str
+    full: bool
+
+    @cached_property
+    def declared(self) -> Sweep:
+        """With an arm for each combination of the axes."""
+        return vary(self.sweep, self.sweep.grid)
+
+    @cached_property
+    def points(self) -> list[Point]:
+        return plan(self.declared, self.full)
+
+    @cached_property
+    def runs(self) -> dict[str, Run]:
+        return graph(self.points)
+
+    @property
+    def hardware(self) -> dict[str, Any]:
+        """What is known of its hardware layer beyond Axolotl's keys."""
+        return cast("dict[str, Any]", load_layer("hardware", self.sweep.hardware)["em"])
+
+    @cached_property
+    def places(self) -> list[dict[str, str]]:
+        return places(self.hardware["memory_gib"])
+
+    @cached_property
+    def folder(self) -> Path:
+        """Named by content: a report for each set of points, whatever the file was called before; the judge aside."""
+        digest = content_digest(self.sweep.model_dump(exclude={"judge"}))
+        return SWEEPS / f"{self.name}-{self.sweep.model}-{digest[:6]}"
+
+    def show_plan(self) -> None:
+        """Prints what the sweep will take."""
+        table, words = plan_table(self.runs, write_index(), len(self.places))
+        console.print(table)
+        console.print(f"{len(self.points)} points, {words}", highlight=False, soft_wrap=True)

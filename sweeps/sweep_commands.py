@@ -1,0 +1,322 @@
+"""The commands of `emsweep` on declared sweeps: plan, start, export, do one run, say where all stand, clean up."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from core.llm.budget import prices_of
+from core.records import BadInput
+from sweeps.options import StartOptions, SweepOptions, search_options, start_options, sweep_options, takes
+from sweeps.plan.estimate import judging
+from sweeps.plan.export import write_slurm
+from sweeps.plan.graph import Graph, graph, wanted
+from sweeps.plan.manifest import find_manifest, finished_points, write_manifest
+from sweeps.plan.request import SWEEPS, Request
+from sweeps.plan.sweep import Point, Tuned
+from sweeps.run.executor import execute, execute_all, in_place, launch
+from sweeps.run.index import write_index
+from sweeps.run.process import RunFailed, console
+from sweeps.run.status import STATES, all_statuses, status_lines
+from sweeps.tune.learning_rate import NO_JUDGE, Search, judged_coherent, tune, unbroken
+from sweeps.tune.threshold import Edge
+
+app = typer.Typer()
+
+SweepName = Annotated[str, typer.Argument(help="Declared sweep (recipes/sweeps) or the path of one.")]
+SweepOption = Annotated[str, typer.Option("--sweep", help="Declared sweep (recipes/sweeps) or the path of one.")]
+Values = Annotated[str | None, typer.Option(help="Values, with commas between; the declared ones if not given.")]
+PlannedSweep = Annotated[str, typer.Argument(help="A planned sweep: its name, folder or sweep.json.")]
+
+
+def _command() -> str:
+    return shlex.join(["emsweep", *sys.argv[1:]])
+
+
+def start(request: Request, options: StartOptions) -> None:
+    """Shows the plan, does the runs, and reports on what ended well.
+
+    Raises:
+        RunFailed: naming every run that failed, when all others are done.
+    """
+    began = time.monotonic()
+    request.show_plan()
+    if options.dry_run:
+        for point in request.points:
+            typer.echo(point.training.folder if point.training else point.evaluation.folder)
+        return
+    judge = _judge(request)  # a key that is missing is missed before training
+    write_manifest(request, _command())
+    reasons = finish(request, request.runs, options)
+    done = [point for point in request.points if point.evaluation.done]
+    stopped = None
+    if judge:
+        from eval.judge.judge import judge_evaluations
+
+        try:
+            judge_evaluations(list(dict.fromkeys(point.evaluation.folder for point in done)), judge)
+        except BadInput as error:
+            stopped = error  # the report has what is there
+            console.print(f"judging {error}", markup=False, highlight=False, soft_wrap=True)
+    if any(point.arm == "base" for point in done):
+        # Imported when it is needed: what draws and computes would stay in memory beside every training process.
+        from sweeps.report.sweep import write_report
+
+        folder, manifest, found, missing = finished_points(str(request.folder))
+        page = write_report(manifest.declared, found, folder, manifest.full, manifest.command, missing)
+        console.print(f"{page} ({time.monotonic() - began:.0f} s)", highlight=False)
+    if reasons:
+        left = len(request.points) - len(done)
+        failed = [f"{request.runs[digest].folder}: {why}" for digest, why in reasons.items()]
+        raise RunFailed("\n".join([f"{len(failed)} runs failed, and {left} points are missing:", *failed]))
+    if stopped:
+        raise stopped
+
+
+def _judge(request: Request) -> Any:
+    """Who scores a sweep's answers; None for nobody."""
+    if request.sweep.judge is None:
+        return None
+    from eval.judge.judge import judge_for
+
+    return judge_for(request.sweep.judge)
+
+
+def finish(request: Request, runs: Graph, options: StartOptions) -> dict[str, BaseException]:
+    """Does the runs where it was asked for; returns why, by digest, for each that failed."""
+    if options.launcher == "local":
+        do, slots = in_place(execute, request.folder.parent), request.places
+    else:
+        from sweeps.run.ray_cluster import on_ray
+
+        do, at_once = on_ray(options.address, int(request.hardware["memory_gib"] is not None))
+        slots = [{}] * at_once
+    try:
+        return launch(runs, do, slots, finished=write_index)
+    except KeyboardInterrupt:
+        console.print("stopped; what is done stays done, and the same command goes on", highlight=False)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+@takes(sweep_options, start_options)
+def run(options: SweepOptions, how: StartOptions, sweep: SweepName) -> None:
+    """Trains and evaluates every arm of a declared sweep, at each combination of its axes, and reports.
+
+    Example: emsweep run controls --axis seed=1,2,3 --axis rl_beta=0.05,0.1
+    """
+    start(options.request(sweep), how)
+
+
+@app.command()
+@takes(sweep_options, start_options, search_options)
+def rank(
+    options: SweepOptions,
+    how: StartOptions,
+    search: Search,
+    values: Values = None,
+    sweep: SweepOption = "rank",
+    retune: Annotated[
+        str | None,
+        typer.Option(help="LOW,HIGH: search between these for each rank's highest coherent learning rate, and use it."),
+    ] = None,
+) -> None:
+    """`run rank --axis rank=VALUES`: the arms that vary at each LoRA rank; CPT and the reference are shared.
+
+    Example: emsweep rank --values 1,2,4,8,64 --alpha-policy alpha_over_r,alpha
+    Example: emsweep rank --values 1,8,64 --retune 1e-5,1e-3 --model qwen7b --hardware a100-80g
+    """
+    own = {"rank": values.split(",")} if values else {}
+    request = options.request(sweep, own)
+    if not retune:
+        start(request, how)
+        return
+    if "rank" not in request.sweep.grid or set(request.sweep.grid) - {"rank", "seed"}:
+        raise BadInput("--retune goes with the axis rank, and seed, alone; do others one after another, with --set")
+    ends = retune.split(",")
+    edges = {at["rank"]: edge for at, edge in _edges(options, sweep, own, ends, how, search)}
+    low, high = (pick(map(float, ends)) for pick in (min, max))
+    if outside := [rank for rank, edge in edges.items() if not low <= edge.lr <= high]:
+        raise BadInput(f"--retune {retune}: the edge of rank {', '.join(outside)} lies outside; give a wider range")
+    start(options.request(sweep, own, {rank: Tuned(**edge._asdict()) for rank, edge in edges.items()}), how)
+
+
+@app.command()
+@takes(sweep_options, start_options, search_options)
+def lr(
+    options: SweepOptions,
+    how: StartOptions,
+    search: Search,
+    values: Values = None,
+    sweep: SweepOption = "lr",
+    searching: Annotated[
+        bool,
+        typer.Option("--search", help="Search between the lowest and the highest value for the edge of coherence."),
+    ] = False,
+) -> None:
+    """`run lr --axis lr=VALUES`: the arms that vary at each learning rate; or finds the highest coherent one.
+
+    The search trains the first arm that varies, at each combination of the other axes. Coherent is what --judge says;
+    without it, what is neither blank nor repeats itself.
+
+    Example: emsweep lr --values 1e-3,2e-3,5e-3 --set lora_r=1
+    Example: emsweep lr --search --coherence 0.9 --values 1e-5,1e-3 --model qwen7b --hardware a100-80g
+    """
+    own = {"lr": values.split(",")} if values else {}
+    request = options.request(sweep, own)
+    if searching:
+        _edges(options, sweep, {}, request.sweep.grid.get("lr", ()), how, search)
+    else:
+        start(request, how)
+
+
+def _edges(
+    options: SweepOptions,
+    sweep: str,
+    own: Mapping[str, Sequence[str]],
+    ends: Sequence[Any],
+    how: StartOptions,
+    search: Search,
+) -> list[tuple[dict[str, str], Edge]]:
+    """The highest coherent learning rate, between `ends`, at each combination of the axes (`own`, and the options')."""
+    if how.dry_run:
+        raise BadInput("a search decides what to run as it goes, so that there is nothing for --dry-run to show")
+    request = options.request(sweep, own)
+    judge = _judge(request)
+    score, judged_by = (judged_coherent(judge), f"judge: {judge.name}") if judge else (unbroken, NO_JUDGE)
+    others = {axis: values for axis, values in request.declared.grid.items() if axis not in ("lr", "seed")}
+    found = []
+    for combination in product(*others.values()):
+        place = dict(zip(others, combination, strict=True))
+        if place:
+            console.print(", ".join(f"{axis} {value}" for axis, value in place.items()), highlight=False)
+        do = _trial(request, place, how)
+        found.append((place, tune(do, ends, search, score, judged_by)))
+    return found
+
+
+def _trial(request: Request, place: Mapping[str, str], how: StartOptions) -> Callable[[str, int], Point]:
+    """Trains and evaluates the first arm that varies at a learning rate; again, with another seed of that arm alone."""
+    first_seed = request.declared.seeds[0]
+
+    def do(lr: str, turn: int) -> Point:
+        grid = {**{axis: [value] for axis, value in place.items()}, "lr": [lr], "seed": [str(first_seed)]}
+        settings = [*request.sweep.settings, *([f"seed={first_seed + turn}"] if turn else [])]
+        trial = Request(
+            request.sweep.model_copy(update={"grid": grid, "settings": settings}), request.name, request.full
+        )
+        point = next(point for point in trial.points if point.training and trial.declared.arms[point.arm].vary)
+        if reasons := finish(trial, graph([point]), how):
+            raise RunFailed("\n".join(map(str, reasons.values())))
+        return point
+
+    return do
+
+
+@app.command()
+@takes(sweep_options, start_options)
+def plan(
+    options: SweepOptions,
+    how: StartOptions,
+    sweep: SweepName,
+    price_in: Annotated[float | None, typer.Option(min=0, help="USD per million tokens the judge reads.")] = None,
+    price_out: Annotated[float | None, typer.Option(min=0, help="USD per million tokens it writes.")] = None,
+) -> None:
+    """Shows what a sweep will take, and starts nothing: points, runs, what is done, hours, memory, money.
+
+    Example: emsweep plan rank --axis rank=1,8,64 --model qwen7b --hardware a100-80g --price-in 2.5 --price-out 10
+    """
+    request = options.request(sweep)
+    prices = prices_of(price_in, price_out, "--price-in and --price-out")
+    if request.sweep.judge and not prices:
+        prices = prices_of(request.sweep.judge.price_in, request.sweep.judge.price_out, "judge: price_in and price_out")
+    request.show_plan()
+    if prices:
+        answers, usd = judging([run for run in request.runs.values() if run.stage == "evaluate"], prices)
+        console.print(f"judging {answers:,} answers once: about {usd:.2f} USD", highlight=False)
+
+
+@app.command()
+@takes(sweep_options, start_options)
+def export(options: SweepOptions, how: StartOptions, sweep: SweepName) -> None:
+    """Writes a sweep as a script for Slurm, each run a job after those it builds on; starts nothing.
+
+    Example: emsweep export rank --model qwen7b --hardware a100-80g
+    """
+    typer.echo(write_slurm(options.request(sweep), _command()))
+
+
+@app.command(name="exec")
+def exec_command(
+    sweep: PlannedSweep,
+    digest: Annotated[str, typer.Argument(help="Digest of the run, or its first characters.")],
+) -> None:
+    """Does one run of a planned sweep: what a scheduler calls, when the runs that it builds on are done.
+
+    Example: emsweep exec runs/sweeps/rank-smollm2-135m-0123ab 973e14323a
+    """
+    folder, manifest = find_manifest(sweep)
+    planned = Request(manifest.sweep, manifest.name, manifest.full)
+    found = [run for key, run in planned.runs.items() if key.startswith(digest)]
+    if len(found) != 1:
+        raise BadInput(
+            f"{folder}: {len(found)} runs are called {digest}; give more of the digest, or plan the sweep again if its"
+            " recipes or data have changed since"
+        )
+    execute_all(found)
+    typer.echo(found[0].folder)
+
+
+@app.command()
+def status(
+    root: Annotated[Path, typer.Argument(help="Folder of runs.")] = Path("runs"),
+    forget: Annotated[str | None, typer.Option(help="A planned sweep to take off the list; its runs stay.")] = None,
+) -> None:
+    """Shows where every run and sweep stands: running, failed, waiting or done; step, loss, tokens/s, time left.
+
+    Example: emsweep status
+    """
+    if forget:
+        folder, _ = find_manifest(forget)
+        (folder / "sweep.json").unlink()
+        typer.echo(f"{folder}: forgotten")
+    rows, sweeps = all_statuses(root)
+    typer.echo(status_lines(rows))
+    for name, words in sweeps.items():
+        typer.echo(f"sweep {name}: {words}")
+    typer.echo(", ".join(f"{sum(row.state == state for row in rows)} {state}" for state in STATES))
+
+
+@app.command()
+def clean(
+    yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False,
+) -> None:
+    """Lists what is safe to delete: merged models that no planned sweep waits for; a later sweep merges them again.
+
+    Example: emsweep clean --yes
+    """
+    needed: set[str] = set()
+    planned: set[str] = set()
+    for path in sorted(SWEEPS.glob("*/sweep.json")):
+        _, manifest = find_manifest(str(path))
+        runs = Request(manifest.sweep, manifest.name, manifest.full).runs
+        merges = {digest for digest, run in runs.items() if run.stage == "merge"}
+        planned |= merges
+        needed |= {before.digest for run in runs.values() if not run.done for before in run.after} & merges
+        needed |= wanted(runs)
+    for folder in sorted(Path("runs/merge").glob("*")):
+        digest = next((digest for digest in planned if folder.name.endswith(digest[:10])), None)
+        if digest is None or digest in needed:
+            continue
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        typer.echo(f"{folder}: {size / 2**30:.2f} GiB{', deleted' if yes else ''}")
+        if yes:
+            shutil.rmtree(folder)
