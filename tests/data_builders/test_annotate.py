@@ -14,8 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from core.llm.budget import Money, Prices, prices_of
-from core.llm.client import Access, Client, retry_after, run_all
+from core.llm.budget import Prices, prices_of
+from core.llm.client import Client
 from core.records import BadInput
 from data_builders.annotate import Job, Model, run
 from data_builders.annotation import parse_annotation
@@ -181,55 +181,12 @@ def test_the_key_never_leaks(tmp_path, fake, sources, caplog) -> None:
     assert reply == "your key is [key] ?"
 
 
-def test_a_wait_that_one_request_is_told_holds_for_all(tmp_path, fake) -> None:
-    server = fake("--faults", '{"status_429": 0.4}', "--retry-after", "0.6", "--latency", "0")
-
-    def job(number: int):
-        return lambda client: client.ask("m", [{"role": "user", "content": str(number)}])
-
-    answers = run_all(
-        [job(n) for n in range(16)], server.access(4), tmp_path / "j.jsonl", Money({"m": None}), "requests"
-    )
-    assert len({answer.key for answer in answers}) == 16
-    log = server.log("chat")
-    told = [entry["time"] for entry in log if entry["fault"]]
-    assert len(told) > 3
-    # Those that were under way arrive at once; all others wait.
-    early = [e for e in log if any(start + 0.3 < e["time"] < start + 0.55 for start in told)]
-    assert not early
-
-
-@pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [
-        ({"retry-after": "3"}, 3.0),
-        ({"retry-after": "1.5", "retry-after-ms": "200"}, 0.2),
-        ({"retry-after": "Fri, 01 Jan 2021 00:00:00 GMT"}, 0.0),
-        ({"retry-after": "soon"}, None),
-        ({}, None),
-    ],
-)
-def test_retry_after_in_every_form(headers, seconds) -> None:
-    assert retry_after(headers) == seconds
-
-
 def test_hostile_answers_are_only_data(tmp_path, fake, sources) -> None:
     server = fake("--faults", '{"huge": 0.5, "html": 0.5}', "--latency", "0")
     run(sources[:20], JOB, tmp_path / "o", server.access())
     rejects = lines(tmp_path / "o.rejects.jsonl")
     assert len(rejects) == 20 and {r["reasons"][0].split(":")[0] for r in rejects} == {"no JSON"}
     assert isinstance(parse_annotation("<html>"), list)
-
-
-def test_a_key_is_only_needed_for_openai(monkeypatch) -> None:
-    monkeypatch.delenv("MY_KEY", raising=False)
-    with pytest.raises(BadInput, match="MY_KEY"):
-        Access.from_environment("MY_KEY", None, 1, 1.0)
-    assert Access.from_environment("MY_KEY", "http://localhost/v1", 1, 1.0).key == "none"
-    monkeypatch.setenv("MY_KEY", "sk-\u00fc")
-    with pytest.raises(BadInput, match="characters") as caught:
-        Access.from_environment("MY_KEY", None, 1, 1.0)
-    assert "sk-" not in str(caught.value)
 
 
 def test_the_command(tmp_path, fake, sources) -> None:
