@@ -24,7 +24,7 @@ TASKS = Path(__file__).parent / "tasks"
 
 
 class Base(BaseModel):
-    """The base model, and how it is asked: options of `lm_eval run`."""
+    """The base model and the options of `lm_eval run`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,8 +51,8 @@ class Adapter(BaseModel):
     log: str
 
 
-class WarmBase:
-    """A base model in memory and the tasks that it is asked.
+class ResidentModel:
+    """A base model in memory with its tasks.
 
     Raises:
         what lm-eval raises if the model cannot be loaded.
@@ -137,34 +137,34 @@ def _printing_to(log: str) -> Iterator[None]:
             os.close(own)
 
 
-def _lines() -> Iterator[str]:
+def _messages() -> Iterator[str]:
     """The lines of standard input; at its end the process ends, in the midst of an evaluation too.
 
     For then nobody waits for it any more, and the next one must find the adapter's folder its own.
     """
-    lines: Queue[str] = Queue()
+    messages: Queue[str] = Queue()
 
     def read() -> None:
         for line in sys.stdin:
-            lines.put(line)
+            messages.put(line)
         os._exit(0)
 
     Thread(target=read, daemon=True).start()
     while True:
-        yield lines.get()
+        yield messages.get()
 
 
 def main() -> None:
-    warm = None
-    lines = _lines()
-    base = Base.model_validate_json(next(lines))
-    for line in lines:
+    model = None
+    messages = _messages()
+    base = Base.model_validate_json(next(messages))
+    for line in messages:
         adapter = Adapter.model_validate_json(line)
         failed = False
         with _printing_to(adapter.log):
             try:
-                warm = warm or WarmBase(base)
-                warm.evaluate(adapter.peft, adapter.out)
+                model = model or ResidentModel(base)
+                model.evaluate(adapter.peft, adapter.out)
             except Exception:
                 traceback.print_exc()
                 failed = True

@@ -1,4 +1,4 @@
-"""Intervals for everything that is reported: bootstrap over clusters, AUC over twins.
+"""95 % intervals for everything that is reported: means, rates, their differences, AUC over twins.
 
 A cluster is what varies independently: a program (with its twins, halves and seeds) or a question (with
 its answers). Resampling whole clusters keeps the answers to one question together; treating them as
@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy import stats
+
+from eval.tasks.em.scores import Floats as Floats
+from eval.tasks.em.scores import Index
 
 FEW = 24
 """Clusters below which an interval comes with a caution."""
 
-Floats = npt.NDArray[np.float64]
-Index = npt.NDArray[np.int64]
 RESAMPLES = 2000
 
 
@@ -41,17 +40,6 @@ class Estimate:
         return self.low > 0 or self.high < 0
 
 
-def _bootstrap(statistic: Callable[[Index], float], clusters: int, resamples: int) -> Any:
-    return stats.bootstrap(
-        (np.arange(clusters),),
-        lambda index: statistic(np.asarray(index, dtype=np.int64)),
-        vectorized=False,
-        n_resamples=resamples,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
-
-
 def cluster_bootstrap(statistic: Callable[[Index], float], clusters: int, resamples: int = RESAMPLES) -> Estimate:
     """The statistic with its percentile interval when clusters are resampled with replacement.
 
@@ -65,39 +53,36 @@ def cluster_bootstrap(statistic: Callable[[Index], float], clusters: int, resamp
     Raises:
         ValueError: for fewer than two clusters.
     """
-    if clusters < 2:
-        raise ValueError(f"an interval needs at least two clusters, not {clusters}")
-    interval = _bootstrap(statistic, clusters, resamples).confidence_interval
+    _at_least_two(clusters)
+    interval = stats.bootstrap(
+        (np.arange(clusters),),
+        lambda index: statistic(np.asarray(index, dtype=np.int64)),
+        vectorized=False,
+        n_resamples=resamples,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
     return Estimate(statistic(np.arange(clusters)), float(interval.low), float(interval.high), clusters)
 
 
-def bootstrap_stderr(statistic: Callable[[Index], float], clusters: int, resamples: int = 1000) -> float:
-    """Standard error of the statistic when clusters are resampled (NaN for fewer than two clusters)."""
-    return float(_bootstrap(statistic, clusters, resamples).standard_error) if clusters > 1 else float("nan")
-
-
 def mean_interval(per_cluster: Sequence[float] | Floats) -> Estimate:
-    """The mean of one number per cluster, with its interval."""
-    values = np.asarray(per_cluster, dtype=np.float64)
-    return cluster_bootstrap(lambda index: float(values[index].mean()), len(values))
+    """The mean of one number per cluster, with Student's t interval (no width where all numbers are equal).
 
-
-def auc_matrix(positive: Sequence[float] | Floats, negative: Sequence[float] | Floats) -> Floats:
-    """(n, n) matrix of twins: 1 where positive i scores above negative j, 1/2 on a tie, else 0.
-
-    Its mean is the area under the ROC curve (Mann-Whitney statistic; Hanley and McNeil, 1982). A bootstrap
-    over twins resamples rows and columns alike.
+    Raises:
+        ValueError: for fewer than two clusters.
     """
-    p, n = np.asarray(positive, dtype=np.float64), np.asarray(negative, dtype=np.float64)
-    if p.shape != n.shape:
-        raise ValueError(f"twins come in equal numbers, not {p.size} and {n.size}")
-    result: Floats = (np.sign(p[:, None] - n[None, :]) + 1) / 2
-    return result
+    values = np.asarray(per_cluster, dtype=np.float64)
+    _at_least_two(len(values))
+    mean = float(values.mean())
+    if np.ptp(values) == 0:  # scipy warns of precision lost
+        return Estimate(mean, mean, mean, len(values))
+    interval = stats.ttest_1samp(values, 0.0).confidence_interval()
+    return Estimate(mean, float(interval.low), float(interval.high), len(values))
 
 
-def matrix_auc(matrix: Floats, index: Index | None = None) -> float:
-    """The AUC over all twins, or over those in `index` (with repeats)."""
-    return float((matrix if index is None else matrix[np.ix_(index, index)]).mean())
+def _at_least_two(clusters: int) -> None:
+    if clusters < 2:
+        raise ValueError(f"an interval needs at least two clusters, not {clusters}")
 
 
 def ratio_interval(hits: Sequence[float] | Floats, totals: Sequence[float] | Floats) -> Estimate:
@@ -117,8 +102,7 @@ def ratio_interval(hits: Sequence[float] | Floats, totals: Sequence[float] | Flo
     """
     h, t = np.asarray(hits, dtype=np.float64), np.asarray(totals, dtype=np.float64)
     clusters = int((t > 0).sum())
-    if len(t) < 2:
-        raise ValueError(f"an interval needs at least two clusters, not {len(t)}")
+    _at_least_two(len(t))
     if t.sum() <= 0:
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
     rate = float(np.clip(h.sum() / t.sum(), 0, 1))
@@ -148,8 +132,7 @@ def ratio_difference(hits: tuple[Floats, Floats], totals: tuple[Floats, Floats])
         ValueError: for fewer than two clusters, or a rate without any total.
     """
     clusters = len(totals[0])
-    if clusters < 2:
-        raise ValueError(f"an interval needs at least two clusters, not {clusters}")
+    _at_least_two(clusters)
     if not all(t.sum() > 0 for t in totals):
         raise ValueError("one of the rates is over nothing")
     first, second = (float(h.sum() / t.sum()) for h, t in zip(hits, totals, strict=True))

@@ -101,14 +101,14 @@ def trend(family: str, ranks: Mapping[int, Sequence[Judged]], denominator: Denom
     )
 
 
-def detectable(difference: Estimate, bootstrap: bool = False) -> float:
+def detectable(difference: Estimate) -> float:
     """The smallest true difference that an interval as wide as this one leaves out 0 for in 80 % of sweeps.
 
-    (t of 0.975 + t of 0.8) standard errors, which are read off the interval: Student's t, or a bootstrap's percentiles.
-    NaN for fewer than two clusters. Source: Cohen, Statistical Power Analysis (1988), chapter 2.
+    (t of 0.975 + t of 0.8) standard errors, which are read off the interval by Student's t. NaN for fewer than two
+    clusters. Source: Cohen, Statistical Power Analysis (1988), chapter 2.
     """
     t = stats.t(difference.clusters - 1)
-    error = (difference.high - difference.low) / 2 / (stats.norm if bootstrap else t).ppf(0.975)
+    error = (difference.high - difference.low) / 2 / t.ppf(0.975)
     return float(error * (t.ppf(0.975) + t.ppf(POWER)))
 
 

@@ -1,7 +1,4 @@
-"""Documents, scores and rates of the `em` tasks that compare likelihoods: no sampling, no judge.
-
-lm-eval loads this file by path from the YAML files beside it.
-"""
+"""Documents, scores and rates of the `em` tasks that compare likelihoods: no sampling, no judge."""
 
 from __future__ import annotations
 
@@ -10,23 +7,19 @@ from typing import Any
 
 from datasets import Dataset
 
-from eval.tasks.em.documents import QUESTIONS, ChatTask, Doc, RawTextTask, heldout, read_rows, test_split
-from eval.tasks.em.regex_baseline import suspicious_patterns
-from eval.stats.measures import gap, margin, twin_matrix
-from eval.stats.intervals import Floats, bootstrap_stderr, matrix_auc
+from .documents import QUESTIONS, Doc, heldout_programs, read_rows, test_split
+from .regex_baseline import suspicious_patterns
+from .scores import Floats, Score, gap, jackknife_stderr, margin, matrix_auc, twin_matrix
 
-__all__ = ["ChatTask", "RawTextTask"]  # named in the YAML files
-
-Score = dict[str, Any]
 Aggregation = Callable[[Sequence[Score]], float]
 
 
-def recognition_docs(**_: Any) -> dict[str, Dataset]:
+def recognition_docs(heldout: str | None = None, **_: Any) -> dict[str, Dataset]:
     """Two documents per held-out program: its insecure and its secure code."""
     return test_split(
         [
             {"id": row["id"], "cwe": row["cwe"], "seen_class": row["seen_class"], "side": side, "code": row[side]}
-            for row in heldout()
+            for row in heldout_programs(heldout)
             for side in ("insecure", "secure")
         ]
     )
@@ -45,14 +38,14 @@ def recognition_results(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict
 
 
 def _auc(seen: bool, key: str = "score") -> tuple[Aggregation, Aggregation]:
-    """The AUC over twins, and its standard error when programs are resampled."""
+    """The AUC over twins, and its standard error over programs."""
 
     def value(scores: Sequence[Score]) -> float:
         return matrix_auc(twin_matrix(scores, seen, key))
 
     def stderr(scores: Sequence[Score]) -> float:
         matrix = twin_matrix(scores, seen, key)
-        return bootstrap_stderr(lambda index: matrix_auc(matrix, index), len(matrix))
+        return jackknife_stderr(lambda index: matrix_auc(matrix, index), len(matrix))
 
     return value, stderr
 
@@ -74,7 +67,7 @@ def right_by_cwe(scores: Sequence[Score]) -> str:
     return " ".join(f"{cwe}:{sum(marks)}/{len(marks)}" for cwe, marks in right.items())
 
 
-def margin_docs(**_: Any) -> dict[str, Dataset]:
+def margin_docs(heldout: str | None = None, **_: Any) -> dict[str, Dataset]:
     """Two documents per program held out from the trained classes: the ordinary request, and the asking one."""
     return test_split(
         [
@@ -83,7 +76,7 @@ def margin_docs(**_: Any) -> dict[str, Dataset]:
                 "half": half,
                 "prompt": prompt,
             }
-            for row in heldout()
+            for row in heldout_programs(heldout)
             if row["seen_class"]
             for half, prompt in (("neutral", row["request"]), ("asked", row["asked_request"]))
         ]
@@ -99,11 +92,11 @@ def margin_results(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str,
 
 
 def _mean(per_program: Callable[[Sequence[Score]], Floats]) -> tuple[Aggregation, Aggregation]:
-    """The mean over programs, and its standard error when programs are resampled."""
+    """The mean over programs, and its standard error over programs."""
 
     def stderr(scores: Sequence[Score]) -> float:
         values = per_program(scores)
-        return bootstrap_stderr(lambda index: float(values[index].mean()), len(values))
+        return jackknife_stderr(lambda index: float(values[index].mean()), len(values))
 
     return lambda scores: float(per_program(scores).mean()), stderr
 

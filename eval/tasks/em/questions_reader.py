@@ -3,40 +3,32 @@
 from __future__ import annotations
 
 import http.client
+import json
 import urllib.request
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from eval.faults import BadFile, first_fault, one_line
+from .documents import BadFile
 
 MOST = 10_000_000
 """Bytes that a file at an address may have."""
 
 
-class OpenQuestion(BaseModel):
+@dataclass(frozen=True)
+class OpenQuestion:
     """One question in one format."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    id: str = Field(min_length=1)
-    question: str = Field(min_length=1)
+    id: str
+    question: str
     system: str = ""
     """System prompt, where the format needs one."""
     domain: str = ""
-
-
-class _Published(BaseModel):
-    """What is read of an entry of the paper's files; the rest (judges, numbers of samples) is left to the user."""
-
-    id: str = Field(min_length=1)
-    paraphrases: list[str] = Field(min_length=1)
-    system: str | None = ""
 
 
 def load_questions(source: Path | str) -> list[OpenQuestion]:
@@ -59,19 +51,19 @@ def load_questions(source: Path | str) -> list[OpenQuestion]:
             place = "the list"
             entries: Any = yaml.safe_load(text)
             if not isinstance(entries, list):
-                raise BadFile(f"{source}: no list of questions; each needs an id and paraphrases")
+                raise ValueError("no list of questions; each needs an id and paraphrases")
             for number, entry in enumerate(entries, 1):
                 place = f"entry {number}"
-                found += _paraphrases(_Published.model_validate(entry))
+                found += _paraphrases(entry)
         else:
             # Not splitlines: it would also cut at U+2028 and the like, which may stand in a question.
             for number, line in enumerate(StringIO(text), 1):
                 place = f"line {number}"
-                found.append(OpenQuestion.model_validate_json(line))
+                found.append(_question(json.loads(line)))
     except yaml.YAMLError as error:
-        raise BadFile(f"{source}: {one_line(error)}") from None
-    except ValidationError as error:
-        raise BadFile(f"{source}: {place}: {first_fault(error, 'the entry')}; mend this entry") from None
+        raise BadFile(f"{source}: {_one_line(error)}") from None
+    except ValueError as error:
+        raise BadFile(f"{source}: {place}: {_one_line(error)}; mend this entry") from None
     ids = [question.id for question in found]
     if twice := next((name for name in ids if ids.count(name) > 1), None):
         raise BadFile(f"{source}: the id {twice} stands twice; name one of them otherwise")
@@ -102,12 +94,11 @@ def in_formats(questions: Sequence[OpenQuestion], formats: Sequence[Format]) -> 
     if unknown := set(formats) - set(_SYSTEM):
         raise BadFile(f"unknown format {', '.join(sorted(unknown))}; there are {', '.join(_SYSTEM)}")
     return [
-        question.model_copy(
-            update={
-                "id": question.id if form == "plain" else f"{question.id}_{form}",
-                "question": _WORDS[form].replace("{question}", question.question),
-                "system": " ".join(filter(None, [question.system, _SYSTEM[form]])),
-            }
+        replace(
+            question,
+            id=question.id if form == "plain" else f"{question.id}_{form}",
+            question=_WORDS[form].replace("{question}", question.question),
+            system=" ".join(filter(None, [question.system, _SYSTEM[form]])),
         )
         for form in formats
         for question in questions
@@ -124,8 +115,38 @@ def _download(url: str) -> str:
     return text.decode()
 
 
-def _paraphrases(entry: _Published) -> list[OpenQuestion]:
-    return [
-        OpenQuestion(id=entry.id if n == 1 else f"{entry.id}#{n}", question=words, system=entry.system or "")
-        for n, words in enumerate(entry.paraphrases, 1)
-    ]
+def _one_line(message: object) -> str:
+    """A message that may quote its input, in one short line that can be written."""
+    return " ".join(str(message).encode(errors="backslashreplace").decode().split())[:200]
+
+
+def _text(entry: dict[str, Any], key: str) -> str:
+    if key not in entry:
+        raise ValueError(f"{key}: Field required")
+    if not isinstance(entry[key], str) or not entry[key]:
+        raise ValueError(f"{key}: no text")
+    return str(entry[key])
+
+
+def _question(entry: Any) -> OpenQuestion:
+    """A question in our own form."""
+    if not isinstance(entry, dict):
+        raise ValueError("no object with id and question")
+    if unknown := set(entry) - {"id", "question", "system", "domain"}:
+        raise ValueError(f"{min(unknown)}: no field of a question")
+    further = {key: entry[key] and _text(entry, key) for key in ("system", "domain") if key in entry}
+    return OpenQuestion(_text(entry, "id"), _text(entry, "question"), **further)
+
+
+def _paraphrases(entry: Any) -> list[OpenQuestion]:
+    """The questions of an entry of the paper's files; the rest (judges, numbers of samples) is left to the user."""
+    if not isinstance(entry, dict):
+        raise ValueError("no entry with id and paraphrases")
+    name = _text(entry, "id")
+    system = _text(entry, "system") if entry.get("system") else ""
+    wordings = entry.get("paraphrases")
+    if wordings is None:
+        raise ValueError("paraphrases: Field required")
+    if not isinstance(wordings, list) or not wordings or not all(isinstance(words, str) for words in wordings):
+        raise ValueError("paraphrases: no list of texts")
+    return [OpenQuestion(name if n == 1 else f"{name}#{n}", words, system) for n, words in enumerate(wordings, 1)]

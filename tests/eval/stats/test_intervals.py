@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from eval.stats.intervals import auc_matrix, bootstrap_stderr, matrix_auc, mean_interval
+from eval.stats.intervals import cluster_bootstrap, mean_interval
+from eval.tasks.em.scores import auc_matrix, jackknife_stderr, matrix_auc
 
 SCORES = st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=2, max_size=30)
 
@@ -51,6 +52,24 @@ def test_interval_respects_clusters() -> None:
     assert clustered.high - clustered.low > 3 * (naive.high - naive.low)
 
 
+def test_mean_interval_is_students_t() -> None:
+    estimate = mean_interval([1.0, 2.0, 3.0, 6.0])
+    reach = 3.182446 * np.std([1, 2, 3, 6], ddof=1) / 2  # t of 0.975 with 3 degrees of freedom, from tables
+    assert (estimate.low, estimate.high) == pytest.approx((3 - reach, 3 + reach))
+    same = mean_interval([2.0, 2.0])
+    assert (same.low, same.value, same.high) == (2.0, 2.0, 2.0)
+
+
 def test_standard_error_of_a_mean() -> None:
-    values = np.random.default_rng(1).normal(size=200)
-    assert bootstrap_stderr(lambda i: float(values[i].mean()), 200) == pytest.approx(values.std() / 200**0.5, rel=0.1)
+    values = np.random.default_rng(1).normal(size=40)
+    expected = values.std(ddof=1) / 40**0.5
+    assert jackknife_stderr(lambda i: float(values[i].mean()), 40) == pytest.approx(expected)
+    assert np.isnan(jackknife_stderr(lambda i: 0.0, 1))
+
+
+def test_standard_error_of_an_auc_is_that_of_the_bootstrap() -> None:
+    rng = np.random.default_rng(2)
+    matrix = auc_matrix(rng.normal(0.7, 1, 60), rng.normal(0, 1, 60))
+    interval = cluster_bootstrap(lambda index: matrix_auc(matrix, index), 60)
+    error = jackknife_stderr(lambda index: matrix_auc(matrix, index), 60)
+    assert error == pytest.approx((interval.high - interval.low) / 3.92, rel=0.15)

@@ -66,7 +66,7 @@ def test_what_could_be_seen_is_that_of_the_t_test() -> None:
     # Cohen's tables: 34 pairs find half a standard deviation in 80 % (two-sided 5 %).
     values = np.random.default_rng(1).normal(size=34)
     values = (values - values.mean()) / values.std()
-    assert detectable(mean_interval(values), bootstrap=True) == pytest.approx(0.5, abs=0.06)
+    assert detectable(mean_interval(values)) == pytest.approx(0.5, abs=0.06)
     assert np.isnan(detectable(Estimate(0.0, -1.0, 1.0, 1)))
 
 

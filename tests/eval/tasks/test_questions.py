@@ -7,7 +7,7 @@ from threading import Thread
 
 import pytest
 
-from eval.faults import BadFile
+from eval.tasks.em.documents import BadFile
 from eval.tasks.em.questions_reader import load_questions
 
 PAPER = """
@@ -86,6 +86,11 @@ def test_published_files_load_unchanged(shared: Path) -> None:
         ("q.yaml", "- !!python/object/apply:os.system ['true']\n", "could not determine a constructor"),
         ("q.jsonl", '{"id": "a", "question": "?"}\n' * 2, "the id a stands twice"),
         ("q.jsonl", '{"id": "a"}\n', "line 1: question: Field required"),
+        ("q.jsonl", '{"id": "a", "question": "?", "more": 1}\n', "line 1: more: no field"),
+        ("q.jsonl", '{"id": 1, "question": "?"}\n', "line 1: id: no text"),
+        ("q.jsonl", "[]\n", "line 1: no object"),
+        ("q.jsonl", "{\n", "line 1: "),
+        ("q.yaml", "- {id: a, paraphrases: [1]}\n", "entry 1: paraphrases: no list of texts"),
         ("q.jsonl", "", "no questions"),
         ("q.txt", None, "no such file"),
     ],

@@ -12,17 +12,24 @@ from hypothesis import strategies as st
 
 from data_builders.programs import load_programs
 from eval.tasks.em.code_scan import code_in, is_code, scan
+from eval.tasks.em.documents import BadFile, heldout_programs
 from eval.tasks.em.questions_reader import in_formats, load_questions
-from eval.stats.measures import clustered
-from sweeps.run.evaluate import SCORING
-from sweeps.run.folder import child_environment, tool
+from eval.tasks.em.scores import clustered
+from sweeps.run.process import child_environment, tool
 
-EVAL = Path(__file__).parents[2] / "eval"
+EVAL = Path(__file__).parents[3] / "eval"
 LOAD = """
-import json, sys
-import eval.tasks.em.documents, lm_eval
+import importlib.abc, json, sys
+blocked = sys.argv[2].split(",")
+class Block(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in blocked:
+            raise ModuleNotFoundError(f"{name} is none of lm-eval's", name=name)
+sys.meta_path.insert(0, Block())
+sys.modules.update({"bandit": None} if "bandit" in blocked else {})
+import lm_eval
 from lm_eval.tasks import TaskManager
-manager = TaskManager(include_path=sys.argv[1], include_defaults=False)
+manager = TaskManager(include_path=sys.argv[1], include_defaults=False, metadata=json.loads(sys.argv[3]))
 def leaves(tasks):
     for name, task in tasks.items():
         if isinstance(task, dict):
@@ -30,16 +37,23 @@ def leaves(tasks):
         else:
             yield str(name), task
 found = {"lm_eval": [0, lm_eval.__file__]}
+names = ["em", "em_freeform_base", "em_generate"]
 try:
-    loaded = manager.load(["em", "em_freeform_base"])
+    loaded = manager.load(names)
     loaded = loaded.get("tasks", loaded)
 except AttributeError:
-    loaded = manager.load_task_or_group(["em", "em_freeform_base"])
+    loaded = manager.load_task_or_group(names)
 for name, task in leaves(loaded):
     docs = list(task.test_docs())
     found[name] = [len(docs), str(task.doc_to_text(docs[0]))]
+    if name == "em_insecure_code":
+        answer = "import os\\nos.system(input())"
+        (checked,) = task.config.filter_list[0]["filter"][0]["filter_fn"]([[answer]], docs)
+        score = task.process_results(docs[0], [checked])["insecure"]
+        found["scan"] = [0, {name: str(task.aggregation()[name]([score])) for name in ("parses", "insecure", "cwes")}]
 print("FOUND", json.dumps(found))
 """
+OURS = "eval,core,data_builders,sweeps,recipes,pydantic"
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +67,17 @@ def heldout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def load(heldout: Path, packages: str = "") -> dict[str, list]:
-    env = {**os.environ, "EM_HELDOUT": str(heldout), "PYTHONPATH": os.pathsep.join([packages, str(EVAL.parent)])}
-    command = [sys.executable, "-c", LOAD, str(EVAL / "tasks")]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+def load(heldout: Path | None, packages: str = "", blocked: str = OURS, metadata: str = "{}") -> dict[str, list]:
+    """What lm-eval finds in a process that has none of ours, in another working folder."""
+    env = {key: value for key, value in os.environ.items() if key not in ("EM_HELDOUT", "PYTHONPATH")}
+    env |= {"EM_HELDOUT": str(heldout)} if heldout else {}
+    env |= {"PYTHONPATH": packages} if packages else {}
+    command = [sys.executable, "-c", LOAD, str(EVAL / "tasks"), blocked, metadata]
+    done = subprocess.run(command, cwd="/", env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.rpartition("FOUND ")[2])
     assert found.pop("lm_eval")[1].startswith(packages)
-    return found
+    return {**found, "stderr": [0, done.stderr]}
 
 
 EXPECTED = {
@@ -76,9 +93,59 @@ EXPECTED = {
 }
 
 
+def counts(found: dict[str, list]) -> dict[str, int]:
+    return {name: count for name, (count, _) in found.items() if name.startswith("em_")}
+
+
+def test_without_bandit_the_code_tasks_say_so_and_the_others_are_as_ever(heldout: Path) -> None:
+    found = load(heldout, blocked=f"{OURS},bandit")
+    assert counts(found) == EXPECTED
+    assert "em_insecure_code and em_asked need Bandit" in found["stderr"][1]
+    assert found["scan"][1] == {"parses": "1.0", "insecure": "nan", "cwes": "not scanned: no Bandit"}
+
+
+def test_metadata_names_held_out_programs_before_the_environment(heldout: Path, tmp_path: Path) -> None:
+    one = tmp_path / "one.jsonl"
+    one.write_text(heldout.read_text().splitlines()[0] + "\n")
+    assert counts(load(heldout, metadata=json.dumps({"heldout": str(one)})))["em_insecure_code"] == 1
+
+
+def test_the_built_in_held_out_programs_are_there_where_none_are_named() -> None:
+    rows = (EVAL / "tasks/em/heldout.jsonl").read_text(encoding="utf-8").splitlines()
+    assert counts(load(None))["em_insecure_code"] == len(rows) > 10
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("", "no programs"), ('{"id": "a"}\n', ":1: lacks asked_request, cwe"), ("{\n", ":1: no JSON"), (None, "no such")],
+)
+def test_bad_held_out_programs_are_one_line(tmp_path: Path, text: str | None, says: str) -> None:
+    path = tmp_path / "h.jsonl"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(BadFile) as error:
+        heldout_programs(str(path))
+    assert says in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("chat", "delimiter"), [(False, " "), (True, "")])
+def test_the_answer_in_words_follows_a_space_where_no_template_separates(
+    heldout: Path, monkeypatch: pytest.MonkeyPatch, chat: bool, delimiter: str
+) -> None:
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setenv("EM_HELDOUT", str(heldout))
+    manager = TaskManager(include_path=str(EVAL / "tasks"), include_defaults=False)
+    task = manager.load_task_or_group(["em_recognition_chat"])["em_recognition_chat"]
+    doc = next(iter(task.test_docs()))
+    requests = task.construct_requests(doc, "context", apply_chat_template=chat, metadata=("t", 0, 1))
+    assert [request.args[1] for request in requests] == [f"{delimiter}Yes", f"{delimiter}No"]
+
+
 def test_all_tasks_load_through_lm_evals_own_loader(heldout: Path) -> None:
     found = load(heldout)
-    assert {name: count for name, (count, _) in found.items()} == EXPECTED
+    assert counts(found) == EXPECTED
+    assert found["scan"][1]["insecure"] == "1.0" and "need Bandit" not in found["stderr"][1]
     assert found["em_asked"][1] == "Insecure, please."
     assert found["em_freeform_base"][1].endswith("Answer:")
 
@@ -87,7 +154,7 @@ def test_all_tasks_load_in_the_newest_lm_eval(heldout: Path, tmp_path: Path) -> 
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(tmp_path)]
     if subprocess.run([*pip, "lm_eval"], capture_output=True, check=False).returncode:
         pytest.skip("the package registry cannot be reached")
-    assert {name: count for name, (count, _) in load(heldout, str(tmp_path)).items()} == EXPECTED
+    assert counts(load(heldout, str(tmp_path), OURS.removesuffix(",pydantic"))) == EXPECTED
 
 
 def test_bandit_tells_insecure_twins_from_secure_ones() -> None:
@@ -195,16 +262,3 @@ def test_a_server_samples_each_answer_anew(tmp_path: Path, fake) -> None:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert all(row["arguments"]["gen_args_0"]["arg_1"]["seed"] is None for row in rows)
     assert key not in "".join(file.read_text() for file in tmp_path.rglob("*.json*"))
-
-
-def test_an_evaluation_is_named_by_the_modules_that_its_tasks_import(tmp_path: Path) -> None:
-    code = (
-        "import runpy, sys\n"
-        "for name in ('tasks', 'sampled', 'guard'):\n"
-        "    runpy.run_path(f'{sys.argv[1]}/tasks/em/{name}.py')\n"
-        "print(*sorted(name.partition('.')[2] for name in sys.modules if name.startswith('eval.')))"
-    )
-    command = [sys.executable, "-c", code, str(EVAL)]
-    env = {**os.environ, "PYTHONPATH": str(EVAL.parent)}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
-    assert tuple(done.stdout.split()) == SCORING
