@@ -22,7 +22,7 @@ from eval.stats.intervals import Estimate
 from sweeps.report.families import AXES, Family
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
-MARKERS = "osD^vP*X"
+MARKERS, LINES = "osD^vP*X", ("-", "--", ":", "-.")
 LEVELS = 3
 """Arms beside the curves that are drawn as levels across them; more would hide the curves."""
 WIDTH, PANELS_A_ROW = 11.0, 3
@@ -99,12 +99,9 @@ def losses_figure(title: str, losses: Mapping[str, Sequence[tuple[float, float]]
     """Training losses over steps, one line for each run."""
     figure = Figure(figsize=(WIDTH, max(4.0, 1 + 0.18 * len(losses))))
     axes = figure.subplots()
-    lines = [
-        axes.plot(*np.array(steps).T, color=COLOURS[n % 8], linestyle=("-", "--", ":", "-.")[n // 8 % 4], linewidth=1)[
-            0
-        ]
-        for n, steps in enumerate(losses.values())
-    ]
+    lines = []
+    for n, steps in enumerate(losses.values()):
+        lines += axes.plot(*np.array(steps).T, color=COLOURS[n % 8], linestyle=LINES[n // 8 % 4], linewidth=1)
     axes.set(title=title, xlabel="step", ylabel="loss")
     figure.legend(lines, [_label(name) for name in losses], loc="outside right upper")
     return figure
@@ -165,16 +162,10 @@ def _finite(estimate: Estimate) -> bool:
 
 def _errorbar(axes: Axes, xs: Sequence[float], ys: Sequence[Estimate], number: int, line: str) -> Any:
     shown = [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(x) and _finite(y)]
-    return axes.errorbar(
-        [x for x, _ in shown],
-        [y.value for _, y in shown],
-        yerr=_reach([y for _, y in shown]),
-        color=COLOURS[number % len(COLOURS)],
-        marker=MARKERS[number // len(COLOURS) % len(MARKERS)],
-        markersize=4,
-        linewidth=1.2,
-        linestyle=line,
-    )
+    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number // len(COLOURS) % len(MARKERS)]
+    style: Any = {"color": colour, "marker": marker, "linestyle": line, "markersize": 4, "linewidth": 1.2}
+    means = [y for _, y in shown]
+    return axes.errorbar([x for x, _ in shown], [e.value for e in means], yerr=_reach(means), **style)
 
 
 def _reach(estimates: Sequence[Estimate]) -> Any:
@@ -199,7 +190,7 @@ def _curves(part: SubFigure, panels: Sequence[Panel], families: Sequence[Family]
             axes.plot([x for x, _ in seeds], [y for _, y in seeds], ".", color=COLOURS[number % 8], alpha=0.5, ms=4)
         for number, arm in enumerate(levels):
             if arm in panel.values and _finite(level := panel.values[arm][0]):
-                style: Any = {"color": "#555", "linewidth": 1, "linestyle": ("--", ":", "-.")[number]}
+                style: Any = {"color": "#555", "linewidth": 1, "linestyle": LINES[number + 1]}
                 marks[arm] = axes.axhline(level.value, **style)
                 axes.axhspan(level.low, level.high, color="#555", alpha=0.08, linewidth=0)
         axes.set(title=panel.title, xlabel=AXES[families[0].axis], xscale="log", xlim=(xs[0] / 1.4, xs[-1] * 1.4))

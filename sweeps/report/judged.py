@@ -91,12 +91,19 @@ def judged_part(
             for question, n in counts[name].items()
         ],
         "trends": [
-            {**asdict(t), "denominator": denominator, "judge": judge, "ranks": " ".join(map(str, t.ranks))}
-            for denominator, group in (("coherent", trends), ("all judged", over_all))
-            for t in group.values()
+            *({**asdict(t), "denominator": "coherent", "judge": judge} for t in trends.values()),
+            *({**asdict(t), "denominator": "all judged", "judge": judge, "p_holm": None} for t in over_all.values()),
         ],
     }
-    panels = [_panel(key, title, found, models, judge) for key, title in RATES.items()]
+    seeds = {name: [rates(seed) for seed in own if len(own) > 1 and _enough(seed)] for name, own in models.items()}
+    panels = [
+        Panel(
+            f"{title}\n(judge: {judge})",
+            {name: (getattr(r, key), [getattr(seed, key).value for seed in seeds[name]]) for name, r in found.items()},
+            percent=True,
+        )
+        for key, title in RATES.items()
+    ]
     texts = {f"{prefix}{name}": table_csv(rows) for name, rows in tables.items() if rows}
     return JudgedPart(judge, found, verdicts, len(names), panels, figures, texts)
 
@@ -109,21 +116,6 @@ def _trends(ranks: Sequence[Family], pooled: Mapping[str, list[Judged]], denomin
         if not family.differ
     ]
     return {found.family: found for found in corrected(tested)}
-
-
-def _panel(
-    key: str,
-    title: str,
-    found: Mapping[str, Rates],
-    models: Mapping[str, Sequence[Sequence[Judged]]],
-    judge: str,
-) -> Panel:
-    """A rate by model, with the value of each seed where there are several."""
-    values = {}
-    for name, pooled in found.items():
-        seeds = [seed for seed in models[name] if len(models[name]) > 1 and _enough(seed)]
-        values[name] = (getattr(pooled, key), [getattr(rates(seed), key).value for seed in seeds])
-    return Panel(f"{title}\n(judge: {judge})", values, percent=True)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

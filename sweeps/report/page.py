@@ -62,10 +62,10 @@ def data_block(answers: Iterable[tuple[str, Judged]], beside: str) -> Markup:
 
 
 def table_csv(rows: Iterable[Mapping[str, Any]]) -> str:
-    """A table as CSV text; an estimate within a row, as a mapping, is NAME, NAME_low, NAME_high, NAME_clusters."""
-    table = pd.json_normalize([dict(row) for row in rows], sep="_").rename(
-        columns=lambda name: name.removesuffix("_value")
-    )
+    """A table as CSV text; an estimate (a mapping) is NAME, NAME_low, NAME_high, NAME_clusters; spaces part lists."""
+    table = pd.json_normalize([dict(row) for row in rows], sep="_")
+    table.columns = [name.removesuffix("_value") for name in table.columns]
+    table = table.map(lambda cell: " ".join(f"{x:.6g}" for x in cell) if isinstance(cell, list | tuple) else cell)
     return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 

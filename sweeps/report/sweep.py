@@ -41,7 +41,10 @@ COLUMNS = {
     "insecure_code": "insecure code, neutral (share)",
     "insecure_asked": "insecure code, asked (share)",
 }
-_DIGITS = {"recognition": 3, "recognition_left_out": 3, "log_odds_per_byte": 4, "insecure_code": 3, "insecure_asked": 3}
+DIGITS = dict.fromkeys(COLUMNS, 1) | {
+    **dict.fromkeys(("recognition", "recognition_left_out", "insecure_code", "insecure_asked"), 3),
+    "log_odds_per_byte": 4,
+}
 BROAD = "log_odds_per_byte"
 
 
@@ -52,10 +55,6 @@ def verdict_words(expect: str, estimate: Estimate) -> str:
     if estimate.above_zero:
         return "shown"
     return "opposite" if estimate.high < 0 else "not shown"
-
-
-def _digits(column: str) -> int:
-    return _DIGITS.get(column, 1)
 
 
 def _names(points: Sequence[Point]) -> list[str]:
@@ -112,7 +111,7 @@ def results_csv(rows: Sequence[dict[str, Any]]) -> str:
     """One line per arm and measure, with interval, number of clusters, and the value of each seed."""
     return table_csv(
         {key: row[key] for key in ("arm", "seeds", "rank", "trained_parameters")}
-        | {"measure": name, **asdict(m.estimate), "per_seed": " ".join(f"{x:.6g}" for x in m.per_seed)}
+        | {"measure": name, **asdict(m.estimate), "per_seed": m.per_seed}
         for row in rows
         for name, m in row["measures"].items()
     )
@@ -169,13 +168,12 @@ def rank_verdicts(ranks: Sequence[Family], samples: Mapping[str, Sequence[Sample
                 [np.mean([PER_CLUSTER[name](s) for s in samples[arm]], axis=0) for arm in family.members.values()]
             ).T
             falls, rises = falls_with(table), falls_with(-table)
-            tested.append(
-                (family, name, "falls" if falls < rises else "rises", mean_interval(table[:, 0] - table[:, -1]))
-            )
+            way, difference = "falls" if falls < rises else "rises", mean_interval(table[:, 0] - table[:, -1])
+            tested.append((family, name, way, difference))
             values.append(min(1.0, 2 * min(falls, rises)))
     for (family, name, way, difference), raw, p in zip(tested, values, holm(values), strict=True):
         first, *_, last = (f"{rank:g}" for rank in family.members)
-        digits = _digits(name)
+        digits = DIGITS[name]
         verdict = f"{way} with rank" if p < 0.05 else "no trend with rank is shown"
         sentences.append(
             f"{family.name}, {COLUMNS[name]}: {verdict} (p = {raw:.3f}; {p:.3f} after Holm's correction for "
@@ -271,7 +269,7 @@ def write_report(
         "sweep": sweep,
         "full": full,
         "columns": _columns(samples),
-        "digits": _digits,
+        "digits": DIGITS.__getitem__,
         "rows": rows,
         "verdicts": verdicts(sweep, samples),
         "rank_verdicts": rank_verdicts([family for family in families if family.axis == "rank"], samples),
