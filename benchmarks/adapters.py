@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.run.evaluate import TASKS
-from sweeps.run.folder import child_environment, tool
+from sweeps.run.process import child_environment, tool
 
 ARGUMENTS = "dtype=bfloat16,attn_implementation=eager"
 TIMED = """
@@ -114,12 +114,12 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, default=5)
     parser.add_argument("--tasks", default="em_choice,em_recognition")
     parser.add_argument("--model", type=Path, default=Path("models/smollm2-135m"))
-    asked = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        adapters = make_adapters(asked.model, asked.adapters, folder)
-        model_args = f"pretrained={asked.model},{ARGUMENTS}"
-        base = {"model_args": model_args, "tasks": asked.tasks.split(","), "batch_size": 16, "seed": 0}
+        adapters = make_adapters(options.model, options.adapters, folder)
+        model_args = f"pretrained={options.model},{ARGUMENTS}"
+        base = {"model_args": model_args, "tasks": options.tasks.split(","), "batch_size": 16, "seed": 0}
         first, *further = shared(base, adapters, folder)
         own = statistics.mean(alone(base, adapter, folder) for adapter in adapters)
     each = statistics.mean(further)
