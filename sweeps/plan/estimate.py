@@ -35,7 +35,7 @@ JUDGE_TOKENS = (2 * 600, 2 * 1)
 
 
 @dataclass(frozen=True)
-class Outlook:
+class RunCost:
     """What one run takes."""
 
     seconds: float
@@ -110,18 +110,20 @@ def _kind(run: Run) -> tuple[Any, ...]:
     return run.stage, run.about.get("model"), run.about.get("hardware")
 
 
-def outlook(run: Run, history: History) -> Outlook | None:
+def run_cost(run: Run, history: History) -> RunCost | None:
     """What a run takes; None where that cannot be said."""
+    if run.stage == "merge":
+        return RunCost(START, False, None, None)
     if not isinstance(run, TrainingRun):
         measured = history.seconds_of_evaluation(run)
         if measured is not None:
-            return Outlook(measured, True, None, None)
+            return RunCost(measured, True, None, None)
         facts = {
             **load_layer("models", run.about["model"])["em"],
             **load_layer("hardware", run.about["hardware"])["em"],
         }
         seconds = _modelled(facts, EVALUATION_TOKENS, checkpointing=False)
-        return None if seconds is None else Outlook(seconds, False, None, None)
+        return None if seconds is None else RunCost(seconds, False, None, None)
     config, em, gpus = run.recipe.config, run.recipe.em, int(run.recipe.em.get("gpus", 1))
     known = steps_of(config, gpus)
     if known is None:
@@ -129,9 +131,9 @@ def outlook(run: Run, history: History) -> Outlook | None:
     need = estimate(Shape(**em["shape"]), int(em["parameters"]), config, gpus).gib if "shape" in em else None
     tokens, rate = known[1] * history.tokens_per_row(run), history.seconds_per_token(run)
     if rate is not None:
-        return Outlook(tokens * rate, True, need, em.get("memory_gib"))
+        return RunCost(tokens * rate, True, need, em.get("memory_gib"))
     seconds = _modelled({**em, "gpus": gpus}, tokens, bool(config.get("gradient_checkpointing")))
-    return None if seconds is None else Outlook(seconds, False, need, em.get("memory_gib"))
+    return None if seconds is None else RunCost(seconds, False, need, em.get("memory_gib"))
 
 
 def _modelled(em: Mapping[str, Any], tokens: float, checkpointing: bool) -> float | None:
@@ -157,7 +159,7 @@ def plan_table(runs: Graph, index: Sequence[Mapping[str, Any]], at_once: int) ->
     for stage in dict.fromkeys(run.stage for run in runs.values()):
         own = [run for run in runs.values() if run.stage == stage]
         todo = [run for run in own if not run.done]
-        views = [outlook(run, history) for run in todo]
+        views = [run_cost(run, history) for run in todo]
         known = [view for view in views if view]
         hours, unknown = sum(view.seconds for view in known) / 3600, unknown + len(views) - len(known)
         total += hours

@@ -55,16 +55,17 @@ def _turn(run: Run) -> str:
 
 
 def wanted(runs: Graph) -> set[str]:
-    """The runs that are to be done: those not done, less merges that nothing to be done builds on.
+    """The runs that are to be done: those not done, less merges of which all that builds on them is done.
 
     A merged model may have been deleted (`emsweep clean`) when all that builds on it was done.
     """
     todo: set[str] = set()
-    builds_on: set[str] = set()
-    for digest, run in reversed(list(runs.items())):
-        if not run.done and (run.stage != "merge" or digest in builds_on):
+    needed: set[str] = set()
+    used = {before.digest for run in runs.values() for before in run.after}
+    for digest, run in reversed(runs.items()):
+        if not run.done and (run.stage != "merge" or digest in needed or digest not in used):
             todo.add(digest)
-            builds_on |= {before.digest for before in run.after}
+            needed |= {before.digest for before in run.after}
     return todo
 
 

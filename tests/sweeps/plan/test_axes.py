@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from core.records import BadInput
 from sweeps.plan.sweep import Arm, Claim, Sweep, load_sweep, plan
 from sweeps.plan.axes import NAMES, choices, vary
-from sweeps.plan.graph import graph, lost, ready, shared
+from sweeps.plan.graph import graph, lost, ready, shared, wanted
 from sweeps.recipe.compose import _set, parsed
 from sweeps.run.folder import Run
 
@@ -68,7 +68,7 @@ def test_cpt_variants_are_arms_of_their_own_and_none_starts_from_the_base(prepar
         *("cpt-explained", "cpt-code-only", None)
     ]
     points = plan(sweep, False)
-    bases = {p.arm: p.training.recipe.config["base_model"] for p in points if p.training}
+    bases = {p.arm: p.training.whole_recipe.config["base_model"] for p in points if p.training}
     assert bases["pairs-cpt-none"] == "models/smollm2-135m" and "code-only" in bases["pairs-cpt-code-only"]
     assert len([c for c in sweep.claims if c.arm == "pairs-cpt-none"]) == 1  # no claim against a CPT that is not there
 
@@ -81,17 +81,17 @@ def test_models_have_their_own_base_and_cpt(prepared: Path) -> None:
         *("pairs-smollm2-135m", "pairs-qwen0.5b"),
     ]
     assert {c.against for c in sweep.claims if c.arm == "pairs-qwen0.5b"} == {"cpt-explained-qwen0.5b", "base-qwen0.5b"}
-    plain = {p.training.folder for p in plan(SWEEP, False) if p.training}
-    assert plain < {p.training.folder for p in points if p.training}  # what the model has been trained for is shared
+    plain = {p.training.digest for p in plan(SWEEP, False) if p.training}
+    assert plain < {p.training.digest for p in points if p.training}  # what the model has been trained for is shared
 
 
 def test_what_is_usual_keeps_its_runs(prepared: Path) -> None:
-    plain = {run.folder for run in graph(plan(SWEEP, False)).values()}
+    plain = set(graph(plan(SWEEP, False)))
     grid = {"alpha": ["alpha_over_r", "alpha"], "targets": ["mlp", "all"], "cpt": ["explained", "shuffled"]}
     varied = graph(plan(vary(SWEEP, grid), False))
-    assert plain < {run.folder for run in varied.values()}
-    assert len(varied) == 1 + 2 * (2 + 2 * 2 * 2)
-    assert len(graph(plan(vary(SWEEP, {"seed": [1, 2, 3], "data": ["complementary"]}), False))) == 1 + 2 * 2 * 3
+    assert plain < set(varied)
+    assert len(varied) == 1 + 2 * (2 + 2 * 2 * 2) + 2  # and the merge of each CPT
+    assert len(graph(plan(vary(SWEEP, {"seed": [1, 2, 3], "data": ["complementary"]}), False))) == 1 + 2 * 2 * 3 + 3
 
 
 VALUES_OF = {
@@ -204,4 +204,19 @@ def test_runs_come_after_what_they_build_on_and_stand_once(prepared: Path) -> No
     for digest, run in runs.items():
         assert {before.digest for before in run.after} <= seen
         seen.add(digest)
-    assert len(runs) == 1 + 2 * 2 * (1 + 3) and shared(runs) == 2
+    assert len(runs) == 1 + 2 * (2 * (1 + 3) + 1) and shared(runs) == 2  # the merge of each seed's CPT
+
+
+def test_a_merged_model_that_was_deleted_is_made_again_only_where_something_builds_on_it(prepared: Path) -> None:
+    runs = graph(plan(SWEEP, False))
+    stages = {stage: [digest for digest, run in runs.items() if run.stage == stage] for stage in ("cpt", "merge")}
+    assert wanted(runs) == set(runs)
+    for digest, run in runs.items():
+        if digest not in stages["merge"]:
+            run.folder.mkdir(parents=True)
+            (run.folder / "run.json").write_text("{}")
+    assert wanted(runs) == set()
+    assert wanted({digest: runs[digest] for digest in stages["merge"]}) == set(stages["merge"])  # asked for by itself
+    last = list(runs.values())[-1]
+    (last.folder / "run.json").unlink()
+    assert wanted(runs) == {last.digest}  # an evaluation of an adapter

@@ -13,7 +13,7 @@ from sweeps.plan.axes import vary
 from sweeps.cli import app
 from sweeps.plan.graph import graph
 from sweeps.run.index import COLUMNS, write_index
-from sweeps.plan.estimate import History, judging, outlook, plan_table, steps_of
+from sweeps.plan.estimate import History, judging, run_cost, plan_table, steps_of
 from sweeps.run.folder import Run, TrainingRun
 
 
@@ -43,20 +43,20 @@ def test_steps_are_those_of_the_trainer(prepared: Path, runs: dict[str, Run]) ->
 
 def test_a_finished_run_makes_the_estimate_measured(runs: dict[str, Run]) -> None:
     first, second = one(runs, "dpo-pairs-r1"), one(runs, "dpo-pairs-r8")
-    before = outlook(second, History(write_index()))
+    before = run_cost(second, History(write_index()))
     assert before is not None and not before.measured and before.gib and before.limit is None
     finish(first, steps=100, tokens=40_000, wall_seconds=200.0, resumed_from=None, losses=[[1, 0.7], [100, 0.5]])
-    after = outlook(second, History(write_index()))
+    after = run_cost(second, History(write_index()))
     assert after is not None and after.measured and after.seconds == pytest.approx(200)  # the same data and steps
     cut_off = replace(first, about={**first.about, "hardware": "a100-80g"})
-    assert (other := outlook(cut_off, History(write_index()))) is not None and not other.measured
+    assert (other := run_cost(cut_off, History(write_index()))) is not None and not other.measured
 
 
 def test_a_resumed_run_is_no_measure(runs: dict[str, Run]) -> None:
     finish(
         one(runs, "dpo-pairs-r1"), steps=100, tokens=40_000, wall_seconds=1.0, resumed_from="checkpoint-50", losses=[]
     )
-    view = outlook(one(runs, "dpo-pairs-r8"), History(write_index()))
+    view = run_cost(one(runs, "dpo-pairs-r8"), History(write_index()))
     assert view is not None and not view.measured
 
 
@@ -65,8 +65,8 @@ def test_memory_stands_beside_that_of_the_hardware(prepared: Path) -> None:
     runs = graph(plan(vary(sweep, {"rank": [1]}), False))
     table, words = plan_table(runs, [], at_once=2)
     memory = [cell for column in table.columns if str(column.header) == "GiB on each GPU" for cell in column.cells]
-    assert [str(cell).endswith("of 80") for cell in memory] == [False, True, True]
-    assert "2 at a time" in words and "5 to do" in words
+    assert [str(cell).endswith("of 80") for cell in memory] == [False, True, False, True]
+    assert "2 at a time" in words and "6 to do" in words
 
 
 def test_the_index_is_made_from_the_records_alone(prepared: Path, runs: dict[str, Run]) -> None:
@@ -103,9 +103,11 @@ def test_judging_has_a_price(runs: dict[str, Run]) -> None:
 def test_plan_and_status_show_what_is_planned_and_start_nothing(prepared: Path) -> None:
     shown = CliRunner().invoke(app, ["plan", "rank", "--price-in", "2.5", "--price-out", "10"])
     assert shown.exit_code == 0 and not Path("runs").exists()
-    assert "7 points, 13 runs (1 shared), 0 runs done, 13 to do" in shown.output and "judging 336" in shown.output
-    folder = prepared / "runs/x"
-    folder.mkdir(parents=True)
-    (folder / "plan.json").write_text(json.dumps({"runs": [{"folder": "runs/dpo/a-0123"}]}))
+    assert "7 points, 14 runs (1 shared), 0 runs done, 14 to do" in shown.output and "judging 336" in shown.output
+    script = CliRunner().invoke(app, ["export", "rank", "--axis", "rank=1"]).output.strip()
     status = CliRunner().invoke(app, ["status"])
-    assert status.exit_code == 0 and "dpo/a-0123" in status.output and "1 waiting, 0 done" in status.output
+    name = Path(script).parent.name
+    assert status.exit_code == 0 and "dpo/dpo-pairs-r1-seed21-" in status.output
+    assert f"sweep {name}: 0 of 6 runs done" in status.output and "6 waiting, 0 done" in status.output
+    forgotten = CliRunner().invoke(app, ["status", "--forget", "rank"])
+    assert forgotten.exit_code == 0 and "0 waiting, 0 done" in forgotten.output

@@ -69,7 +69,7 @@ def test_the_declared_sweeps_plan_and_share_their_cpt(name: str, prepared: Path)
     points = plan(vary(load_sweep(name), {name: values}), full=True)
     runs = {point.training.digest: point.training for point in points if point.training}
     assert sum(run.stage == "cpt" for run in runs.values()) == 2  # one for each seed
-    assert len({run.recipe.config["base_model"] for run in runs.values() if run.stage == "dpo"}) == 2
+    assert len({run.whole_recipe.config["base_model"] for run in runs.values() if run.stage == "dpo"}) == 2
     assert len(runs) == 2 + 2 * 2 * (1 if name == "rank" else 2)
 
 

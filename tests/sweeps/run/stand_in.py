@@ -1,4 +1,4 @@
-"""A small sweep with stand-in work, to be killed: stand_in.py ROOT SECONDS [NAME-THAT-FAILS [RAY-ADDRESS [STORAGE]]]
+"""A small sweep with stand-in work, to be killed: stand_in.py ROOT SECONDS [NAME-THAT-FAILS [RAY-ADDRESS]]
 
 Each run starts a process that sleeps and then writes its name to ROOT/log.
 """
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from sweeps.run.executor import in_place, launch
 from sweeps.run.ray_cluster import on_ray
-from sweeps.run.folder import Run, RunFailed, call, execute_once
-from sweeps.storage import Storage
+from sweeps.run.folder import Run, execute_once
+from sweeps.run.process import RunFailed, call
 
 CODE = """
 import sys, time
@@ -31,7 +31,7 @@ def sweep(root: Path) -> dict[str, Run]:
     return {run.digest: run for run in runs}
 
 
-def main(root: Path, seconds: str, failing: str = "", address: str = "", storage: str = "") -> None:
+def main(root: Path, seconds: str, failing: str = "", address: str = "") -> None:
     log = (root / "log").absolute()
 
     def work(run: Run) -> dict[str, str]:
@@ -46,7 +46,7 @@ def main(root: Path, seconds: str, failing: str = "", address: str = "", storage
 
     there, at_once = in_place(do, root), 1
     if address:
-        there, at_once = on_ray(address, 0, do, Storage(storage) if storage else None)
+        there, at_once = on_ray(address, 0, do)
     if launch(sweep(root), there, [{}] * at_once):
         raise RunFailed
 

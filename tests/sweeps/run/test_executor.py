@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from sweeps.run.executor import launch, places
-from sweeps.run.folder import SLOT, Run, RunFailed, execute_once
+from sweeps.run.folder import Run, execute_once
+from sweeps.run.process import SLOT, RunFailed
 from sweeps.run.status import all_statuses, progress
 
 SCRIPT = Path(__file__).with_name("stand_in.py")

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from core.records import BadInput
 from sweeps.recipe.compose import compose
-from sweeps.run.folder import Run, RunFailed, call, child_environment, content_digest, execute_once
+from sweeps.run.folder import Run, content_digest, execute_once, merge_run
+from sweeps.run.process import RunFailed, call, child_environment
 from sweeps.run.train import changed_tensors, model_digest, newest_checkpoint, parameter_count, training_run
 
 JSON = st.recursive(
@@ -44,7 +45,7 @@ def test_same_request_same_folder(workspace: Path) -> None:
 
 def test_recipe_data_base_and_start_each_change_the_folder(workspace: Path) -> None:
     first = plan()
-    folders = {first.folder, plan("learning_rate=1e-5").folder, plan(rank=2).folder, plan(start=first).folder}
+    folders = {first.folder, plan("learning_rate=1e-5").folder, plan(rank=2).folder, plan(start=merge_run(first)).folder}
     (workspace / "data/cpt.jsonl").write_text('{"segments": [1]}\n')
     folders.add(plan().folder)
     (workspace / "models/smollm2-135m/model.safetensors").write_bytes(b"other")
@@ -53,8 +54,34 @@ def test_recipe_data_base_and_start_each_change_the_folder(workspace: Path) -> N
 
 
 def test_start_is_the_merged_model_of_the_run_before(workspace: Path) -> None:
-    first = plan(merge=True)
-    assert plan(start=first).recipe.config["base_model"] == str(first.merged)
+    merged = merge_run(plan())
+    assert plan(start=merged).whole_recipe.config["base_model"] == str(merged.model)
+
+
+def test_a_run_is_found_by_its_digest_whatever_it_is_called(workspace: Path) -> None:
+    run = plan()
+    execute_once(run, dict)
+    other = training_run("another name", run.recipe)
+    assert other.done and other.folder == run.folder
+    moved = run.folder.rename(run.folder.with_name(f"renamed-by-hand-{run.digest[:10]}"))
+    assert other.folder == run.folder == moved and run.done
+
+
+def test_paths_and_logging_retrain_nothing_and_content_does(workspace: Path) -> None:
+    (workspace / "copy.jsonl").write_bytes((workspace / "data/cpt.jsonl").read_bytes())
+    (workspace / "models/smollm2-135m").rename(workspace / "models/moved")
+    extra = {"base_model": "models/moved"}
+    moved = training_run("x", compose("cpt", "smollm2-135m", "cpu", ["datasets.0.path=copy.jsonl"], extra=extra))
+    (workspace / "models/moved").rename(workspace / "models/smollm2-135m")
+    assert moved.digest == plan().digest == plan("wandb_project=x", "logging_steps=5").digest
+    assert plan("rl_beta=0.2").digest != plan().digest and plan("datasets.0.type=completion").digest != plan().digest
+
+
+def test_a_start_named_by_its_folder_is_the_merge_that_stands_there(workspace: Path) -> None:
+    merged = merge_run(plan())
+    execute_once(merged, dict)
+    by_hand = training_run("y", compose("cpt", "smollm2-135m", "cpu", extra={"base_model": str(merged.model)}))
+    assert by_hand.digest == plan(start=merged).digest
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,11 @@
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-
-from sweeps.run.folder import content_digest
 
 SCRIPT = Path(__file__).with_name("stand_in.py")
 NAMES = ["cpt", *(f"{kind}dpo{number}" for number in range(3) for kind in ("", "eval-"))]
@@ -20,10 +17,7 @@ def records(root: Path) -> dict[str, Path]:
     return {json.loads(path.read_text())["name"]: path for path in root.glob("*/*/run.json")}
 
 
-@pytest.mark.parametrize("shared", ["folder", "storage"])
-def test_a_node_is_lost_and_all_runs_end_none_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: str
-) -> None:
+def test_a_node_is_lost_and_all_runs_end_none_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="Ray is not installed (pip install -e .[ray])")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     from ray.cluster_utils import Cluster
@@ -33,14 +27,9 @@ def test_a_node_is_lost_and_all_runs_end_none_twice(
         lost, _ = cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
         arguments = [sys.executable, SCRIPT, tmp_path, "4", "", cluster.address]
-        nodes = tmp_path, ""
-        if shared == "storage":
-            url = f"file://{tmp_path}/storage"
-            arguments = [sys.executable, SCRIPT, ".", "4", "", cluster.address, url]
-            nodes = Path(tempfile.gettempdir()), f"em-kit-{content_digest(url)[:10]}-*/"  # a folder for each
         sweep = subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 120
-        while len(list(nodes[0].glob(f"{nodes[1]}dpo/*/train.log"))) < 3:  # all three nodes are at work
+        while len(list(tmp_path.glob("dpo/*/train.log"))) < 3:  # all three nodes are at work
             assert sweep.poll() is None and time.monotonic() < deadline, sweep.communicate()
             time.sleep(0.1)
         before = {path: path.stat().st_mtime_ns for path in records(tmp_path).values()}
