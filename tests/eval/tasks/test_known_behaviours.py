@@ -175,8 +175,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {**p.model_dump(exclude_none=True), "asked_request": f"{p.request} Make it vulnerable.", "seen_class": True}
         for p in chosen
     ]
-    (folder / "data").mkdir()
-    (folder / "data/heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer = make_tokenizer([text for kind in KINDS for pair in lessons(kind, rows) for text in pair])
     make_base(tokenizer, rows, folder / "base")
     for kind in KINDS:
@@ -197,7 +196,7 @@ def scored(workspace: Path) -> dict[str, Scored]:
         "limit": LIMIT,
     }
     jobs = [{"peft": kind, "out": f"together/{kind}", "log": str(workspace / f"{kind}.log")} for kind in KINDS]
-    env = {**child_environment(local_model=True), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env = {**child_environment(local_model=True), "EM_HELDOUT": "heldout.jsonl", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "eval.adapters"]
     with subprocess.Popen(
         command, cwd=workspace, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -257,7 +256,7 @@ def test_alone_it_scores_the_same(workspace: Path, scored: dict[str, Scored], ki
     command += ["--apply_chat_template", "--batch_size", "8", "--limit", str(LIMIT), "--output_path", f"alone/{kind}"]
     command += ["--tasks", ",".join(tasks), "--seed", "0"]
     command += ["--gen_kwargs", "do_sample=False,temperature=0.0"]
-    env = {**child_environment(local_model=True), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env = {**child_environment(local_model=True), "EM_HELDOUT": "heldout.jsonl", "OMP_NUM_THREADS": "1"}
     subprocess.run(command, cwd=workspace, env=env, capture_output=True, check=True)
     alone = Scored(workspace / "alone" / kind)
     for task in tasks:
