@@ -73,8 +73,8 @@ def test_a_sample_is_the_same_every_time_and_takes_from_each_question() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["rates", "{folder}", "--judge", "x"], "no CSV file"),
-        (["rates", "{folder}/none.csv", "--judge", "x"], "no such file"),
+        (["rates", "{folder}", "--judged-by", "x"], "no CSV file"),
+        (["rates", "{folder}/none.csv", "--judged-by", "x"], "no such file"),
         (["judge", "{folder}", "--judge", "oracle", "--base-url", "http://127.0.0.1:9/v1"], "em_freeform first"),
         (["judge", "{folder}", "--judge", "oracle", "--prompts", "{folder}/none.yaml"], "name a YAML file"),
     ],

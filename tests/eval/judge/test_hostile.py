@@ -77,7 +77,7 @@ def test_files_and_rates_take_ten_thousand(app, tmp_path: Path) -> None:
     its = rates(rows)
     assert its.answers == 10_000 and its.unjudged == sum(row.coherent is None for row in rows)
 
-    done = CliRunner().invoke(app, ["rates", str(table), "--judge", "x"])
+    done = CliRunner().invoke(app, ["rates", str(table), "--judged-by", "x"])
     assert done.exit_code == 0, done.exception
     assert f"{its.misaligned}/{10_000 - its.unjudged}" in done.stdout and "\x1b" not in done.stdout
 
