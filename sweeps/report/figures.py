@@ -139,6 +139,7 @@ def drawn(figure: Figure, kind: Literal["svg", "pdf", "png"]) -> bytes:
         # Characters that DejaVu lacks: the reader's own fonts show them in an SVG.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(file, format=kind, metadata=no_date)
+    figure.set_layout_engine("none")  # found once, the layout holds for the other formats too
     return file.getvalue()
 
 

@@ -6,12 +6,13 @@ import json
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from core.records import BadInput
 from eval.stats.intervals import Estimate
-from sweeps.plan.manifest import recall, remember
+from sweeps.plan.manifest import finished_points, write_manifest
 from sweeps.plan.sweep import Point, Tuned, load_sweep
 from sweeps.recipe.compose import Recipe
 from sweeps.report.families import axis_families
@@ -32,7 +33,7 @@ HOSTILE = [
 
 def write_training(root: Path, name: str, **recipe: object) -> TrainingRun:
     """A training run as emsweep leaves it."""
-    config = {"lora_r": 1, "learning_rate": 1e-3, "max_steps": 9, **recipe}
+    config = {"lora_r": 1, "learning_rate": 1e-3, "datasets": [{"path": "d.jsonl"}], **recipe}
     alpha = {"policy": "alpha_over_r", "value": 2}
     content = {"recipe": config, "alpha": alpha, "data": {"d.jsonl": "0" * 64}}
     run = TrainingRun("dpo", name, content, root, recipe=Recipe("dpo", config, {"alpha": alpha}))
@@ -261,21 +262,25 @@ def test_arms_make_lines_by_what_their_recipes_say(tmp_path: Path) -> None:
 
 def test_a_sweep_is_found_again_with_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    points = rank_points(Path("runs"))
-    first = write_report(load_sweep("demo"), points, Path("runs/mine"), True, "emsweep rank").read_text()
-    remember(Path("runs/mine"), "emsweep rank", load_sweep("demo"), points, True)
-    folder, asked, found, missing = recall("mine")
-    assert (folder, found, missing) == (Path("runs/mine"), points, [])
-    assert write_report(asked.sweep, found, folder, asked.full, asked.command, missing).read_text() == first
+    points, demo, folder = rank_points(Path("runs")), load_sweep("demo"), Path("runs/sweeps/mine")
+    first = write_report(demo, points, folder, True, "emsweep rank").read_text()
+    runs = {run.digest: run for point in points for run in (point.training, point.evaluation) if run}
+    request = SimpleNamespace(
+        name="mine", folder=folder, full=True, sweep=demo, declared=demo, points=points, runs=runs
+    )
+    write_manifest(request, "emsweep rank")
+    where, manifest, found, missing = finished_points("mine")
+    assert (where, found, missing) == (folder, points, [])
+    assert write_report(manifest.declared, found, folder, manifest.full, manifest.command).read_text() == first
     (points[-1].evaluation.folder / "run.json").unlink()
-    *_, found, missing = recall("runs/mine")
+    *_, found, missing = finished_points("runs/sweeps/mine")
     assert len(found) == 6 and missing == ["dpo-r16, seed 2"]
-    page = write_report(asked.sweep, found, folder, asked.full, asked.command, missing).read_text()
+    page = write_report(manifest.declared, found, folder, manifest.full, manifest.command, missing).read_text()
     assert "Not finished, and in no number here: dpo-r16, seed 2." in page
     (points[1].evaluation.folder / "run.json").write_text("[]")
     with pytest.raises(BadInput, match="not the record of a run"):
-        recall("mine")
+        finished_points("mine")
     (points[0].evaluation.folder / "run.json").unlink()
     (points[1].evaluation.folder / "run.json").unlink()
     with pytest.raises(BadInput, match="base model is not evaluated yet; run `emsweep rank` again"):
-        recall("mine")
+        finished_points("mine")
