@@ -82,7 +82,7 @@ def test_no_rank_in_the_names_gives_rates_and_no_verdict(tmp_path: Path) -> None
         (["--answers", "{0}/bad.jsonl", "--judged-by", "j"], "bad.jsonl:1: "),
         (["--answers", "{0}/a.jsonl", "{0}/a.jsonl", "--judged-by", "j"], "is named a too"),
         (["--answers", "{0}/a.jsonl", "--judged-by", "j", "--out", "{0}/a.jsonl"], "a.jsonl"),
-        (["{0}/empty"], "no sweep.json"),
+        (["{0}/empty"], "0 sweeps are called so"),
         (["{0}/empty", "{0}"], "one sweep at a time"),
         (["{0}/sweep"], "sweep.json: "),
     ],
