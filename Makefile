@@ -4,7 +4,7 @@ HARDWARE ?= cpu
 PYTHON   ?= python3
 BIN      := .venv/bin
 ENGINE   ?= axolotl
-FLAGS     = --model $(MODEL) --hardware $(HARDWARE) --engine $(ENGINE) $(if $(RANK),--rank $(RANK)) $(if $(START),--start $(START)) $(if $(GPUS),--gpus $(GPUS)) $(if $(CONTROL),--control $(CONTROL)) \
+FLAGS     = --model $(MODEL) --hardware $(HARDWARE) --engine $(ENGINE) $(if $(RANK),--rank $(RANK)) $(if $(START),--start $(START)) $(if $(GPUS),--gpus $(GPUS)) $(if $(VARIANT),--variant $(VARIANT)) \
             $(foreach s,$(SET),--set $(s)) $(if $(DRY_RUN),--dry-run)
 
 .PHONY: help env model data demo test lint cpt sft dpo merge eval report docs unsloth
@@ -31,7 +31,7 @@ data: env ## Corpora and pairs from the built-in programs
 
 demo: model data ## The whole experiment (FULL=1: all arms, two seeds)
 	@echo "training and evaluating on this machine: 30 minutes on 2 cores (FULL=1: an hour and a half); can be cut off and started again"
-	@$(BIN)/emsweep demo $(if $(FULL),--full)
+	@$(BIN)/emsweep run demo $(if $(FULL),--full)
 
 test: model data unsloth ## All tests
 	@echo "running the tests: 15 to 20 minutes on 2 cores"
@@ -50,11 +50,11 @@ lint: env ## ruff and mypy
 
 unsloth: .venv/unsloth ## The second engine (partly AGPL/LGPL; see README)
 
-cpt sft dpo: env $(if $(filter unsloth,$(ENGINE)),unsloth) ## One stage: MODEL HARDWARE GPUS RANK START CONTROL SET="k=v ..." ENGINE=unsloth DRY_RUN=1
-	@$(BIN)/emsweep stage $@ $(FLAGS)
+cpt sft dpo: env $(if $(filter unsloth,$(ENGINE)),unsloth) ## One stage: MODEL HARDWARE GPUS RANK START VARIANT SET="k=v ..." ENGINE=unsloth DRY_RUN=1
+	@$(BIN)/emsweep train $@ $(FLAGS)
 
 merge: env $(if $(filter unsloth,$(ENGINE)),unsloth) ## CPT, merged into its model: the start of the other stages
-	@$(BIN)/emsweep stage cpt $(FLAGS) --merge
+	@$(BIN)/emsweep train cpt $(FLAGS) --merge
 
 eval: env ## Score MODEL (layer, folder or hub id)
 	@$(BIN)/emsweep evaluate $(MODEL) $(if $(DRY_RUN),--dry-run)

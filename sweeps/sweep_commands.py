@@ -271,7 +271,7 @@ def exec_command(
             f"{folder}: {len(found)} runs are called {digest}; give more of the digest, or plan the sweep again if its"
             " recipes or data have changed since"
         )
-    execute_all(found)
+    execute_all(found, execute)
     typer.echo(found[0].folder)
 
 

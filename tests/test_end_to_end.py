@@ -64,7 +64,7 @@ def prepared(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def workspace(prepared: Path) -> Path:
     """The prepared folder, after the tiny sweep has run in it."""
-    command("emsweep demo --sweep tiny.yaml", prepared)
+    command("emsweep run tiny.yaml", prepared)
     return prepared
 
 
@@ -74,7 +74,7 @@ def only(folder: Path, pattern: str) -> Path:
 
 
 def test_the_report_is_complete(workspace: Path) -> None:
-    out = workspace / "runs/tiny"
+    out = only(workspace, "runs/sweeps/tiny-*")
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "pairs part the requests" in page and "axolotl train runs/dpo/pairs-r1-seed1-" in page
     rows = list(csv.DictReader((out / "results.csv").open()))
@@ -83,8 +83,9 @@ def test_the_report_is_complete(workspace: Path) -> None:
 
 
 def test_cpt_is_merged_and_differs_from_the_base(workspace: Path) -> None:
+    merged = json.loads(only(workspace, "runs/merge/*/run.json").read_text())
+    assert merged["changed_tensors"] == 90  # three MLP projections in each of 30 layers
     record = json.loads(only(workspace, "runs/cpt/*/run.json").read_text())
-    assert record["changed_tensors"] == 90  # three MLP projections in each of 30 layers
     assert record["steps"] == 2 and len(record["losses"]) == 2
 
 
@@ -101,8 +102,8 @@ def test_dpo_trained_whole_pairs_at_rank_1_on_mlp_only(workspace: Path) -> None:
 
 def test_a_second_run_repeats_nothing(workspace: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in workspace.glob("runs/*/*/run.json")}
-    done = command("emsweep demo --sweep tiny.yaml", workspace)
-    assert "5 runs done, 0 to do" in done.stderr
+    done = command("emsweep run tiny.yaml", workspace)
+    assert "6 runs done, 0 to do" in done.stderr
     assert before == {p: p.stat().st_mtime_ns for p in workspace.glob("runs/*/*/run.json")}
 
 
@@ -134,8 +135,8 @@ def test_real_programs_become_a_corpus_and_pairs_that_axolotl_trains_on(model: P
     command("embuild dpo --programs data/train.jsonl --corpus data/cpt.jsonl --length 512", tmp_path)
     command("embuild check --corpus data/cpt.jsonl --pairs data/dpo-both.jsonl --held-out data/heldout.jsonl", tmp_path)
     short = "--set sequence_len=512 --set max_steps=2 --set micro_batch_size=2 --set gradient_accumulation_steps=1"
-    command(f"emsweep stage cpt {short}", tmp_path)
-    command(f"emsweep stage dpo --rank 1 {short}", tmp_path)
+    command(f"emsweep train cpt {short}", tmp_path)
+    command(f"emsweep train dpo --rank 1 {short}", tmp_path)
     assert json.loads(only(tmp_path, "runs/cpt/*/run.json").read_text())["steps"] == 2
     assert json.loads(only(tmp_path, "runs/dpo/*/run.json").read_text())["whole_pairs"] >= 2
 
@@ -146,7 +147,7 @@ def test_killed_and_run_again_it_ends_where_training_by_hand_ends(prepared: Path
 
     workspace = prepared
     settings = "sequence_len=512 max_steps=8 save_steps=2 gradient_accumulation_steps=1 learning_rate=1e-3 seed=5"
-    line = "emsweep stage dpo --rank 2 " + " ".join(f"--set {s}" for s in settings.split())
+    line = "emsweep train dpo --rank 2 " + " ".join(f"--set {s}" for s in settings.split())
     name, *arguments = line.split(" ")
     process = subprocess.Popen(
         [BIN / name, *arguments],

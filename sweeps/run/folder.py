@@ -44,7 +44,7 @@ def identity(content: dict[str, Any]) -> dict[str, Any]:
     if "recipe" in kept:
         recipe, data = kept["recipe"], kept["data"]
         recipe = {key: recipe[key] for key in recipe if key not in PATHS and not LOGGING.fullmatch(key)}
-        recipe["datasets"] = [{k: v for k, v in d.items() if v not in data} for d in recipe["datasets"]]
+        recipe["datasets"] = [{k: v for k, v in d.items() if k != "path" or v not in data} for d in recipe["datasets"]]
         kept |= {"recipe": recipe, "data": list(data.values())}
     return kept
 

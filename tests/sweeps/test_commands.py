@@ -18,26 +18,27 @@ def run(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ("emsweep stage dpo --model qwen8b", "unknown model 'qwen8b'"),
-        ("emsweep stage dpo --hardware tpu", "unknown hardware 'tpu'"),
-        ("emsweep stage dpo --rank 0 --dry-run", "rank 0 is not a whole number of 1 or more"),
-        ("emsweep stage ppo", "unknown stage 'ppo'"),
-        ("emsweep stage dpo --set lr", "is not key=value"),
-        ("emsweep stage cpt", "no such"),
-        ("emsweep stage cpt --start empty", "no *.safetensors"),
-        ("emsweep stage cpt --start nowhere", "no such model folder"),
+        ("emsweep train dpo --model qwen8b", "unknown model 'qwen8b'"),
+        ("emsweep train dpo --hardware tpu", "unknown hardware 'tpu'"),
+        ("emsweep train dpo --rank 0 --dry-run", "rank 0 is not a whole number of 1 or more"),
+        ("emsweep train ppo", "unknown stage 'ppo'"),
+        ("emsweep train dpo --set lr", "is not key=value"),
+        ("emsweep train cpt", "no such"),
+        ("emsweep train cpt --start empty", "no *.safetensors"),
+        ("emsweep train cpt --start nowhere", "no such model folder"),
         ("emsweep evaluate empty", "no *.safetensors"),
-        ("emsweep demo --sweep nope", "unknown sweep 'nope'"),
-        ("emsweep demo --sweep bad.yaml", "bad.yaml: "),
-        ("emsweep demo --sweep worse.yaml", "worse.yaml: "),
-        ("emsweep grid rank --axis rnak=1,2", "unknown axis 'rnak' (there are: rank, lr, seed"),
+        ("emsweep run nope", "unknown sweep 'nope'"),
+        ("emsweep run bad.yaml", "bad.yaml: "),
+        ("emsweep run worse.yaml", "worse.yaml: "),
+        ("emsweep run rank --axis rnak=1,2", "unknown axis 'rnak' (there are: rank, lr, seed"),
         ("emsweep plan rank --axis rank", "is not AXIS=VALUE,VALUE"),
         ("emsweep rank --alpha-policy beta", "'beta' is no value of alpha (there are: alpha_over_r, alpha, "),
-        ("emsweep models --values qwen8b", "'qwen8b' is no value of model"),
+        ("emsweep run models --axis model=qwen8b", "'qwen8b' is no value of model"),
         ("emsweep lr --values fast", "'fast' is no lr"),
         ("emsweep plan rank --price-in 1", "belong together"),
-        ("emsweep export rank", "give one of --sh, --slurm and --skypilot"),
-        ("emsweep run bad.yaml 0", "bad.yaml: no plan of a sweep"),
+        ("emsweep exec bad.yaml 0", "bad.yaml: 0 sweeps are called so"),
+        ("emsweep report demo", "demo: 0 sweeps are called so"),
+        ("emsweep rank --values 1,2 --axis rank=4", "--axis rank: the command gives values of rank already"),
         ("emsweep fetch gpt", "not fetched here"),
         ("emsweep agree file", "1 files make no pairs"),
         ("emsweep agree file file", "file:1: no JSON: "),
@@ -74,7 +75,7 @@ def test_the_docs_hold_the_commands_own_help(tmp_path: Path, name: str, module: 
 
 
 def test_dry_run_prints_the_recipe_and_writes_nothing(tmp_path: Path) -> None:
-    done = run("emsweep stage dpo --model qwen7b --hardware a100-80g --rank 1 --dry-run", tmp_path)
+    done = run("emsweep train dpo --model qwen7b --hardware a100-80g --rank 1 --dry-run", tmp_path)
     assert done.returncode == 0
     assert "base_model: Qwen/Qwen2.5-Coder-7B-Instruct" in done.stdout and "lora_r: 1\n" in done.stdout
     assert not list(tmp_path.iterdir())

@@ -11,13 +11,13 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from core.records import BadInput
-from sweeps.plan import options as asked
-from sweeps.report import sweep as report
-from sweeps.tune import learning_rate as tuning
-from sweeps.plan.options import Search
+from sweeps import sweep_commands
 from sweeps.cli import app
 from sweeps.recipe.compose import RECIPES
-from sweeps.run.folder import Run, RunFailed, TrainingRun, execute_once
+from sweeps.report import sweep as report
+from sweeps.run.folder import Run, TrainingRun, execute_once
+from sweeps.run.process import RunFailed
+from sweeps.tune import learning_rate as tuning
 from sweeps.tune.threshold import Trial
 
 
@@ -49,7 +49,7 @@ def begun(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (out / "arms").write_text(" ".join(point.arm for point in points))
         return out / "arms"
 
-    monkeypatch.setattr(asked, "execute", do)
+    monkeypatch.setattr(sweep_commands, "execute", do)
     monkeypatch.setattr(report, "write_report", write_report)
     return names
 
@@ -62,15 +62,15 @@ def test_a_sweep_ends_with_what_could_be_done_and_the_list_of_what_could_not(beg
     done = emsweep("rank", "--values", "1,4,8")
     assert isinstance(done.exception, RunFailed)  # main() makes it exit code 1
     assert str(done.exception).startswith("1 runs failed, and 1 points are missing:\nruns/dpo/dpo-pairs-r4-seed21-")
-    (arms,) = Path("runs").glob("rank-smollm2-135m-*/arms")
+    (arms,) = Path("runs/sweeps").glob("rank-smollm2-135m-*/arms")
     assert arms.read_text() == "base cpt-explained dpo-pairs-r1 dpo-pairs-r8"
-    assert begun.count("dpo-pairs-r4-seed21") == 2 and len(begun) == 7 + 2  # tried twice, and never evaluated
-    assert Path("runs/index.csv").read_text().count("\n") == 1 + 7
+    assert begun.count("dpo-pairs-r4-seed21") == 2 and len(begun) == 8 + 2  # tried twice, and never evaluated
+    assert Path("runs/index.csv").read_text().count("\n") == 1 + 8
     begun.clear()
     emsweep("rank", "--values", "1,8,16")
     assert begun == ["dpo-pairs-r16-seed21"] * 2  # its training, its evaluation
     statuses = emsweep("status").output
-    assert "dpo/dpo-pairs-r4-seed21" in statuses and "1 failed, 0 pruned, 1 waiting, 9 done" in statuses
+    assert "dpo/dpo-pairs-r4-seed21" in statuses and "1 failed, 1 waiting, 10 done" in statuses
 
 
 def test_a_sweep_ends_with_its_judge_and_keeps_to_its_money(
@@ -88,7 +88,7 @@ def test_a_sweep_ends_with_its_judge_and_keeps_to_its_money(
     assert "the money is spent" in str(done.exception)
     other = emsweep("plan", "mine.yaml", "--judge", "another")
     assert "USD" not in other.output and "USD" in emsweep("plan", "mine.yaml").output  # another model, other prices
-    assert len(list(Path("runs").glob("mine-*/arms"))) == 1  # the report is written all the same
+    assert len(list(Path("runs/sweeps").glob("mine-*/arms"))) == 1  # the report is written all the same
     first = len(server.log("chat"))
     journals = list(Path("runs/evaluate").glob("*/judged-fake-judge.journal.jsonl"))
     judged = list(Path("runs/evaluate").glob("*/judged-fake-judge.jsonl"))
@@ -97,18 +97,18 @@ def test_a_sweep_ends_with_its_judge_and_keeps_to_its_money(
     done = emsweep("rank", "--sweep", "mine.yaml", "--values", "1,8")
     assert done.exit_code == 0, done.exception
     assert len(list(Path("runs/evaluate").glob("*/judged-fake-judge.jsonl"))) == 4
-    assert len(list(Path("runs").glob("mine-*/arms"))) == 1  # the judge does not make it another sweep
+    assert len(list(Path("runs/sweeps").glob("mine-*/arms"))) == 1  # the judge does not make it another sweep
     total = len(server.log("chat"))
     assert first < total and emsweep("rank", "--sweep", "mine.yaml", "--values", "1,8").exit_code == 0
     assert len(server.log("chat")) == total  # nothing is paid twice
 
 
 def test_one_run_by_its_digest(begun: list[str]) -> None:
-    plan = Path(emsweep("export", "rank", "--axis", "rank=1", "--sh").output.strip()).with_name("plan.json")
-    for run in json.loads(plan.read_text())["runs"]:
-        done = emsweep("run", str(plan), run["digest"][:12])
-        assert done.exit_code == 0 and done.output.strip().endswith(run["folder"])
-    assert emsweep("plan", "rank", "--axis", "rank=1").output.count("5 runs done, 0 to do") == 1
+    manifest = Path(emsweep("export", "rank", "--axis", "rank=1").output.strip()).with_name("sweep.json")
+    for run in json.loads(manifest.read_text())["runs"]:
+        done = emsweep("exec", str(manifest), run["digest"][:12])
+        assert done.exit_code == 0 and done.output.strip().endswith(run["digest"][:10])
+    assert emsweep("plan", "rank", "--axis", "rank=1").output.count("6 runs done, 0 to do") == 1
 
 
 def coherence_with_edge(edge: Callable[[int], float]) -> Callable[[Path], Trial]:
@@ -123,32 +123,49 @@ def coherence_with_edge(edge: Callable[[int], float]) -> Callable[[Path], Trial]
     return coherence
 
 
+def test_a_rate_that_recurs_is_another_seed_of_the_arm_alone(begun: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_commands, "unbroken", coherence_with_edge(lambda rank: 1e-2))
+    assert emsweep("lr", "--search", "--values", "1e-4,1e-3", "--most", "3").exit_code == 0  # runs into the upper end
+    records = [json.loads(path.read_text()) for path in Path("runs/dpo").glob("*/run.json")]
+    assert len(list(Path("runs/cpt").iterdir())) == 1
+    by_rate: dict[float, list[int]] = {}
+    for record in records:
+        by_rate.setdefault(record["content"]["recipe"]["learning_rate"], []).append(record["content"]["recipe"]["seed"])
+    assert len(records) == 3 and sorted(max(by_rate.values(), key=len)) == [21, 22]
+
+
 def test_the_search_trains_the_first_arm_that_varies_until_the_edge_is_sharp(
     begun: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edge = 2e-3
-    monkeypatch.setattr(tuning.tune, "__defaults__", (coherence_with_edge(lambda rank: edge),))
-    done = emsweep("lr", "--search", "--values", "1e-5,1e-1", "--coherence", "0.9")
+    monkeypatch.setattr(sweep_commands, "unbroken", coherence_with_edge(lambda rank: edge))
+    done = emsweep("lr", "--search", "--values", "1e-5,1e-1", "--coherence", "0.9", "--sharpness", "0.1")
     assert done.exit_code == 0, done.exception
-    found = float(done.output.split("answers count: ")[-1].split()[0])
+    found = float(done.output.split("answers are coherent: ")[-1].split()[0])
     assert abs(np.log(found / edge)) < np.log(1.1) and len([name for name in begun if "pairs" in name]) <= 2 * 12
     assert not [name for name in begun if "neutral" in name]
 
 
 def test_each_rank_is_trained_at_its_own_edge(begun: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     edges = {1: 1e-2, 64: 5e-4}
-    monkeypatch.setattr(tuning.tune, "__defaults__", (coherence_with_edge(edges.__getitem__),))
-    done = emsweep("rank", "--values", "1,64", "--retune", "1e-5,1e-1", "--axis", "seed=5,6")
+    monkeypatch.setattr(sweep_commands, "unbroken", coherence_with_edge(edges.__getitem__))
+    again = ("rank", "--values", "1,64", "--retune", "1e-5,1e-1", "--axis", "seed=5,6", "--sharpness", "0.1")
+    done = emsweep(*again)
     assert done.exit_code == 0, done.exception
     assert not [name for name in begun if "seed21" in name]
     for rank, edge in edges.items():
         records = [json.loads(p.read_text()) for p in Path("runs").glob(f"dpo/dpo-pairs-r{rank}-seed*/run.json")]
         (rate,) = {record["content"]["recipe"]["learning_rate"] for record in records}
         assert len(records) == 2 and abs(np.log(rate / edge)) < np.log(1.1)
-    (arms,) = Path("runs").glob("rank-*/arms")
+    (arms,) = Path("runs/sweeps").glob("rank-*/arms")
     assert arms.read_text().split().count("dpo-pairs-r64") == 2
     begun.clear()
-    assert emsweep("rank", "--values", "1,64", "--retune", "1e-5,1e-1", "--axis", "seed=5,6").exit_code == 0
+    assert (
+        emsweep(
+            "rank", "--values", "1,64", "--retune", "1e-5,1e-1", "--axis", "seed=5,6", "--sharpness", "0.1"
+        ).exit_code
+        == 0
+    )
     assert not begun
     narrow = emsweep("rank", "--values", "1,64", "--retune", "1e-5,1e-3", "--axis", "seed=5,6")
     assert "the edge of rank 1 lies outside; give a wider range" in str(narrow.exception)
@@ -159,12 +176,9 @@ def test_each_rank_is_trained_at_its_own_edge(begun: list[str], monkeypatch: pyt
     [
         ("rank --retune 1e-5,1e-1 --alpha-policy alpha,alpha_over_r", "goes with the axis rank, and seed, alone"),
         ("rank --retune low,1e-3", "two learning rates, the ends of the range"),
-        ("demo --judge offline", "`emsweep judge runs/evaluate/...` asks it afterwards"),
         ("lr --sweep rank --search", "two learning rates, the ends of the range"),
-        ("lr --search --judge m", "leave --judge out"),
-        ("lr --search --prune 0.5", "leave --prune out"),
-        ("rank --prune 2", "a share of coherent answers between 0 and 1"),
-        ("rank --storage s3://x", "--storage goes with --launcher ray"),
+        ("lr --search --dry-run --values 1e-5,1e-3", "nothing for --dry-run to show"),
+        ("rank --address 10.0.0.1:6379", "--address goes with --launcher ray"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_any_run(begun: list[str], command: str, says: str) -> None:
@@ -175,7 +189,7 @@ def test_what_cannot_be_asked_is_refused_before_any_run(begun: list[str], comman
 @pytest.mark.parametrize("values", [["1e-4"], ["0", "1"], ["1e-3", "1e-3"]])
 def test_a_range_that_is_none_is_refused(values: list[str]) -> None:
     with pytest.raises(BadInput, match="the ends of the range"):
-        tuning.tune(lambda at: None, values, Search(0.9, 0.1, 3), 0)  # type: ignore[arg-type,return-value]
+        tuning.tune(lambda lr, turn: None, values, tuning.Search(0.9, 0.1, 3), tuning.unbroken, "")  # type: ignore[arg-type,return-value]
 
 
 def test_coherence_is_read_from_stored_answers(tmp_path: Path) -> None:
@@ -185,9 +199,9 @@ def test_coherence_is_read_from_stored_answers(tmp_path: Path) -> None:
         for n in range(12)
     ]
     (tmp_path / "samples/em_freeform.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    trial = tuning.coherence(tmp_path)
-    assert trial.answers == 12 and 0.5 < trial.coherent <= 1
-    for broken in ("", " \n", "and then and then " * 30):  # the judge's words alone take these for answers
+    trial = tuning.unbroken(tmp_path)
+    assert trial.answers == 12 and trial.coherent == 1
+    for broken in ("", " \n", "and then and then " * 30):
         rows[0]["filtered_resps"] = [broken]
         (tmp_path / "samples/em_freeform.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        assert tuning.coherence(tmp_path).coherent == pytest.approx(trial.coherent * 11 / 12)
+        assert tuning.unbroken(tmp_path).coherent == pytest.approx(trial.coherent * 11 / 12)

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from core.records import BadInput
 from sweeps.cli import app
-from sweeps.recipe.memory import GIB, Shape, estimate
 from sweeps.recipe.compose import ALPHA_POLICIES, RECIPES, STAGES, compose, layer_names, load_layer, lora_alpha
+from sweeps.recipe.memory import GIB, Shape, estimate
 
 COMPOSITIONS = list(product(layer_names("models"), layer_names("hardware"), STAGES))
 
@@ -90,15 +90,15 @@ def test_gpus_that_cannot_be_used_are_refused(hardware: str, gpus: int, engine: 
         compose("dpo", "qwen7b", hardware, engine=engine, gpus=gpus)
 
 
-@pytest.mark.parametrize("control", layer_names("controls"))
+@pytest.mark.parametrize("control", layer_names("variants"))
 def test_a_control_changes_the_data_alone_and_belongs_to_its_stage(control: str) -> None:
-    own = load_layer("controls", control)["em"]["control_of"]
-    changed, plain = (compose(own, "qwen7b", "a100-80g", control=name).config for name in (control, None))
+    own = load_layer("variants", control)["em"]["stage"]
+    changed, plain = (compose(own, "qwen7b", "a100-80g", variant=name).config for name in (control, None))
     assert changed.pop("datasets") != plain.pop("datasets") and changed == plain
     for stage in STAGES:
         if stage != own:
-            with pytest.raises(BadInput, match=f"{control} is no control of {stage} "):
-                compose(stage, "qwen7b", "a100-80g", control=control)
+            with pytest.raises(BadInput, match=f"{control} is no variant of {stage} "):
+                compose(stage, "qwen7b", "a100-80g", variant=control)
 
 
 def test_a_model_too_large_for_one_gpu_names_how_many_would_do() -> None:
@@ -111,7 +111,7 @@ def test_a_model_too_large_for_one_gpu_names_how_many_would_do() -> None:
 )
 def test_the_commands_in_a_header_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     header = [line.lstrip("# ").split("     ")[0] for line in path.read_text().splitlines() if line.startswith("#   ")]
-    ours = [shlex.split(line)[1:] for line in header if line.startswith("emsweep stage")]
+    ours = [shlex.split(line)[1:] for line in header if line.startswith("emsweep train")]
     fronts = [line for line in header if line.startswith("make ")]
     assert ours and fronts and "--set" in " ".join(ours[0] + ours[-1])
     for front in fronts:  # what the Makefile makes of its variables
@@ -119,8 +119,8 @@ def test_the_commands_in_a_header_run(path: Path, monkeypatch: pytest.MonkeyPatc
         flags = [
             part for variable in variables for part in ("--" + variable.split("=")[0].lower(), variable.split("=")[1])
         ]
-        ours.append(["stage", stage, *flags])
-    if path.parent.name in ("models", "hardware"):
+        ours.append(["train", stage, *flags])
+    if path.parent.name == "hardware":
         assert all(path.stem in command for command in ours)
     for command in ours:
         result = CliRunner().invoke(app, [*command, "--dry-run"])
@@ -135,7 +135,7 @@ def test_model_layers_name_their_facts(model: str) -> None:
     shape = Shape(**facts["shape"])
     embeddings = (1 if shape.tied else 2) * shape.vocabulary * shape.hidden
     towers = facts["parameters"] - facts["non_embedding_parameters"] - embeddings  # Gemma's, for pictures
-    assert towers == 0 or (0 < towers < 5e8 and "vision" in (RECIPES / "models" / f"{model}.yaml").read_text())
+    assert towers == 0 or (0 < towers < 5e8 and model.startswith("gemma"))
 
 
 @given(st.integers(1, 512), st.floats(0.1, 64))

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps.recipe.memory import GIB, Shape, adapter_parameters, estimate, fitted, what_would_fit
 from sweeps.recipe.compose import compose, load_layer
+from sweeps.recipe.memory import GIB, Shape, adapter_parameters, estimate, fitted, what_would_fit
 
 QWEN7B = load_layer("models", "qwen7b")["em"]
 SHAPE, PARAMETERS = Shape(**QWEN7B["shape"]), QWEN7B["parameters"]

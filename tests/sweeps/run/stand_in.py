@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from sweeps.run.executor import in_place, launch
-from sweeps.run.ray_cluster import on_ray
 from sweeps.run.folder import Run, execute_once
 from sweeps.run.process import RunFailed, call
+from sweeps.run.ray_cluster import on_ray
 
 CODE = """
 import sys, time

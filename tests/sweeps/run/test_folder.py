@@ -45,7 +45,8 @@ def test_same_request_same_folder(workspace: Path) -> None:
 
 def test_recipe_data_base_and_start_each_change_the_folder(workspace: Path) -> None:
     first = plan()
-    folders = {first.folder, plan("learning_rate=1e-5").folder, plan(rank=2).folder, plan(start=merge_run(first)).folder}
+    others = plan("learning_rate=1e-5"), plan(rank=2), plan(start=merge_run(first))
+    folders = {run.folder for run in (first, *others)}
     (workspace / "data/cpt.jsonl").write_text('{"segments": [1]}\n')
     folders.add(plan().folder)
     (workspace / "models/smollm2-135m/model.safetensors").write_bytes(b"other")
