@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from sweeps.recipe.compose import compose
-from sweeps.run.folder import child_environment, tool
+from sweeps.run.process import child_environment, tool
 from sweeps.run.train import training_commands
 
 

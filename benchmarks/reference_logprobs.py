@@ -17,7 +17,7 @@ from data_builders.dpo import dpo_rows
 from data_builders.programs import load_asked_ways, load_programs
 from core.records import write_records
 from sweeps.recipe.compose import compose
-from sweeps.run.folder import child_environment
+from sweeps.run.process import child_environment
 
 
 def train(rank: int, shared: bool) -> None:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from sweeps.run.index import write_index
-from sweeps.run.folder import tool
+from sweeps.run.process import tool
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from core.records import write_whole
 from sweeps.plan.sweep import load_sweep, plan
 from sweeps.plan.axes import vary
 from sweeps.run.evaluate import TASKS
-from sweeps.run.folder import child_environment, tool
+from sweeps.run.process import child_environment, tool
 
 SHELL = {**os.environ, "PATH": f"{Path(tool('python')).parent}:{os.environ['PATH']}", "AXOLOTL_DO_NOT_TRACK": "1"}
 

@@ -82,7 +82,7 @@ def model_paths(run: Run) -> dict[str, str]:
             return {"pretrained": str(before.model)}
         if isinstance(before, TrainingRun):
             return {"pretrained": str(before.whole_recipe.config["base_model"]), "peft": str(before.adapter)}
-    paths = run.content["paths"]
+    paths = run.content.get("paths", {})
     return {key: paths[key] for key in ("pretrained", "peft") if key in paths}
 
 

@@ -16,7 +16,7 @@ from data_builders.programs import load_asked_ways, load_programs
 from core.records import BadInput, write_records
 from recipes.unsloth.arguments import DPO, LOADER, LORA, READ_HERE, TRAINING, arguments
 from sweeps.recipe.compose import STAGES, compose
-from sweeps.run.folder import child_environment
+from sweeps.run.process import child_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_unsloth = pytest.mark.skipif(find_spec("unsloth") is None, reason="Unsloth is not installed (`make unsloth`)")

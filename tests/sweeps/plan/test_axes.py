@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from core.records import BadInput
-from sweeps.plan.sweep import Arm, Claim, Sweep, load_sweep, plan
 from sweeps.plan.axes import NAMES, choices, vary
 from sweeps.plan.graph import graph, lost, ready, shared, wanted
+from sweeps.plan.sweep import Arm, Claim, Sweep, load_sweep, plan
 from sweeps.recipe.compose import _set, parsed
 from sweeps.run.folder import Run
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sweeps.plan.sweep import load_sweep, plan
-from sweeps.plan.axes import vary
 from sweeps.cli import app
+from sweeps.plan.axes import vary
+from sweeps.plan.estimate import History, judging, plan_table, run_cost, steps_of
 from sweeps.plan.graph import graph
-from sweeps.run.index import COLUMNS, write_index
-from sweeps.plan.estimate import History, judging, run_cost, plan_table, steps_of
+from sweeps.plan.sweep import load_sweep, plan
 from sweeps.run.folder import Run, TrainingRun
+from sweeps.run.index import COLUMNS, write_index
 
 
 @pytest.fixture

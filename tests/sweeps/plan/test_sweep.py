@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from core.records import BadInput
-from sweeps.plan.sweep import Arm, Claim, Sweep, load_sweep, plan
-from sweeps.plan.axes import vary
 from sweeps.cli import app
+from sweeps.plan.axes import vary
+from sweeps.plan.sweep import Arm, Claim, Sweep, load_sweep, plan
 
 SWEEP = Sweep(
     model="smollm2-135m",

@@ -72,7 +72,7 @@ def test_a_failure_is_tried_again_and_costs_its_dependants_alone(tmp_path: Path)
     assert Counter(tried) == {"bad": 2, "good": 2, "other": 1}
     assert not child.folder.exists() and other.done
     assert (bad.folder / "failed.txt").read_text() == "bad: last words\n"
-    states = {row.folder: row.state for row in all_statuses(tmp_path)}
+    states = {row.folder: row.state for row in all_statuses(tmp_path)[0]}
     assert states == {bad.folder: "failed", good.folder: "done", other.folder: "done"}
 
 
@@ -141,7 +141,7 @@ def test_an_orphan_of_a_killed_process_is_awaited(tmp_path: Path) -> None:
     process.kill()
     process.wait()
     (folder,) = tmp_path.glob("cpt/*")
-    assert [row.state for row in all_statuses(tmp_path)] == ["running"]
+    assert [row.state for row in all_statuses(tmp_path)[0]] == ["running"]
     assert begin(tmp_path, 0).wait(60) == 0
     # The orphan had ended when its run was begun again: never two at work in one folder.
     assert logged(tmp_path) == ["cpt", *NAMES] and (folder / "run.json").exists()
@@ -187,7 +187,7 @@ def test_a_failed_run_is_named_with_its_last_lines(tmp_path: Path) -> None:
     _, words = process.communicate(timeout=60)
     assert process.returncode == 1 and words.count("dpo1 ended with exit code 1; its log is") == 2
     assert done(tmp_path) == set(NAMES) - {"dpo1", "eval-dpo1"}
-    states = {row.folder.name.rpartition("-")[0]: row.state for row in all_statuses(tmp_path)}
+    states = {row.folder.name.rpartition("-")[0]: row.state for row in all_statuses(tmp_path)[0]}
     assert states["dpo1"] == "failed" and "eval-dpo1" not in states
 
 
