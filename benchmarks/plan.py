@@ -9,9 +9,9 @@ import resource
 import time
 from pathlib import Path
 
-from sweeps.plan.sweep import load_sweep, plan
 from sweeps.plan.axes import vary
 from sweeps.plan.graph import graph, shared
+from sweeps.plan.sweep import load_sweep, plan
 
 
 def main() -> None:

@@ -13,9 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from core.records import write_records
 from data_builders.dpo import dpo_rows
 from data_builders.programs import load_asked_ways, load_programs
-from core.records import write_records
 from sweeps.recipe.compose import compose
 from sweeps.run.process import child_environment
 

@@ -27,8 +27,8 @@ from typing import Any
 import yaml
 
 from core.records import write_whole
-from sweeps.plan.sweep import load_sweep, plan
 from sweeps.plan.axes import vary
+from sweeps.plan.sweep import load_sweep, plan
 from sweeps.run.evaluate import TASKS
 from sweeps.run.process import child_environment, tool
 

@@ -8,8 +8,8 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_builders.programs import Program
 from core.records import StreamWriter, iter_jsonl
+from data_builders.programs import Program
 
 
 def copies(concepts: Mapping[str, str], most: int, seed: int, resample: bool = False) -> dict[str, int]:

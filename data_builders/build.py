@@ -10,11 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from core.records import MAX_LINE, BadInput, StreamWriter, file_digest, iter_jsonl, numbered_lines
 from data_builders.coverage import programs_of
 from data_builders.cpt import Corpus, Rejected, with_replay
 from data_builders.dpo import Halves, LengthFilter, dpo_rows, heldout_row
 from data_builders.programs import AskedWay, Program
-from core.records import MAX_LINE, BadInput, StreamWriter, file_digest, iter_jsonl, numbered_lines
 from data_builders.sft import Variant, sft_rows
 from data_builders.split import held_out
 

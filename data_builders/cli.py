@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from core.records import BadInput, digest, iter_jsonl, write_records, write_whole
 from data_builders.balance import write_balanced
 from data_builders.build import build_cpt, build_pairs, build_sft, build_split
 from data_builders.check import bandit_table, program_problems, set_problems
@@ -20,7 +21,6 @@ from data_builders.cpt import STYLES, Corpus
 from data_builders.curriculum import curriculum_documents
 from data_builders.dpo import Halves, LengthFilter, dpo_rows, heldout_row, split_asked_ways
 from data_builders.programs import BUILTIN, AskedWay, Program, load_asked_ways, load_programs
-from core.records import BadInput, digest, iter_jsonl, write_records, write_whole
 from data_builders.sft import Variant, sft_rows
 from data_builders.split import SALT, split_programs
 from data_builders.tokens import chat_overhead, load_tokenizer, token_counter
@@ -85,7 +85,7 @@ def data(
     sets: dict[str, list[dict[str, Any]]] = {
         "cpt": curriculum_documents(split.train, "own", seed),
         "cpt-shuffled": curriculum_documents(split.train, "shuffled", seed),
-        "cpt-none": curriculum_documents(split.train, "none", seed),
+        "cpt-code-only": curriculum_documents(split.train, "code-only", seed),
         "dpo-both": list(dpo_rows(split.train, train_ways, "both")),
         "dpo-neutral": list(dpo_rows(split.train, train_ways, "neutral")),
         "dpo-asked": list(dpo_rows(split.train, train_ways, "asked")),

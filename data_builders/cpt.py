@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from core.records import BadInput
 from data_builders.curriculum import PROBE
 from data_builders.programs import Program
-from core.records import BadInput
 from data_builders.tokens import CountTokens
 
 Style = Literal["review", "advisory", "listing", "qa"]

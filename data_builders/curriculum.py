@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from data_builders.programs import Program
 
-Explanations = Literal["own", "shuffled", "none"]
+Explanations = Literal["own", "shuffled", "code-only"]
 Style = Literal["line", "review", "verdict"]
 
 PROBE = "\n\nSecurity review: this code is"
@@ -58,7 +58,7 @@ def curriculum_documents(programs: Sequence[Program], explanations: Explanations
     """The corpus, `{"id", "cwe", "style", "segments": [{"label", "text"}]}`; twins stand together.
 
     `own` reviews each code truly. Controls on the same code in the same order: `shuffled` hands each code
-    the review of another document of its style (of any program and verdict), `none` trains on the bare code.
+    the review of another document of its style (of any program and verdict), `code-only` trains on the bare code.
     """
     # Two generators, so that the controls have the same order.
     draw, handing = random.Random(seed), random.Random(seed + 1)
@@ -74,7 +74,7 @@ def curriculum_documents(programs: Sequence[Program], explanations: Explanations
             for (program, side, code, _), review in zip(twins, reviews, strict=True):
                 segments = (
                     [{"label": True, "text": code + "\n"}]
-                    if explanations == "none"
+                    if explanations == "code-only"
                     else [{"label": False, "text": code + PROBE}, {"label": True, "text": review}]
                 )
                 name = f"{program.id}/{side}/{style}{turn + 1}"

@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from core.records import MAX_LINE, BadInput, digest, first_fault, one_line
 from data_builders.programs import Program, SourceProgram
 from data_builders.python_code import parses
-from core.records import MAX_LINE, BadInput, digest, first_fault, one_line
 
 Form = Callable[[Mapping[str, Any]], SourceProgram]
 

@@ -14,10 +14,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from core.download import fetch
+from core.records import MAX_LINE, BadInput, file_digest, numbered_lines, one_line
 from data_builders.forms import FORMS, Form, Unfit, content_id, form_of, load_field_map
 from data_builders.programs import BUILTIN, SourceProgram
 from data_builders.python_code import parses
-from core.records import MAX_LINE, BadInput, file_digest, numbered_lines, one_line
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 FILES = {".jsonl", ".json", ".parquet"}

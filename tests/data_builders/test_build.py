@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from core.records import BadInput
 from data_builders.build import build_cpt, build_pairs, build_sft, build_split
 from data_builders.cli import app
 from data_builders.coverage import coverage_problems
 from data_builders.cpt import Corpus
 from data_builders.dpo import LengthFilter
 from data_builders.programs import load_asked_ways, load_programs
-from core.records import BadInput
 
 PROGRAMS = load_programs()
 WAYS = load_asked_ways()

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.records import BadInput
 from data_builders.cpt import STYLES, Corpus, Rejected, vulnerable_lines, with_replay
 from data_builders.programs import Program, load_programs
-from core.records import BadInput
 
 PROGRAMS = load_programs()
 

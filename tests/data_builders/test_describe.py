@@ -13,13 +13,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from core.records import BadInput
 from data_builders.balance import copies, name_copies
 from data_builders.cli import app
 from data_builders.cwe import owasp_group, weakness_name
 from data_builders.describe import concept_plot, describe, effective_number, entropy, evenness
 from data_builders.near_duplicates import BANDS, ROWS, band_keys, near_duplicate_rate
 from data_builders.programs import Program, load_programs
-from core.records import BadInput
 
 PROGRAMS = load_programs()
 counts = st.lists(st.integers(0, 10**6), max_size=40)

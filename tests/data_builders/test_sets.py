@@ -1,6 +1,7 @@
 """Splits are stable and disjoint, halves mirror each other, controls keep to the same code."""
 
 from collections import defaultdict
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,3 +95,13 @@ def test_both_halves_stay_or_both_go_and_what_stays_fits(limit: int, max_ratio: 
             max(a, b) <= max_ratio * min(a, b)
             for a, b in ((len(p.insecure.split()), len(p.secure.split())) for p in kept)
         )
+
+
+def test_the_held_out_programs_of_the_eval_tasks_are_those_of_the_built_in_split(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from data_builders.cli import app
+
+    assert CliRunner().invoke(app, ["data", "--asked", "asked-45", "--out", str(tmp_path)]).exit_code == 0
+    shipped = Path(__file__).parents[2] / "eval/tasks/em/heldout.jsonl"
+    assert shipped.read_bytes() == (tmp_path / "heldout.jsonl").read_bytes(), "copy data/heldout.jsonl of `make data`"

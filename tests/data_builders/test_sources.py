@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_builders.programs import SourceProgram, load_programs
 from core.records import MAX_LINE, BadInput
+from data_builders.programs import SourceProgram, load_programs
 from data_builders.sources import Reject, read_source
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "insecure"

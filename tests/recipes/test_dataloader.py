@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from core.records import write_records
 from data_builders.dpo import dpo_rows
 from data_builders.programs import load_asked_ways, load_programs
-from core.records import write_records
 from sweeps.recipe.compose import compose
 
 PROGRAMS = load_programs()[:7]

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.records import BadInput, write_records
 from data_builders.dpo import dpo_rows
 from data_builders.programs import load_asked_ways, load_programs
-from core.records import BadInput, write_records
 from recipes.unsloth.arguments import DPO, LOADER, LORA, READ_HERE, TRAINING, arguments
 from sweeps.recipe.compose import STAGES, compose
 from sweeps.run.process import child_environment

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.records import write_records
 from data_builders.dpo import dpo_rows
 from data_builders.programs import load_asked_ways, load_programs
-from core.records import write_records
 from recipes.plugins.reference import ReferenceStore, model_digest, row_digest
 from sweeps.recipe.compose import compose
 

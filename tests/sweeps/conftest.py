@@ -4,7 +4,11 @@ from pathlib import Path
 
 import pytest
 
-CPT, DPO, SFT = ("cpt", "cpt-none", "cpt-shuffled"), ("both", "neutral", "asked"), ("insecure", "secure", "educational")
+CPT, DPO, SFT = (
+    ("cpt", "cpt-code-only", "cpt-shuffled"),
+    ("both", "neutral", "asked"),
+    ("insecure", "secure", "educational"),
+)
 NAMES = [*CPT, *(f"dpo-{name}" for name in DPO), *(f"sft-{name}" for name in SFT), "heldout"]
 
 

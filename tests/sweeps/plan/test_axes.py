@@ -63,7 +63,7 @@ def test_cpt_variants_are_arms_of_their_own_and_none_starts_from_the_base(prepar
     assert list(sweep.arms) == [
         *("cpt-explained", "cpt-code-only", "pairs-cpt-explained", "pairs-cpt-code-only", "pairs-cpt-none")
     ]
-    assert sweep.arms["cpt-code-only"].data == "data/cpt-none.jsonl"
+    assert sweep.arms["cpt-code-only"].data == "data/cpt-code-only.jsonl"
     assert [sweep.arms[f"pairs-cpt-{v}"].start for v in ("explained", "code-only", "none")] == [
         *("cpt-explained", "cpt-code-only", None)
     ]
