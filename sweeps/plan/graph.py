@@ -62,7 +62,7 @@ def wanted(runs: Graph) -> set[str]:
     todo: set[str] = set()
     needed: set[str] = set()
     used = {before.digest for run in runs.values() for before in run.after}
-    for digest, run in reversed(runs.items()):
+    for digest, run in reversed(list(runs.items())):
         if not run.done and (run.stage != "merge" or digest in needed or digest not in used):
             todo.add(digest)
             needed |= {before.digest for before in run.after}
