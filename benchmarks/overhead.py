@@ -35,14 +35,14 @@ def main() -> None:
             for there in ("models", "data"):
                 (folder / there).symlink_to(Path(there).resolve())
             flags = [flag for setting in settings for flag in ("--set", setting)]
-            ours.append(timed([tool("emsweep"), "stage", "cpt", *flags], folder))
+            ours.append(timed([tool("emsweep"), "train", "cpt", *flags], folder))
             paths = {"output_dir": "plain/adapter", "dataset_prepared_path": "plain/prepared"}
             recipe = compose("cpt", "smollm2-135m", "cpu", settings, extra=paths)
             (folder / "recipe.yaml").write_text(recipe.to_yaml())
             [command] = training_commands(recipe, Path("recipe.yaml"))
             theirs.append(timed(command, folder))
     print(
-        f"emsweep stage {' '.join(f'{t:.1f}' for t in ours)} s; axolotl train {' '.join(f'{t:.1f}' for t in theirs)} s"
+        f"emsweep train {' '.join(f'{t:.1f}' for t in ours)} s; axolotl train {' '.join(f'{t:.1f}' for t in theirs)} s"
     )
     print(f"ratio of the medians {statistics.median(ours) / statistics.median(theirs):.3f}")
 

@@ -28,6 +28,7 @@ import yaml
 
 from core.records import write_whole
 from sweeps.plan.axes import vary
+from sweeps.plan.graph import graph
 from sweeps.plan.sweep import load_sweep, plan
 from sweeps.run.evaluate import TASKS
 from sweeps.run.process import child_environment, tool
@@ -60,7 +61,7 @@ def keep(times: dict) -> None:
 def loop(points: list, tasks: list[str], evaluation: dict, times: dict) -> None:
     """Seconds of each command for each point, into `times` by the point's name."""
     for point in points:
-        recipe = point.training.recipe.config
+        recipe = point.training.whole_recipe.config
         name = f"loop-r{recipe['lora_r']}"
         if name in times:
             continue
@@ -117,11 +118,11 @@ def main() -> None:
         sweep = load_sweep("rank.yaml")
         every = plan(vary(sweep, {"rank": asked.values.split(",")}), full=False)
         points = [p for p in every if p.training and p.training.stage == "dpo"]
-        export = ["emsweep", "export", "rank.yaml", "--sh"]
-        written = Path(subprocess.check_output(export, env=SHELL, text=True).split()[-1]).with_name("plan.json")
-        shared = [run for p in every if p not in points for run in (p.training, p.evaluation) if run and not run.done]
-        for run in shared:
-            timed(["emsweep", "run", str(written), run.digest])
+        export = ["emsweep", "export", "rank.yaml"]
+        written = Path(subprocess.check_output(export, env=SHELL, text=True).split()[-1]).with_name("sweep.json")
+        for run in graph([p for p in every if p not in points]).values():
+            if not run.done:
+                timed(["emsweep", "exec", str(written), run.digest])
         evaluation = sweep.evaluation.model_dump()
         half = len(points) // 2
         loop(points[:half], sweep.tasks, evaluation, times)
@@ -134,7 +135,7 @@ def main() -> None:
             keep(times)
         loop(points[half:], sweep.tasks, evaluation, times)
         if "step" not in times:
-            times["step"] = step_seconds(points[half].training.recipe.config)
+            times["step"] = step_seconds(points[half].training.whole_recipe.config)
             keep(times)
         records = [
             json.loads((run.folder / "run.json").read_text()) for p in points for run in (p.training, p.evaluation)
