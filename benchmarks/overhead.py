@@ -1,4 +1,4 @@
-"""What `emsweep stage` costs beyond `axolotl train` on the same recipe: python benchmarks/overhead.py [--steps 20]
+"""What `emsweep train` costs beyond `axolotl train` on the same recipe: python benchmarks/overhead.py [--steps 20]
 
 Baseline, in the same run: `axolotl train` on the composed recipe, started with the environment that emsweep gives.
 Both are whole processes, from the start to the adapter on disk, each in a folder of its own; they take turns.

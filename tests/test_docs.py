@@ -1,0 +1,131 @@
+"""What the documents say can be typed: every command parses, cheap ones are run, targets and paths exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from data_builders.cli import app as embuild
+from sweeps.cli import app as emsweep
+
+ROOT = Path(__file__).parents[1]
+GENERATED = {"docs/emsweep.md", "docs/embuild.md"}
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "eval" / "README.md"]
+PAGES = [page for page in PAGES if str(page.relative_to(ROOT)) not in GENERATED]
+LAYERS = sorted((ROOT / "recipes").rglob("*.yaml"))
+PROGRAMS = {"emsweep": emsweep, "embuild": embuild}
+ROOMS = ("recipes", "docs", "eval", "sweeps", "core", "data_builders", "tests", "benchmarks")
+STARTS_RUNS = {"run", "rank", "lr", "train", "evaluate"}
+CHEAP = {"recipes", "status", "plan"}
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+
+def _blocks(page: Path) -> list[str]:
+    """The lines of a page's fenced blocks, or of a recipe layer's comments."""
+    text = page.read_text()
+    if page.suffix == ".yaml":
+        return [line[1:].strip() for line in text.splitlines() if line.startswith("#   ")]
+    return [line for block in re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S) for line in block.splitlines()]
+
+
+def _commands(page: Path, program: str) -> list[list[str]]:
+    """The words of each line of the blocks that begins with `program`, without what follows ` #` or ` (`."""
+    lines = [re.split(r"\s+#|\s{2,}\(|\s+\|", line)[0] for line in _blocks(page)]
+    return [shlex.split(line) for line in lines if line.startswith(f"{program} ")]
+
+
+ALL = [
+    pytest.param(words, id=f"{page.relative_to(ROOT)}: {shlex.join(words)}")
+    for page in [*PAGES, *LAYERS]
+    for program in PROGRAMS
+    for words in _commands(page, program)
+]
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(ALL) > 50
+
+
+@pytest.mark.parametrize("words", ALL)
+def test_the_command_parses(words: list[str]) -> None:
+    group = typer.main.get_command(PROGRAMS[words[0]])
+    with group.make_context(words[0], words[1:]) as context:
+        name, command, arguments = group.resolve_command(context, [*context._protected_args, *context.args])
+        command.make_context(name, arguments, parent=context)
+
+
+def _runnable(words: list[str]) -> list[str] | None:
+    """The command made harmless, if it can be: planned or shown, in place of started."""
+    if words[0] != "emsweep" or {"--search", "--retune"} & set(words) or "…" in " ".join(words):
+        return None
+    if words[1] in STARTS_RUNS:
+        return [*words[1:], *([] if "--dry-run" in words else ["--dry-run"])]
+    return words[1:] if words[1] in CHEAP and "--forget" not in words else None
+
+
+@pytest.mark.parametrize("words", [case for case in ALL if _runnable(case.values[0])])
+def test_the_command_runs_as_written(
+    words: list[str], model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("data", "models"):
+        if not (ROOT / name).is_dir():
+            pytest.skip(f"the folder {name} is not there; `make model data` makes it")
+        (tmp_path / name).symlink_to(ROOT / name)
+    if "runs/sft/a/adapter" in words or "--questions" in words:
+        pytest.skip("names files that only a reader has")
+    result = CliRunner().invoke(emsweep, _runnable(words))
+    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_options_named_in_the_text_exist(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    wrong = []
+    for span in re.findall(r"`([^`\n]+)`", text):
+        words = span.split()
+        if words[0] not in PROGRAMS or len(words) < 2 or not words[1].islower():
+            continue
+        command = typer.main.get_command(PROGRAMS[words[0]]).commands.get(words[1])
+        options = {option for parameter in command.params for option in parameter.opts} if command else set()
+        named = {word for word in re.findall(r"--[a-z][a-z0-9-]*", span)}
+        if command is None or named - options - {"--help"}:
+            wrong.append(span)
+    assert not wrong
+
+
+@pytest.mark.parametrize("page", [*PAGES, *LAYERS], ids=lambda page: str(page.relative_to(ROOT)))
+def test_make_has_the_targets_and_variables(page: Path) -> None:
+    targets = {name for line in re.findall(r"^([a-z][a-z ]*):", MAKEFILE, re.M) for name in line.split()}
+    spans = re.findall(r"`(make [^`\n]+)`", page.read_text())
+    lines = [span.split() for span in spans] + _commands(page, "make")
+    named = [(word, words) for words in lines for word in words[1:] if re.fullmatch(r"[a-z]+", word)]
+    variables = [(word.partition("=")[0], words) for words in lines for word in words[1:] if re.match("[A-Z_]+=", word)]
+    assert not [words for word, words in named if word not in targets]
+    assert not [
+        words for word, words in variables if f"$({word})" not in MAKEFILE and f"$(if $({word})" not in MAKEFILE
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_and_links_exist(page: Path) -> None:
+    text = page.read_text()
+    tokens = [token for span in re.findall(r"`([^`\n]+)`", text) for token in span.split()]
+    paths = [token.rstrip(",;:.") for token in tokens if re.match(rf"({'|'.join(ROOMS)})/", token)]
+    real = [path for path in paths if not re.search(r"[A-Z*…<{]", path.removesuffix("README.md"))]
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    missing = [path for path in real if not (ROOT / path).exists()]
+    assert not missing + [link for link in links if not (page.parent / link).exists()]
+
+
+def test_the_readme_names_every_dependency() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    optional = [name for names in project["optional-dependencies"].values() for name in names]
+    table = (ROOT / "README.md").read_text().partition("## Dependencies")[2]
+    names = [re.split("[=<>]", name)[0] for name in [*project["dependencies"], *optional]]
+    assert not [name for name in names if name not in table]
