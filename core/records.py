@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -44,6 +46,15 @@ def numbered_lines(path: Path, limit: int) -> Iterator[tuple[int, bytes | None]]
         raise BadInput(f"{path}: {error.strerror}; name a JSON Lines file that can be read") from None
     if not number:
         raise BadInput(f"{path}: no records; give a file with at least one line")
+
+
+_RARE = re.compile(r"[^\n\t -~]")
+_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+
+def printable(text: str) -> str:
+    """A model's text with control, bidirectional and unpaired surrogate characters made visible."""
+    return _RARE.sub(lambda c: f"\\u{ord(c[0]):04x}" if unicodedata.category(c[0]) in _UNSEEN else c[0], text)
 
 
 def one_line(message: object, limit: int = 200) -> str:

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from core.records import printable
 from eval.stats.intervals import Estimate
 from sweeps.report.families import AXES, Family
 
@@ -144,7 +145,8 @@ def drawn(figure: Figure, kind: Literal["svg", "pdf", "png"]) -> bytes:
 
 
 def _label(name: str) -> str:
-    """A name that a legend takes: matplotlib leaves out what begins with an underscore."""
+    """A name that a figure takes: no control characters; a legend leaves out what begins with an underscore."""
+    name = printable(name)
     short = name if len(name) <= 60 else name[:59] + "…"
     return f" {short}" if short.startswith("_") else short
 

@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
-from core.records import file_digest
+from core.records import file_digest, printable
 from eval.judge.answers import Judged, answer_files, judged_files, per_question
 from eval.judge.rates import Rates, model_rates, rates
 from eval.stats.ranks import UNKNOWN_SCALE, Trend, corrected, families, sentences, short, trend
 from sweeps.report.families import Family
 from sweeps.report.figures import Panel, arms_figure, heat_figure
-from sweeps.report.page import data_block, printable, table_csv, write_page
+from sweeps.report.page import data_block, table_csv, write_page
 from sweeps.run.folder import commit
 
 FORMS = ("plain", "json", "template")

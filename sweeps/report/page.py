@@ -10,8 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
-import unicodedata
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -22,19 +20,11 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from core.records import write_whole
+from core.records import printable, write_whole
 from eval.judge.answers import Judged
 from eval.judge.rates import said
 from eval.stats.intervals import Estimate, caution
 from sweeps.report.figures import drawn
-
-_RARE = re.compile(r"[^\n\t -~]")
-_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-
-
-def printable(text: str) -> str:
-    """A model's text with control, bidirectional and unpaired surrogate characters made visible."""
-    return _RARE.sub(lambda c: f"\\u{ord(c[0]):04x}" if unicodedata.category(c[0]) in _UNSEEN else c[0], text)
 
 
 def number(estimate: Estimate, digits: int = 3) -> str:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markdown import Markdown
 
-from core.records import BadInput, file_digest, write_whole
+from core.records import BadInput, file_digest, printable, write_whole
 from eval.judge.answers import Judged, judged_files
 from eval.samples import load_samples
 from eval.stats.intervals import Estimate, falls_with, mean_interval
@@ -26,7 +26,7 @@ from sweeps.plan.sweep import Point, Sweep
 from sweeps.report.families import AXES, Family, axis_families
 from sweeps.report.figures import Panel, arms_figure, comparable, losses_figure, scatter_figure
 from sweeps.report.judged import JudgedPart, judged_part
-from sweeps.report.page import data_block, environment, number, printable, table_csv, write_page
+from sweeps.report.page import data_block, environment, number, table_csv, write_page
 from sweeps.run.folder import content_digest
 
 LOGGED_TASKS = ("em_recognition", "em_margin", "em_choice", "em_freeform")

@@ -101,5 +101,7 @@ class Browser:
             self.events.append(("exception", its["exceptionDetails"]))
         elif method == "Log.entryAdded":
             self.events.append(("log", its["entry"]["text"]))
-        elif method == "Network.requestWillBeSent" and not its["request"]["url"].startswith("file:"):
+        elif method == "Network.requestWillBeSent" and not its["request"]["url"].startswith(
+            ("file:", "data:image/svg+xml;")
+        ):
             self.events.append(("request", its["request"]["url"]))

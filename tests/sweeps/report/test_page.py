@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from core.records import printable
 from eval.judge.answers import Judged
 from sweeps.report.figures import arms_figure
 from sweeps.report.judged import judged_part, write_answers_report
-from sweeps.report.page import data_block, printable, write_page
+from sweeps.report.page import data_block, write_page
 
 HOSTILE = [
     "<script>document.title = 'ran'</script>",

@@ -10,13 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from core.records import BadInput
+from core.records import BadInput, printable
 from eval.stats.intervals import Estimate
 from sweeps.plan.manifest import finished_points, write_manifest
 from sweeps.plan.sweep import Point, Tuned, load_sweep
 from sweeps.recipe.compose import Recipe
 from sweeps.report.families import axis_families
-from sweeps.report.page import printable
 from sweeps.report.sweep import verdict_words, write_report
 from sweeps.run.folder import Run, TrainingRun
 
