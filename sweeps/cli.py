@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from core.records import BadInput
 from eval.judge.settings import JudgeSettings
 from sweeps import sweep_commands
 from sweeps.recipe.compose import ENGINES, STAGES, compose, layer_names, load_layer
+from sweeps.recipe.precision import cpu_dtype
 from sweeps.run.evaluate import command, evaluation_run
 from sweeps.run.executor import execute_all
 from sweeps.run.fetch_model import fetch_smollm2
@@ -93,7 +95,9 @@ def evaluate_command(
     ] = None,
     tasks: Annotated[str, typer.Option(help="lm-eval tasks or groups, with commas.")] = "em",
     guard: Annotated[bool, typer.Option("--guard", help="Capabilities too: a slice of standard tasks (hub).")] = False,
-    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
+    dtype: Annotated[
+        str | None, typer.Option(help="bfloat16 or float32; float32 on a CPU without bf16 instructions if not given.")
+    ] = None,
     batch_size: Annotated[str, typer.Option(help="A number, or auto: the largest that fits, found once.")] = "8",
     samples: Annotated[int, typer.Option(min=1, help="Answers to sample for each question.")] = 1,
     questions: Annotated[
@@ -127,7 +131,7 @@ def evaluate_command(
             checkpoint,
             [*tasks.split(","), *(["em_guard"] if guard else [])],
             adapter=adapter,
-            dtype=dtype,
+            dtype=dtype or ("bfloat16" if shutil.which("nvidia-smi") else cpu_dtype()),
             batch_size=int(batch_size) if batch_size != "auto" else "auto",
             metadata=metadata,
             gen_kwargs={"max_gen_toks": max_tokens} if max_tokens else None,

@@ -14,6 +14,7 @@ from yaml import YAMLError
 from core.records import BadInput
 from eval.judge.settings import JudgeSettings
 from sweeps.recipe.compose import RECIPES, compose, load_layer
+from sweeps.recipe.precision import cpu_dtype
 from sweeps.run.evaluate import evaluation_run, of_checkpoint
 from sweeps.run.folder import MergeRun, Run, TrainingRun, merge_run
 from sweeps.run.train import training_run
@@ -146,6 +147,8 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
     evaluated as the merged model that they start from.
     """
     settings = sweep.evaluation.model_dump()
+    if load_layer("hardware", sweep.hardware)["em"]["memory_gib"] is None:
+        settings["dtype"] = cpu_dtype()
     bases: dict[str, Run] = {}
     points: list[Point] = []
     made: dict[str, Any] = {}

@@ -22,6 +22,7 @@ from yaml import YAMLError
 from core.records import BadInput
 from recipes.unsloth.arguments import arguments
 from sweeps.recipe.memory import Shape, estimate, fitted, smallest_batch, spread, what_would_fit
+from sweeps.recipe.precision import fast_bf16
 
 RECIPES = Path(str(resources.files("recipes")))
 STAGES = ("cpt", "sft", "dpo")
@@ -123,6 +124,8 @@ def compose(
     if engine not in ENGINES:
         raise BadInput(f"unknown engine {engine!r} (there are: {', '.join(ENGINES)})")
     config = deepcopy(_layers(stage, model, hardware, engine))
+    if config["em"]["memory_gib"] is None and not fast_bf16():
+        config["bf16"] = False  # SLOW_BF16, which is said when the run starts; --set bf16=true insists
     config.update(extra or {})
     for setting in [*(_variant(stage, variant) if variant else []), *settings]:
         key, separator, value = setting.partition("=")

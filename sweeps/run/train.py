@@ -12,8 +12,9 @@ from typing import Any
 
 from core.records import BadInput, file_digest, write_whole
 from sweeps.recipe.compose import Recipe
+from sweeps.recipe.precision import SLOW_BF16, fast_bf16
 from sweeps.run.folder import MergeRun, TrainingRun, execute_once
-from sweeps.run.process import RunFailed, call, tool
+from sweeps.run.process import RunFailed, call, console, tool
 
 
 def training_run(name: str, recipe: Recipe, *, start: MergeRun | None = None, root: Path = Path("runs")) -> TrainingRun:
@@ -95,6 +96,8 @@ def _train(run: TrainingRun) -> dict[str, Any]:
     whole = run.whole_recipe
     recipe, log, title = run.folder / "recipe.yaml", run.folder / "train.log", f"{run.stage} {run.name}"
     write_whole(recipe, whole.to_yaml())
+    if run.about.get("hardware") == "cpu" and not whole.config.get("bf16"):
+        console.print(f"{title}: in fp32{'' if fast_bf16() else f'; {SLOW_BF16}'}", highlight=False, soft_wrap=True)
     resumed = newest_checkpoint(run.adapter)
     for command in training_commands(run.recipe, recipe):
         call(title, command, log, is_local(whole.config["base_model"]))
