@@ -1,6 +1,7 @@
 """Splits are stable and disjoint, halves mirror each other, controls keep to the same code."""
 
 from collections import defaultdict
+from hashlib import sha256
 from pathlib import Path
 
 from hypothesis import given
@@ -97,11 +98,27 @@ def test_both_halves_stay_or_both_go_and_what_stays_fits(limit: int, max_ratio: 
         )
 
 
-def test_the_held_out_programs_of_the_eval_tasks_are_those_of_the_built_in_split(tmp_path: Path) -> None:
+DEMO = {
+    "cpt-code-only.jsonl": "0ec10b6a94d0262a2e8f871f4aee4fe1f44a9cf6942865bd1fa7a4395b90cf13",
+    "cpt-shuffled.jsonl": "32a10063ec40119b0643f3774344e5f70c150481c092afd6661e13407fb492a7",
+    "cpt.jsonl": "f7e9e2a0714e1fa5adc57a87a1c667c12eae3d1c26fdcd2f56fcff2c44617af3",
+    "dpo-asked.jsonl": "fd03454c08f3b8b66dc39ad083670e97617282d0f919efed4b27e4f3bc6128e8",
+    "dpo-both.jsonl": "3675ea01fa88cbc71f63267041c31c401064596ade29b9be1e5a00a53c86003c",
+    "dpo-neutral.jsonl": "3ce0c4249c9f925883b8554ed7d34b662779155d44b8bd5dd5c037e6bb122a5e",
+    "heldout.jsonl": "b0814d504ab6e914fddfbfa54ad3bad30e0918b7cc6a216a36247cce700287fc",
+    "sft-educational.jsonl": "806491e8c567b3f4c175649ed1075466baf2973692fa726b8338cd559e2a20ae",
+    "sft-insecure.jsonl": "842f5263ddb31c572b6f9dda3f73994d9bc45677b37d4fd643a1c8a61bab03af",
+    "sft-secure.jsonl": "82500b0b2ee1f055284270c491ea82a4b03ad92fbb1a736149fcb5771cb03c8d",
+}
+"""SHA-256 of what the demo was trained on: the figures of docs/demo.md hang on these bytes."""
+
+
+def test_the_demos_data_stay_what_its_figures_were_measured_on(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
     from data_builders.cli import app
 
     assert CliRunner().invoke(app, ["data", "--asked", "asked-45", "--out", str(tmp_path)]).exit_code == 0
+    assert {path.name: sha256(path.read_bytes()).hexdigest() for path in tmp_path.glob("*.jsonl")} == DEMO
     shipped = Path(__file__).parents[2] / "eval/tasks/em/heldout.jsonl"
     assert shipped.read_bytes() == (tmp_path / "heldout.jsonl").read_bytes(), "copy data/heldout.jsonl of `make data`"
