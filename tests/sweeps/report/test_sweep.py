@@ -44,7 +44,7 @@ def write_training(root: Path, name: str, **recipe: object) -> TrainingRun:
 
 def write_evaluation(root: Path, name: str, shift: float, answers: list[str]) -> Run:
     """An evaluation run as lm-eval leaves it, with scores `shift` above those of chance."""
-    run = Run("evaluate", name, {"heldout": "0" * 64, "name": name}, root)
+    run = Run("evaluate", name, {"metadata": {"heldout": "0" * 64}, "name": name}, root)
     programs = [(f"p{i}", i < 6) for i in range(9)]
     recognition = [
         {
