@@ -72,7 +72,9 @@ def of_checkpoint(evaluation: Run, run: TrainingRun | MergeRun, name: str) -> Ru
         "merged": isinstance(run, MergeRun),
         "paths": paths,
     }
-    return Run("evaluate", name, content, evaluation.root, (run,), evaluation.about)
+    # An adapter is loaded onto the merged model that its training started from: that must be there too.
+    needed = (run, *run.after) if isinstance(run, TrainingRun) else (run,)
+    return Run("evaluate", name, content, evaluation.root, needed, evaluation.about)
 
 
 def model_paths(run: Run) -> dict[str, str]:

@@ -70,8 +70,7 @@ class Run:
     @property
     def folder(self) -> Path:
         """The folder of this content, whatever it is called; a new one has the run's own name."""
-        found = find_run(self.root, self.stage, self.digest)
-        return found or self.root / self.stage / f"{self.name}-{self.digest[:10]}"
+        return run_folder(self.root, self.stage, self.digest, self.name)
 
     @property
     def done(self) -> bool:
@@ -91,6 +90,11 @@ def find_run(root: Path, stage: str, digest: str) -> Path | None:
     except FileNotFoundError:
         return None
     return _folders(place.absolute(), stamp, place).get(digest[:10])
+
+
+def run_folder(root: Path, stage: str, digest: str, name: str) -> Path:
+    """The folder of a run, whatever it is called; a new one has the name."""
+    return find_run(root, stage, digest) or root / stage / f"{name}-{digest[:10]}"
 
 
 @lru_cache(maxsize=64)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from sweeps.run.folder import find_run
+from sweeps.run.folder import run_folder
 from sweeps.run.process import tail
 
 _STEP = re.compile(r"(\d+)/(\d+) \[[\d:]+<([\d:?]+),\s*([\d.]+)(s/it|it/s)")
@@ -108,10 +108,7 @@ def all_statuses(root: Path) -> tuple[list[Progress], dict[str, str]]:
     sweeps = {}
     for path in sorted(root.glob("sweeps/*/sweep.json")):
         runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
-        planned = [
-            find_run(root, run["stage"], run["digest"]) or root / run["stage"] / f"{run['name']}-{run['digest'][:10]}"
-            for run in runs
-        ]
+        planned = [run_folder(root, run["stage"], run["digest"], run["name"]) for run in runs]
         folders |= set(planned)
         done = sum((folder / "run.json").is_file() for folder in planned)
         sweeps[path.parent.name] = f"{done} of {len(planned)} runs done"
