@@ -35,7 +35,7 @@ demo: model data ## The whole experiment (FULL=1: all arms, two seeds)
 
 test: model data unsloth ## All tests
 	@echo "running the tests: 15 to 20 minutes on 2 cores"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: env ## ruff and mypy
 	$(BIN)/ruff check .

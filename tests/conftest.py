@@ -15,6 +15,9 @@ from core.llm.client import Access
 
 # Before anything imports axolotl: no telemetry from tests either.
 os.environ.update(AXOLOTL_DO_NOT_TRACK="1", DO_NOT_TRACK="1", HF_HUB_OFFLINE="1")
+# Each of xdist's workers has its share of the cores, and so have the processes that its tests start.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 # Tests are never timed.
 settings.register_profile("untimed", deadline=None)
@@ -64,6 +67,11 @@ def tiny_model(tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, so that the others run beside it."""
+    items.sort(key=lambda item: item.path.name != "test_end_to_end.py")
+
+
 class Fake:
     """A running fake endpoint and its log."""
 
@@ -92,8 +100,8 @@ class Fake:
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Fake]]:
     """Starts fake endpoints; retries in this process wait a fiftieth of their time."""
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
-    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.2)
+    monkeypatch.setattr("core.llm.client.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("core.llm.client.LONGEST_WAIT", 0.2)
     started: list[Fake] = []
 
     def start(*options: str) -> Fake:

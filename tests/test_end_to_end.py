@@ -41,7 +41,7 @@ SWEEP = {
 def command(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     name, *arguments = line.split(" ")
     env = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "AXOLOTL_DO_NOT_TRACK": "1"}
-    env["OMP_NUM_THREADS"] = str(os.cpu_count())  # as emsweep sets it; accelerate alone would set 1
+    env.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))  # as emsweep sets it; accelerate alone would set 1
     done = subprocess.run([BIN / name, *arguments], cwd=cwd, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done
