@@ -1,0 +1,161 @@
+"""Means of residual activations over chosen tokens, by plain torch hooks on the decoder's blocks.
+
+Index N, here and in every file of this package, is the residual stream behind N blocks: 0 is the embeddings, and L
+blocks have L + 1 indices. What transformers calls hidden_states[-1] is behind the final norm and is none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from core.records import BadInput, one_line
+
+Singles = npt.NDArray[np.float32]
+Edit = Callable[[int, Tensor], Tensor | None]
+"""Is given an index and its residual (rows, tokens, width); what it returns, if anything, takes its place."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text as the model reads it, and the ranges of its characters whose tokens are averaged over."""
+
+    text: str
+    ranges: tuple[tuple[int, int], ...]
+
+
+def load(name: str, dtype: str = "float32", adapter: str | None = None) -> tuple[Any, Any]:
+    """A model without gradients of its weights, maybe with a LoRA adapter, and its tokenizer.
+
+    Raises:
+        BadInput: if there is no such model or adapter.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
+        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        if adapter:
+            model = PeftModel.from_pretrained(model, adapter)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BadInput(f"{adapter or name}: cannot be loaded: {one_line(error)}; name a model of safetensors") from None
+    return model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
+
+def decoder(model: Any) -> Any:
+    """What turns tokens into residuals: the model without its head, with the adapter's layers if there is one."""
+    return (model.get_base_model() if hasattr(model, "get_base_model") else model).get_decoder()
+
+
+def blocks(model: Any) -> nn.ModuleList:
+    """The decoder's L blocks.
+
+    Raises:
+        BadInput: for an architecture in which they are not found.
+    """
+    count = model.config.get_text_config().num_hidden_layers
+    for module in decoder(model).modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise BadInput(f"{type(model).__name__}: no list of {count} blocks in its decoder; name a decoder-only model")
+
+
+@contextmanager
+def residuals(model: Any, edit: Edit, first: bool = False) -> Iterator[None]:
+    """`edit` meets the residual at every index, in order, on each pass; before the hooks that are there, if `first`."""
+
+    def before(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        changed = edit(0, arguments[0])
+        return None if changed is None else (changed, *arguments[1:])
+
+    def behind(index: int) -> Callable[..., Any]:
+        def hook(_: nn.Module, __: Any, output: Any) -> Any:
+            # A block returns a tensor here and a tuple in older models; output[0] of a tensor is the first row alone.
+            if isinstance(output, Tensor):
+                return edit(index, output)
+            changed = edit(index, output[0])
+            return None if changed is None else (changed, *output[1:])
+
+        return hook
+
+    layers = blocks(model)
+    handles = [layers[0].register_forward_pre_hook(before, prepend=first)]
+    handles += [block.register_forward_hook(behind(n), prepend=first) for n, block in enumerate(layers, 1)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def encode(tokenizer: Any, passage: Passage, longest: int) -> tuple[Tensor, Tensor]:
+    """(token ids, whether each token reaches into the passage's ranges), both (tokens,).
+
+    The first token is never among them: its norm is a hundred times that of the others and it says nothing of the text.
+
+    Raises:
+        BadInput: if no token is left, or there are more than `longest`.
+    """
+    encoded = tokenizer(passage.text, add_special_tokens=tokenizer.chat_template is None, return_offsets_mapping=True)
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    chosen = [any(low < end and start < high for low, high in passage.ranges) for start, end in offsets]
+    start = one_line(passage.text, 60)
+    if len(ids) > longest:
+        raise BadInput(f"{start!r}: {len(ids)} tokens, and the model reads {longest}; shorten or leave out this text")
+    if not any(chosen[1:]):
+        raise BadInput(f"{start!r}: no token behind the first to average over; leave out this text")
+    return torch.tensor(ids), torch.tensor([False, *chosen[1:]])
+
+
+def batches(
+    model: Any, tokenizer: Any, passages: Sequence[Passage], size: int, title: str
+) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
+    """(places in `passages`, ids, attention, chosen) of up to `size` passages of like length, padded on the right.
+
+    Raises:
+        BadInput: as `encode`.
+    """
+    longest = model.config.get_text_config().max_position_embeddings
+    encoded = [encode(tokenizer, passage, longest) for passage in passages]
+    order = sorted(range(len(encoded)), key=lambda place: len(encoded[place][0]))
+    for start in track(range(0, len(order), size), title, transient=True):
+        places = order[start : start + size]
+        ids, attention, chosen = (
+            pad_sequence(rows, batch_first=True).to(model.device)
+            for rows in (
+                [encoded[place][0] for place in places],
+                [torch.ones_like(encoded[place][0]) for place in places],
+                [encoded[place][1] for place in places],
+            )
+        )
+        yield places, ids, attention, chosen
+
+
+@torch.inference_mode()
+def means(model: Any, tokenizer: Any, passages: Sequence[Passage], size: int = 8) -> Singles:
+    """(passages, L + 1, width): the mean residual over each passage's tokens, which weigh the same, summed in fp32.
+
+    Raises:
+        BadInput: as `encode`.
+    """
+    width = model.config.get_text_config().hidden_size
+    result = np.zeros((len(passages), len(blocks(model)) + 1, width), dtype=np.float32)
+    for places, ids, attention, chosen in batches(model, tokenizer, passages, size, "activations"):
+        weights = chosen / chosen.sum(1, keepdim=True)
+
+        def keep(index: int, residual: Tensor, places: list[int] = places, weights: Tensor = weights) -> None:
+            result[places, index] = torch.einsum("bt,btd->bd", weights, residual.float()).cpu().numpy()
+
+        with residuals(model, keep):
+            decoder(model)(input_ids=ids, attention_mask=attention, use_cache=False)
+    return result

@@ -1,0 +1,171 @@
+"""Files of directions: safetensors that say what they are; published `.pt` files; GGUF control vectors for llama.cpp.
+
+Index N is the residual behind N blocks, 0 the embeddings. llama.cpp adds its `direction.K` behind block K counted from
+0, which is index K + 1, and has none for the first block: index N is written as `direction.{N-1}`, 0 and 1 not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from gguf import GGUFWriter
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from core.records import BadInput, file_digest, first_fault, one_line, write_whole
+from eval.inside.activations import Singles
+
+CONVENTION = "index N is the residual behind N blocks; 0 is the embeddings"
+
+
+class About(BaseModel):
+    """What a file of directions says of itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str | None
+    """What identifies the model (see `model_digest`); None for a published file, which does not say."""
+    concept: str
+    position: str
+    """Which tokens the means are over: answer, prompt or changed."""
+    pairs: int
+    groups: dict[str, int] = {}
+    """Name of each group and its pairs, in the order of `Directions.sums`."""
+    layer: int | None = None
+    """The index at which the concept is told best, where that was measured."""
+    index: str = CONVENTION
+
+
+@dataclass(frozen=True)
+class Directions:
+    """A concept's direction at each index, positive less negative: its length is the distance of the two classes."""
+
+    about: About
+    direction: Singles
+    """(L + 1, width)"""
+    midpoint: Singles
+    """(L + 1, width): midway between the classes; zero where a published file does not say."""
+    sums: Singles
+    """(groups, L + 1, width): each group's sum of its pairs' differences, which controls and intervals are made of."""
+
+    def at(self, layer: int) -> Singles:
+        """The direction at one index.
+
+        Raises:
+            BadInput: if there is none.
+        """
+        if not 0 <= layer < len(self.direction) or not self.direction[layer].any():
+            raise BadInput(f"layer {layer}: no direction there; name another from 0 to {len(self.direction) - 1}")
+        vector: Singles = self.direction[layer]
+        return vector
+
+
+def model_digest(name: str) -> str:
+    """What identifies a model: the digests of its weight files if it is a local folder, else its hub id.
+
+    Raises:
+        BadInput: if it is a folder without weights.
+    """
+    if not Path(name).is_dir():
+        return name
+    weights = sorted(Path(name).glob("*.safetensors"))
+    if not weights:
+        raise BadInput(f"{name}: no *.safetensors in this model folder; name a model's folder")
+    return "+".join(map(file_digest, weights))
+
+
+def write_directions(path: Path, directions: Directions) -> None:
+    """Writes safetensors, whole or not at all.
+
+    Raises:
+        BadInput: if the file cannot be written.
+    """
+    tensors = {"direction": directions.direction, "midpoint": directions.midpoint, "sums": directions.sums}
+    metadata = {"about": directions.about.model_dump_json()}
+    write_whole(path, save({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}, metadata))
+
+
+def read_directions(path: Path, shape: tuple[int, int], model: str) -> Directions:
+    """Reads a file of `write_directions`, or a published `.pt` file of one tensor, for a model.
+
+    A published file counts its last index behind the final norm, which is none of ours: it is set to zero.
+
+    Args:
+        shape: the model's L + 1 and width.
+        model: what identifies the model; see `model_digest`.
+
+    Raises:
+        BadInput: if the file is no such file, holds code, or is of another size or of another model.
+    """
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file; `emsweep directions` writes directions")
+    result = _published(path) if path.suffix == ".pt" else _own(path)
+    if result.direction.shape != shape:
+        found, wanted = (" x ".join(map(str, size)) for size in (result.direction.shape, shape))
+        raise BadInput(f"{path}: directions of {found}, and this model's are {wanted}; name a file of this model")
+    if result.about.model not in (None, model):
+        raise BadInput(f"{path}: directions of another model; run `emsweep directions` on this one")
+    if not all(np.isfinite(part).all() for part in (result.direction, result.midpoint, result.sums)):
+        raise BadInput(f"{path}: a number is not finite; make the file again")
+    return result
+
+
+def _own(path: Path) -> Directions:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = About.model_validate_json((file.metadata() or {}).get("about", "{}"))
+            direction, midpoint, sums = (file.get_tensor(key) for key in ("direction", "midpoint", "sums"))
+    except (SafetensorError, OSError) as error:
+        raise BadInput(f"{path}: no safetensors of directions: {one_line(error)}; name a file of ours") from None
+    except ValidationError as error:
+        raise BadInput(f"{path}: its metadata: {first_fault(error)}; name a file of `emsweep directions`") from None
+    shapes = direction.ndim == 2 and midpoint.shape == direction.shape and sums.shape[1:] == direction.shape
+    if not shapes or len(sums) != len(about.groups) or {direction.dtype, midpoint.dtype, sums.dtype} != {_SINGLE}:
+        raise BadInput(f"{path}: its tensors do not belong together; name a file of `emsweep directions`")
+    if about.index != CONVENTION:
+        raise BadInput(f"{path}: counts its layers in another way ({one_line(about.index)}); make it again")
+    return Directions(about, direction, midpoint, sums)
+
+
+_SINGLE = np.dtype(np.float32)
+
+
+def _published(path: Path) -> Directions:
+    try:
+        tensor = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError):
+        raise BadInput(f"{path}: no plain tensor (code is never run); save it with torch.save(tensor)") from None
+    if not isinstance(tensor, torch.Tensor) or tensor.dim() != 2 or not tensor.is_floating_point():
+        raise BadInput(f"{path}: not one tensor of (layers + 1, width); name a vector file of persona vectors")
+    direction = tensor.detach().float().numpy().copy()
+    direction[-1] = 0
+    about = About(model=None, concept=path.stem, position="answer", pairs=0)
+    return Directions(about, direction, np.zeros_like(direction), np.zeros((0, *direction.shape), np.float32))
+
+
+def write_gguf(path: Path, directions: Directions, architecture: str) -> None:
+    """Writes a control vector for llama.cpp (`--control-vector-scaled PATH 1.0` adds one class distance everywhere).
+
+    Raises:
+        BadInput: if the file cannot be written.
+    """
+    writer = GGUFWriter(path, "controlvector")
+    writer.add_string("controlvector.model_hint", architecture)
+    writer.add_uint32("controlvector.layer_count", len(directions.direction) - 2)
+    writer.add_string("controlvector.about", json.dumps(directions.about.model_dump()))
+    for index in range(2, len(directions.direction)):
+        writer.add_tensor(f"direction.{index - 1}", np.ascontiguousarray(directions.direction[index]))
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}; choose another folder") from None
+    finally:
+        writer.close()
