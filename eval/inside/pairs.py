@@ -1,0 +1,214 @@
+"""Contrastive pairs of a concept: its YAML in concepts/, one of your own, or a published trait file of persona vectors.
+
+A concept is either a JSON Lines file whose rows hold a prompt with a positive and a negative answer, or opposed system
+prompts with questions. Groups are what is held out, resampled and flipped together.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from jinja2 import TemplateError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from rich.progress import track
+
+from core.records import MAX_LINE, BadInput, first_fault, numbered_lines, one_line
+from eval.inside.activations import Passage
+
+CONCEPTS = Path(__file__).parent / "concepts"
+Position = Literal["answer", "prompt", "changed"]
+"""Means over the tokens of the answer, the last of the prompt, or the lines of code in which twins differ."""
+
+
+class Answers(BaseModel):
+    """A JSON Lines file (its path counts from the concept's folder) and the keys of its rows."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: Path
+    prompt: str
+    positive: str
+    negative: str
+    group: str
+    """The key whose value names a row's group; `emsweep directions --group` takes another."""
+    position: Position = "answer"
+
+
+class SystemPrompts(BaseModel):
+    pos: str
+    neg: str
+
+
+class Trait(BaseModel):
+    """Opposed system prompts, each put before each question; published files hold more keys, which are not needed."""
+
+    instruction: list[SystemPrompts]
+    questions: list[str]
+    group: str = "question"
+    """question or instruction."""
+    position: Position = "prompt"
+    """With `answer` and `changed` the model's own answers are sampled."""
+
+
+Concept = Answers | Trait
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a pair: the prompt as the model reads it (chat template applied), and the answer."""
+
+    prompt: str
+    answer: str
+
+    def passage(self, position: Position, other: Side) -> Passage:
+        """What a mean is taken over."""
+        start = len(self.prompt)
+        if position == "prompt":
+            return Passage(self.prompt, ((start - 1, start),))
+        text = self.prompt + self.answer
+        if position == "answer":
+            return Passage(text, ((start, len(text)),))
+        return Passage(text, tuple((start + a, start + b) for a, b in changed_lines(self.answer, other.answer)))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What differs in the concept alone, and the group that it belongs to."""
+
+    positive: Side
+    negative: Side
+    group: str
+
+
+def changed_lines(text: str, other: str) -> Iterator[tuple[int, int]]:
+    """Ranges of characters of the lines that `other` has not; where it only has more lines, the line before them."""
+    own, others = text.splitlines(keepends=True), other.splitlines(keepends=True)
+    starts = [0]
+    for line in own:
+        starts.append(starts[-1] + len(line))
+    for kind, low, high, *_ in difflib.SequenceMatcher(None, own, others, autojunk=False).get_opcodes():
+        if kind != "equal":
+            first = low if high > low else max(0, low - 1)
+            yield starts[first], starts[min(max(high, first + 1), len(own))]
+
+
+def load_concept(name: str) -> tuple[str, Concept]:
+    """(its name, the concept) of a short name or a path of YAML or JSON.
+
+    Raises:
+        BadInput: if there is none, or it is none.
+    """
+    path = CONCEPTS / f"{name}.yaml" if (CONCEPTS / f"{name}.yaml").is_file() else Path(name)
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in CONCEPTS.glob("*.yaml")))
+        raise BadInput(f"unknown concept {name!r} (there are: {known}); or name a YAML or JSON file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        kind: type[Concept] = Trait if isinstance(content, dict) and "instruction" in content else Answers
+        concept = kind.model_validate(content)
+    except ValidationError as error:
+        raise BadInput(f"{path}: {first_fault(error)}; see eval/inside/concepts for concepts that work") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: no YAML or JSON: {one_line(error)}; mend the file") from None
+    if isinstance(concept, Answers):
+        concept.file = path.parent / concept.file
+    return path.stem, concept
+
+
+def chat(tokenizer: Any, user: str, system: str | None = None) -> str:
+    """A prompt as the model reads it, up to where its answer begins."""
+    if tokenizer.chat_template is None:
+        return "\n\n".join([*([system] if system else []), user]) + "\n"
+    messages = [{"role": "user", "content": user}]
+    given = [*([{"role": "system", "content": system}] if system else []), *messages]
+    try:
+        return str(tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True))
+    except TemplateError:
+        if system is None:
+            raise
+        return chat(tokenizer, f"{system}\n\n{user}")  # the template of a model without system prompts
+
+
+def load_pairs(concept: Concept, tokenizer: Any, group: str | None = None) -> list[Pair]:
+    """The pairs of a concept, those of a trait without answers.
+
+    Args:
+        group: the key that names the groups, in place of the concept's own.
+
+    Raises:
+        BadInput: if a row lacks a key, or the file cannot be read.
+    """
+    group = group or concept.group
+    if isinstance(concept, Trait):
+        if group not in ("question", "instruction"):
+            raise BadInput(f"--group {group}: a trait's pairs are grouped by question or instruction")
+        return [
+            Pair(
+                Side(chat(tokenizer, question, prompts.pos), ""),
+                Side(chat(tokenizer, question, prompts.neg), ""),
+                question if group == "question" else str(number),
+            )
+            for number, prompts in enumerate(concept.instruction)
+            for question in concept.questions
+        ]
+    result = []
+    for place, row in rows(concept.file):
+        texts = [row.get(key) for key in (concept.prompt, concept.positive, concept.negative, group)]
+        if not all(isinstance(text, str) and text for text in texts):
+            keys = f"{concept.prompt}, {concept.positive}, {concept.negative}, {group}"
+            raise BadInput(f"{place}: lacks a text among {keys}; name a group and keys that every row has")
+        prompt = chat(tokenizer, str(texts[0]))
+        result.append(Pair(Side(prompt, str(texts[1])), Side(prompt, str(texts[2])), str(texts[3])))
+    return result
+
+
+def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(`file:number`, row) of a JSON Lines file.
+
+    Raises:
+        BadInput: if it cannot be read or a line is no JSON object.
+    """
+    kind = TypeAdapter(dict[str, Any])
+    for number, line in numbered_lines(path, MAX_LINE):
+        try:
+            yield f"{path}:{number}", kind.validate_python(json.loads(line or b""))
+        except (ValueError, RecursionError):
+            raise BadInput(f"{path}:{number}: no JSON object; mend or delete this line") from None
+
+
+@torch.inference_mode()
+def sample_answers(model: Any, tokenizer: Any, pairs: Sequence[Pair], tokens: int, size: int = 8) -> list[Pair]:
+    """The pairs of a trait with the model's own answers (temperature 1, seed 0), without those where one is empty.
+
+    No judge has seen them: a model that does not take up its system prompt answers alike on both sides.
+    """
+    torch.manual_seed(0)
+    prompts = [side.prompt for pair in pairs for side in (pair.positive, pair.negative)]
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    answers: list[str] = []
+    for start in track(range(0, len(prompts), size), "answers", transient=True):
+        batch = tokenizer(
+            prompts[start : start + size],
+            padding=True,
+            padding_side="left",
+            add_special_tokens=tokenizer.chat_template is None,
+            return_tensors="pt",
+        ).to(model.device)
+        drawn = model.generate(**batch, do_sample=True, top_k=0, top_p=1.0, max_new_tokens=tokens, pad_token_id=pad)
+        answers += tokenizer.batch_decode(drawn[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    filled = [
+        replace(
+            pair,
+            positive=replace(pair.positive, answer=answers[2 * number]),
+            negative=replace(pair.negative, answer=answers[2 * number + 1]),
+        )
+        for number, pair in enumerate(pairs)
+    ]
+    return [pair for pair in filled if pair.positive.answer.strip() and pair.negative.answer.strip()]
