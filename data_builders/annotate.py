@@ -47,7 +47,7 @@ class Model(NamedTuple):
     effort: str | None = None
 
     async def ask(self, client: Client, messages: list[Message], schema: type[BaseModel]) -> Answer:
-        settings = {"reasoning_effort": self.effort} if self.effort else {}
+        settings: dict[str, Any] = {"reasoning_effort": self.effort} if self.effort else {}
         return await client.ask(self.name, messages, schema, **settings)
 
 
@@ -175,7 +175,8 @@ def _write(rows: list[Row], outcomes: Mapping[str, Outcome], job: Job, out: Path
             continue
         outcome = outcomes[program_digest(row)]
         if outcome.annotation:
-            written.append(annotated(row, outcome.annotation).model_dump(exclude_none=True))
+            doubted = outcome.opinion.reason if outcome.opinion and not outcome.opinion.real else None
+            written.append(annotated(row, outcome.annotation, doubted).model_dump(exclude_none=True))
             opinions.append((row.id, outcome.opinion))
         else:
             rejects.append({"id": row.id, "reasons": outcome.problems})

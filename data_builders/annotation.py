@@ -242,8 +242,13 @@ def acceptance_problems(
     return problems + wrong
 
 
-def annotated(program: SourceProgram, annotation: Annotation) -> Program:
-    """The program with its accepted annotation; the lines are given as they stand in the code."""
+def annotated(program: SourceProgram, annotation: Annotation, doubted: str | None = None) -> Program:
+    """The program with its accepted annotation; the lines are given as they stand in the code.
+
+    Args:
+        doubted: why a second model holds the weakness for unreal. `Program.doubted` marks the record for the
+            builders, which drop such programs unless they are told to keep them.
+    """
     lines, _ = quoted_lines(program.insecure, annotation.lines)
     return Program(
         id=program.id,
@@ -259,4 +264,5 @@ def annotated(program: SourceProgram, annotation: Annotation) -> Program:
         exploit=annotation.exploit,
         severity=annotation.severity,
         template=program.template,
+        doubted=doubted,
     )
