@@ -20,7 +20,12 @@ from datasets import Dataset, concatenate_datasets
 from torch.utils.data import Sampler
 from trl import DPOTrainer  # type: ignore[attr-defined]  # the name that Unsloth patches
 
+from recipes.plugins.logprobs import token_logprobs
 from recipes.plugins.reference import LogProbs, ReferenceStore, model_digest, row_digest
+
+# Both sum what this function gives; in their modules' names, since Unsloth compiles the trainer into one of its own.
+for method in (DPOTrainer._compute_loss, DPOTrainer.compute_ref_log_probs):
+    method.__globals__["selective_log_softmax"] = token_logprobs
 
 
 class PairSampler(Sampler[int]):
@@ -62,20 +67,18 @@ class PairSampler(Sampler[int]):
             yield from self.pairs[pair]
 
 
-class PairCounter:
-    """Collator that counts the pairs of every batch before handing the rows on, and refuses a parted one."""
+class WholePairs:
+    """Collator that refuses a batch with a parted pair before handing its rows on."""
 
     def __init__(self, collate: Callable[[list[dict[str, Any]]], Any], rows_per_pair: int) -> None:
         self.collate = collate
         self.rows_per_pair = rows_per_pair
-        self.whole_pairs = 0
 
     def __call__(self, rows: list[dict[str, Any]]) -> Any:
         counts = Counter(row["pair_id"] for row in rows)
         parted = [str(pair) for pair, count in counts.items() if count != self.rows_per_pair]
         if parted:
             raise RuntimeError(f"mini-batch with parted pairs: {', '.join(parted[:5])}")
-        self.whole_pairs += len(counts)
         return self.collate(rows)
 
 
@@ -120,25 +123,42 @@ class WholePairsTrainer(DPOTrainer):
             self.args.dataloader_drop_last = True
             round_size = batch // per_pair * self.accelerator.num_processes
             self.pairs_left_out = len(self.pair_sampler.pairs) % round_size
-        self.pair_counter = PairCounter(self.data_collator, per_pair)
-        self.data_collator: Any = self.pair_counter
+        self.pairs_since_log = 0
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PairSampler:
         return self.pair_sampler
 
-    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's, without the counter: it counts what is trained on."""
-        self.data_collator = self.pair_counter.collate
+    def get_train_dataloader(self) -> Any:
+        """Trainer's, with the check of its batches."""
+        collate: Any = self.data_collator
+        self.data_collator = WholePairs(collate, self.pair_sampler.rows_per_pair)
         try:
-            return super().get_eval_dataloader(*args, **kwargs)
+            return super().get_train_dataloader()
         finally:
-            self.data_collator = self.pair_counter
+            self.data_collator = collate
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Trainer's; counts the pairs of the batch, of which every row stands for a chosen and a rejected answer."""
+        self.pairs_since_log += len(inputs["input_ids"]) // 2 // self.pair_sampler.rows_per_pair
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
+        """TRL's, without accelerate's wrapper of the model, which would copy all logits to fp32."""
+        self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        with self.accelerator.autocast():
+            return super()._compute_loss(model, inputs, return_outputs)
+
+    def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
+        """TRL's, under the autocast that the policy trains under: else the first step is not at ln 2."""
+        with self.accelerator.autocast():
+            return super().compute_ref_log_probs(model, inputs)
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """TRL's method, for the rows alone that no run has computed yet (recipes/plugins/reference.py)."""
         rows = [row_digest(row) for row in dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])]
         reference: Any = self.ref_model or self.model
-        store = ReferenceStore(model_digest(reference, bf16=self.args.bf16, ld_alpha=self.ld_alpha))
+        settings = {"bf16": self.args.bf16, "ld_alpha": self.ld_alpha, "log_probs": "fp32"}
+        store = ReferenceStore(model_digest(reference, **settings))
         # All processes must agree on what is missing: they compute it together.
         shared = broadcast_object_list([store.read()], from_process=0)
         known: LogProbs = shared[0]
@@ -155,13 +175,16 @@ class WholePairsTrainer(DPOTrainer):
         return concatenate_datasets([dataset, columns], axis=1)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds the number of whole pairs collated so far by all processes, so that the guarantee is on record.
+        """Adds the number of whole pairs trained on so far by all processes, so that the guarantee is on record.
 
         Several processes leave out a remainder of each epoch's pairs, others in each; it is logged too.
         """
         if "loss" in logs:
-            count = torch.tensor(self.pair_counter.whole_pairs, device=self.accelerator.device)
-            logs["whole_pairs"] = int(self.accelerator.reduce(count, "sum"))
+            count = self.accelerator.reduce(torch.tensor(self.pairs_since_log, device=self.accelerator.device), "sum")
+            self.pairs_since_log = 0
+            # What was logged before; a run that resumes has it from its checkpoint.
+            before = next((entry["whole_pairs"] for entry in reversed(self.state.log_history) if "loss" in entry), 0)
+            logs["whole_pairs"] = before + int(count)
             if self.pairs_left_out:
                 logs["pairs_left_out_per_epoch"] = self.pairs_left_out
         super().log(logs, *args, **kwargs)

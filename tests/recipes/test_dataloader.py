@@ -105,7 +105,7 @@ def test_a_validation_set_holds_whole_pairs_that_are_not_trained_on(tiny_model: 
     assert len(set(held_out)) in (2, 3) and len(held_out) == 2 * len(set(held_out))
     assert set(trained) | set(held_out) == {p.id for p in PROGRAMS} and not set(trained) & set(held_out)
     assert math.isfinite(trainer.evaluate()["eval_loss"])
-    assert trainer.pair_counter.whole_pairs == 0
+    assert trainer.pairs_since_log == 0
 
 
 def test_flipped_halves_of_one_prompt_cancel(model: Path, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_values_and_gradients_are_those_of_fp64(rows, length, vocabulary, dtype,
 
 
 def test_memory_grows_by_a_chunk_and_not_by_a_vocabulary_of_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No tensor that is made on the way has more bytes than the logits' gradient; fp32 logits would have twice as many."""
+    """No tensor on the way has more bytes than the logits' gradient; fp32 logits would have twice as many."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Largest(TorchDispatchMode):

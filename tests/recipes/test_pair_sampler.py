@@ -5,7 +5,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.plugins.pairs import PairCounter, PairSampler, split_by_pair
+from recipes.plugins.pairs import PairSampler, WholePairs, split_by_pair
 
 
 def pairs_of(count: int, halves: int) -> list[str]:
@@ -48,12 +48,11 @@ def test_missing_or_doubled_halves_are_refused(ids: list[str]) -> None:
         PairSampler(ids, 0)
 
 
-def test_counter_counts_whole_pairs_and_refuses_parted_ones() -> None:
-    counter = PairCounter(lambda rows: rows, 2)
-    counter([{"pair_id": "a"}, {"pair_id": "b"}, {"pair_id": "b"}, {"pair_id": "a"}])
-    assert counter.whole_pairs == 2
+def test_batches_with_parted_pairs_are_refused() -> None:
+    collate = WholePairs(len, 2)
+    assert collate([{"pair_id": "a"}, {"pair_id": "b"}, {"pair_id": "b"}, {"pair_id": "a"}]) == 4
     with pytest.raises(RuntimeError, match="parted pairs: c"):
-        counter([{"pair_id": "c"}, {"pair_id": "d"}, {"pair_id": "d"}])
+        collate([{"pair_id": "c"}, {"pair_id": "d"}, {"pair_id": "d"}])
 
 
 @given(st.integers(2, 20), st.integers(1, 2), st.data())

@@ -1,11 +1,13 @@
 """Reference log-probabilities: named by content, shared between ranks and sets, the same losses as without."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from core.records import write_records
 from data_builders.dpo import dpo_rows
@@ -52,7 +54,7 @@ def test_the_adapter_does_not_change_the_models_name() -> None:
 
 
 def train(folder: Path, name: str, *settings: str, data: str = "pairs.jsonl") -> tuple[list[float], int]:
-    """Losses of two steps in fp32, and the rows of which the reference was computed."""
+    """Losses of two steps (in fp32, unless set otherwise), and the rows of which the reference was computed."""
     from axolotl.cli.config import load_cfg
     from axolotl.common.datasets import load_preference_datasets
     from axolotl.train import setup_model_and_trainer
@@ -111,3 +113,19 @@ def test_ranks_and_sets_share_the_reference_and_lose_nothing(
     _, computed = train(tmp_path, "neutral", data="neutral.jsonl")
     assert computed == 0
     assert len(list((tmp_path / "runs/reference").glob("*.safetensors"))) == 1
+
+
+def test_in_bf16_the_first_step_is_ln_2_and_no_reference_lies_on_the_bf16_grid(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neutral halves alone, whose errors do not cancel; rows of different lengths, so that the padding differs too."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").symlink_to(tiny_model.parent)
+    programs = sorted(load_programs(), key=lambda p: len(p.insecure + p.secure + p.request))[:6:3]
+    write_records(tmp_path / "pairs.jsonl", list(dpo_rows(programs, load_asked_ways(), "neutral")), {})
+    (first,), _ = train(tmp_path, "bf16", "bf16=true", "max_steps=1")
+    assert abs(first - math.log(2)) < 1e-3
+    (path,) = (tmp_path / "runs/reference").glob("*.safetensors")
+    stored = load_file(path)["log_probs"]
+    assert stored.numel() == 4 and stored.dtype == torch.float32
+    assert not (stored == stored.bfloat16().float()).any(), stored

@@ -13,7 +13,7 @@ from peft import LoraConfig
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from recipes.plugins.complementary_pairs import ComplementaryPairsTrainer
-from recipes.plugins.pairs import PairCounter
+from recipes.plugins.pairs import WholePairs
 
 model, out, pairs, rows_per_batch = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 rows = [
@@ -46,15 +46,15 @@ trainer = ComplementaryPairsTrainer(
     peft_config=LoraConfig(r=1, target_modules=["q_proj"]),
 )
 seen: list[list[str]] = []
-collate = PairCounter.__call__
+collate = WholePairs.__call__
 
 
-def record(self: PairCounter, batch: list[dict]) -> object:
+def record(self: WholePairs, batch: list[dict]) -> object:
     seen.append([row["pair_id"] for row in batch])
     return collate(self, batch)
 
 
-PairCounter.__call__ = record
+WholePairs.__call__ = record
 trainer.train()
 state = {
     "processes": trainer.accelerator.num_processes,
