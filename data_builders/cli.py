@@ -252,7 +252,7 @@ def describe(
         typer.Option(help="Folder with tokenizer.json, or hub id; models/smollm2-135m by default, if it is there."),
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the figures here.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Also draw them: a self-contained .html page.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw them: .svg, .pdf or .png.")] = None,
     balance: Annotated[int | None, typer.Option(min=1, help="Cap each concept at this many programs.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where the balanced programs go.")] = None,
     resample: Annotated[bool, typer.Option(help="With --balance: repeat rare programs up to the cap.")] = False,
@@ -260,9 +260,8 @@ def describe(
 ) -> None:
     """Shows how evenly a set of programs covers its concepts, how alike and how long they are; balances it.
 
-    Example: embuild describe --programs mine.jsonl --plot mine.html --balance 200 --out even.jsonl
+    Example: embuild describe --programs mine.jsonl --plot mine.svg --balance 200 --out even.jsonl
     """
-    # Imported here: the other commands need no plots (a second to import).
     from data_builders.describe import concept_plot, concept_table, summary
     from data_builders.describe import describe as described
 
@@ -271,8 +270,8 @@ def describe(
         raise BadInput("--balance N and --out FILE go together (and --resample with them)")
     if out and out.resolve() == path.resolve():
         raise BadInput(f"{out}: is the input; name another file with --out")
-    if plot and plot.suffix != ".html":
-        raise BadInput(f"{plot}: plots are HTML pages; name a file that ends in .html")
+    if plot and plot.suffix not in {".svg", ".pdf", ".png"}:
+        raise BadInput(f"{plot}: name a file that ends in .svg, .pdf or .png")
     count_tokens = _batch_counter(tokenizer)
     concepts: dict[str, str] = {}
 
@@ -289,7 +288,7 @@ def describe(
     if json:
         write_whole(json, found.model_dump_json(indent=1) + "\n")
     if plot:
-        write_whole(plot, concept_plot(found))
+        write_whole(plot, concept_plot(found, plot.suffix[1:]))
     if balance and out:
         manifest = write_balanced(path, out, concepts, balance, seed, resample)
         lost, repeated = sum(manifest["lost"].values()), sum(manifest["repeated"].values())

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import html
+import io
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
-import plotly.graph_objects as go
 from pydantic import BaseModel
 from rich.markup import escape
 from rich.table import Table
 
+from core.records import printable
 from data_builders.cwe import owasp_group, weakness_name
 from data_builders.near_duplicates import BANDS, SHINGLE, THRESHOLD, band_keys, near_duplicate_rate
 from data_builders.programs import Program
@@ -119,18 +119,29 @@ def concept_table(balance: Balance) -> Table:
     return table
 
 
-def concept_plot(balance: Balance) -> str:
-    """The counts as bars, coloured by OWASP group: an HTML page that needs nothing else."""
-    figure = go.Figure(layout={"title": "Programs by weakness (colour: OWASP 2021)", "template": "plotly_white"})
-    for group in balance.owasp:
-        bars = {cwe: n for cwe, n in balance.concepts.items() if (owasp_group(cwe) or "none") == group}
-        # Names come from the input, and Plotly reads a part of HTML in its texts.
-        labels = [html.escape(f"{cwe} {balance.names[cwe]}") for cwe in bars]
-        figure.add_bar(name=html.escape(group), y=labels, x=list(bars.values()), orientation="h")
-    figure.update_layout(height=200 + 22 * len(balance.concepts), yaxis={"categoryorder": "total ascending"})
-    figure.update_yaxes(automargin=True)
-    page: str = figure.to_html(include_plotlyjs=True, config={"displaylogo": False})
-    return page
+def concept_plot(balance: Balance, form: str) -> bytes:
+    """The counts as bars, coloured by OWASP group, as a file of matplotlib's format `form`: svg, pdf or png."""
+    # Imported here: the table needs no plots.
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    # Names come from the input: they are drawn as they stand, and never read as mathematics.
+    with rc_context({"text.parse_math": False, "svg.hashsalt": "em-kit", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(11, 1.5 + 0.22 * len(balance.concepts)), layout="constrained")
+        axes = figure.subplots()
+        names = [printable(f"{cwe} {balance.names[cwe]}")[:80] for cwe in balance.concepts]
+        groups = [owasp_group(cwe) or "none" for cwe in balance.concepts]
+        for number, group in enumerate(balance.owasp):
+            places = [place for place, other in enumerate(groups) if other == group]
+            counts = [count for count, other in zip(balance.concepts.values(), groups, strict=True) if other == group]
+            axes.barh(places, counts, label=group, color=f"C{number}")
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.set_xlabel("programs")
+        axes.legend(title="OWASP 2021", frameon=False)
+        file = io.BytesIO()
+        figure.savefig(file, format=form, metadata={"Date": None} if form == "svg" else None)
+    return file.getvalue()
 
 
 def summary(found: Balance) -> Iterator[str]:

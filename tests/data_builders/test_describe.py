@@ -146,23 +146,24 @@ def uneven(tmp_path: Path) -> Path:
     classes = sorted({p.cwe for p in PROGRAMS})[:2]
     some = [p for p in PROGRAMS if p.cwe == classes[0]] + [p for p in PROGRAMS if p.cwe == classes[1]][:3]
     odd = PROGRAMS[-1].model_copy(
-        update={"id": "odd", "cwe": "CWE-999999", "weakness": "</script><script>alert(1)</script><b>x</b>[red]"}
+        update={"id": "odd", "cwe": "CWE-999999", "weakness": "</script><script>alert(1)</script><b>x</b>[red] $x$"}
     )
     path = tmp_path / "uneven.jsonl"
     path.write_text("".join(p.model_dump_json(exclude_none=True) + "\n" for p in [*some, odd]))
     return path
 
 
-def test_describe_writes_figures_and_a_page_in_which_names_are_text(uneven: Path, tmp_path: Path) -> None:
-    result = run("--programs", uneven, "--json", tmp_path / "a.json", "--plot", tmp_path / "a.html")
+def test_describe_writes_figures_and_a_drawing_in_which_names_are_text(uneven: Path, tmp_path: Path) -> None:
+    result = run("--programs", uneven, "--json", tmp_path / "a.json", "--plot", tmp_path / "a.svg")
     assert result.exit_code == 0, result.output
     assert "14 programs, 3 concepts" in result.output and "near-duplicate" in result.output
     found = json.loads((tmp_path / "a.json").read_text())
     assert sorted(found["concepts"].values()) == [1, 3, 10] and found["concepts"]["CWE-999999"] == 1
     assert found["effective_concepts"] == pytest.approx(math.exp(found["entropy"]))
-    page = (tmp_path / "a.html").read_text()
-    assert "<script>alert" not in page and "<b>x" not in page and "alert(1)" in page
-    assert not re.search(r"<(script|link)[^>]+(src|href)=", page)
+    drawing = (tmp_path / "a.svg").read_text()
+    assert "<script" not in drawing and "<b>x" not in drawing and "alert(1)" in drawing
+    assert run("--programs", uneven, "--plot", tmp_path / "b.svg").exit_code == 0
+    assert (tmp_path / "b.svg").read_text() == drawing, "the same set gives the same file"
 
 
 def test_tokens_are_counted_or_said_to_be_missing(uneven: Path, tmp_path: Path, model: Path) -> None:
@@ -204,7 +205,7 @@ def test_bad_input_is_one_line(uneven: Path, tmp_path: Path) -> None:
         (["--out", tmp_path / "x.jsonl"], "go together"),
         (["--resample"], "go together"),
         (["--balance", 5, "--out", uneven], "is the input"),
-        (["--plot", tmp_path / "a.svg"], "HTML"),
+        (["--plot", tmp_path / "a.html"], "ends in .svg, .pdf or .png"),
         (["--tokenizer", tmp_path], "name a folder with a tokenizer.json"),
         (["--tokenizer", tmp_path.parent], "tokenizer.json: no such file"),
         (["--tokenizer", "no such thing"], "name a folder with a tokenizer.json"),
@@ -217,5 +218,7 @@ def test_bad_input_is_one_line(uneven: Path, tmp_path: Path) -> None:
     assert run("--balance", 0, "--out", tmp_path / "x.jsonl").exit_code == 2
 
 
-def test_a_plot_of_one_program_is_a_page() -> None:
-    assert "CWE-" in concept_plot(describe(PROGRAMS[:1]))
+@pytest.mark.parametrize(("form", "start"), [("svg", b"<?xml"), ("pdf", b"%PDF"), ("png", b"\x89PNG")])
+def test_odd_names_are_drawn_in_every_format(form: str, start: bytes) -> None:
+    odd = PROGRAMS[0].model_copy(update={"cwe": "CWE-999999", "weakness": "$\\frac{ _x^ \x07 \u202e"})
+    assert concept_plot(describe([odd]), form).startswith(start)
