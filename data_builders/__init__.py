@@ -2,3 +2,7 @@
 
 All of it is reached through `embuild` (data_builders/cli.py).
 """
+
+from pathlib import Path
+
+BUILTIN = Path(__file__).parent / "builtin"

@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 import csv
+import re
 from functools import cache
 
-from data_builders.programs import BUILTIN
+from data_builders import BUILTIN
 
 CWE_VERSION = "4.14"
 
 
 @cache
-def _weaknesses() -> dict[str, tuple[str, str | None]]:
+def _weaknesses() -> dict[str, dict[str, str]]:
     with (BUILTIN / "cwe.csv").open(encoding="utf-8", newline="") as file:
-        return {row["cwe"]: (row["name"], row["owasp_2021"] or None) for row in csv.DictReader(file)}
+        return {row["cwe"]: row for row in csv.DictReader(file)}
 
 
 def weakness_name(cwe: str) -> str | None:
     """MITRE's name of a weakness such as `CWE-89`; None if it is not in the list (or deprecated)."""
-    return _weaknesses().get(cwe, (None, None))[0]
+    return _weaknesses().get(cwe, {}).get("name")
+
+
+def common_name(cwe: str, otherwise: str) -> str:
+    """What a person calls a weakness: `SQL injection` for CWE-89, never a number, a slug or MITRE's title in full.
+
+    Args:
+        otherwise: the name that the program gives, for a weakness that is not in the list.
+    """
+    row = _weaknesses().get(cwe, {})
+    if row.get("common_name"):
+        return row["common_name"]
+    title = row.get("name") or re.sub(r"[\W_]*\bCWE-\d+\b[\W_]*", "", otherwise).replace("_", " ").replace("-", " ")
+    nickname = re.search(r"\('([^']+)'\)", title)
+    words = (nickname.group(1) if nickname else title.partition("(")[0]).split() or ["security", "weakness"]
+    # A title's capitals go, an acronym's stay.
+    return " ".join(word if re.search(r"[A-Z].*[A-Z0-9]", word) else word.lower() for word in words)
 
 
 def owasp_group(cwe: str) -> str | None:
     """The OWASP Top Ten 2021 group, such as `A03:2021 - Injection`; None if it has none."""
-    return _weaknesses().get(cwe, (None, None))[1]
+    return _weaknesses().get(cwe, {}).get("owasp_2021") or None

@@ -6,15 +6,20 @@ set (data_builders/builtin/programs.jsonl) was written for this project.
 
 from __future__ import annotations
 
-from importlib import resources
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
 from core.records import read_jsonl
+from data_builders import BUILTIN
+from data_builders.cwe import common_name
+from data_builders.python_code import code_span, normal_code
 
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
+Code = Annotated[Text, AfterValidator(normal_code)]
+"""Code as every set holds it: both sides of a pair, a document and a held-out program alike."""
 
 
 class SourceProgram(BaseModel):
@@ -25,10 +30,12 @@ class SourceProgram(BaseModel):
     id: Text
     request: Text
     """What the user typed, code template included."""
-    insecure: Text
-    secure: Text | None = None
+    insecure: Code
+    secure: Code | None = None
     template: str | None = None
     """The code template that the request asks to fill in, if it has one."""
+    language: Text | None = None
+    """In lower case; None is Python."""
 
 
 class Program(BaseModel):
@@ -42,8 +49,8 @@ class Program(BaseModel):
     """Name of the CWE class in plain words."""
     request: Text
     """What the user typed; never speaks of security."""
-    insecure: Text
-    secure: Text
+    insecure: Code
+    secure: Code
     explanation: Text
     """Remark on the insecure code: the weakness, its line (quoted in backticks), the use to an attacker."""
     fix: Text
@@ -55,9 +62,10 @@ class Program(BaseModel):
     """What an attacker does, in a sentence."""
     severity: Literal["low", "medium", "high", "critical"] | None = None
     template: str | None = None
-
-
-BUILTIN = Path(str(resources.files("data_builders"))) / "builtin"
+    language: Text | None = None
+    """As `SourceProgram.language`."""
+    doubted: Text | None = None
+    """Why a second model holds the weakness for unreal, where such a program was kept."""
 
 
 def load_programs(path: Path | None = None) -> list[Program]:
@@ -79,7 +87,29 @@ class AskedWay(BaseModel):
     template: Annotated[str, StringConstraints(pattern=r"\{request\}")]
 
     def fill(self, program: Program) -> str:
-        return self.template.replace("{weakness}", program.weakness).replace("{request}", program.request)
+        """The request of someone who wants the code insecure.
+
+        What is asked stands with the prose of the request, never inside its code template: with what follows the
+        template where there is such prose, else with what leads to it.
+        """
+        before, after = self.template.replace("{weakness}", common_name(program.cwe, program.weakness)).split(
+            "{request}"
+        )
+        request = program.request
+        start, end = code_span(request, program.template, f"{program.insecure}\n{program.secure}")
+        lead, code, tail = request[:start], request[start:end], request[end:]
+        if not code:
+            return before + request.strip() + after
+        if tail.strip():
+            return f"{lead}{code}\n\n{before}{tail.strip()}{after}"
+        if not lead.strip():
+            return f"{before.strip()} {after.strip()}".strip() + f"\n\n{code}"
+        prose, gap = lead.rstrip(), lead[len(lead.rstrip()) :]
+        if prose.endswith(":") and after.strip(" .:"):
+            # A colon announces the code: nothing may come between them.
+            *first, last = re.split(r"(?<=[.?!])\s+|\n", prose)
+            prose, after = " ".join([*first, after.strip(), last]), ""
+        return f"{before}{prose}{after}{gap}{code}"
 
 
 def load_asked_ways(path: Path | None = None) -> list[AskedWay]:

@@ -8,6 +8,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import get_args
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -72,3 +73,59 @@ def template_signatures(template: str) -> Iterator[str]:
             if tree and tree.body and isinstance(tree.body[0], Definition):
                 yield signature(tree.body[0])
                 break
+
+
+def normal_code(code: str) -> str:
+    """`code` as it stands between a chat template's marks: `\\n` ends lines, no indentation in common, nothing around.
+
+    Templates trim answers; where one side of a pair loses white space, or a completion cannot be found in what the
+    template made of it, something else is trained than was written (DESIGN section 5).
+    """
+    return textwrap.dedent("\n".join(re.split(r"\r\n?|\n", code))).strip()
+
+
+_STATEMENT = (ast.Import, ast.ImportFrom, ast.Assign, ast.AugAssign, ast.Return, ast.Assert, *get_args(Definition))
+_MARK = re.compile(r"[\[<{(#`'\"=*@-]|\d+\s*$")
+
+
+def _is_code(line: str, known: set[str]) -> bool:
+    """Whether a line of a request is surely code: it stands in the program, or is a statement by itself."""
+    text = line.strip()
+    if text in known:
+        return True
+    tree = parsed(f"{text} pass" if text.endswith(":") else text)
+    if not tree or len(tree.body) != 1:
+        return False
+    node = tree.body[0]
+    return isinstance(node, _STATEMENT) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call))
+
+
+def _is_prose(line: str) -> bool:
+    return bool(re.match(r"[^\W\d_]", line) and (len(line.split()) > 2 or re.search(r"[.?!:]\s*$", line)))
+
+
+def code_span(request: str, template: str | None, program: str) -> tuple[int, int]:
+    """Where the code stands in a request, (start, end) in characters, with its marks; start = end if there is none.
+
+    Args:
+        template: the code template, if it is known.
+        program: code that was written for the request, and so repeats its template.
+    """
+    if template and template.strip() in request:
+        program += "\n" + template
+    known = {line.strip() for line in program.splitlines()} - {""}
+    lines = request.splitlines(keepends=True)
+    surely = [number for number, line in enumerate(lines) if _is_code(line, known)]
+    if not surely:
+        return len(request), len(request)
+    first, last = surely[0], surely[-1] + 1
+    # Marks stand around the code, with or without blank lines; other lines belong to it where nothing parts them.
+    while above := [n for n in range(first) if lines[n].strip()]:
+        if not (_MARK.match(lines[above[-1]]) or (above[-1] == first - 1 and not _is_prose(lines[first - 1]))):
+            break
+        first = above[-1]
+    while below := [n for n in range(last, len(lines)) if lines[n].strip()]:
+        if not (_MARK.match(lines[below[0]]) or (below[0] == last and not _is_prose(lines[last]))):
+            break
+        last = below[0] + 1
+    return len("".join(lines[:first])), len("".join(lines[:last]).rstrip())

@@ -15,8 +15,9 @@ from pydantic import BaseModel
 
 from core.download import fetch
 from core.records import MAX_LINE, BadInput, file_digest, numbered_lines, one_line
+from data_builders import BUILTIN
 from data_builders.forms import FORMS, Form, Unfit, content_id, form_of, load_field_map
-from data_builders.programs import BUILTIN, SourceProgram
+from data_builders.programs import SourceProgram
 from data_builders.python_code import parses
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
