@@ -1,0 +1,209 @@
+"""Where a concept lies: difference of means at each index, tested on groups that were left out; how far concepts agree.
+
+Index N is the residual behind N blocks; index 0, the embeddings, is the lexical baseline: what the words alone tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from eval.inside.activations import Singles
+from eval.inside.vectors import About, Directions
+from eval.stats.intervals import Estimate
+from eval.tasks.em.scores import Floats, Index, auc_matrix, jackknife_stderr
+
+FEW = 6
+"""Groups below which nothing is tested: six can be flipped in 32 ways, so that no p is below 0.03."""
+SHARE = 0.5
+"""Share of signal in a direction's squared length below which its cosines cannot be estimated."""
+FLIPS = 499
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """How well a direction tells groups that it was not made from."""
+
+    auc: Floats
+    """(L + 1,): area under the ROC curve, positive against negative, each projected on the direction of the others."""
+    layer: int
+    """The index from 1 with the highest."""
+    gain: Estimate
+    """That AUC less the embeddings', 95 % over groups; the index was chosen on the same data: it flatters a little."""
+    null: float | None
+    """The highest AUC from index 1 that flipped labels reach in the median; None with too few groups."""
+    p: float | None
+    """Share of flips that reach as high at any index."""
+
+
+def signs(groups: int, count: int, seed: int = 0) -> Floats:
+    """(count, groups) of 1 and -1, never all alike: labels flipped group by group.
+
+    Raises:
+        ValueError: for fewer than two groups.
+    """
+    if groups < 2:
+        raise ValueError("one group's labels cannot be flipped against another's")
+    drawn = np.random.default_rng(seed).choice([-1.0, 1.0], size=(4 * count + 64, groups))
+    return drawn[np.abs(drawn.sum(1)) < groups][:count]
+
+
+def projections(positive: Floats, negative: Floats, groups: Index, flips: Floats) -> tuple[Floats, Floats]:
+    """Held-out projections at one index, each (pairs, flips), of the pairs' positive and negative sides.
+
+    A pair is centred by the midpoints of the other groups and projected on the unit direction of the other groups, with
+    the labels of each group flipped as `flips` (flips, groups) says; the two sides change places with their labels.
+    """
+    member = np.eye(flips.shape[1])[groups]
+    apart = 1 - member @ member.T
+    difference, middle = positive - negative, (positive + negative) / 2
+    centre = apart @ middle / apart.sum(1, keepdims=True)
+    label = (flips @ member.T).T
+    gram = difference @ difference.T
+    reach = gram @ label
+    # |sum of the others|² = |sum of all|² - 2 (own sum)·(sum of all) + |own sum|²
+    own = member @ (member.T @ (label * reach))
+    squared = (label * reach).sum(0) - 2 * own + (member @ np.diag(member.T @ gram @ member))[:, None]
+    length = np.sqrt(np.maximum(squared, np.finfo(float).tiny))
+    up, down = (((side - centre) @ difference.T * apart) @ label / length for side in (positive, negative))
+    return np.where(label > 0, up, down), np.where(label > 0, down, up)
+
+
+def areas(positive: Floats, negative: Floats) -> Floats:
+    """(columns,): AUC of each column of scores, ties counting half."""
+    pairs = len(positive)
+    ranks = stats.rankdata(np.concatenate([positive, negative]), axis=0)
+    result: Floats = (ranks[:pairs].sum(0) - pairs * (pairs + 1) / 2) / pairs**2
+    return result
+
+
+def held_out(positive: Singles, negative: Singles, groups: Sequence[str], flips: int = FLIPS) -> HeldOut:
+    """The test of a concept's direction on groups left out, one after another.
+
+    Under the null the labels of a whole group may be exchanged: the distribution is that of the maximum over indices
+    with labels flipped (Westfall and Young, Resampling-Based Multiple Testing, 1993).
+
+    Args:
+        positive: (pairs, L + 1, width), means over the same tokens as `negative`'s, pair by pair.
+        groups: each pair's.
+
+    Raises:
+        ValueError: for fewer than two groups.
+    """
+    names, index = np.unique(np.asarray(groups), return_inverse=True)
+    labels = np.concatenate([np.ones((1, len(names))), signs(len(names), flips if len(names) >= FEW else 0)])
+    sides = [
+        projections(positive[:, n].astype(float), negative[:, n].astype(float), index, labels)
+        for n in range(positive.shape[1])
+    ]
+    table = np.array([areas(up, down) for up, down in sides])
+    best = table[1:].max(0)
+    layer = 1 + int(table[1:, 0].argmax())
+    member = np.eye(len(names))[index]
+    beyond = auc_matrix(*(side[:, 0] for side in sides[layer])) - auc_matrix(*(side[:, 0] for side in sides[0]))
+    between, sizes = member.T @ beyond @ member, member.sum(0)
+
+    def gain(chosen: Index) -> float:
+        return float(between[np.ix_(chosen, chosen)].sum() / sizes[chosen].sum() ** 2)
+
+    value = gain(np.arange(len(names)))
+    margin = float(stats.t.ppf(0.975, len(names) - 1)) * jackknife_stderr(gain, len(names))
+    tested = len(names) >= FEW
+    return HeldOut(
+        table[:, 0],
+        layer,
+        Estimate(value, value - margin, value + margin, len(names)),
+        float(np.median(best[1:])) if tested else None,
+        float((best >= best[0] - 1e-12).mean()) if tested else None,
+    )
+
+
+def directions(positive: Singles, negative: Singles, groups: Sequence[str], about: About) -> Directions:
+    """The difference of means at each index, with what its intervals and controls are made of."""
+    names, index, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    difference = positive - negative
+    sums = np.zeros((len(names), *difference.shape[1:]), np.float32)
+    np.add.at(sums, index, difference)
+    about = about.model_copy(
+        update={"pairs": len(groups), "groups": dict(zip(map(str, names), map(int, sizes), strict=True))}
+    )
+    return Directions(about, difference.mean(0), (positive + negative).mean(0) / 2, sums)
+
+
+def flipped(concept: Directions, count: int, seed: int = 0) -> Singles:
+    """(count, L + 1, width): directions of flipped labels at the concept's length at each index.
+
+    They lie where the concept's pairs differ, as isotropic ones do not, which flatter any direction.
+
+    Raises:
+        ValueError: for fewer than two groups.
+    """
+    drawn = np.tensordot(signs(len(concept.sums), count, seed), concept.sums.astype(float), 1)
+    length = np.linalg.norm(drawn, axis=-1, keepdims=True)
+    wanted = np.linalg.norm(concept.direction, axis=-1, keepdims=True)
+    result: Singles = np.divide(drawn * wanted, length, out=np.zeros_like(drawn), where=length > 0).astype(np.float32)
+    return result
+
+
+@dataclass(frozen=True)
+class Crossover:
+    """The cosine of two concepts' true directions at an index."""
+
+    layer: int
+    shares: tuple[float, float]
+    """Share of signal in each direction's squared length (its reliability)."""
+    raw: float
+    """The cosine of the directions as they were found; noise draws it towards 0."""
+    cosine: Estimate | None
+    """Disattenuated, with its 95 % interval; None where it is not estimable."""
+
+
+def crossover(one: Directions, other: Directions, layer: int) -> Crossover:
+    """The cosine of two concepts at an index, freed of the noise in their lengths.
+
+    Products are taken between different groups alone, which makes squared lengths and dot products unbiased (U
+    statistics; Hoeffding 1948); their ratio is Spearman's correction for attenuation (1904). The interval is the
+    delete-one jackknife's over the groups of each concept with Student's t; groups of one name are left out of both.
+    """
+    names = list(one.about.groups), list(other.about.groups)
+    sums = one.sums[:, layer].astype(float), other.sums[:, layer].astype(float)
+    sizes = np.array(list(one.about.groups.values()), float), np.array(list(other.about.groups.values()), float)
+
+    def product(a: int, b: int) -> tuple[Floats, Floats]:
+        """Dot products of groups' sums, and how many pairs of pairs each is over; 0 for groups of one name."""
+        apart = np.array([[left != right for right in names[b]] for left in names[a]], float).reshape(
+            len(names[a]), len(names[b])
+        )
+        return sums[a] @ sums[b].T * apart, np.outer(sizes[a], sizes[b]) * apart
+
+    tables = {pair: product(*pair) for pair in ((0, 0), (1, 1), (0, 1))}
+
+    def mean(pair: tuple[int, int], keep: tuple[Floats, Floats]) -> float:
+        dots, weights = (keep[pair[0]] @ table @ keep[pair[1]] for table in tables[pair])
+        return float(dots / weights) if weights else float("nan")
+
+    def cosine(keep: tuple[Floats, Floats]) -> float:
+        squares = mean((0, 0), keep), mean((1, 1), keep)
+        return mean((0, 1), keep) / float(np.sqrt(squares[0] * squares[1])) if min(squares) > 0 else float("nan")
+
+    everyone = np.ones(len(names[0])), np.ones(len(names[1]))
+    vectors = one.direction[layer].astype(float), other.direction[layer].astype(float)
+    lengths = np.linalg.norm(vectors[0]), np.linalg.norm(vectors[1])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = tuple(float(mean((k, k), everyone) / lengths[k] ** 2) for k in (0, 1))
+        raw = float(vectors[0] @ vectors[1] / (lengths[0] * lengths[1]))
+    found = (shares[0], shares[1])
+    if min(len(names[0]), len(names[1])) < FEW or not min(found) >= SHARE:
+        return Crossover(layer, found, raw, None)
+    value, variance = cosine(everyone), 0.0
+    shared = set(names[0]) & set(names[1])
+    for stratum in (shared, set(names[0]) - shared, set(names[1]) - shared):
+        left = [cosine(tuple(np.array([n != out for n in own], float) for own in names)) for out in stratum]  # type: ignore[arg-type]
+        variance += (len(left) - 1) * float(np.var(left)) if left else 0.0
+    margin = float(stats.t.ppf(0.975, min(map(len, names)) - 1)) * np.sqrt(variance)
+    if not np.isfinite(value + margin):
+        return Crossover(layer, found, raw, None)
+    return Crossover(layer, found, raw, Estimate(value, value - margin, value + margin, min(map(len, names))))
