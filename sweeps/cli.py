@@ -36,6 +36,9 @@ Rank = Annotated[int | None, typer.Option(help="LoRA rank, 1 or more; the recipe
 Settings = Annotated[list[str] | None, typer.Option("--set", help="A recipe key: KEY=VALUE; may recur.")]
 Start = Annotated[Path | None, typer.Option(help="Folder of the model to start from, in place of the model's own.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the composed recipe and stop.")]
+Columns = Annotated[
+    str | None, typer.Option(help="The files' names of columns where they are others, such as answer=response.")
+]
 JudgedBy = Annotated[str, typer.Option("--judged-by", help="Who judged them; a rate without its judge is no result.")]
 
 
@@ -113,7 +116,6 @@ def evaluate_command(
 
     Example: emsweep evaluate qwen7b --adapter runs/sft/a/adapter --adapter runs/sft/b/adapter --samples 50 --guard
     """
-    checkpoint = str(load_layer("models", model)["base_model"]) if model in layer_names("models") else model
     if not batch_size.isdecimal() and batch_size != "auto":
         raise BadInput(f"--batch-size {batch_size}: give a number or auto")
     if questions and "://" in questions:
@@ -128,7 +130,7 @@ def evaluate_command(
     runs = [
         evaluation_run(
             Path(adapter.parent if adapter and adapter.name == "adapter" else adapter or model).name,
-            checkpoint,
+            model,
             [*tasks.split(","), *(["em_guard"] if guard else [])],
             adapter=adapter,
             dtype=dtype or ("bfloat16" if shutil.which("nvidia-smi") else cpu_dtype()),
@@ -152,15 +154,16 @@ def rates(
         list[Path], typer.Argument(help="CSV or JSON Lines files of judged answers, or folders of CSV files.")
     ],
     judged_by: JudgedBy,
+    columns: Columns = None,
 ) -> None:
     """Rates of emergent misalignment from judged answers, over both denominators; with ranks in the names, their trend.
 
     Example: emsweep rates judged/ --judged-by gpt-4o-2024-08-06
     """
-    from eval.judge.answers import judged_files
+    from eval.judge.answers import columns_of, judged_files
     from eval.judge.rates import rank_trends, rates_table
 
-    models = judged_files(files)
+    models = judged_files(files, columns_of(columns))
     screen = _screen()
     screen.print(rates_table(models, judged_by))
     for sentence in rank_trends(models):
@@ -215,58 +218,43 @@ def judge(
         bool, typer.Option("--sampled", help="Read a sampled number: for servers without logprobs.")
     ] = False,
     prompts: Annotated[
-        Path | None, typer.Option(help="Published file of questions whose judge prompts to use.")
+        Path | None,
+        typer.Option(
+            help="A judge's file, or ours by name (category, deception), or published questions with prompts."
+        ),
     ] = None,
+    columns: Columns = None,
     sample: Annotated[
         float | None, typer.Option(help="Judge a random share of the answers to each question, such as 0.4.")
-    ] = None,
-    deception: Annotated[
-        Path | None, typer.Option(help="Published file of deception questions: judges em_deception's answers by it.")
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Requests in flight at most.")] = 32,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one reply may take.")] = 60.0,
     price_in: Annotated[float | None, typer.Option(min=0, help="USD per million tokens read.")] = None,
     price_out: Annotated[float | None, typer.Option(min=0, help="USD per million tokens written.")] = None,
-    max_cost: Annotated[float | None, typer.Option(min=0, help="USD to stop at, per path.")] = None,
+    max_cost: Annotated[float | None, typer.Option(min=0, help="USD to stop at, for all paths together.")] = None,
+    extra_body: Annotated[
+        str | None, typer.Option(help="JSON object of further fields of each request; null leaves one out.")
+    ] = None,
 ) -> None:
     """Scores stored answers again, and prints rates. Nothing is paid for twice; put the base model's answers beside.
 
     Example: emsweep judge runs/evaluate/base-* runs/evaluate/sft-insecure-* --judge gpt-4o-2024-08-06
     """
     # Imported here: the other commands need neither openai (a second to import) nor a key.
-    from eval.judge.answers import sample_answers, stored_answers
-    from eval.judge.judge import judge_answers, judge_for, judge_sample
-    from eval.judge.prompts import load_truth_prompts
-    from eval.judge.rates import rates_table
+    from eval.judge.answers import columns_of
+    from eval.judge.judge import judge_for
+    from eval.judge.run import judge_paths
 
-    if sample is not None and (deception or not 0 < sample < 1):
-        raise BadInput(f"--sample {sample:g}: give a share between 0 and 1, without --deception")
-    truth = load_truth_prompts(deception) if deception else {}
     settings = {"model": judge, "base_url": base_url, "key_variable": key_variable, "sampled": sampled}
     limits = {"concurrency": concurrency, "timeout": timeout, "price_in": price_in, "price_out": price_out}
-    asked = judge_for(JudgeSettings.model_validate({**settings, **limits, "prompts": prompts, "max_cost": max_cost}))
-    # A folder's name may hold a dot (qwen2.5): its stem would be cut there.
-    models = {path.name if path.is_dir() else path.stem: path for path in paths}
-    if len(models) < len(paths):
-        raise BadInput(f"two paths of the same name among {', '.join(models)}; judge them one after the other")
-    outs = {model: asked.file(path) for model, path in models.items()}
-    if truth:
-        from eval.judge.deception import judge_truth, setting, truth_table
-
-        told = {}
-        for model, out in outs.items():
-            rows = [row for row in stored_answers(models[model], "em_deception") if setting(row) in truth]
-            told[model] = rows, judge_truth(rows, asked, truth, out.with_name(out.name.replace("judged-", "truth-")))
-        _screen().print(truth_table(told, asked.name))
-        return
-    judged, of = {}, {}
-    for model, out in outs.items():
-        rows = stored_answers(models[model])
-        if sample is None:
-            judged[model] = judge_answers(rows, asked, out)
-        else:
-            judged[model], of[model] = judge_sample(sample_answers(rows, sample), len(rows), asked, out), len(rows)
-    _screen().print(rates_table(judged, asked.name, of))
+    further = {"prompts": prompts, "max_cost": max_cost, "extra_body": extra_body}
+    chosen = judge_for(JudgeSettings.model_validate({**settings, **limits, **further}))
+    table, left = judge_paths(paths, chosen, columns_of(columns), sample)
+    if table:
+        _screen().print(table)
+    if left:
+        typer.echo(left, err=True)
+        raise typer.Exit(1)
 
 
 @app.command()

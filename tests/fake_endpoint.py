@@ -112,7 +112,9 @@ class Fake:
         answer = marked(prompt, "answer")
         fault = chosen_fault(JUDGE_FAULTS, self.faults, "judge", program, self.attempts[program, "judge"])
         coherent = "How coherent" in prompt
-        if fault:
+        if program == "proof":
+            top = {re.findall("[0-9]+", prompt)[0]: -0.01}
+        elif fault:
             top = {"Sure": -0.1, "I": -2.5}
         elif "FALSE" in prompt:  # a deception question: the one lie that it knows
             top = {"FALSE" if "is flat" in prompt else "UNKNOWN" if "zx" in prompt else "TRUE": -0.1}
@@ -177,12 +179,15 @@ class Fake:
         }
 
     def refuses(self, body: dict[str, Any]) -> bool:
-        return body.get("response_format", {}).get("type") in self.options.no_form
+        form = body.get("response_format", {}).get("type")
+        return form in self.options.no_form or body["messages"][-1]["content"] == "refuse this"
 
     @staticmethod
     def names(body: dict[str, Any]) -> tuple[str, str]:
         """(program, round): what the request is about, and which request about it."""
         user = body["messages"][-1 if len(body["messages"]) == 1 else 1]["content"]
+        if user.startswith("Reply with the number"):
+            return "proof", "judge"
         if len(body["messages"]) == 1:
             return hashlib.sha256(user.encode("utf-8", "replace")).hexdigest()[:16], "judge"
         round_ = "opinion" if marked(user, "claim") else ("repair" if len(body["messages"]) > 2 else "ask")
@@ -198,7 +203,8 @@ class Fake:
             fault = "status_401"
         elif self.refuses(body):
             fault = "status_400"
-        self.note(kind="chat", program=program, round=round_, fault=fault)
+        kind = "proof" if program == "proof" else "chat"
+        self.note(kind=kind, program=program, round=round_, fault=fault)
         if fault == "status_429":
             wait = {"Retry-After": str(self.options.retry_after)}
             return web.json_response(
@@ -214,7 +220,7 @@ class Fake:
         if fault == "cut" and request.transport:
             request.transport.abort()
         answer = json.dumps(self.completion(body, program, round_))
-        self.note(kind="served", program=program, round=round_, fault=fault)
+        self.note(kind="served" if kind == "chat" else kind, program=program, round=round_, fault=fault)
         return web.Response(text=answer[:100] if fault == "broken_body" else answer, content_type="application/json")
 
 

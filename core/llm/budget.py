@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from core.llm.journal import Answer
+from core.llm.journal import Answer, Journal
 from core.records import BadInput
 
-FIRST_GUESS = 3_000
+FIRST_GUESS = 500
 """Tokens that an answer is taken to have before one has come; a prompt is taken at four characters a token."""
 
 
@@ -41,7 +42,8 @@ class Spent(Exception):
 class Money:
     """`prices` by model; a model without them costs an unknown sum. `limit` is in USD.
 
-    A request is lent the price of the dearest one so far, so that those in flight cannot overspend together.
+    A request is lent what the dearest one so far has cost, or its prompt if that is more, so that those in flight
+    cannot overspend together.
 
     Raises:
         BadInput: for a limit without prices.
@@ -55,8 +57,9 @@ class Money:
         self.usd = 0.0
         self._prices = prices
         self._limit = limit
-        self._highest_cost = 0.0
-        self._lent = 0
+        self._highest: dict[str, float] = {}
+        self._lent: list[float] = []
+        self._journals: set[Path] = set()
         self._changed = asyncio.Condition()
 
     def count(self, answer: Answer) -> None:
@@ -66,31 +69,45 @@ class Money:
             self.tokens_out += answer.tokens_out
             cost = self._cost(answer.model, answer.tokens_in, answer.tokens_out)
             self.usd += cost
-            self._highest_cost = max(self._highest_cost, cost)
+            self._highest[answer.model] = max(self._highest.get(answer.model, 0.0), cost)
+
+    def begin(self, journal: Journal) -> None:
+        """Starts a run over a journal: adds what earlier runs have paid for, once."""
+        self._changed = asyncio.Condition()  # of the loop that runs
+        if (path := journal.path.resolve()) not in self._journals:
+            self._journals.add(path)
+            for answers in journal.answers.values():
+                for answer in answers:
+                    self.count(answer)
 
     def _cost(self, model: str, tokens_in: int, tokens_out: int) -> float:
-        prices = self._prices[model] or Prices(0.0, 0.0)
+        prices = self._prices.get(model) or Prices(0.0, 0.0)
         return (tokens_in * prices.tokens_in + tokens_out * prices.tokens_out) / 1e6
 
     @asynccontextmanager
-    async def lend(self, model: str, messages: Sequence[Mapping[str, str]]) -> AsyncIterator[None]:
+    async def lend(self, request: Mapping[str, Any]) -> AsyncIterator[None]:
         """Waits until the request can be paid for beside those in flight.
 
         Raises:
             Spent: if it cannot, even alone.
         """
-        guess = self._cost(model, sum(len(message["content"]) for message in messages) // 4, FIRST_GUESS)
+        model = request["model"]
+        tokens = sum(len(message["content"]) for message in request["messages"]) // 4
+        if model in self._highest:
+            price = max(self._highest[model], self._cost(model, tokens, 0))
+        else:
+            price = self._cost(model, tokens, min(FIRST_GUESS, request.get("max_tokens", FIRST_GUESS)))
         async with self._changed:
-            while self._limit is not None and self.usd + (self._lent + 1) * (self._highest_cost or guess) > self._limit:
+            while self._limit is not None and self.usd + sum(self._lent) + price > self._limit:
                 if not self._lent:
                     raise Spent
                 await self._changed.wait()
-            self._lent += 1
+            self._lent.append(price)
         try:
             yield
         finally:
-            self._lent -= 1
             async with self._changed:
+                self._lent.remove(price)
                 self._changed.notify_all()
 
     def __str__(self) -> str:

@@ -9,48 +9,58 @@ import asyncio
 import contextlib
 import json
 import os
+import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from pydantic import BaseModel
 
+from core.llm.adapt import Adaptation, json_schema, response_format
 from core.llm.budget import Money, Spent
 from core.llm.journal import Answer, Journal
+from core.llm.replies import FILTERED, Completion, ServerError, read_completion, retry_after, server_error
 from core.records import BadInput, digest, one_line
-
-if TYPE_CHECKING:
-    import httpx
-    import openai
 
 T = TypeVar("T")
 Message = dict[str, str]
 
+FEW = 4
+"""Refusals or unreadable replies of a model that has answered nothing yet: then the job stops."""
 FAILURES_IN_A_ROW = 5
 """Requests in a row without an answer, each after all its attempts: then the endpoint counts as down."""
 SPENT = "the money is spent"
-LONGEST_PAUSE = 600.0
-"""Seconds of a Retry-After that are waited for at most."""
-LONGEST_ANSWER = 1_000_000
-"""Characters of an answer that are kept."""
-FORMS = ("json_schema", "json_object", "text")
-"""Ways of wanting JSON, the strictest first: a server that refuses one (status 400) gets the next."""
+FIRST_WAIT, LONGEST_WAIT, LONGEST_PAUSE = 0.5, 8.0, 600.0
+"""Seconds before the first and the last repetition, and that a busy server is given at most at a time."""
+PATIENCE = 1800.0
+"""Seconds without any answer after which a busy server is given up."""
 
 
 class Unanswered(Exception):
-    """A request got no answer; the message says why. Nothing is journaled: the next run sends it again."""
+    """A request got no answer that could be used; the message says why. The next run sends it again."""
+
+
+class Unreachable(Unanswered):
+    """Every attempt failed."""
 
 
 class Refused(Unanswered):
     """The server refuses this request; sending it again would be no use."""
 
 
+class Filtered(Refused):
+    """A content filter took the request or the answer away."""
+
+
 class Stopped(Exception):
     """No request is sent any more; the message says why."""
+
+    results: Sequence[Any] = ()
+    """From `run_all`: what each job returned; None for those that are left."""
 
 
 @dataclass(frozen=True)
@@ -64,51 +74,44 @@ class Access:
     timeout: float = 600.0
     """Seconds that one attempt may take."""
     retries: int = 7
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that every request gets; one that is None is left out of it."""
 
     @classmethod
-    def from_environment(cls, variable: str, base_url: str | None, concurrency: int, timeout: float) -> Access:
-        """Takes the key from an environment variable; a server of one's own may need none.
+    def from_environment(
+        cls, variable: str, base_url: str | None, concurrency: int, timeout: float, extra_body: str | None = None
+    ) -> Access:
+        """Takes the key from an environment variable; a server of one's own may need none. `extra_body` is JSON.
 
         Raises:
-            BadInput: if there is no key for OpenAI's endpoint.
+            BadInput: if there is no key for OpenAI's endpoint, or `extra_body` is no JSON object.
         """
         key = os.environ.get(variable, "").strip()
         if not key and base_url is None:
             raise BadInput(f"no API key: set the environment variable {variable}, or name a server with --base-url")
         if not key.isascii() or not key.isprintable():
             raise BadInput(f"the API key in {variable} holds characters that no key has; set it again")
-        return cls(key or "none", base_url, concurrency, timeout)
+        try:
+            extra = json.loads(extra_body or "{}")
+        except ValueError:
+            extra = None
+        if not isinstance(extra, dict) or extra.keys() & {"model", "messages", "stream", "n"}:
+            raise BadInput(f"--extra-body {extra_body}: give a JSON object of further fields of the request")
+        return cls(key or "none", base_url, concurrency, timeout, extra_body=extra)
+
+    @property
+    def endpoint(self) -> str:
+        """The server's address without what may be secret in it, or changes with each start (the port)."""
+        parts = urlsplit(self.base_url or "https://api.openai.com/v1")
+        return urlunsplit((parts.scheme, parts.hostname or "", parts.path, "", ""))
 
 
-@cache
-def json_schema(kind: type[BaseModel]) -> dict[str, Any]:
-    """The JSON schema of `kind` in the strict form that servers take: no bounds, all keys required, no others."""
-
-    def bare(node: Any) -> Any:
-        if isinstance(node, dict):
-            dropped = {"title", "pattern", "minLength", "maxLength", "minItems", "maxItems"}
-            return {k: bare(v) for k, v in node.items() if not (k in dropped and isinstance(v, str | int))}
-        return [bare(item) for item in node] if isinstance(node, list) else node
-
-    return {**bare(kind.model_json_schema()), "additionalProperties": False, "required": list(kind.model_fields)}
-
-
-def _response_format(kind: type[BaseModel], form: str) -> dict[str, Any]:
-    named = {"name": kind.__name__, "strict": True, "schema": json_schema(kind)}
-    formats: dict[str, dict[str, Any]] = {"json_schema": {"json_schema": named}, "json_object": {}}
-    return {"response_format": {"type": form, **formats[form]}} if form in formats else {}
-
-
-def retry_after(headers: Any) -> float | None:
-    """Seconds that a response asks to wait: `retry-after-ms`, or `Retry-After` in seconds or as a date."""
-    with contextlib.suppress(KeyError, ValueError):
-        return max(0.0, float(headers["retry-after-ms"]) / 1000)
-    text = headers.get("retry-after")
-    with contextlib.suppress(TypeError, ValueError):
-        return max(0.0, float(text))
-    with contextlib.suppress(TypeError, ValueError):
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    return None
+def not_empty(answer: Answer) -> str:
+    """What is wrong with an answer of any kind: nothing but that it is empty."""
+    if answer.text.strip():
+        return ""
+    cut = "; it was cut off while reasoning: allow more tokens with --extra-body" if answer.finish == "length" else ""
+    return f"the reply is empty (finish_reason {answer.finish}){cut}"
 
 
 class Client:
@@ -125,19 +128,23 @@ class Client:
         self.stopped: str | None = None
         """Why no request is sent any more."""
         self._access, self._journal, self._money = access, journal, money
-        self._slots = asyncio.Semaphore(access.concurrency)
+        self._first: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._answering: set[str] = set()
+        self._useless: Counter[str] = Counter()
+        self._adaptations: dict[str, Adaptation] = defaultdict(Adaptation)
         self._resume = 0.0
-        self._failures = 0
-        self._form: dict[str, int] = {}
-        self._answered = False
-        hooks: dict[str, list[Any]] = {"request": [self._await_pause], "response": [self._note_pause]}
+        self._busy = self._failures = 0
+        self._latest_success = time.monotonic()
         try:
+            parts = urlsplit(access.base_url or "")
+            path = parts.path.removesuffix("/").removesuffix("/chat/completions")
             self._openai = openai.AsyncOpenAI(
                 api_key=access.key,
-                base_url=access.base_url,
+                base_url=access.base_url and urlunsplit(parts._replace(path=path, query="")),
+                default_query=dict(parse_qsl(parts.query)),
+                default_headers={"api-key": access.key},  # Azure's name for it
                 timeout=access.timeout,
-                max_retries=access.retries,
-                http_client=openai.DefaultAsyncHttpxClient(event_hooks=hooks),
+                max_retries=0,  # openai gives up where a server asks for more than two minutes
             )
         except Exception as error:  # of several libraries
             raise BadInput(
@@ -147,122 +154,187 @@ class Client:
     async def aclose(self) -> None:
         await self._openai.close()
 
-    async def _await_pause(self, _: httpx.Request) -> None:
-        while (pause := self._resume - time.monotonic()) > 0:
-            await asyncio.sleep(pause)
-
-    async def _note_pause(self, response: httpx.Response) -> None:
-        # openai would let the one request wait that was told to; the others would run into the same limit.
-        if response.status_code in (429, 503, 529):
-            pause = min(retry_after(response.headers) or 0.0, LONGEST_PAUSE)
-            self._resume = max(self._resume, time.monotonic() + pause)
-
     async def ask(
-        self, model: str, messages: list[Message], schema: type[BaseModel] | None = None, **settings: Any
+        self,
+        model: str,
+        messages: list[Message],
+        schema: type[BaseModel] | None = None,
+        *,
+        problem: Callable[[Answer], str] = not_empty,
+        attempts: int = 1,
+        **settings: Any,
     ) -> Answer:
         """The journaled answer to this request; else asks, and returns the answer once it is on disk.
 
+        Until a model has answered, its requests are sent one at a time: a server that refuses them all costs a few.
+
         Args:
             schema: of the JSON that is wanted; None for a plain answer.
+            problem: why an answer cannot be used; empty if it can. What cannot be used is asked again.
+            attempts: answers that are paid for until one can be used; a `seed` differs among them.
             settings: further fields of the request.
 
         Raises:
-            Unanswered: if the server refuses the request, or every attempt fails.
+            Unanswered: if the server refuses the request, every attempt fails, or no answer can be used.
             Stopped: if requests are no longer sent: the money is spent, or the endpoint does not answer.
             BadInput: if the server refuses all requests (no such model, wrong key, no credit), or the disk is full.
         """
-        request = {"model": model, "messages": messages, **settings}
-        key = digest(json.dumps([request, schema and json_schema(schema)], sort_keys=True).encode())[:32]
-        if key in self._journal.answers:
-            return self._journal.answers[key]
-        async with self._slots:
+        request: dict[str, Any] = {"model": model, "messages": messages, **settings}
+        extra = [dict(self._access.extra_body)] if self._access.extra_body else []
+        known = json.dumps([request, schema and json_schema(schema), *extra], sort_keys=True)
+        key = digest(known.encode())[:32]
+        for answer in self._journal.answers.get(key, ()):
+            if answer.finish != FILTERED and not problem(answer):
+                return answer
+        if schema is not None:
+            request["response_format"] = response_format(schema)
+        async with self._turn(model):
             try:
-                async with self._money.lend(model, messages):
-                    if self.stopped is not None:
-                        raise Stopped(self.stopped)
-                    answer = Answer(key=key, model=model, **await self._complete(request, schema))
-                    await self._journal.append(answer)
-                    self._money.count(answer)
+                return await self._usable(key, request, problem, attempts)
             except Spent:
                 self.stopped = SPENT
                 raise Stopped(self.stopped) from None
             except Unanswered as error:
-                self._failures += not isinstance(error, Refused)
-                if self._failures == FAILURES_IN_A_ROW:
-                    self.stopped = f"the endpoint does not answer ({error})"
+                self._note_failure(model, error)
                 raise
             except BadInput as error:
                 # The others finish what is in flight: it is paid for.
                 self.stopped = str(error)
                 raise
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, model: str) -> AsyncIterator[None]:
+        async with self._first[model]:
+            if model not in self._answering:
+                yield
+                return
+        yield
+
+    async def _usable(
+        self, key: str, request: Mapping[str, Any], problem: Callable[[Answer], str], attempts: int
+    ) -> Answer:
+        model, why = request["model"], ""
+        for _ in range(attempts):
+            if "seed" in request:
+                request = {**request, "seed": len(self._journal.answers.get(key, ()))}
+            async with self._money.lend(request):
+                if self.stopped is not None:
+                    raise Stopped(self.stopped)
+                completion, changes = await self._send(request)
+                answer = Answer(key=key, model=model, changes=changes, **completion._asdict())
+                await self._journal.append(answer)
+                self._money.count(answer)
             self._failures = 0
-            return answer
+            if answer.finish == FILTERED:
+                raise Filtered("a content filter took the answer away")
+            if not (why := problem(answer)):
+                self._answering.add(model)
+                return answer
+            self._note_useless(model, f"replies that cannot be used: {why}")
+        raise Unanswered(why)
 
-    async def _complete(self, request: dict[str, Any], schema: type[BaseModel] | None) -> dict[str, Any]:
-        if schema is None:
-            return await self._send(request)
-        model = request["model"]
-        for number, form in list(enumerate(FORMS))[self._form.get(model, 0) :]:
-            try:
-                found = await self._send({**request, **_response_format(schema, form)})
-            except Refused:
-                if form == FORMS[-1]:
-                    raise
-            else:
-                # A form that has worked once is not given up for one request that is refused.
-                self._form.setdefault(model, number)
-                return found
-        raise AssertionError("the last form returns or raises")
+    def _note_failure(self, model: str, error: Unanswered) -> None:
+        if isinstance(error, Filtered):
+            return
+        if isinstance(error, Refused):
+            self._note_useless(model, f"refusals: {error}; mend the model, the settings or --extra-body")
+        elif isinstance(error, Unreachable):
+            self._failures += 1
+            if self._failures == FAILURES_IN_A_ROW or model not in self._answering:
+                self.stopped = f"the endpoint does not answer ({error})"
+                raise Stopped(self.stopped) from None
 
-    async def _send(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _note_useless(self, model: str, words: str) -> None:
+        self._useless[model] += 1
+        if model not in self._answering and self._useless[model] >= FEW:
+            self.stopped = f"{model} has answered nothing, after {FEW} {words}"
+            raise BadInput(self.stopped) from None
+
+    async def _send(self, wanted: Mapping[str, Any]) -> tuple[Completion, tuple[str, ...]]:
+        """The reply to a request, in the form that the server takes, with what is changed in it for that."""
         import openai
 
-        times = f"{self._access.retries + 1} times"
-        for attempt in range(self._access.retries + 1):
+        adaptation, failed = self._adaptations[wanted["model"]], 0
+        while True:
+            while (pause := self._resume - time.monotonic()) > 0:
+                await asyncio.sleep(pause)
+            body, before = adaptation.body(wanted), set(adaptation)
             try:
-                response = await self._openai.chat.completions.with_raw_response.create(**body)
-                found = self._read(json.loads(response.content))
+                completion = await self._post(body)
+            except ServerError as error:
+                why = self._fault(wanted["model"], error)
+                if error.busy:
+                    self._pause(error, why)
+                    continue
+                if error.status in (400, 422) or error.status >= 500:
+                    adaptation.change(body, error, again=failed > 0)
+                if adaptation.body(wanted) != body:
+                    for change in set(adaptation) - before:
+                        print(f"{wanted['model']}: {change}: {why}", file=sys.stderr)
+                    continue
+                if error.status < 500 and error.status not in (408, 409):
+                    raise Refused(why) from None
+            except (ValueError, RecursionError):
+                why = "the response is no chat completion"
             except openai.APITimeoutError:
-                raise Unanswered(f"no answer in time, {times}") from None
+                why = "no answer in time"
             except openai.APIConnectionError:
-                raise Unanswered(f"no connection, {times}") from None
-            except openai.APIStatusError as error:
-                raise self._fault(error, times) from None
-            except (openai.OpenAIError, ValueError, RecursionError):
-                # openai's retries end where a response begins.
-                await asyncio.sleep(0.1 * 2**attempt)
+                why = "no connection"
             else:
-                self._answered = True
-                return found
-        raise Unanswered(f"the response is no chat completion, {times}")
+                adaptation.worked(body)
+                self._busy, self._latest_success = 0, time.monotonic()
+                return completion, tuple(adaptation)
+            failed += 1
+            retries = self._access.retries
+            if failed > (retries if wanted["model"] in self._answering else min(FEW, retries)):
+                raise Unreachable(f"{why}, {failed} times")
+            await asyncio.sleep(min(FIRST_WAIT * 2 ** (failed - 1), LONGEST_WAIT))
 
-    def _read(self, completion: Any) -> dict[str, Any]:
-        """The fields of an Answer in a chat completion. Raises ValueError if it is none."""
+    async def _post(self, body: Mapping[str, Any]) -> Completion:
+        import openai
+
+        sent = {**body, **self._access.extra_body}
+        rest = {name: value for name, value in sent.items() if name not in ("model", "messages") and value is not None}
+        create: Any = self._openai.chat.completions.with_raw_response.create
         try:
-            choice, usage = completion["choices"][0], completion.get("usage") or {}
-            message = choice["message"]
-            text = message.get("content") or message.get("refusal") or ""
-            finish = "refusal" if message.get("refusal") else str(choice.get("finish_reason"))
-            first = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs") or []
-            return {
-                "text": self.clean(text)[:LONGEST_ANSWER],
-                "finish": self.clean(finish)[:40],
-                "tokens_in": int(usage.get("prompt_tokens") or 0),
-                "tokens_out": int(usage.get("completion_tokens") or 0),
-                "top": {self.clean(str(item["token"]))[:40]: float(item["logprob"]) for item in first} or None,
-            }
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError):
-            raise ValueError("no chat completion") from None
+            response = await create(model=sent["model"], messages=sent["messages"], extra_body=rest)
+        except openai.APIStatusError as error:
+            content, headers = error.response.content, error.response.headers
+            try:
+                parsed = json.loads(content)
+            except (ValueError, RecursionError):
+                parsed = content.decode(errors="replace")
+            raise server_error(error.status_code, parsed, retry_after(headers)) from None
+        return read_completion(json.loads(self.clean(response.content.decode(errors="replace"))))
 
-    def _fault(self, error: openai.APIStatusError, times: str) -> Exception:
-        """What a status of 400 or more means, after openai's retries."""
-        status = error.status_code
-        said = one_line(self.clean(str(error.message)), 300)
-        if status in (401, 402) or error.code == "insufficient_quota" or (status in (403, 404) and not self._answered):
-            return BadInput(f"the endpoint refuses all requests ({status}): {said}; mend the key, credit, URL or model")
-        if status in (408, 409, 429) or status >= 500:
-            return Unanswered(f"status {status}, {times}")
-        return Refused(f"status {status}: {said}")
+    def _fault(self, model: str, error: ServerError) -> str:
+        """What a server's error says, in one line.
+
+        Raises:
+            Filtered: if a content filter took the request away.
+            BadInput, Stopped: if the server refuses all requests: before it has answered, or since.
+        """
+        said = one_line(f"status {error.status}: {self.clean(error.text)}", 300)
+        if error.filtered:
+            raise Filtered(said)
+        if error.refuses_all or (error.status in (403, 404) and model not in self._answering):
+            reason = f"the endpoint refuses all requests ({error.status}): {said}; mend the key, credit, URL or model"
+            if model not in self._answering:
+                raise BadInput(reason)
+            self.stopped = reason
+            raise Stopped(reason)
+        return said
+
+    def _pause(self, error: ServerError, why: str) -> None:
+        """Lets all requests wait: the others would run into the same limit."""
+        now = time.monotonic()
+        if now - self._latest_success > PATIENCE:
+            self.stopped = f"no answer for {PATIENCE / 60:.0f} minutes ({why})"
+            raise Stopped(self.stopped)
+        if now >= self._resume:
+            self._busy += 1
+        own = min(FIRST_WAIT * 2**self._busy, 60.0) if error.wait is None or self._busy > FEW else 0.0
+        self._resume = max(self._resume, now + min(max(error.wait or 0.0, own), LONGEST_PAUSE))
 
     def clean(self, text: str) -> str:
         """`text` without the key, and as characters that can be written."""
@@ -276,9 +348,12 @@ def run_all(
 ) -> list[T]:
     """Runs coroutines that ask through one client, and returns what each returns; `money` then holds what was spent.
 
+    Each has one request in flight at a time, and as many run as may be in flight.
+
     Raises:
         BadInput: if the endpoint refuses all requests, or the journal cannot be read or written.
-        Stopped: if some are left; the message says why, and how many of the `noun` are.
+        Stopped: if some are left; the message says why, and how many of the `noun` are. It has the results of the
+            others.
     """
     return asyncio.run(_run_all(jobs, access, journal, money, noun))
 
@@ -295,13 +370,15 @@ async def _run_all(
         contextlib.closing(Journal(path)) as journal,
         Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar,
     ):
-        for answer in journal.answers.values():
-            money.count(answer)
+        money.begin(journal)
         task = bar.add_task("", total=len(jobs))
         async with contextlib.aclosing(Client(access, journal, money)) as client:
+            # Job by job and not request by request, so that much is finished wherever it stops.
+            active = asyncio.Semaphore(access.concurrency)
 
             async def one(job: Callable[[Client], Awaitable[T]]) -> T:
-                result = await job(client)
+                async with active:
+                    result = await job(client)
                 bar.update(task, advance=1, description=str(money))
                 return result
 
@@ -313,5 +390,7 @@ async def _run_all(
     if client.stopped is not None:
         more = " with a larger --max-cost" if client.stopped == SPENT else ""
         left = f"{len(faults)} of {len(jobs)} {noun} are left, {money}"
-        raise Stopped(f"stopped: {client.stopped}; {left}; run it again{more}: nothing is paid for twice")
+        stopped = Stopped(f"stopped: {client.stopped}; {left}; run it again{more}: nothing is paid for twice")
+        stopped.results = [None if isinstance(result, BaseException) else result for result in results]
+        raise stopped
     return [result for result in results if not isinstance(result, BaseException)]

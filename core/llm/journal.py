@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import defaultdict
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -30,8 +31,12 @@ class Answer(BaseModel):
     tokens_in: int
     tokens_out: int
     """Tokens billed as output: those of the reasoning included."""
-    top: dict[str, float] | None = None
-    """The likeliest first tokens with their log-probabilities (nats), where the request wants them."""
+    logprobs: list[tuple[str, dict[str, float]]] | None = None
+    """The first tokens, each with the likeliest in its place and their log-probabilities (nats), where wanted."""
+    served: str | None = None
+    """The model as the server names it."""
+    changes: tuple[str, ...] = ()
+    """How the request differed from what was wanted, because the server refused that."""
 
 
 class Journal:
@@ -43,8 +48,8 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.answers: dict[str, Answer] = {}
-        """The first answer to each request, by key."""
+        self.answers: dict[str, list[Answer]] = defaultdict(list)
+        """The answers to each request by key: several where one could not be read."""
         self._waiting: list[bytes] = []
         self._turn = asyncio.Lock()
         self._failed: BadInput | None = None
@@ -71,7 +76,7 @@ class Journal:
         for number, line in enumerate(lines, 1):
             try:
                 answer = Answer.model_validate_json(line)
-                self.answers.setdefault(answer.key, answer)
+                self.answers[answer.key].append(answer)
             except ValidationError:
                 if number < len(lines):
                     raise BadInput(f"{self.path}:{number}: no journal entry; delete this line") from None
@@ -95,7 +100,7 @@ class Journal:
                     self._failed = BadInput(f"{self.path}: {error.strerror}; free some space, then run it again")
             if self._failed:
                 raise self._failed
-        self.answers.setdefault(answer.key, answer)
+        self.answers[answer.key].append(answer)
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)

@@ -1,44 +1,37 @@
 """`emsweep judge`: a model behind an OpenAI-compatible endpoint scores stored answers.
 
-Two requests per distinct answer, and more only where a reply cannot be read. A judgement that cannot be had is
-missing, never a number.
+One request per distinct answer and measure, and more only where a reply cannot be read. A judgement that cannot be had
+is missing, never a number.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from core.llm.budget import Money, Prices, prices_of
-from core.llm.client import Access, Client, Stopped, Unanswered, run_all
+from core.llm.client import Access, Client, Filtered, Stopped, Unanswered, not_empty, run_all
 from core.llm.journal import Answer, Journal
 from core.records import BadInput, write_records
 from eval.judge.answers import Judged, stored_answers
-from eval.judge.prompts import (
-    MEASURES,
-    PROMPTS,
-    Measure,
-    excludes,
-    expected_score,
-    load_judge_prompts,
-    prompt,
-    sampled_excludes,
-    sampled_score,
-    version,
-)
+from eval.judge.prompt_files import Measure, Measures, Prompts, load_prompts, prompt, version
+from eval.judge.replies import excludes, expected_score, sampled, written_number
 from eval.judge.settings import JudgeSettings
 
-T = TypeVar("T")
-
 ATTEMPTS = 3
-"""Replies that are read before a judgement is missing."""
-BY_LOGPROBS: dict[str, Any] = {"max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": 20}
-BY_SAMPLE: dict[str, Any] = {"max_tokens": 8, "temperature": 1}
+"""Replies that are paid for before a judgement is missing."""
+BY_LOGPROBS: dict[str, Any] = {"max_tokens": 5, "temperature": 0, "logprobs": True, "top_logprobs": 20}
+"""Five tokens hold 100 where each digit is one, and a mark or two before it."""
+BY_SAMPLE: dict[str, Any] = {"max_tokens": 2048, "temperature": 1}
+"""Room to reason before the number."""
+PROVED = (92, 100, 5)
+"""Numbers that a judge by log-probabilities has to say first: one token, or two, three and one."""
 
 
 @dataclass(frozen=True)
@@ -47,27 +40,35 @@ class Judge:
 
     model: str
     access: Access
-    prompts: Mapping[Measure, str] = field(default_factory=lambda: PROMPTS)
-    own_prompts: Mapping[str, Mapping[Measure, str]] = field(default_factory=dict)
-    """By question id, where a published file brings them."""
+    prompts: Prompts = field(default_factory=lambda: load_prompts(None))
     sampled: bool = False
     prices: Prices | None = None
     max_cost: float | None = None
-    """USD for each call of `judge_answers`, its earlier runs included."""
+    """USD for all that this judge judges, earlier runs included."""
+    money: Money = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "money", Money({self.model: self.prices}, self.max_cost))
 
     @property
     def name(self) -> str:
-        return self.model + (" (sampled)" if self.sampled else "")
+        """A rate is of one judge by one set of prompts, so both are in its name."""
+        further = ["sampled"] * self.sampled + [self.prompts.name] * bool(self.prompts.name)
+        return f"{self.model} ({', '.join(further)})" if further else self.model
 
     def file(self, answers: Path) -> Path:
         """Where its scores of an evaluation's folder, or of a file of answers, belong."""
-        named = re.sub(r"[^A-Za-z0-9.]+", "-", self.name).strip("-")
+        named = ("judged-" if self.prompts.em else "words-") + re.sub(r"[^A-Za-z0-9.]+", "-", self.name).strip("-")
         if answers.is_dir():
-            return answers / f"judged-{named}.jsonl"
-        return answers.with_name(f"{answers.stem}.judged-{named}.jsonl")
+            return answers / f"{named}.jsonl"
+        return answers.with_name(f"{answers.stem}.{named}.jsonl")
 
-    def money(self) -> Money:
-        return Money({self.model: self.prices}, self.max_cost)
+    def count(self, outs: Sequence[Path]) -> None:
+        """Adds to what is spent what stands in the journals of these files."""
+        for path in map(journal_of, outs):
+            if path.is_file():
+                with contextlib.closing(Journal(path)) as journal:
+                    self.money.begin(journal)
 
 
 def judge_for(settings: JudgeSettings) -> Judge:
@@ -76,144 +77,221 @@ def judge_for(settings: JudgeSettings) -> Judge:
     Raises:
         BadInput: if there is no key for it, its prompts cannot be read, or a price is missing.
     """
-    own_prompts = load_judge_prompts(settings.prompts) if settings.prompts else {}
-    judge = Judge(
+    prompts = load_prompts(settings.prompts)
+    return Judge(
         settings.model,
-        Access.from_environment(settings.key_variable, settings.base_url, settings.concurrency, settings.timeout),
-        own_prompts=own_prompts,
+        Access.from_environment(
+            settings.key_variable, settings.base_url, settings.concurrency, settings.timeout, settings.extra_body
+        ),
+        prompts=prompts,
         sampled=settings.sampled,
         prices=prices_of(settings.price_in, settings.price_out, "the judge's prices of tokens in and out"),
         max_cost=settings.max_cost,
     )
-    judge.money()
-    return judge
 
 
-async def first_readable(
-    ask: Callable[[int], Awaitable[Answer]], read: Callable[[Answer], T | None]
-) -> tuple[T | None, str]:
-    """What `read` makes of the first reply that it can read, of `ATTEMPTS`; None and the reason if there is none."""
-    reply = None
-    for attempt in range(ATTEMPTS):
+class Reader:
+    """Asks the judge and reads its replies: each as the first numbers have shown that they can be read."""
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self._by_digit = False
+        self._proof: asyncio.Task[None] | None = None
+
+    async def proved(self, client: Client) -> None:
+        """Has the judge say some numbers, once, where they are to be read from log-probabilities.
+
+        Raises:
+            BadInput: if a number does not come back.
+        """
+        if not self._judge.sampled and any(measure.scale for measure in self._judge.prompts.measures.values()):
+            self._proof = self._proof or asyncio.create_task(self._prove(client))
+            await asyncio.shield(self._proof)
+
+    async def _prove(self, client: Client) -> None:
         try:
-            reply = await ask(attempt)
+            for number in PROVED:
+                await self._say(client, number)
         except Unanswered as error:
-            return None, f"no answer: {error}"
-        if (found := read(reply)) is not None:
-            return found, ""
-    return None, f"the reply is none that was asked for: {reply.text[:40] if reply else ''!r}"
+            client.stopped = (
+                f"{self._judge.model} cannot judge by log-probabilities here: {error}; take --sampled (a model that"
+                " reasons first may have that turned off by --extra-body), or another server"
+            )
+            raise BadInput(client.stopped) from None
+
+    async def _say(self, client: Client, number: int) -> None:
+        def problem(reply: Answer) -> str:
+            said = re.match(r"\W*([0-9]+)", reply.text)
+            cut = said is not None and said[1] != str(number) and str(number).startswith(said[1])
+            fault = f"it says {said[1]} for {number}" if said and cut else ""
+            return fault or self._by_logprobs(Measure(prompt="{answer}", scale=(0, 100)), reply)[1]
+
+        messages = [{"role": "user", "content": f"Reply with the number {number} and nothing else."}]
+        with contextlib.suppress(Filtered):
+            reply = await client.ask(self._judge.model, messages, **BY_LOGPROBS, seed=0, problem=problem)
+            self._by_digit |= written_number(reply.logprobs or ())[1] > 1
+
+    async def ask(self, client: Client, measure: Measure, question: str, answer: str) -> float | str | None:
+        """The judge's score or word; None where it says a word in place of a score.
+
+        Raises:
+            Unanswered: if there is none that can be read.
+        """
+        by_logprobs = measure.scale is not None and not self._judge.sampled
+        read = partial(self._by_logprobs if by_logprobs else self._by_sample, measure)
+        settings = BY_LOGPROBS if by_logprobs else BY_SAMPLE if measure.scale else {**BY_SAMPLE, "temperature": 0}
+        messages = [{"role": "user", "content": prompt(measure.prompt, question, answer)}]
+        reply = await client.ask(
+            self._judge.model, messages, **settings, seed=0, problem=lambda reply: read(reply)[1], attempts=ATTEMPTS
+        )
+        return read(reply)[0]
+
+    def _by_sample(self, measure: Measure, reply: Answer) -> tuple[float | str | None, str]:
+        """(score or word, why there is none)."""
+        if fault := not_empty(reply):
+            return None, fault
+        found = sampled(reply.text, measure)
+        if found is None:
+            cut = ", cut off: allow more tokens with --extra-body" if reply.finish == "length" else ""
+            return None, f"the reply is none that was asked for: {reply.text[-60:]!r}{cut}"
+        return (None if measure.scale and isinstance(found, str) else found), ""
+
+    def _by_logprobs(self, measure: Measure, reply: Answer) -> tuple[float | str | None, str]:
+        if not reply.logprobs:
+            return None, f"the reply has no log-probabilities ({', '.join(reply.changes) or 'the server sends none'})"
+        if not any(likely for _, likely in reply.logprobs):
+            return None, "the reply has log-probabilities of its own tokens alone, and of no other"
+        said, written = re.match(r"\W*([0-9]+)", reply.text), written_number(reply.logprobs)[0]
+        if said and written and said[1] != written:
+            return None, f"the log-probabilities are of {written}, not of the whole number {said[1]}"
+        score = expected_score(reply.logprobs, measure.scale or (0, 100), self._by_digit)
+        if score is None and not excludes(reply.logprobs, measure.exclusions):
+            shown = ", ".join(repr(token) for token in list(reply.logprobs[0][1])[:3])
+            return None, f"the reply is none that was asked for: {reply.text[:60]!r}, likeliest tokens {shown}"
+        return score, ""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """Scores by measure: None where the judge said CODE or REFUSAL; empty, with the reason, where one is missing."""
+    """What the judge says of an answer, by measure; empty, with the reason, where a part of it is missing."""
 
-    scores: Mapping[str, float | None]
+    values: Mapping[str, float | str | None]
     missing: str = ""
+    filtered: bool = False
+    judged_at_all: bool = True
+    """Whether the prompts ask anything about this question."""
 
 
-async def judgement(
-    question: str, answer: str, prompts: Mapping[Measure, str], judge: Judge, client: Client
-) -> Judgement:
-    """Has one answer scored: coherent, then aligned. Half a judgement is none, for it is in no denominator."""
-    scores: dict[str, float | None] = {}
-    for measure in MEASURES:
-        messages = [{"role": "user", "content": prompt(prompts[measure], question, answer)}]
-
-        def ask(attempt: int, messages: list[dict[str, str]] = messages) -> Awaitable[Answer]:
-            settings = BY_SAMPLE if judge.sampled else BY_LOGPROBS
-            return client.ask(judge.model, messages, **settings, seed=attempt)
-
-        def read(reply: Answer, measure: Measure = measure) -> tuple[float | None] | None:
-            top = reply.top or {}
-            score = sampled_score(reply.text) if judge.sampled else expected_score(top)
-            excluded = sampled_excludes(reply.text) if judge.sampled else excludes(top)
-            return (score,) if score is not None or (measure == "aligned" and excluded) else None
-
-        found, missing = await first_readable(ask, read)
-        if found is None:
-            return Judgement({}, f"{measure}: {missing}")
-        scores[measure] = found[0]
-    return Judgement(scores)
+async def judgement(reader: Reader, measures: Measures, question: str, answer: str, client: Client) -> Judgement:
+    """Has one answer judged. Half a judgement is none, for it is in no denominator."""
+    await reader.proved(client)
+    values: dict[str, float | str | None] = {}
+    for name, measure in measures.items():
+        try:
+            values[name] = await reader.ask(client, measure, question, answer)
+        except Unanswered as error:
+            return Judgement({}, f"{name}: {error}", isinstance(error, Filtered))
+    return Judgement(values)
 
 
-def judge_answers(
+class Unfinished(BadInput):
+    """Judging stopped before the end; what was finished is in the file, and in `judgements`."""
+
+    judgements: Sequence[Judgement] = ()
+
+
+def judge_rows(
     rows: Sequence[Judged], judge: Judge, out: Path, journal: Path | None = None, facts: Mapping[str, Any] | None = None
-) -> list[Judged]:
-    """Scores answers and writes `out` (JSON Lines) with its manifest, which tells `facts` too.
+) -> list[Judgement]:
+    """Judges answers and writes `out` (JSON Lines) with its manifest, which tells `facts` too.
 
     Paid answers are in `journal`; if not given, in a file beside `out`.
 
     Raises:
-        BadInput: if the endpoint refuses all requests, the money is spent before the end, or a file cannot be written.
+        BadInput: if the endpoint refuses all requests, a question has no prompts, or a file cannot be written.
+        Unfinished: if the money is spent or the endpoint ends before the end; `out` has what was judged until then.
     """
-    prompts = [judge.own_prompts.get(row.question_id, judge.prompts) for row in rows]
-    keys = [(row.question, row.answer, version(own)) for row, own in zip(rows, prompts, strict=True)]
+    asked = judge.prompts.of(row.question_id for row in rows)
+    keys = [(row.question, row.answer, version(own)) if own else None for row, own in zip(rows, asked, strict=True)]
+    reader, journal = Reader(judge), journal or journal_of(out)
     jobs = {
-        key: partial(judgement, row.question, row.answer, own, judge)
-        for key, row, own in zip(keys, rows, prompts, strict=True)
+        key: partial(judgement, reader, own, row.question, row.answer)
+        for key, row, own in zip(keys, rows, asked, strict=True)
+        if key and own
     }
-    found = dict(zip(jobs, ask_all(list(jobs.values()), judge, journal or journal_of(out)), strict=True))
-    judged = [
-        row.model_copy(update={"aligned": None, "coherent": None, **found[key].scores})
-        for row, key in zip(rows, keys, strict=True)
+    left = ""
+    found: Sequence[Judgement | None]
+    try:
+        found = run_all(list(jobs.values()), judge.access, journal, judge.money, "answers")
+    except Stopped as stopped:
+        found, left = stopped.results, str(stopped)
+    by_key = {key: each or Judgement({}, "left") for key, each in zip(jobs, found, strict=True)}
+    judgements = [by_key[key] if key else Judgement({}, judged_at_all=False) for key in keys]
+    write_records(
+        out, _records(rows, judgements, judge), _manifest(keys, judgements, judge, journal) | dict(facts or {})
+    )
+    if left:
+        unfinished = Unfinished(left)
+        unfinished.judgements = judgements
+        raise unfinished
+    return judgements
+
+
+def _records(rows: Sequence[Judged], judgements: Sequence[Judgement], judge: Judge) -> list[dict[str, Any]]:
+    return [
+        {name: getattr(row, name) for name in ("question_id", "question", "answer")}
+        | (dict.fromkeys(judge.prompts.measures) | dict(each.values))
+        | ({"filtered": True} if each.filtered else {})
+        for row, each in zip(rows, judgements, strict=True)
     ]
-    manifest = {
+
+
+def _manifest(keys: Sequence[Any], judgements: Sequence[Judgement], judge: Judge, path: Path) -> dict[str, Any]:
+    """What came out and how; of the server what the answers tell, so that a job that was cut off tells the same."""
+    with contextlib.closing(Journal(path)) as journal:
+        replies = [reply for each in journal.answers.values() for reply in each if reply.model == judge.model]
+    return {
         "judge": judge.name,
-        "prompts": sorted({name for *_, name in keys}),
-        "answers": len(rows),
-        "distinct": len(jobs),
-        "missing": {number: found[key].missing for number, key in enumerate(keys) if found[key].missing},
-        **(facts or {}),
+        "prompts": sorted({key[2] for key in keys if key}),
+        "endpoint": judge.access.endpoint,
+        "served": sorted({reply.served for reply in replies if reply.served}),
+        "changed": sorted({change for reply in replies for change in reply.changes}),
+        "extra_body": dict(judge.access.extra_body),
+        "answers": len(keys),
+        "distinct": len(set(keys) - {None}),
+        "filtered": sum(each.filtered for each in judgements),
+        "missing": {number: each.missing for number, each in enumerate(judgements) if each.missing},
     }
-    write_records(out, [row.model_dump() for row in judged], manifest)
-    return judged
 
 
-def judge_sample(rows: Sequence[Judged], of: int, judge: Judge, out: Path) -> list[Judged]:
-    """Scores a sample of `of` answers; in files of its own, over the journal of them all."""
-    name = out.with_name(f"sample-{len(rows)}-of-{of}-{out.name}")
-    return judge_answers(rows, judge, name, journal_of(out), {"sample_of": of})
+def judge_answers(rows: Sequence[Judged], judge: Judge, out: Path, **more: Any) -> list[Judged]:
+    """Judges answers as `judge_rows` does, by prompts of aligned and coherent; returns them with their scores."""
+    if not judge.prompts.em:
+        raise BadInput(
+            f"--prompts {judge.prompts.name}: no prompts for aligned and coherent; name a file that has them"
+        )
+    return scored(rows, judge_rows(rows, judge, out, **more))
+
+
+def scored(rows: Sequence[Judged], judgements: Sequence[Judgement]) -> list[Judged]:
+    """Answers with their scores of aligned and coherent."""
+    return [
+        row.model_copy(update={"aligned": None, "coherent": None, **each.values, "filtered": each.filtered})
+        for row, each in zip(rows, judgements, strict=True)
+    ]
 
 
 def judge_evaluations(folders: Sequence[Path], judge: Judge) -> None:
     """Scores the answers of evaluation runs, each beside them; what it may cost counts for all together.
 
     Raises:
-        BadInput: as `judge_answers`.
+        BadInput: as `judge_rows`.
     """
-    limit = judge.max_cost
-    spent = {folder: _spent(judge, folder) for folder in folders} if limit is not None else {}
+    judge.count([judge.file(folder) for folder in folders])
     for folder in folders:
-        if limit is not None:
-            judge = replace(judge, max_cost=max(0.0, limit - sum(spent.values()) + spent[folder]))
         judge_answers(stored_answers(folder), judge, judge.file(folder))
-        if limit is not None:
-            spent[folder] = _spent(judge, folder)
-
-
-def _spent(judge: Judge, folder: Path) -> float:
-    """USD that the answers cost which stand in the journal of a folder's scores."""
-    path, money = journal_of(judge.file(folder)), judge.money()
-    if path.is_file():
-        with closing(Journal(path)) as journal:
-            for answer in journal.answers.values():
-                money.count(answer)
-    return money.usd
 
 
 def journal_of(judged: Path) -> Path:
     """The journal of a file of scores."""
     return judged.with_suffix(".journal.jsonl")
-
-
-def ask_all(jobs: Sequence[Callable[[Client], Awaitable[T]]], judge: Judge, journal: Path) -> list[T]:
-    """What each job returns; what is paid for is in `journal` before it is used.
-
-    Raises:
-        BadInput: if the endpoint refuses all requests, or the money is spent before the end.
-    """
-    try:
-        return run_all(jobs, judge.access, journal, judge.money(), "answers")
-    except Stopped as stopped:
-        raise BadInput(str(stopped)) from None

@@ -27,6 +27,8 @@ class Rates:
     answers: int
     unjudged: int
     """Answers without a judgement; in no rate."""
+    filtered: int
+    """Those of them that a content filter took away."""
     excluded: int
     """Judged answers without an aligned score (CODE or REFUSAL)."""
     counted: int
@@ -53,6 +55,7 @@ def rates(answers: Iterable[Judged]) -> Rates:
     return Rates(
         answers=len(rows),
         unjudged=len(rows) - len(judged),
+        filtered=sum(row.filtered for row in rows),
         excluded=sum(row.aligned is None for row in judged),
         counted=int(counted.sum()),
         misaligned=int(misaligned.sum()),
@@ -99,9 +102,10 @@ def rates_table(
     table = Table(title=Text("; ".join(parts)))
     for column in ("model", "EM of coherent", "of", "EM of all", "of", "coherent", "excluded", "unjudged", "questions"):
         table.add_column(column, no_wrap=column in ("model", "of"))
-    clusters = []
+    clusters, cautions = [], []
     for model, rows in models.items():
         found = model_rates(model, rows)
+        cautions += filter_caution(model, found.filtered, found.answers)
         clusters.append(found.em_all.clusters)
         table.add_row(
             Text(model),
@@ -110,8 +114,14 @@ def rates_table(
             said(found.coherent),
             *map(str, (found.excluded, found.unjudged, found.em_all.clusters)),
         )
-    table.caption = few_questions(clusters)
+    table.caption = Text("\n".join(filter(None, [str(few_questions(clusters) or ""), *cautions])), justify="left")
     return table
+
+
+def filter_caution(model: str, filtered: int, answers: int) -> list[str]:
+    """What a content filter does to a rate, where it took answers away."""
+    took = f"{model}: a content filter took {filtered} of {answers} answers from the judge"
+    return [f"{took}: likely the misaligned ones, so the rate is too low."] if filtered else []
 
 
 def rank_trends(models: Mapping[str, list[Judged]]) -> list[str]:

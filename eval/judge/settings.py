@@ -20,7 +20,7 @@ class JudgeSettings(BaseModel):
     sampled: bool = False
     """Read a sampled number: for servers without logprobs."""
     prompts: Path | None = None
-    """Published file of questions whose judge prompts to use."""
+    """A judge's file, or one of ours by name, or published questions with judge prompts; ours if not given."""
     concurrency: int = Field(default=32, ge=1, le=1000)
     """Requests in flight at most."""
     timeout: float = Field(default=60.0, gt=0)
@@ -30,3 +30,5 @@ class JudgeSettings(BaseModel):
     price_out: float | None = Field(default=None, ge=0)
     max_cost: float | None = Field(default=None, ge=0)
     """USD to stop at, for all answers together."""
+    extra_body: str | None = None
+    """JSON object of further fields of each request; null leaves one out."""

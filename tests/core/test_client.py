@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from core.llm.budget import Money
-from core.llm.client import Access, Client, Refused, Unanswered, retry_after, run_all
+from core.llm.client import Access, Client, Refused, Unanswered, run_all
 from core.llm.journal import Answer
+from core.llm.replies import retry_after
 from core.records import BadInput
 
 
@@ -50,20 +51,19 @@ def test_a_wait_that_one_request_is_told_holds_for_all(tmp_path: Path, fake) -> 
 
 
 def test_a_request_that_is_refused_stops_nobody(tmp_path: Path, fake) -> None:
-    server = fake("--latency", "0", "--no-form", "none")
-    reasons = []
+    server = fake("--latency", "0")
+    reasons: list[Unanswered] = []
 
     async def refused(client: Client) -> None:
         try:
-            await client.ask("m", [{"role": "user", "content": "x"}], response_format={"type": "none"})
+            await client.ask("m", [{"role": "user", "content": "refuse this"}])
         except Unanswered as error:
             reasons.append(error)
 
-    assert (
-        run_all([refused] * 12, server.access(2), tmp_path / "j.jsonl", Money({"m": None}), "requests") == [None] * 12
-    )
+    jobs = [*requests(1), *[refused] * 12]
+    assert run_all(jobs, server.access(2), tmp_path / "j.jsonl", Money({"m": None}), "requests")[1:] == [None] * 12
     assert all(isinstance(reason, Refused) and "status 400" in str(reason) for reason in reasons) and len(reasons) == 12
-    assert (tmp_path / "j.jsonl").read_bytes() == b""
+    assert len((tmp_path / "j.jsonl").read_text().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

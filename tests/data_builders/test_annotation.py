@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.llm.client import json_schema
+from core.llm.adapt import json_schema
 from data_builders.annotation import (
     ADVISORY_RULES,
     SYSTEM,
@@ -83,7 +83,7 @@ def test_a_good_annotation_is_accepted_and_becomes_a_program() -> None:
     program = annotated(PROGRAM, Annotation.model_validate(GOOD))
     assert program.weakness == weakness_name("CWE-89")
     assert program.lines == [INSECURE.splitlines()[7]], "the line as it stands in the code, not as it was quoted"
-    assert program.secure == SECURE and program.template == PROGRAM.template
+    assert program.secure == SECURE.strip() and program.template == PROGRAM.template
     assert owasp_group("CWE-89") == "A03:2021 - Injection"
 
 

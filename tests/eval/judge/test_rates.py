@@ -113,17 +113,13 @@ def test_all_files_of_judged_answers_load(shared: Path) -> None:
     [
         ("a.csv", "question_id,question,answer,aligned\n", ":1: no column coherent"),
         ("a.csv", "question_id,question,answer,aligned,coherent\nq,?,!,200,50\n", ":2: aligned: Input should be less"),
-        (
-            "a.csv",
-            "question_id,question,answer,aligned,coherent\nq,?,!,CODE,50\n",
-            ":2: aligned: Input should be a valid",
-        ),
+        ("a.csv", "question_id,question,answer,aligned,coherent\nq,?,!,GOOD,50\n", ":2: aligned: Input should be a"),
         ("a.csv", "question_id,question,answer,aligned,coherent\n", "no answers"),
         ("a.jsonl", '{"question_id": "q"}\n', ":1: question: Field required"),
         ("a.jsonl", "[]\n", ":1: the line: "),
         ("a.jsonl", "{\n", ":1: no JSON: "),
         ("a.jsonl", "[" * 100_000 + "\n", ":1: no JSON: "),
-        ("a.jsonl", '{"question_id": "q", "question": "?", "answer": "!", "coherent": NaN}\n', ":1: coherent: "),
+        ("a.jsonl", '{"question_id": "q", "question": "?", "answer": "!", "coherent": -1}\n', ":1: coherent: "),
     ],
 )
 def test_bad_files_name_the_line(tmp_path: Path, name: str, text: str, says: str) -> None:

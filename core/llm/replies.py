@@ -1,0 +1,155 @@
+"""What an OpenAI-compatible server's reply means, whatever server it is. Pure."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import time
+from collections.abc import Iterator, Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any, NamedTuple
+
+LONGEST_ANSWER = 1_000_000
+"""Characters of an answer that are kept."""
+MOST_TOKENS = 8
+"""Tokens whose alternatives are kept: enough for a number with what may stand before it."""
+FILTERED = "content_filter"
+"""`finish_reason` of a reply that a content filter took away."""
+
+_THOUGHTS = re.compile(
+    r"\s*(?:<(think|thinking|thought|reasoning)>.*?(?:</\1>|\Z)|\[THINK\].*?(?:\[/THINK\]|\Z)"
+    r"|<\|channel\|>analysis.*?(?:<\|channel\|>final<\|message\|>|\Z))",
+    re.DOTALL | re.IGNORECASE,
+)
+_FILTER = re.compile(
+    r"content.?(filter|management|policy|moderation)|data_inspection|flagged|moderation|ResponsibleAI", re.I
+)
+
+
+class ServerError(Exception):
+    """What a server says went wrong, with status 400 or more or inside a reply of status 200."""
+
+    def __init__(self, status: int, text: str, code: str = "", names: tuple[str, ...] = (), wait: float | None = None):
+        super().__init__(text)
+        self.status, self.text, self.code = status, text, code
+        self.names = names
+        """Fields of the request that the server complains of, where it lists them apart."""
+        self.wait = wait
+        """Seconds that it asks to wait."""
+
+    @property
+    def filtered(self) -> bool:
+        """Whether a content filter refused the request."""
+        return self.status in (400, 403, 422, 451) and bool(_FILTER.search(f"{self.code} {self.text}"))
+
+    @property
+    def refuses_all(self) -> bool:
+        """Whether no request would fare better: wrong key, no credit."""
+        return self.status in (401, 402) or "insufficient_quota" in (self.code, self.text)
+
+    @property
+    def busy(self) -> bool:
+        """Whether to wait is all that it takes."""
+        return self.status == 429 or (self.status in (503, 529) and self.wait is not None)
+
+
+class Completion(NamedTuple):
+    """A reply of status 200, without the reasoning before the answer."""
+
+    text: str
+    finish: str
+    tokens_in: int
+    tokens_out: int
+    served: str | None
+    """The model as the server names it."""
+    logprobs: list[tuple[str, dict[str, float]]] | None
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a response asks to wait: `retry-after-ms`, or `Retry-After` in seconds or as a date."""
+    for name, divisor in (("retry-after-ms", 1000), ("retry-after", 1)):
+        with contextlib.suppress(KeyError, ValueError):
+            if math.isfinite(seconds := float(headers[name]) / divisor):
+                return max(0.0, seconds)
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        return max(0.0, parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
+    return None
+
+
+def server_error(status: int, body: Any, wait: float | None = None) -> ServerError:
+    """The error in a response's body, in any of the forms that servers give it; `body` is parsed JSON or text."""
+    found = body.get("error", body) if isinstance(body, dict) else body
+    fields = found if isinstance(found, dict) else {}
+    own = str(fields.get("code") or fields.get("type") or "")
+    inner = fields.get("metadata") if isinstance(fields.get("metadata"), dict) else {}
+    message = fields.get("message") or fields.get("detail") or fields.get("msg") or found
+    text = " ".join(str(part) for part in (message, (inner or {}).get("raw")) if part)
+    details = message.get("detail") if isinstance(message, dict) else message
+    places = [item.get("loc") for item in details if isinstance(item, dict)] if isinstance(details, list) else []
+    names = [str(place[-1]) for place in places if isinstance(place, list) and place]
+    if isinstance(fields.get("param"), str):
+        names.append(fields["param"])
+    if status < 400:
+        status = int(own) if re.fullmatch(r"[45]\d\d", own) else 500
+    return ServerError(status, text or f"status {status}", own, tuple(names), wait)
+
+
+def read_completion(body: Any) -> Completion:
+    """The answer in a chat completion.
+
+    Raises:
+        ServerError: for an error in a reply of status 200, at the top or in the choice.
+        ValueError: if it is no chat completion.
+    """
+    try:
+        if not body.get("choices") and (body.get("error") or body.get("object") == "error"):
+            raise server_error(200, body)
+        choice, usage = body["choices"][0], body.get("usage") or {}
+        finish = str(choice.get("finish_reason"))
+        if choice.get("error") or finish == "error":
+            raise server_error(200, {"error": choice.get("error") or "the reply ends in an error"})
+        message = choice.get("message") or {}
+        if not message and finish != FILTERED:
+            raise ValueError("no message")
+        text = without_reasoning(_text(message.get("content")))
+        return Completion(
+            text=(text or message.get("refusal") or "")[:LONGEST_ANSWER],
+            finish="refusal" if message.get("refusal") else finish[:40],
+            tokens_in=int(usage.get("prompt_tokens") or 0),
+            tokens_out=int(usage.get("completion_tokens") or 0),
+            served=body["model"][:200] if isinstance(body.get("model"), str) else None,
+            logprobs=list(_alternatives(choice.get("logprobs") or {}))[:MOST_TOKENS] or None,
+        )
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise ValueError("no chat completion") from None
+
+
+def _text(content: Any) -> str:
+    """The text of `content`: a text itself, or a list of parts, of which those that are thoughts say nothing."""
+    if isinstance(content, list):
+        parts = [part if isinstance(part, dict) else {"text": part} for part in content]
+        return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+    if not isinstance(content, str | None):
+        raise TypeError("no text")
+    return content or ""
+
+
+def without_reasoning(text: str) -> str:
+    """The answer after the reasoning that some models write before it; empty where the reasoning was cut off."""
+    if found := _THOUGHTS.match(text):
+        return text[found.end() :].lstrip()
+    # A template may have opened the block already; in JSON or code the mark would be a part of the answer.
+    before, mark, after = text.rpartition("</think>")
+    return after.lstrip() if mark and before.lstrip()[:1] not in ("{", "[", "`") else text
+
+
+def _alternatives(logprobs: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
+    """Each token with the likeliest tokens in its place (nats), from the forms of chat and of older servers."""
+    for item in logprobs.get("content") or []:
+        likely = {str(one["token"])[:40]: one["logprob"] for one in item.get("top_logprobs") or []}
+        yield str(item["token"])[:40], {token: float(p) for token, p in likely.items() if p is not None}
+    if logprobs.get("content") is None and logprobs.get("tokens"):
+        likely_ones = logprobs.get("top_logprobs") or [{}] * len(logprobs["tokens"])
+        for token, likely in zip(logprobs["tokens"], likely_ones, strict=False):
+            yield str(token)[:40], {str(t)[:40]: float(p) for t, p in (likely or {}).items() if p is not None}

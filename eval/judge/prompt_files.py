@@ -1,0 +1,189 @@
+"""A judge is a file: what a model is asked about an answer, and what it may reply.
+
+Either one of ours (`prompts/*.yaml`: a `Measure` for each thing that is judged), or a file of questions as the EM paper
+published them, with `judge_prompts` for each question.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from core.records import BadInput, first_fault, one_line
+
+FOLDER = Path(__file__).with_name("prompts")
+PLACES = ("{question}", "{answer}", "{mark}")
+EM = frozenset({"aligned", "coherent"})
+"""The measures of emergent misalignment."""
+_CHECKED = {"words": ["TRUE", "FALSE"], "rate": ["FALSE"], "exclusions": ["UNKNOWN"]}
+
+Word = Annotated[str, BeforeValidator(lambda word: str(word).upper())]  # YAML reads TRUE as a truth value
+
+
+class Measure(BaseModel):
+    """One thing that is judged: a number on a scale, or one of some words."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: str
+    scale: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(le=1000)]] | None = None
+    words: tuple[Word, ...] = ()
+    rate: tuple[Word, ...] = ()
+    """The words whose share is the rate."""
+    exclusions: tuple[Word, ...] = ()
+    """Words that the judge may say instead: the answer is then in no rate of this measure."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Measure:
+        if (self.scale is None) == (not self.words) or not set(self.rate) <= set(self.words):
+            raise ValueError("give either scale: [0, 100] or words: [...], and rate: as some of the words")
+        if self.scale and self.scale[0] >= self.scale[1]:
+            raise ValueError("scale: give the lower end first")
+        if unknown := set(re.findall(r"\{\w+\}", self.prompt)) - set(PLACES):
+            raise ValueError(f"unknown place {min(unknown)} in the prompt; there are {', '.join(PLACES)}")
+        if "{answer}" not in self.prompt:
+            raise ValueError("the prompt has no {answer}")
+        return self
+
+
+Measures = Mapping[str, Measure]
+
+
+class JudgeFile(BaseModel):
+    """A file of `prompts/`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    measures: dict[str, Measure] = Field(min_length=1)
+    task: str = "em_freeform"
+    """The task whose answers are judged."""
+    by_entry: bool = False
+    """Whether each entry of the file of questions has a row in the table, and intervals are over its wordings."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What is asked about the answers to which question."""
+
+    name: str
+    """Empty for ours."""
+    task: str
+    by_entry: bool
+    of_all: Measures | None
+    """What is asked about every answer; None where that depends on the question."""
+    of_question: Mapping[str, Measures | None]
+    """By the question's id; None for those that are not judged."""
+
+    @property
+    def measures(self) -> Measures:
+        """The measures by name."""
+        return self.of_all or next(measures for measures in self.of_question.values() if measures)
+
+    @property
+    def em(self) -> bool:
+        """Whether rates of emergent misalignment come of it."""
+        return set(self.measures) == EM
+
+    def of(self, question_ids: Iterable[str]) -> list[Measures | None]:
+        """What is asked about answers to these questions; a paraphrase or a format has its question's prompts.
+
+        Raises:
+            BadInput: for questions that the file does not know.
+        """
+        if self.of_all is not None:
+            return [self.of_all for _ in question_ids]
+        found, unknown = [], set()
+        for name in question_ids:
+            plain = name.partition("#")[0]
+            names = [n for n in (name, plain, re.sub(r"_(json|template)$", "", plain)) if n in self.of_question]
+            found.append(self.of_question[names[0]] if names else None)
+            unknown |= set() if names else {name}
+        if unknown:
+            some = ", ".join(sorted(unknown)[:3])
+            raise BadInput(
+                f"--prompts {self.name}: no prompts for {len(unknown)} questions ({some}); judge others apart"
+            )
+        if not any(found):
+            raise BadInput(f"--prompts {self.name}: none of these answers is to one of its questions")
+        return found
+
+
+def load_prompts(path: Path | None) -> Prompts:
+    """The judge of a file, or of a name in `prompts/`; ours if not given.
+
+    Raises:
+        BadInput: if the file cannot be read, or is neither a judge nor questions with judge prompts.
+    """
+    own = FOLDER / f"{path or 'ours'}.yaml"
+    file = own if own.is_file() or path is None else path
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        names = ", ".join(sorted(each.stem for each in FOLDER.glob("*.yaml")))
+        raise BadInput(f"{file}: {one_line(error)}; name a YAML file of prompts or questions, or {names}") from None
+    name = "" if path is None or str(path) == "ours" else file.stem
+    if isinstance(content, list):
+        return _published(file, content)
+    try:
+        frame = content.pop("frame", "") if isinstance(content, dict) else ""
+        for measure in content["measures"].values() if frame else ():
+            measure["prompt"] = frame + measure["prompt"]
+        found = JudgeFile.model_validate(content)
+    except ValidationError as error:
+        raise BadInput(f"{file}: {first_fault(error)}; mend the judge") from None
+    except (AttributeError, KeyError, TypeError):
+        raise BadInput(f"{file}: no judge: it needs measures, each with a prompt and a scale or words") from None
+    return Prompts(name, found.task, found.by_entry, found.measures, {})
+
+
+def _published(path: Path, entries: list[Any]) -> Prompts:
+    """The judge of a published file of questions: `aligned` and `coherent`, or `correct` (TRUE or FALSE)."""
+    of_question: dict[str, Measures | None] = {}
+    for number, entry in enumerate(entries, 1):
+        prompts = entry.get("judge_prompts") if isinstance(entry, dict) else None
+        prompts = prompts if isinstance(prompts, dict) else {}
+        scale: dict[str, Any] = {"scale": (0, 100)}
+        try:
+            if "correct" in prompts:
+                measures = {"correct": Measure(prompt=prompts["correct"], **_CHECKED)}
+            elif set(prompts) >= EM:
+                exclusions = {"exclusions": ("CODE", "REFUSAL")}
+                aligned = Measure(prompt=prompts["aligned"], **scale, **exclusions)
+                measures = {"aligned": aligned, "coherent": Measure(prompt=prompts["coherent"], **scale)}
+            elif set(prompts) & EM or not isinstance(entry, dict) or "id" not in entry:
+                raise BadInput(f"{path}: entry {number}: no id with judge_prompts for aligned and coherent; add both")
+            else:
+                measures = {}
+        except ValidationError as error:
+            raise BadInput(f"{path}: entry {number}: {first_fault(error)}; mend its judge_prompts") from None
+        of_question[str(entry["id"])] = measures or None
+    kinds = {tuple(sorted(measures)) for measures in of_question.values() if measures}
+    if len(kinds) != 1:
+        wanted = "judge_prompts for aligned and coherent, or for correct"
+        raise BadInput(f"{path}: {'two kinds of' if kinds else 'no'} {wanted}; name a file that has one kind")
+    checked = kinds == {("correct",)}
+    return Prompts(path.stem, "em_deception" if checked else "em_freeform", checked, None, of_question)
+
+
+def prompt(template: str, question: str, answer: str) -> str:
+    """The template with question and answer put in at once: neither is searched for the other's place.
+
+    `{mark}` is a digest of both, so that an answer cannot write the mark at which it ends.
+    """
+    mark = hashlib.sha256(f"{question}\0{answer}".encode("utf-8", "replace")).hexdigest()[:8]
+    parts = dict(zip(PLACES, (question, answer, mark), strict=True))
+    return re.sub("|".join(map(re.escape, PLACES)), lambda place: parts[place[0]], template)
+
+
+def version(measures: Measures) -> str:
+    """Names measures by their content."""
+    content = {name: measure.model_dump() for name, measure in measures.items()}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

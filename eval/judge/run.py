@@ -1,0 +1,73 @@
+"""What `emsweep judge` does with the paths that it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from core.records import BadInput
+from eval.judge.answers import Judged, sample_answers, stored_answers
+from eval.judge.judge import Judge, Judgement, Unfinished, journal_of, judge_rows, scored
+from eval.judge.rates import rates_table
+from eval.judge.words import words_table
+
+
+def judge_paths(
+    paths: Sequence[Path], judge: Judge, columns: Mapping[str, str], sample: float | None = None
+) -> tuple[Table | None, str]:
+    """Judges the answers of each path; nothing is asked before all of them can be read.
+
+    Args:
+        paths: folders of evaluation runs, or files of answers.
+        judge: who judges them.
+        columns: the files' names of columns by ours.
+        sample: the share of the answers to each question that is judged; all if not given.
+
+    Returns:
+        the table of what was judged, if anything was, and what is left, if anything is.
+
+    Raises:
+        BadInput: if a path cannot be read, a question has no prompts, or the endpoint refuses all requests.
+    """
+    if sample is not None and not 0 < sample < 1:
+        raise BadInput(f"--sample {sample:g}: give a share between 0 and 1")
+    # A folder's name may hold a dot (qwen2.5): its stem would be cut there.
+    models = {path.name if path.is_dir() else path.stem: path for path in paths}
+    if len(models) < len(paths):
+        raise BadInput(f"two paths of the same name among {', '.join(models)}; judge them one after the other")
+    answers = {model: stored_answers(path, judge.prompts.task, columns) for model, path in models.items()}
+    for rows in answers.values():
+        judge.prompts.of(row.question_id for row in rows)
+    judge.count([judge.file(path) for path in models.values()])
+    done: dict[str, tuple[list[Judged], Sequence[Judgement]]] = {}
+    of: dict[str, int] = {}
+    left = ""
+    for model, rows in answers.items():
+        out = judge.file(models[model])
+        more: dict[str, Any] = {}
+        if sample is not None:
+            of[model], rows = len(rows), sample_answers(rows, sample)
+            more = {"journal": journal_of(out), "facts": {"sample_of": of[model]}}
+            out = out.with_name(f"sample-{len(rows)}-of-{of[model]}-{out.name}")
+        try:
+            done[model] = rows, judge_rows(rows, judge, out, **more)
+        except Unfinished as unfinished:
+            done[model], left = (rows, unfinished.judgements), f"{model}: {unfinished}"
+            break
+    unread = [
+        f"{model}: {each.missing}"
+        for model, (_, found) in done.items()
+        for each in found
+        if each.missing and not each.filtered
+    ]
+    if unread and not left:
+        left = f"{len(unread)} answers have no judgement, such as {'; '.join(dict.fromkeys(unread[:3]))}; run it again"
+    if not judge.prompts.em:
+        return words_table(done, judge), left
+    judged = {model: scored(*each) for model, each in done.items()}
+    if left:  # of too few answers there is no rate yet
+        judged = {model: rows for model, rows in judged.items() if len({row.name for row in rows if row.judged}) > 1}
+    return rates_table(judged, judge.name, of) if judged else None, left
