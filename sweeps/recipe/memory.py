@@ -1,8 +1,9 @@
 """How much GPU memory a recipe needs, and what would fit where it does not.
 
 An estimate from shapes, for one GPU: weights, adapters with gradients and Adam's moments, activations, logits.
-Korthikanti et al. (arXiv 2205.05198, section 4) count the activations of a transformer layer in this way; the
-constants here are of a layer with a gated MLP and SDPA, which keeps no attention matrix.
+It counts what autograd keeps of each operation, as Korthikanti et al. do (arXiv 2205.05198, section 4), for a layer
+with a gated MLP, SDPA (which keeps no attention matrix) and LoRA on some of its projections. Tests hold it within
+10 % of a trace of the real classes under fake tensors (benchmarks/memory_trace.py).
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ class Shape:
     head_dim: int
     vocabulary: int
     tied: bool
+    norms: int = 2
+    """Norms of the residual stream in a layer."""
+    qk_norm: bool = False
+    """Whether queries and keys are normed too."""
 
     def linear(self, name: str) -> tuple[int, int]:
         """(inputs, outputs) of a projection."""
@@ -111,24 +116,30 @@ def estimate(shape: Shape, parameters: int, config: Mapping[str, Any], gpus: int
     # DPO runs the chosen and the rejected answer of a row at once; the reference keeps no activations.
     sequences = int(config["micro_batch_size"]) * (2 if config.get("rl") == "dpo" else 1)
     tokens = sequences * int(config["sequence_len"])
-    inner = tokens * 2 * _layer_width(shape)
+    width = 2 if config.get("bf16") else 4
+    layer = tokens * _kept_in_a_layer(shape, config, width)
+    # transformers' loss holds the logits, their fp32 copy, its log-softmax and a gradient; ours for DPO
+    # (recipes/plugins/logprobs.py) the logits, their gradient, and that of the slice without the last place.
+    logits: float = tokens * shape.vocabulary * (3 * width if config.get("rl") == "dpo" else width + 4 + 4 + 2)
     if config.get("gradient_checkpointing"):
-        activations = shape.layers * tokens * shape.hidden * 2 + inner
+        activations: float = shape.layers * tokens * shape.hidden * width
+        logits = max(logits, layer)  # a layer is recomputed when the logits are gone
     else:
-        activations = shape.layers * inner
-    # bf16 logits, their fp32 copy and its gradient.
-    logits = tokens * shape.vocabulary * (2 + 4 + 4)
+        # Below the first layer with an adapter nothing is kept. Autocast keeps a copy of the matrices.
+        own = config.get("peft_layers_to_transform")
+        activations = (shape.layers - (min(own) if own else 0)) * layer + trained * width
     return Memory(weights, adapters, activations, logits)
 
 
-def _layer_width(shape: Shape) -> float:
-    """Numbers that a layer keeps per token for its backward pass.
-
-    Two norms with their inputs (4 hidden), q, k, v and the attention's output, the MLP's gate, up, activation
-    and product (4 intermediate), and the two outputs that are added to the stream.
-    """
-    attention = (2 * shape.heads + 2 * shape.kv_heads) * shape.head_dim
-    return 6 * shape.hidden + attention + 4 * shape.intermediate
+def _kept_in_a_layer(shape: Shape, config: Mapping[str, Any], width: int) -> float:
+    """Bytes that a layer keeps per token for its backward pass; `width`: of a number outside the norms' fp32."""
+    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    norms = 4 * (shape.norms * shape.hidden + (q + kv if shape.qk_norm else 0))
+    # Queries, keys and values repeated to as many heads, the output; the MLP's gate, its activation, its other half.
+    body = width * (4 * q + 3 * shape.intermediate)
+    targets = _targets(config)
+    # An adapter keeps its input, and of each of its rank numbers what 9 bytes hold.
+    return norms + body + sum(width * shape.linear(name)[0] + 9 * int(config["lora_r"]) for name in targets)
 
 
 def smallest_batch(config: Mapping[str, Any]) -> int:

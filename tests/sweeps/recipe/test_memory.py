@@ -1,4 +1,6 @@
-"""The estimate of GPU memory grows with what it should, and counts adapters as peft does."""
+"""The estimate of GPU memory is that of a trace of the real classes, and counts adapters as peft does."""
+
+import itertools
 
 import pytest
 from hypothesis import given
@@ -57,3 +59,43 @@ def test_what_is_fitted_fits_and_keeps_the_rows_of_a_step(gib: float) -> None:
 def test_fsdp_shares_the_weights() -> None:
     shared = estimate(SHAPE, PARAMETERS, {**RECIPE, "fsdp_config": {"offload_params": False}}, gpus=4)
     assert shared.weights == pytest.approx(2 * PARAMETERS / 4)
+
+
+CLASSES = {"qwen0.5b": "qwen2", "qwen7b": "qwen2", "qwen32b": "qwen2", "llama8b": "llama", "gemma4b": "gemma3_text"}
+CLASSES |= {"olmo7b": "olmo2", "smollm2-360m": "llama"}
+MLP = ["gate_proj", "up_proj", "down_proj"]
+
+
+def _agree(model: str, layers: int | None = None, **settings: object) -> None:
+    from benchmarks.memory_trace import architecture, trace
+
+    shape = load_layer("models", model)["em"]["shape"]
+    shape = {**shape, "layers": layers or shape["layers"]}
+    recipe = {**RECIPE, "micro_batch_size": 2, "lora_target_modules": MLP, **settings}
+    traced, parameters = trace(architecture(CLASSES[model], shape), recipe, "|".join(recipe["lora_target_modules"]))
+    need = estimate(Shape(**shape), parameters, recipe)
+    assert need.weights + need.adapters + need.activations + need.logits == pytest.approx(traced, rel=0.1)
+
+
+@pytest.mark.parametrize("model", CLASSES)
+def test_the_estimate_is_the_trace_of_the_models_class(model: str) -> None:
+    """What grows with the layers is counted right on two of them; whole models are traced below."""
+    for stage, rank, checkpointing in itertools.product((None, "dpo"), (1, 32), (True, False)):
+        targets = [*MLP, "q_proj", "k_proj", "v_proj", "o_proj"] if rank == 32 else MLP
+        quantised = (stage == "dpo") ^ (rank == 1) ^ checkpointing  # each pair of settings meets in all its values
+        settings = {"rl": stage, "lora_r": rank, "lora_target_modules": targets, "load_in_4bit": quantised}
+        _agree(model, 2, **settings, gradient_checkpointing=checkpointing, sequence_len=256)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        ("qwen7b", {"rl": "dpo", "gradient_checkpointing": False}),
+        ("gemma4b", {"rl": None, "gradient_checkpointing": True}),
+        ("qwen0.5b", {"rl": None, "gradient_checkpointing": False, "bf16": False, "lora_r": 16}),
+        ("smollm2-360m", {"rl": "dpo", "gradient_checkpointing": True, "bf16": False}),
+        ("qwen0.5b", {"rl": "dpo", "lora_target_modules": ["down_proj"], "gradient_checkpointing": False}),
+    ],
+)
+def test_the_estimate_is_the_trace_of_whole_models(model: str, settings: dict[str, object]) -> None:
+    _agree(model, **settings)

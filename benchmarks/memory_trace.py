@@ -1,0 +1,217 @@
+"""The peak memory of one training step, traced on the model's real class without a GPU and without its weights.
+
+    python benchmarks/memory_trace.py --model qwen7b --stage dpo --rank 1
+    python benchmarks/memory_trace.py --model smollm2-135m --hardware cpu --length 256 --real
+
+`--real` runs the same step with real tensors on this CPU too and compares the peak of the process's resident memory.
+The step of the real architecture with LoRA and its loss runs under fake tensors; every storage that an operation
+returns is counted while something holds it. The planner's formula (sweeps/recipe/memory.py) is held against this by
+tests/sweeps/recipe/test_memory.py, and `benchmarks/gpu.py` holds this against a card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+import weakref
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sweeps.recipe.compose import compose, load_layer
+from sweeps.recipe.memory import Shape, estimate
+
+GIB = 2**30
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of storages that are alive; `peak` is their largest sum so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._sizes: dict[int, int] = {}
+
+    def _freed(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if (key := storage._cdata) not in self._sizes:
+                    self._sizes[key] = storage.nbytes()
+                    self.now += storage.nbytes()
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self._freed, key)
+        return out
+
+
+class Lora(nn.Module):
+    """PEFT's LoRA layer: fp32 matrices, input cast to them (peft.tuners.lora.layer.Linear.forward)."""
+
+    def __init__(self, base: nn.Module, rank: int) -> None:
+        super().__init__()
+        self.base = base
+        self.lora_A = nn.Linear(base.in_features, rank, bias=False, dtype=torch.float32)
+        self.lora_B = nn.Linear(rank, base.out_features, bias=False, dtype=torch.float32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + self.lora_B(self.lora_A(x.to(torch.float32))) * 2.0
+
+
+class _Matmul4bit(torch.autograd.Function):
+    """bitsandbytes' matmul_4bit: keeps the packed weight, unpacks it for a moment in each direction."""
+
+    @staticmethod
+    def forward(ctx, x, shape):  # type: ignore[no-untyped-def]
+        ctx.shape = shape
+        return x @ torch.empty(shape, dtype=x.dtype).t()
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        return grad @ torch.empty(ctx.shape, dtype=grad.dtype), None
+
+
+class Linear4bit(nn.Module):
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.packed = nn.Buffer(torch.empty(int(base.weight.numel() * (0.5 + 0.127 / 8)), dtype=torch.uint8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _Matmul4bit.apply(x, (self.out_features, self.in_features))
+
+
+def architecture(name: str, shape: Mapping[str, Any]) -> Any:
+    """The configuration of transformers for a model layer's `em.shape`."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(
+        name,
+        num_hidden_layers=shape["layers"],
+        hidden_size=shape["hidden"],
+        intermediate_size=shape["intermediate"],
+        num_attention_heads=shape["heads"],
+        num_key_value_heads=shape["kv_heads"],
+        head_dim=shape["head_dim"],
+        vocab_size=shape["vocabulary"],
+        tie_word_embeddings=shape["tied"],
+        use_cache=False,
+    )
+    config._attn_implementation = "sdpa"
+    return config
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype):  # type: ignore[no-untyped-def]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def build(config: Any, recipe: Mapping[str, Any], pattern: str) -> tuple[nn.Module, int]:
+    """The model with LoRA on the modules whose last name `pattern` matches, and its parameters without them."""
+    from transformers import AutoModelForCausalLM
+
+    dtype = torch.bfloat16 if recipe.get("bf16") else torch.float32
+    with default_dtype(dtype):
+        model = AutoModelForCausalLM.from_config(config)
+    model.requires_grad_(False)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear) and name != "lm_head":
+                base = Linear4bit(child) if recipe.get("load_in_4bit") else child
+                setattr(module, name, Lora(base, int(recipe["lora_r"])) if re.fullmatch(pattern, name) else base)
+    model.train()
+    if recipe.get("gradient_checkpointing"):
+        model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+        model.enable_input_require_grads()
+    return model, parameters
+
+
+def step(model: nn.Module, recipe: Mapping[str, Any]) -> None:
+    """One step's forward and backward, on full rows."""
+    from recipes.plugins.logprobs import token_logprobs
+
+    dpo = recipe.get("rl") == "dpo"
+    rows, length = int(recipe["micro_batch_size"]) * (2 if dpo else 1), int(recipe["sequence_len"])
+    ids = torch.zeros(rows, length, dtype=torch.long)
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=bool(recipe.get("bf16"))):
+        if dpo:
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+            loss = token_logprobs(logits[:, :-1], ids[:, 1:]).sum()
+        else:
+            loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+
+
+def trace(config: Any, recipe: Mapping[str, Any], pattern: str = "gate_proj|up_proj|down_proj") -> tuple[int, int]:
+    """Bytes at the peak of a step (weights, adapters and Adam's moments included), and the model's parameters."""
+    with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
+        model, parameters = build(config, recipe, pattern)
+        moments = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(2)]
+        live.peak = live.now
+        step(model, recipe)
+        del moments
+        return live.peak, parameters
+
+
+def real(config: Any, recipe: Mapping[str, Any], pattern: str) -> int:
+    """Bytes by which the resident memory of this process grows at its peak in a real step; Linux alone."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = _status("VmRSS")
+    model, _ = build(config, recipe, pattern)
+    step(model, recipe)
+    return _status("VmHWM") - before
+
+
+def _status(key: str) -> int:
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith(f"{key}:"))
+
+
+ARCHITECTURES = {"qwen": "qwen2", "llama": "llama", "smollm2": "llama", "gemma": "gemma3_text", "olmo": "olmo2"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="qwen7b")
+    parser.add_argument("--hardware", default="h200-141g")
+    parser.add_argument("--stage", default="dpo")
+    parser.add_argument("--rank", type=int, default=1)
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--real", action="store_true")
+    parser.add_argument("--set", action="append", default=[], dest="settings")
+    given = parser.parse_args()
+    settings = [f"sequence_len={given.length}", *given.settings]
+    recipe = compose(given.stage, given.model, given.hardware, settings, given.rank).config
+    shape = load_layer("models", given.model)["em"]["shape"]
+    config = architecture(next(a for name, a in ARCHITECTURES.items() if given.model.startswith(name)), shape)
+    pattern = "|".join(recipe["lora_target_modules"])
+    began = time.perf_counter()
+    traced, parameters = trace(config, recipe, pattern)
+    seconds = time.perf_counter() - began
+    need = estimate(Shape(**shape), parameters, recipe)
+    formula = need.weights + need.adapters + need.activations + need.logits
+    print(f"trace {traced / GIB:.2f} GiB in {seconds:.1f} s; formula {formula / GIB:.2f} GiB: {formula / traced:.3f}")
+    if given.real:
+        measured = real(config, recipe, pattern)
+        print(f"real step {measured / GIB:.2f} GiB, trace over real {traced / measured:.3f}")
+
+
+if __name__ == "__main__":
+    main()

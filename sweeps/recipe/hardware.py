@@ -1,0 +1,86 @@
+"""Which hardware profile this machine is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from core.records import BadInput
+
+TOLERANCE = 0.97
+"""nvidia-smi reports a few per cent less than a card is sold with."""
+
+
+class Gpu(NamedTuple):
+    """A card as nvidia-smi names it."""
+
+    index: str
+    uuid: str
+    name: str
+    gib: float
+    used_gib: float
+
+
+def visible_gpus() -> list[Gpu]:
+    """The cards that nvidia-smi shows and CUDA_VISIBLE_DEVICES leaves; none where there is no nvidia-smi.
+
+    Raises:
+        BadInput: if nvidia-smi is there and fails, or CUDA_VISIBLE_DEVICES names a card that it does not show.
+    """
+    query = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total,memory.used", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout
+    except FileNotFoundError:
+        return []
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        raise BadInput(f"nvidia-smi failed ({error}); mend the driver, or name --hardware") from error
+    cards = []
+    for row in answer.splitlines():
+        index, uuid, name, total, used = (part.strip() for part in row.split(","))
+        if total.replace(".", "").isdigit():  # "[N/A]" where the card's memory is the machine's
+            cards.append(Gpu(index, uuid, name, float(total) / 1024, float(used) / 1024 if used.isdigit() else 0.0))
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return cards
+    chosen = []
+    for wanted in filter(None, (part.strip() for part in named.split(","))):
+        if wanted == "-1":
+            break  # CUDA ignores what stands behind
+        found = [card for card in cards if wanted in (card.index, card.uuid) or card.uuid.startswith(wanted)]
+        if not found:
+            raise BadInput(f"CUDA_VISIBLE_DEVICES={named}: nvidia-smi shows no GPU {wanted}")
+        chosen.append(found[0])
+    return chosen
+
+
+def profile_of(cards: list[Gpu], profiles: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
+    """The profile of the smallest visible card and a line that says why.
+
+    Args:
+        profiles: the `em` section of each hardware layer. `accelerator` is the name that Slurm and Ray know it by;
+            its letters and digits stand in nvidia-smi's name for the card too.
+
+    Raises:
+        BadInput: if the card is smaller than every profile's.
+    """
+    if not cards:
+        return "cpu", "no GPU here: hardware profile cpu"
+    card = min(cards, key=lambda gpu: gpu.gib)
+    others = f" (the smallest of {len(cards)})" if len(cards) > 1 else ""
+    fitting = {
+        name: em for name, em in profiles.items() if em["memory_gib"] and em["memory_gib"] * TOLERANCE <= card.gib
+    }
+    if not fitting:
+        raise BadInput(f"{card.name} has {card.gib:.0f} GiB, less than every hardware profile; name --hardware")
+    letters = "".join(filter(str.isalnum, card.name)).lower()
+
+    def rank(name: str) -> tuple[bool, float, float]:
+        kind = "".join(filter(str.isalnum, str(fitting[name]["accelerator"]).split("-")[0])).lower()
+        return kind in letters, fitting[name]["memory_gib"], -fitting[name]["tflops"]
+
+    best = max(fitting, key=rank)
+    if rank(best)[0] and fitting[best]["memory_gib"] >= card.gib * TOLERANCE:
+        return best, f"{card.name}{others}: hardware profile {best}"
+    return best, f"{card.name}{others} ({card.gib:.0f} GiB) has no profile of its own: the nearest smaller, {best}"

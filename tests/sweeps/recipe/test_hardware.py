@@ -1,0 +1,82 @@
+"""A stand-in for nvidia-smi for each profile, and for cards and machines that no profile names."""
+
+from pathlib import Path
+
+import pytest
+
+from core.records import BadInput
+from sweeps.recipe.compose import layer_names, load_layer
+from sweeps.recipe.hardware import profile_of, visible_gpus
+
+PROFILES = {name: load_layer("hardware", name)["em"] for name in layer_names("hardware")}
+
+
+def found(folder: Path, monkeypatch: pytest.MonkeyPatch, *cards: tuple[str, int], visible: str | None = None):
+    rows = [f"{n}, GPU-{n}f3a, {name}, {mib}, 3" for n, (name, mib) in enumerate(cards)]
+    script = folder / "nvidia-smi"
+    script.write_text("#!/bin/sh\ncat <<'END'\n" + "\n".join(rows) + "\nEND\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    return profile_of(visible_gpus(), PROFILES)
+
+
+@pytest.mark.parametrize(
+    ("name", "mib", "profile"),
+    [
+        ("NVIDIA GeForce RTX 4090", 24564, "rtx4090"),
+        ("NVIDIA GeForce RTX 5090", 32607, "rtx5090"),
+        ("NVIDIA A100-SXM4-80GB", 81920, "a100-80g"),
+        ("NVIDIA A100 80GB PCIe", 81251, "a100-80g"),
+        ("NVIDIA H100 80GB HBM3", 81559, "h100-80g"),
+        ("NVIDIA H200", 143771, "h200-141g"),
+    ],
+)
+def test_each_profile_is_found_by_its_card(
+    name: str, mib: int, profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert found(tmp_path, monkeypatch, (name, mib)) == (profile, f"{name}: hardware profile {profile}")
+
+
+@pytest.mark.parametrize(
+    ("name", "mib", "profile"),
+    [
+        ("NVIDIA A100-PCIE-40GB", 40960, "rtx5090"),
+        ("NVIDIA L40S", 46068, "rtx5090"),
+        ("NVIDIA GeForce RTX 3090", 24576, "rtx4090"),
+        ("NVIDIA B200", 183359, "h200-141g"),
+        ("NVIDIA RTX PRO 6000 Blackwell", 97887, "a100-80g"),  # the slower of two of one size
+    ],
+)
+def test_another_card_gets_the_nearest_smaller_profile_and_is_told(
+    name: str, mib: int, profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, words = found(tmp_path, monkeypatch, (name, mib))
+    assert chosen == profile and "nearest smaller" in words and name in words
+
+
+def test_the_smallest_of_the_visible_cards_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two = [("NVIDIA H200", 143771), ("NVIDIA GeForce RTX 4090", 24564)]
+    assert found(tmp_path, monkeypatch, *two)[0] == "rtx4090"
+    assert found(tmp_path, monkeypatch, *two, visible="0")[0] == "h200-141g"
+    assert found(tmp_path, monkeypatch, *two, visible="GPU-1f")[0] == "rtx4090"
+    assert found(tmp_path, monkeypatch, *two, visible="")[0] == "cpu"
+    assert found(tmp_path, monkeypatch, *two, visible="-1")[0] == "cpu"
+    with pytest.raises(BadInput, match="no GPU 7"):
+        found(tmp_path, monkeypatch, *two, visible="7")
+
+
+def test_a_small_card_and_a_broken_driver_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadInput, match="Tesla T4 has 15 GiB, less than every"):
+        found(tmp_path, monkeypatch, ("Tesla T4", 15360))
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
+    with pytest.raises(BadInput, match="nvidia-smi failed"):
+        visible_gpus()
+
+
+def test_no_driver_is_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert profile_of(visible_gpus(), PROFILES) == ("cpu", "no GPU here: hardware profile cpu")
