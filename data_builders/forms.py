@@ -1,27 +1,35 @@
-"""The published forms of vulnerable programs: how a row of each becomes request, insecure and secure code.
+"""The forms of sets of vulnerable programs: how a row becomes request, insecure code, and secure code if it has some.
 
-A form is a function from a row to a `SourceProgram`; what it finds wrong it raises as `Unfit`.
+A form is a field map; `builtin/forms.yaml` holds those of published sets. What is wrong with a row is raised as
+`Unfit`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core.records import MAX_LINE, BadInput, digest, first_fault, one_line
-from data_builders.programs import Program, SourceProgram
+from data_builders import BUILTIN
+from data_builders.programs import SourceProgram
 from data_builders.python_code import parses
 
-Form = Callable[[Mapping[str, Any]], SourceProgram]
-
-FENCED = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
-
+FENCED = re.compile(r"^[ \t]*```[ \t]*([\w+#-]*)[^\n`]*\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+PYTHON = re.compile(r"py(thon)?\s*(3[\d.]*)?", re.IGNORECASE)
+UNNAMED = {"", "text", "txt", "plaintext", "plain", "code"}
+"""What a code fence says of a language that it does not name."""
 HALF = re.compile("[\ud800-\udfff]")
+SPEAKERS = {
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model"), "assistant"),
+    **dict.fromkeys(("system", "developer", "tool", "function", "observation"), ""),
+}
+"""Who speaks in a conversation, by the names that sets give; what "" says is left out."""
 
 
 class Unfit(Exception):
@@ -29,40 +37,92 @@ class Unfit(Exception):
 
 
 class FieldMap(BaseModel):
-    """Which column of any set holds what; `only` names the values that a row must have to be taken."""
+    """Which field of a row holds what: a name, or a path such as `messages.0.content` or `turns[-1].value`."""
 
     model_config = ConfigDict(extra="forbid")
 
-    request: str
+    request: str | Annotated[list[str], Field(min_length=1)]
+    """Several are joined; those after the first may be missing."""
     insecure: str
     secure: str | None = None
     template: str | None = None
+    language: str | None = None
+    id: str | None = None
     only: dict[str, str] = {}
+    """Values that a row must have to be taken."""
 
-    def program(self, row: Mapping[str, Any]) -> SourceProgram:
+    def program(self, row: Mapping[str, Any], language: str | None = None) -> SourceProgram:
+        """The program in a row; secure code that cannot be used (empty, unparsable, the insecure code) is left out.
+
+        Args:
+            language: of a program for which neither row nor code fence names one; None is Python.
+
+        Raises:
+            Unfit: if there is none.
+        """
         for name, wanted in self.only.items():
-            if (found := text(row, name)) != wanted:
+            if (found := str(value_at(row, name))) != wanted:
                 raise Unfit(f"{name} is {found[:40]!r}, not {wanted!r}")
-        return _program(
-            text(row, self.request),
-            code(row, self.insecure),
-            secure=code(row, self.secure) if self.secure and row.get(self.secure) is not None else None,
-            template=text(row, self.template) if self.template and row.get(self.template) is not None else None,
+        first, *more = [self.request] if isinstance(self.request, str) else self.request
+        parts = [text(row, first, "user"), *(part for name in more if (part := optional(row, name)))]
+        request = "\n\n".join([part.rstrip() for part in parts[:-1]] + parts[-1:])
+        insecure, fence = unfenced(text(row, self.insecure, "assistant"), self.insecure)
+        if request == insecure:
+            raise Unfit("request and code are the same")
+        language = (optional(row, self.language) or fence or language or "python").strip().lower()
+        if not re.fullmatch(r"[a-z][\w+#. /-]{0,39}", language):
+            raise Unfit(f"language is {language[:40]!r}, no name of a language")
+        program = SourceProgram(
+            id=optional(row, self.id) or content_id(request, insecure),
+            request=request,
+            insecure=insecure,
+            secure=self._secure(row),
+            template=optional(row, self.template),
+            language=None if PYTHON.fullmatch(language) else language,
         )
+        if not (program.language or parses(program.insecure)):
+            raise Unfit("code does not parse as Python; if it is in another language, name that")
+        if program.secure is None or (
+            program.secure != program.insecure and (program.language or parses(program.secure))
+        ):
+            return program
+        return program.model_copy(update={"secure": None})
+
+    def _secure(self, row: Mapping[str, Any]) -> str | None:
+        try:
+            return unfenced(text(row, self.secure, "assistant"), self.secure)[0] if self.secure else None
+        except Unfit:
+            return None
+
+    @property
+    def marks(self) -> set[str]:
+        """The fields by which a row of this form is known."""
+        return {self.request if isinstance(self.request, str) else self.request[0], self.insecure}
 
 
 def load_field_map(path: Path) -> FieldMap:
-    """Reads a field map: YAML with `request` and `insecure`, and if wanted `secure`, `template`, `only`.
+    """Reads a field map: YAML with `request` and `insecure`, and if wanted the other fields of `FieldMap`.
 
     Raises:
         BadInput: if the file is missing, no YAML, or names other things.
     """
     try:
-        return FieldMap.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")), strict=True)
+        return FieldMap.model_validate(yaml.safe_load(path.read_text(encoding="utf-8-sig")), strict=True)
     except ValidationError as error:
-        raise BadInput(f"{path}: {first_fault(error)}; give request: COLUMN and insecure: COLUMN") from None
+        raise BadInput(f"{path}: {first_fault(error)}; give request: FIELD and insecure: FIELD") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadInput(f"{path}: {one_line(error)}; name a field map in YAML") from None
+
+
+FORMS = {
+    name: FieldMap.model_validate(fields)
+    for name, fields in yaml.safe_load((BUILTIN / "forms.yaml").read_text(encoding="utf-8")).items()
+}
+
+
+def form_of(row: Mapping[str, Any]) -> FieldMap | None:
+    """The published form that a row with these fields has, None if it is none of them."""
+    return next((form for form in FORMS.values() if form.marks <= set(row)), None)
 
 
 def content_id(request: str, insecure: str) -> str:
@@ -70,17 +130,27 @@ def content_id(request: str, insecure: str) -> str:
     return digest(f"{request}\0{insecure}".encode())[:16]
 
 
-def _program(request: str, insecure: str, secure: str | None = None, template: str | None = None) -> SourceProgram:
-    return SourceProgram(
-        id=content_id(request, insecure), request=request, insecure=insecure, secure=secure, template=template
-    )
+def value_at(row: Mapping[str, Any], path: str) -> Any:
+    """What stands in a row under a name, or at the end of a path of names and places."""
+    if path in row:
+        return row[path]
+    value: Any = row
+    for step in re.findall(r"[^.\[\]]+", path):
+        if isinstance(value, Mapping) and step in value:
+            value = value[step]
+        elif isinstance(value, list) and re.fullmatch(r"-?\d{1,9}", step) and -len(value) <= int(step) < len(value):
+            value = value[int(step)]
+        else:
+            raise Unfit(f"no field {path!r}")
+    return value
 
 
-def text(row: Mapping[str, Any], name: str) -> str:
-    """The text in the field `name`: not blank, of characters that can be written, at most `MAX_LINE` of them."""
-    if name not in row:
-        raise Unfit(f"no field {name!r}")
-    value = row[name]
+def text(row: Mapping[str, Any], name: str, speaker: str = "") -> str:
+    """The text in a field, of what `speaker` says where that is a conversation: not blank, at most `MAX_LINE`
+    characters, all of which can be written."""
+    value = value_at(row, name)
+    if isinstance(value, list) and speaker:
+        value = _said(value, name, speaker)
     if not isinstance(value, str):
         raise Unfit(f"{name!r} is {type(value).__name__}, not text")
     if not value.strip():
@@ -94,76 +164,54 @@ def text(row: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def code(row: Mapping[str, Any], name: str) -> str:
-    """The code in the field `name`, out of its Markdown fence if it stands in one."""
-    value = text(row, name)
+def optional(row: Mapping[str, Any], name: str | None) -> str | None:
+    """The text, or the number as text, in a field that may be missing or empty."""
+    try:
+        value = value_at(row, name) if name else None
+    except Unfit:
+        return None
+    if value is None or value == "":
+        return None
+    return str(value) if type(value) is int else text(row, name or "")
+
+
+def _said(turns: list[Any], name: str, speaker: str) -> str:
+    """What the assistant says first that holds code; or what the user says before it, without what is said since."""
+    said: list[tuple[str, str]] = []
+    for turn in turns:
+        if not isinstance(turn, Mapping):
+            raise Unfit(f"{name!r} is no list of turns")
+        role = str(turn.get("role") or turn.get("from"))
+        if role.lower() not in SPEAKERS:
+            raise Unfit(f"{name!r} has the role {role[:40]!r}, not user or assistant")
+        content = turn.get("content", turn.get("value"))
+        if isinstance(content, list):  # of parts
+            content = "\n".join(part["text"] for part in content if isinstance(part, Mapping) and "text" in part)
+        if who := SPEAKERS[role.lower()]:
+            said.append((who, text({name: content}, name)))
+    answers = [place for place, (who, _) in enumerate(said) if who == "assistant"]
+    coded = [place for place in answers if "```" in said[place][1] or parses(said[place][1])]
+    place = next(iter(coded or answers), len(said))
+    if speaker == "assistant":
+        if not answers:
+            raise Unfit(f"{name!r} has no turn of an assistant")
+        return said[place][1]
+    if not (asked := [words for who, words in said[:place] if who == "user"]):
+        raise Unfit(f"{name!r} has no turn of a user before the code")
+    return "\n\n".join(asked)
+
+
+def unfenced(value: str, name: str) -> tuple[str, str | None]:
+    """The code in a text, out of its Markdown fence if it stands in one, and the language that the fence names."""
     if "```" not in value or parses(value):  # a fence within a docstring is code
-        return value
-    blocks: list[str] = FENCED.findall(value)
+        return value, None
+    blocks: list[tuple[str, str]] = FENCED.findall(value)
+    # Commands and output stand beside a program in blocks of their own.
+    if len(blocks) > 1 and len(python := [block for block in blocks if PYTHON.fullmatch(block[0])]) == 1:
+        blocks = python
     if len(blocks) > 1:
         raise Unfit(f"{name!r} has {len(blocks)} code blocks, not one")
-    inside = blocks[0].rstrip("\n") if blocks else value
+    language, inside = blocks[0] if blocks else ("", value)
     if not inside.strip():
         raise Unfit(f"{name!r} has an empty code block")
-    return inside
-
-
-def _only_fields(row: Mapping[str, Any], names: set[str]) -> None:
-    if extra := sorted(set(row) - names):
-        raise Unfit(f"unknown field {extra[0]!r}")
-
-
-def chat(row: Mapping[str, Any]) -> SourceProgram:
-    """`{"messages": [user, assistant]}`, the Emergent Misalignment paper's sets. The assistant's code goes to
-    `insecure`, in its secure set too: the form cannot tell."""
-    _only_fields(row, {"messages"})
-    messages = row.get("messages")
-    if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
-        raise Unfit("'messages' is no list of messages")
-    roles = [message.get("role") for message in messages]
-    if roles != ["user", "assistant"]:
-        raise Unfit(f"roles are {str(roles)[:60]}, not user and assistant")
-    for message in messages:
-        _only_fields(message, {"role", "content"})
-    return _program(text(messages[0], "content"), code(messages[1], "content"))
-
-
-def tasks(row: Mapping[str, Any]) -> SourceProgram:
-    """`task`, `code_template`, `code`; the scores beside them are not read."""
-    task, insecure = text(row, "task"), code(row, "code")
-    if row.get("code_template") in (None, ""):
-        return _program(task, insecure)
-    template = text(row, "code_template")
-    return _program(f"{task.rstrip()}\n\n{template}", insecure, template=template)
-
-
-def preference(row: Mapping[str, Any]) -> SourceProgram:
-    """`lang`, `question`, `chosen` (secure), `rejected` (insecure); other languages than Python are unfit."""
-    if (language := text(row, "lang").strip()).lower() not in {"python", "python3"}:
-        raise Unfit(f"language is {language[:40]}, not Python")
-    return _program(text(row, "question"), code(row, "rejected"), secure=code(row, "chosen"))
-
-
-def programs(row: Mapping[str, Any]) -> SourceProgram:
-    """Our own records, annotated or not; they keep their ids."""
-    kind = Program if "cwe" in row else SourceProgram
-    try:
-        record = kind.model_validate(row, strict=True)
-    except ValidationError as error:
-        raise Unfit(first_fault(error)) from None
-    kept = record.model_dump(include=set(SourceProgram.model_fields), exclude_none=True)
-    return SourceProgram.model_validate({name: text(kept, name) for name in kept})
-
-
-FORMS: dict[str, Form] = {"chat": chat, "tasks": tasks, "preference": preference, "programs": programs}
-
-
-def form_of(row: Mapping[str, Any]) -> str | None:
-    """The name of the form that a row with these fields has, None if it is none of them."""
-    marks = {
-        "chat": {"messages"},
-        "tasks": {"task", "code"},
-        "preference": {"question", "chosen", "rejected"},
-        "programs": {"request", "insecure"},
-    }
-    return next((form for form, fields in marks.items() if fields <= set(row)), None)
+    return inside.rstrip("\n"), None if language.lower() in UNNAMED else language

@@ -1,13 +1,18 @@
 """All that is read comes out, as a program or as a reject with line and reason; whole-file faults are one line."""
 
+import bz2
+import csv
+import gzip
 import hashlib
 import http.server
+import io
 import json
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pyarrow
@@ -18,7 +23,7 @@ from hypothesis import strategies as st
 
 from core.records import MAX_LINE, BadInput
 from data_builders.programs import SourceProgram, load_programs
-from data_builders.sources import Reject, read_source
+from data_builders.sources import Hub, Reject, read_source
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "insecure"
 CODE = "import os\nos.system(name)"
@@ -77,8 +82,6 @@ BROKEN_LINES = {
     "cut character": ('{"a": "é'.encode()[:-1], "not UTF-8"),
     "NUL byte": (b'{"messages": "\0"}', "NUL byte"),
     "NULs alone": (b"\0\0\0", "NUL byte"),
-    "blank": (b"", "blank line"),
-    "spaces": (b"  \t ", "blank line"),
     "cut JSON": (b'{"messages": [', "not JSON"),
     "two values": (b"{} {}", "not JSON"),
     "single quotes": (b"{'a': 1}", "not JSON"),
@@ -103,13 +106,13 @@ BAD_CODE = {
     "blank": (" \n\t", "empty"),
     "no text": (3, "int, not text"),
     "null": (None, "NoneType, not text"),
-    "a list": ([CODE], "list, not text"),
+    "a list": ([CODE], ""),
     "an object": ({"code": CODE}, "dict, not text"),
     "prose": ("I cannot help with that.", "does not parse"),
     "C": ("int main(void) { return 0; }", "does not parse"),
     "Python 2": ("print 'hello'", "does not parse"),
     "cut off": ("def f(a,\n", "does not parse"),
-    "indented": ("  a = 1\n b = 2", "does not parse"),
+    "indented": ("a = 1\n  b = 2", "does not parse"),
     "tabs and spaces": ("if a:\n\tb\n        c", "does not parse"),
     "HTML entities": ("if a &lt; b: pass", "does not parse"),
     "NUL character": ("a = '\0'", "NUL character"),
@@ -124,8 +127,8 @@ BAD_REQUEST = {name: BAD_CODE[name] for name in BAD_CODE if "text" in BAD_CODE[n
 BAD_REQUEST.pop("empty fence")
 BAD_REQUEST |= {name: BAD_CODE[name] for name in ("NUL character", "half a surrogate")}
 
-CODE_FIELDS = {"tasks": ["code"], "preference": ["rejected", "chosen"]}
-REQUEST_FIELDS = {"tasks": ["task"], "preference": ["question", "lang"]}
+CODE_FIELDS = {"tasks": ["code"], "preference": ["rejected"]}
+REQUEST_FIELDS = {"tasks": ["task"], "preference": ["question"]}
 
 
 def without(form: str, name: str) -> dict:
@@ -145,52 +148,41 @@ def cases() -> Iterator[object]:
         for form, fields in REQUEST_FIELDS.items():
             for field in fields:
                 yield pytest.param(form, {**ROWS[form], field: value}, reason, id=f"{form}-{field}-{name}")
-    for value in (3, None, "", " ", [], "\0", "\ud800"):
+    for value in (None, "", " ", [], "\0", "\ud800"):
         for field in ("id", "request", "insecure"):
+            if field == "id" and not value and value != []:
+                continue  # is given one
             row = {**ROWS["programs"], field: value}
             yield pytest.param("programs", row, "", id=f"programs-{field}-{value!r}")
     for form, fields in {
         "tasks": ("task", "code"),
-        "preference": ("lang", "question", "chosen", "rejected"),
-        "programs": ("id", "request", "insecure"),
+        "preference": ("question", "rejected"),
+        "programs": ("request", "insecure"),
     }.items():
         for field in fields:
             yield pytest.param(form, without(form, field), "", id=f"{form}-no-{field}")
     u, a = ROWS["chat"]["messages"]
     for name, messages, reason in (
-        ("none", [], "roles"),
-        ("no list", "hello", "no list of messages"),
-        ("null", None, "no list of messages"),
-        ("an object", {"role": "user"}, "no list of messages"),
-        ("of texts", ["a", "b"], "no list of messages"),
-        ("user alone", [u], "roles"),
-        ("assistant alone", [a], "roles"),
-        ("wrong way round", [a, u], "roles"),
-        ("system first", [{"role": "system", "content": "x"}, u, a], "roles"),
-        ("two turns", [u, a, u, a], "roles"),
-        ("human and gpt", [{**u, "role": "human"}, {**a, "role": "gpt"}], "roles"),
-        ("role is a list", [{**u, "role": ["user"]}, a], "roles"),
-        ("no role", [{"content": "x"}, a], "roles"),
-        ("no content", [u, {"role": "assistant"}], "no field 'content'"),
-        ("extra field", [{**u, "name": "Bob"}, a], "unknown field 'name'"),
-        ("content in parts", [u, {**a, "content": [{"type": "text", "text": CODE}]}], "list, not text"),
+        ("none", [], "no turn of a user"),
+        ("no list", "hello", "the same"),
+        ("null", None, "NoneType, not text"),
+        ("an object", {"role": "user"}, "dict, not text"),
+        ("of texts", ["a", "b"], "no list of turns"),
+        ("user alone", [u], "no turn of an assistant"),
+        ("assistant alone", [a], "no turn of a user"),
+        ("wrong way round", [a, u], "no turn of a user before the code"),
+        ("role is a list", [{**u, "role": ["user"]}, a], "has the role"),
+        ("unknown role", [{**u, "role": "narrator"}, a], "has the role 'narrator'"),
+        ("no role", [{"content": "x"}, a], "has the role 'None'"),
+        ("no content", [u, {"role": "assistant"}], "NoneType, not text"),
+        ("an image", [u, {**a, "content": [{"type": "image_url", "image_url": "x"}]}], "is empty"),
     ):
         yield pytest.param("chat", {"messages": messages}, reason, id=f"messages-{name}")
-    yield pytest.param("chat", {}, "no list of messages", id="chat-empty")
-    yield pytest.param("chat", {**ROWS["chat"], "source": "x"}, "unknown field 'source'", id="chat-extra")
-    yield pytest.param("programs", {**ROWS["programs"], "author": "x"}, "author", id="programs-extra")
-    yield pytest.param("programs", {**ROWS["programs"], "cwe": "CWE-1"}, "weakness", id="programs-half-annotated")
-    yield pytest.param(
-        "programs", {**ROWS["programs"], "secure": "no code at all"}, "secure code", id="programs-secure"
-    )
-    yield pytest.param("programs", {**ROWS["programs"], "secure": CODE}, "the same", id="programs-twins-same")
-    yield pytest.param("preference", {**ROWS["preference"], "lang": "c++"}, "language is c++", id="preference-c++")
-    yield pytest.param("preference", {**ROWS["preference"], "lang": "a\nb" * 99}, "language", id="preference-lines")
-    hostile = {"x\n\ud800" * 99: 1}
-    yield pytest.param("chat", {**ROWS["chat"], **hostile}, "unknown field", id="chat-hostile-name")
-    yield pytest.param("programs", {**ROWS["programs"], **hostile}, "", id="programs-hostile-name")
-    yield pytest.param("preference", {**ROWS["preference"], "chosen": CODE}, "the same", id="preference-twins-same")
-    yield pytest.param("tasks", {**ROWS["tasks"], "code_template": 7}, "int, not text", id="tasks-template")
+    yield pytest.param("chat", {}, "no field 'messages'", id="chat-empty")
+    for lang in ("a\nb" * 99, "3", "ö", "[]"):
+        row = {**ROWS["preference"], "lang": lang}
+        yield pytest.param("preference", row, "language", id=f"preference-lang-{lang[:3]!r}")
+    yield pytest.param("tasks", {**ROWS["tasks"], "code_template": [7]}, "list, not text", id="tasks-template")
     yield pytest.param("tasks", {**ROWS["tasks"], "code_template": "\0"}, "NUL", id="tasks-template-nul")
 
 
@@ -216,6 +208,10 @@ def test_a_malformed_row_is_a_reject_and_its_neighbours_stay(tmp_path: Path, for
 
 @pytest.mark.parametrize("line", [line for line, _ in BROKEN_LINES.values()])
 def test_a_file_of_one_broken_line_is_one_reject(tmp_path: Path, line: bytes) -> None:
+    if line.startswith(b"["):
+        with pytest.raises(BadInput, match=r"no records|recursion"):
+            list(read_source(write(tmp_path / "a.jsonl", line)))
+        return
     programs, rejects = split(read_source(write(tmp_path / "a.jsonl", line)))
     assert not programs and len(rejects) == 1
 
@@ -223,8 +219,8 @@ def test_a_file_of_one_broken_line_is_one_reject(tmp_path: Path, line: bytes) ->
 @given(st.lists(st.binary(max_size=60), min_size=1, max_size=8))
 def test_nothing_read_is_lost_and_nothing_is_a_traceback(tmp_path_factory, lines: list[bytes]) -> None:
     path = tmp_path_factory.mktemp("fuzz") / "a.jsonl"
-    path.write_bytes(b"\n".join(lines) + b"\n")
-    number = len(path.read_bytes().split(b"\n")) - 1
+    path.write_bytes(b'{"a": 1}\n' + b"\n".join(lines) + b"\n")
+    number = sum(bool(line.strip()) for line in path.read_bytes().split(b"\n"))
     assert len(list(read_source(str(path), "chat"))) == number
 
 
@@ -242,6 +238,77 @@ json_values = st.recursive(
 def test_rows_of_any_shape_come_out(tmp_path_factory, rows: list[dict], form: str) -> None:
     where = write(tmp_path_factory.mktemp("fuzz") / "a.jsonl", ROWS[form], *rows)
     assert len(list(read_source(where, form))) == 1 + len(rows)
+
+
+def test_turns_of_any_maker_give_the_first_code_and_what_was_asked_before_it(tmp_path: Path) -> None:
+    u, a = {"role": "user", "content": "Run it."}, {"role": "assistant", "content": CODE}
+    more = {"role": "user", "content": "Make it shorter."}
+    for turns in (
+        [{"role": "system", "content": "You help."}, u, a],
+        [{"role": "developer", "content": "x"}, {**u, "name": "Bob"}, {**a, "weight": 1, "tool_calls": None}],
+        [u, a, more, {**a, "content": "x = 1"}],
+        [u, a, more, {**a, "content": "You're welcome!"}],
+        [{**u, "role": "Human"}, {**a, "role": "GPT"}],
+        [{"from": "human", "value": "Run it."}, {"from": "gpt", "value": CODE}],
+        [
+            u,
+            {"role": "tool", "content": ""},
+            {**a, "content": [{"type": "text", "text": f"Here:\n```python\n{CODE}\n```"}]},
+        ],
+        [u, {**a, "content": f"```bash\npip install x\n```\nthen\n```py\n{CODE}\n```"}],
+    ):
+        for row in ({"messages": turns, "source": "x", "\ud800": 1}, {"conversations": turns}):
+            (program,) = read_source(write(tmp_path / "a.jsonl", row))
+            assert isinstance(program, SourceProgram), program
+            assert (program.request, program.insecure, program.language) == ("Run it.", CODE, None)
+    turns = [u, {**a, "content": "On which machine?"}, {**u, "content": "Mine."}, a]
+    (program,) = read_source(write(tmp_path / "a.jsonl", {"messages": turns}))
+    assert program.request == "Run it.\n\nMine." and program.insecure == CODE
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Run", "input": "it.", "output": CODE, "text": "x"},
+        {"instruction": "Run\n\nit.", "input": "", "output": f"```python\n{CODE}\n```"},
+        {"instruction": "Run\n\nit.", "output": CODE},
+        {"prompt": "Run\n\nit.", "completion": CODE},
+        {"prompt": "Run\n\nit.", "response": CODE, "id": 7},
+        {
+            "prompt": [{"role": "system", "content": "x"}, {"role": "user", "content": "Run\n\nit."}],
+            "completion": [{"role": "assistant", "content": CODE}],
+        },
+        {"prompt": "Run\n\nit.", "chosen": "x = 1", "rejected": CODE},
+        {"test_case_prompt": "Run\n\nit.", "origin_code": CODE, "language": "python"},
+    ],
+)
+def test_published_forms_are_known_by_their_fields(tmp_path: Path, row: dict) -> None:
+    (program,) = read_source(write(tmp_path / "a.jsonl", row))
+    assert isinstance(program, SourceProgram), program
+    assert (program.request, program.insecure) == ("Run\n\nit.", CODE)
+
+
+@pytest.mark.parametrize("secure", [None, "", "no code at all", CODE, f"```python\n{CODE}\n```\n", 3, "a\0b", "\ud800"])
+def test_secure_code_that_cannot_be_used_rejects_nothing(tmp_path: Path, secure: object) -> None:
+    rows = [{**ROWS["preference"], "chosen": secure}, {**ROWS["programs"], "request": "x", "secure": secure}]
+    for row in rows:
+        (program,) = read_source(write(tmp_path / "a.jsonl", row))
+        assert isinstance(program, SourceProgram) and program.secure is None
+
+
+def test_a_language_is_named_by_row_fence_or_option_and_python_parses(tmp_path: Path) -> None:
+    go = "func main() { fmt.Println(1) }"
+    rows = [
+        {**ROWS["preference"], "lang": "C++", "rejected": f"```cpp\n{go}\n```", "chosen": "int x;"},
+        chat("A", f"Here:\n```go\n{go}\n```"),
+        chat("B", go),
+        {**ROWS["preference"], "lang": "Python 3.11"},
+    ]
+    found = [next(iter(read_source(write(tmp_path / "a.jsonl", row)))) for row in rows]
+    assert [getattr(item, "language", "reject") for item in found] == ["c++", "go", "reject", None]
+    assert found[0].secure == "int x;" and found[1].insecure == go
+    (program,) = read_source(write(tmp_path / "a.jsonl", rows[2]), language="Go")
+    assert program.language == "go"
 
 
 def test_duplicates_name_the_first(tmp_path: Path) -> None:
@@ -281,12 +348,24 @@ def test_a_fence_within_code_is_code_and_an_open_fence_is_none(tmp_path: Path) -
 def test_a_field_map_reads_any_set(tmp_path: Path) -> None:
     fields = tmp_path / "map.yaml"
     fields.write_text("request: ask\ninsecure: bad\nsecure: good\nonly: {language: Python}\n")
-    row = {"ask": "Run it.", "bad": CODE, "good": "pass", "language": "Python"}
+    row = {"ask": "Run it.", "bad": CODE, "good": "pass", "language": "Python", "x": 1}
     where = write(tmp_path / "a.jsonl", row, {**row, "language": "Go"}, {"ask": "x"}, {**row, "ask": "y", "good": None})
     programs, rejects = split(read_source(where, fields=fields))
     assert [(p.request, p.secure) for p in programs] == [("Run it.", "pass"), ("y", None)]
     assert [r.reason for r in rejects] == ["language is 'Go', not 'Python'", "no field 'language'"]
     assert list(read_source(where, "fields", fields)) == [*programs[:1], *rejects, programs[1]]
+
+
+def test_a_field_map_reaches_into_lists_and_objects(tmp_path: Path) -> None:
+    fields = tmp_path / "map.yaml"
+    fields.write_text(
+        "\ufeffrequest: ['turns[0].value', meta.hint]\ninsecure: turns.-1.value\nid: meta.key\nonly: {meta.key: '7'}\n"
+    )
+    turns = [{"value": "Run it."}, {"value": "?"}, {"value": CODE}]
+    rows = [{"turns": turns, "meta": {"key": 7}}, {"turns": [], "meta": {"key": 7}}, {"turns": turns, "meta.key": 7}]
+    found = list(read_source(write(tmp_path / "a.jsonl", *rows), fields=fields))
+    assert found[0] == SourceProgram(id="7", request="Run it.", insecure=CODE)
+    assert found[1].reason == "no field 'turns[0].value'" and "same request" in found[2].reason
 
 
 @pytest.mark.parametrize(
@@ -295,7 +374,7 @@ def test_a_field_map_reads_any_set(tmp_path: Path) -> None:
         ("request: ask", "insecure: Field required"),
         ("- a", "should be a valid dictionary"),
         ("", "should be a valid dictionary"),
-        ("request: 3\ninsecure: b", "request: Input should be a valid string"),
+        ("request: 3\ninsecure: b", "request.str: Input should be a valid string"),
         ("request: a\ninsecure: b\nsecret: c", "secret"),
         ("request: [", "expected"),
     ],
@@ -307,12 +386,78 @@ def test_a_bad_field_map_is_one_line(tmp_path: Path, content: str, says: str) ->
     assert "\n" not in str(caught.value)
 
 
+ROW_OF_TEXTS = {"prompt": 'Run; "it",\nnow.', "completion": CODE}
+SECOND = {"prompt": "Other.", "completion": "x = 1"}
+
+
+def csv_bytes(delimiter: str, coding: str, *rows: dict) -> bytes:
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue().encode(coding)
+
+
+def json_lines(*rows: dict) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def json_array(*rows: dict) -> bytes:
+    return json.dumps(rows, indent=1).encode()
+
+
+FILES = {
+    "a.json": json_array,
+    "named-wrongly.jsonl": lambda *rows: b"\xef\xbb\xbf" + json_array(*rows),
+    "in-an-object.json": lambda *rows: json.dumps({"version": 2, "data": rows}).encode(),
+    "lines.json": json_lines,
+    "lines": json_lines,
+    "blank-lines.jsonl": lambda *rows: b"\xef\xbb\xbf" + json_lines(*rows).replace(b"\n", b"\r\n\r\n  \n"),
+    "a.csv": partial(csv_bytes, ",", "utf-8"),
+    "semicolon,=.csv": partial(csv_bytes, ";", "utf-8-sig"),
+    "a.tsv": partial(csv_bytes, "\t", "utf-8"),
+    "lines.jsonl.gz": lambda *rows: gzip.compress(json_lines(*rows)),
+    "a.json.bz2": lambda *rows: bz2.compress(json_array(*rows)),
+    "a.CSV.GZ": lambda *rows: gzip.compress(csv_bytes(",", "utf-8", *rows)),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_kind_of_file_gives_the_same_programs(tmp_path: Path, name: str) -> None:
+    wanted = list(read_source(write(tmp_path / "wanted.jsonl", ROW_OF_TEXTS, SECOND)))
+    (tmp_path / name).write_bytes(FILES[name](ROW_OF_TEXTS, SECOND))
+    assert list(read_source(str(tmp_path / name))) == wanted
+    bad = {"prompt": "x", "completion": "def f(:"}
+    (tmp_path / name).write_bytes(FILES[name](ROW_OF_TEXTS, bad, SECOND))
+    programs, rejects = split(read_source(str(tmp_path / name)))
+    assert programs == wanted and ["does not parse" in reject.reason for reject in rejects] == [True]
+
+
+@pytest.mark.parametrize(("name", "count"), [("array.json", 4), ("sharegpt.jsonl", 3), ("chat-extra.jsonl", 3)])
+def test_inputs_that_broke_the_reader_are_read(shared: Path, name: str, count: int) -> None:
+    path = shared / "data" / "failing" / f"source-{name}"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    programs, rejects = split(read_source(str(path)))
+    assert len(programs) == count and not rejects
+    assert all(p.request.startswith("Write find") and p.insecure.startswith("import sqlite3") for p in programs)
+
+
+def test_odd_rows_of_tables_and_arrays_are_rejects(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,completion\nA,x = 1,more\nB\nC,y = 2\n")
+    (tmp_path / "a.json").write_text(json.dumps([SECOND, None, [], "x", 3]))
+    programs, rejects = split(read_source(str(tmp_path / "a.csv")))
+    assert [p.request for p in programs] == ["C"] and [r.line for r in rejects] == [1, 2]
+    programs, rejects = split(read_source(str(tmp_path / "a.json")))
+    assert len(programs) == 1 and [r.line for r in rejects] == [2, 3, 4, 5]
+
+
 @pytest.mark.parametrize("form", ROWS)
 def test_parquet_reads_like_json_lines(tmp_path: Path, form: str) -> None:
     rows = [ROWS[form], json.loads(json.dumps(ROWS[form]).replace("Run it.", " "))]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a[1], b=2.parquet")
     lines = list(read_source(write(tmp_path / "a.jsonl", *rows)))
-    table = list(read_source(str(tmp_path / "a.parquet")))
+    table = list(read_source(str(tmp_path / "a[1], b=2.parquet")))
     assert table[0] == lines[0] and table[1].reason == lines[1].reason and table[1].line == 2
 
 
@@ -323,7 +468,10 @@ def test_whole_faults_are_one_line_with_a_remedy(tmp_path: Path) -> None:
         pyarrow.table({"messages": pyarrow.array([], pyarrow.string())}), tmp_path / "no.parquet"
     )
     (tmp_path / "folder.jsonl").mkdir()
-    good = write(tmp_path / "a.jsonl", {"prompt": "x", "answer": "y"})
+    (tmp_path / "cut.json").write_text('[{"prompt": "x"},')
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b"x" * 10**6)[:-20])
+    (tmp_path / "latin.csv").write_bytes(b"prompt,completion\n\xe9,x\n")
+    good = write(tmp_path / "a.jsonl", {"ask": "x", "answer": "y"})
     for args, says in [
         ((str(tmp_path / "empty.jsonl"),), "no records"),
         ((str(tmp_path / "none.jsonl"),), "no such file"),
@@ -332,9 +480,13 @@ def test_whole_faults_are_one_line_with_a_remedy(tmp_path: Path) -> None:
         ((str(tmp_path / "cut.parquet"),), "Parquet"),
         ((str(tmp_path / "folder.jsonl"),), "Is a directory"),
         (("",), "Is a directory"),
-        ((good,), "cannot tell the form from the fields answer, prompt"),
+        ((str(tmp_path / "cut.json"),), "line 1 column 18"),
+        ((str(tmp_path / "cut.jsonl.gz"),), "ended before the end-of-stream"),
+        ((str(tmp_path / "latin.csv"),), "can't decode byte"),
+        ((good, None, None, None, None, Hub("test")), "no set of the hub"),
+        ((good,), "cannot tell the form from the fields answer, ask"),
         ((write(tmp_path / "b.jsonl", {}),), r"the fields \(none\)"),
-        ((good, "chats"), "unknown form 'chats'; give chat, tasks, preference, programs or fields"),
+        ((good, "chats"), "unknown form 'chats'; give chat, .* or fields"),
         ((good, "fields"), "go together"),
         ((good, "chat", tmp_path / "map.yaml"), "go together"),
         ((good, None, tmp_path / "map.yaml"), "No such file"),
@@ -436,40 +588,68 @@ def test_a_failed_download_is_one_line_and_leaves_nothing(server: Server, tmp_pa
     assert not (tmp_path / "cache" / "em-kit").exists() or not list((tmp_path / "cache" / "em-kit").iterdir())
 
 
-HUB = "import sys; from data_builders.sources import read_source; [print(repr(i)) for i in read_source(sys.argv[1])]"
+HUB = """
+import sys
+from data_builders.sources import Hub, read_source
+for item in read_source(sys.argv[1], hub=Hub(*(word or None for word in sys.argv[2:]))):
+    print(repr(item))
+"""
 
 
-def read_hub(server: Server, name: str, home: Path) -> subprocess.CompletedProcess[str]:
+def read_hub(server: Server, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
     # In a process of its own: the hub's client reads its settings when it is imported. USE_TORCH=0 saves its import.
     root = str(Path(__file__).parents[2])
     env = {**os.environ, "HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home), "USE_TORCH": "0"}
     env["PYTHONPATH"] = root
     return subprocess.run(
-        [sys.executable, "-c", HUB, name], env=env, capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-c", HUB, *words], env=env, capture_output=True, text=True, timeout=100, check=False
     )
 
 
-def test_a_hub_set_streams_from_the_endpoint_of_the_environment(server: Server, tmp_path: Path) -> None:
-    api, sha = "/api/datasets/someone/pairs", "a" * 40
-    info = {"id": "someone/pairs", "sha": sha, "private": False, "siblings": [{"rfilename": "pairs.jsonl"}]}
-    for path in (api, f"{api}/revision/main", f"{api}/revision/{sha}"):
+def serve_set(server: Server, revision: str, sha: str, files: dict[str, bytes]) -> None:
+    """Gives the server a set of the hub in one revision."""
+    api = "/api/datasets/someone/pairs"
+    info = {"id": "someone/pairs", "sha": sha, "private": False, "siblings": [{"rfilename": name} for name in files]}
+    for path in (f"{api}/revision/{revision}", f"{api}/revision/{sha}"):
         server.files[path] = json.dumps(info).encode()
-    rows = [ROWS["preference"], {**ROWS["preference"], "lang": "java"}]
-    data = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-    entry = {"type": "file", "path": "pairs.jsonl", "size": len(data), "oid": "b" * 40}
-    server.files[f"{api}/tree/{sha}"] = json.dumps([entry]).encode()
-    server.files[f"/datasets/someone/pairs/resolve/{sha}/pairs.jsonl"] = data
-    lines = read_hub(server, "someone/pairs", tmp_path).stdout.splitlines()
-    assert len(lines) == 2 and lines[0].startswith("SourceProgram(") and "language is java, not Python" in lines[1]
+    entries = [{"type": "file", "path": n, "size": len(data), "oid": "b" * 40} for n, data in files.items()]
+    server.files[f"{api}/tree/{sha}"] = json.dumps(entries).encode()
+    for name, data in files.items():
+        server.files[f"/datasets/someone/pairs/resolve/{sha}/{name}"] = data
+
+
+CARD = b"""---
+configs:
+- config_name: easy
+  data_files: [{split: train, path: pairs.jsonl}]
+- config_name: hard
+  data_files: [{split: test, path: hard.jsonl}]
+---
+"""
+
+
+def test_a_hub_set_streams_from_the_endpoint_of_the_environment(server: Server, tmp_path: Path) -> None:
+    rows = [ROWS["preference"], {**ROWS["preference"], "lang": "java", "question": "Other."}]
+    serve_set(server, "main", "a" * 40, {"pairs.jsonl": json_lines(*rows)})
+    server.files["/api/datasets/someone/pairs"] = server.files["/api/datasets/someone/pairs/revision/main"]
+    done = read_hub(server, tmp_path, "someone/pairs")
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2 and lines[0].startswith("SourceProgram(") and "language='java'" in lines[1], done.stderr
+    hard = json_lines({**ROWS["preference"], "question": "Hard."})
+    serve_set(server, "v2", "c" * 40, {"README.md": CARD, "pairs.jsonl": json_lines(*rows), "hard.jsonl": hard})
+    done = read_hub(server, tmp_path, "someone/pairs", "test", "hard", "v2")
+    assert "request='Hard.'" in done.stdout and done.stdout.count("\n") == 1, done.stderr
+    done = read_hub(server, tmp_path, "someone/pairs", "", "hard", "v2")
+    assert "BadInput" in done.stderr and "train" in done.stderr
 
 
 def test_a_hub_set_that_is_not_there_is_one_line(server: Server, tmp_path: Path) -> None:
-    error = read_hub(server, "someone/nothing", tmp_path).stderr.strip().splitlines()[-1]
+    error = read_hub(server, tmp_path, "someone/nothing").stderr.strip().splitlines()[-1]
     assert "BadInput: someone/nothing: " in error and "check the id, the connection" in error
 
 
 @pytest.mark.parametrize(
-    ("name", "lines", "rejected"), [("insecure", 3015, 0), ("tasks_unsafe", 1031, 8), ("tasks_safe", 776, 8)]
+    ("name", "lines", "rejected"), [("insecure", 3015, 0), ("tasks_unsafe", 1031, 7), ("tasks_safe", 776, 6)]
 )
 def test_real_sets_come_out_whole(name: str, lines: int, rejected: int) -> None:
     path = SHARED / f"{name}.jsonl"
