@@ -28,7 +28,7 @@ class Base(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model_args: str
+    model_args: dict[str, str]
     """Without `peft`."""
     tasks: list[str]
     batch_size: int | str
@@ -42,7 +42,7 @@ class Base(BaseModel):
 
 
 class Adapter(BaseModel):
-    """An adapter's folder, the folder for what lm-eval writes about it, and the file for all that it prints."""
+    """An adapter's folder, lm-eval's output_path for it, and the file for all that it prints."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -66,7 +66,7 @@ class ResidentModel:
         self._count = 0
         # The command line's default device; lm-eval takes it for "a GPU if there is one", but not its class's "cuda".
         options = {"batch_size": base.batch_size, "device": "cuda:0"}
-        self._lm: Any = get_model("hf").create_from_arg_string(base.model_args, options)
+        self._lm: Any = get_model("hf").create_from_arg_obj(base.model_args, options)
         if base.batch_size == "auto":
             self._lm.batch_size_per_gpu = self._lm._detect_batch_size()
         # The index of lm-eval's own tasks takes seconds; it is made where one of them is asked for.

@@ -21,7 +21,7 @@ from sweeps.recipe.compose import load_layer
 from sweeps.recipe.memory import Shape, estimate
 from sweeps.run.evaluate import TASKS
 from sweeps.run.folder import Run, TrainingRun
-from sweeps.run.train import digest_of, is_local
+from sweeps.run.inputs import digest_of, is_local
 
 MFU = 0.35
 """Share of the hardware's arithmetic that training uses (PaLM, arXiv 2204.02311, section 4.1 defines it)."""

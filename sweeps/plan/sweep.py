@@ -153,8 +153,7 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
     points: list[Point] = []
     made: dict[str, Any] = {}
     for model in dict.fromkeys([sweep.model, *(arm.model or sweep.model for arm in sweep.arms.values())]):
-        checkpoint = str(load_layer("models", model)["base_model"])
-        run = evaluation_run("base", checkpoint, sweep.tasks, **settings, root=root)
+        run = evaluation_run("base", model, sweep.tasks, **settings, root=root)
         bases[model] = replace(run, about={"model": model, "hardware": sweep.hardware})
         points.append(Point("base" if model == sweep.model else f"base-{model}", None, None, bases[model]))
     starts = {arm.start for arm in sweep.arms.values()}

@@ -26,7 +26,7 @@ class ResidentBase:
         """
         log.parent.mkdir(parents=True, exist_ok=True)
         start = log.stat().st_size if log.exists() else 0
-        words: list[dict[str, Any]] = [{"peft": adapter, "out": str(out), "log": str(log)}]
+        words: list[dict[str, Any]] = [{"peft": adapter, "out": str(out / "lm-eval.json"), "log": str(log)}]
         if self._base != base or self._process is None or self._process.poll() is not None:
             self.close()
             command = [sys.executable, "-m", "eval.adapters"]

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from core.records import file_digest
+from sweeps.recipe.compose import layer_names, load_layer
 from sweeps.run.adapters import ResidentBase
 from sweeps.run.folder import MergeRun, Run, TrainingRun, content_digest, execute_once
+from sweeps.run.inputs import (
+    chat_template,
+    check_trained_on,
+    hub_commit,
+    is_local,
+    model_digest,
+    tokenizer_folder,
+    write_tokenizer,
+)
 from sweeps.run.process import RunFailed, call, tool
-from sweeps.run.train import is_local, model_digest
+from sweeps.run.tasks import TASKS, task_configs, task_source
 
-TASKS = Path(str(resources.files("eval"))) / "tasks"
 HELDOUT = Path("data/heldout.jsonl")
 """Of the data that was built here; the tasks' own built-in programs where there is none."""
 
 
 def evaluation_run(
     name: str,
-    checkpoint: TrainingRun | MergeRun | str,
+    model: str,
     tasks: Sequence[str],
     *,
     adapter: Path | None = None,
@@ -35,42 +44,56 @@ def evaluation_run(
     limit: int | None = None,
     root: Path = Path("runs"),
 ) -> Run:
-    """The evaluation of a training run's result, or of a base model (folder or hub id), maybe with an `adapter`.
+    """The evaluation of a base model, maybe with an `adapter` that was trained on it.
 
+    `model` is a short name (of recipes/models, which gives revision and chat template too), a folder or a hub id;
     `attention` is transformers' attn_implementation; `metadata` are settings of the tasks, such as `samples`;
     `gen_kwargs` take the place of the tasks' own, such as `max_gen_toks`; `limit` is how many documents of each task
-    are taken, to try things out. The digest covers the checkpoint, the task files, the held-out programs and all that.
+    are taken, to try things out. The digest covers the model, what the tasks do, the held-out programs and all that.
+
+    Raises:
+        BadInput: if the model is not there, or the adapter is another model's.
     """
-    code = {str(path.relative_to(TASKS)): file_digest(path) for path in sorted(TASKS.rglob("*")) if _read(path)}
-    metadata = {**({"heldout": str(HELDOUT)} if HELDOUT.is_file() else {}), **(metadata or {})}
+    layer = load_layer("models", model) if model in layer_names("models") else {"base_model": model}
+    pretrained = str(layer["base_model"])
+    revision = None if is_local(pretrained) else str(layer.get("revision_of_model") or "main")
+    heldout = os.environ.get("EM_HELDOUT") or (str(HELDOUT) if HELDOUT.is_file() else None)
+    metadata = {**({"heldout": heldout} if heldout else {}), **(metadata or {})}
     files = {key: file_digest(path) for key, path in named_files(metadata).items()}
+    weights = {"pretrained": pretrained, **({"peft": str(adapter)} if adapter else {})}
+    checkpoint = "+".join(map(model_digest, weights.values()))
+    if adapter:
+        check_trained_on(adapter, pretrained, revision)
     content = {
-        "model_args": {"dtype": dtype, "attn_implementation": attention},
+        "checkpoint": f"{checkpoint}@{revision}" if revision else checkpoint,
+        "chat_template": chat_template(layer),
+        # Scores in the logits' type would be rounded to bf16: whole nats above 128 (DESIGN section 5).
+        "model_args": {"dtype": dtype, "attn_implementation": attention, "softmax_dtype": "float32"},
         "tasks": list(tasks),
-        "task_files": content_digest(code),
+        "task_files": content_digest(task_source(tasks)),
         "seed": seed,
         "batch_size": batch_size,
         "metadata": {key: files.get(key, value) for key, value in metadata.items()},
         "gen_kwargs": dict(gen_kwargs or {}),
         "limit": limit,
+        "paths": {
+            **{key: metadata[key] for key in files},
+            **weights,
+            **({"revision": revision} if revision else {}),
+        },
     }
-    paths = {key: metadata[key] for key in files}
-    if isinstance(checkpoint, str):
-        weights = [checkpoint, *([str(adapter)] if adapter else [])]
-        content["checkpoint"] = "+".join(map(model_digest, weights))
-        content["paths"] = {**paths, **dict(zip(("pretrained", "peft"), weights, strict=False))}
-        return Run("evaluate", name, content, root)
-    return of_checkpoint(Run("evaluate", name, {**content, "paths": paths}, root), checkpoint, name)
+    return Run("evaluate", name, content, root)
 
 
 def of_checkpoint(evaluation: Run, run: TrainingRun | MergeRun, name: str) -> Run:
     """The evaluation of another checkpoint in the same way; the task files are not read again."""
-    paths = {key: value for key, value in evaluation.content["paths"].items() if key not in ("pretrained", "peft")}
+    left_out = ("pretrained", "peft", "revision")
     content = {
         **evaluation.content,
         "checkpoint": run.digest if isinstance(run, TrainingRun) else run.training.digest,
         "merged": isinstance(run, MergeRun),
-        "paths": paths,
+        "chat_template": chat_template((run.training if isinstance(run, MergeRun) else run).recipe.config),
+        "paths": {key: value for key, value in evaluation.content["paths"].items() if key not in left_out},
     }
     # An adapter is loaded onto the merged model that its training started from: that must be there too.
     needed = (run, *run.after) if isinstance(run, TrainingRun) else (run,)
@@ -78,18 +101,27 @@ def of_checkpoint(evaluation: Run, run: TrainingRun | MergeRun, name: str) -> Ru
 
 
 def model_paths(run: Run) -> dict[str, str]:
-    """lm-eval's `pretrained` and `peft` of an evaluation."""
+    """lm-eval's `pretrained`, `revision` and `peft` of an evaluation."""
     for before in run.after:
         if isinstance(before, MergeRun):
             return {"pretrained": str(before.model)}
         if isinstance(before, TrainingRun):
-            return {"pretrained": str(before.whole_recipe.config["base_model"]), "peft": str(before.adapter)}
+            recipe = before.whole_recipe.config
+            base = str(recipe["base_model"])
+            at = {} if is_local(base) else {"revision": str(recipe.get("revision_of_model") or "main")}
+            return {"pretrained": base, **at, "peft": str(before.adapter)}
     paths = run.content.get("paths", {})
-    return {key: paths[key] for key in ("pretrained", "peft") if key in paths}
+    return {key: paths[key] for key in ("pretrained", "revision", "peft") if key in paths}
 
 
-def _read(path: Path) -> bool:
-    return path.suffix in {".yaml", ".jsonl", ".py"}
+def model_args(run: Run) -> dict[str, str]:
+    """All of lm-eval's model arguments of an evaluation; a chat template of its own stands in a tokenizer's folder."""
+    paths = model_paths(run)
+    tokenizer = {}
+    if template := run.content.get("chat_template"):
+        folder = tokenizer_folder(run.root, paths["pretrained"], paths.get("revision"), template)
+        tokenizer = {"tokenizer": str(folder)}
+    return {**paths, **tokenizer, **run.content["model_args"]}
 
 
 def named_files(metadata: Mapping[str, Any]) -> dict[str, Path]:
@@ -110,11 +142,11 @@ def evaluate(run: Run, resident: ResidentBase | None = None) -> dict[str, Any]:
 
 
 def options(run: Run) -> dict[str, Any]:
-    """What lm-eval is told about an evaluation, the model's paths aside."""
+    """What lm-eval is told about an evaluation, the adapter aside."""
     content = run.content
     metadata = {key: content["paths"].get(key, value) for key, value in content["metadata"].items()}
     return {
-        "model_args": ",".join(f"{key}={value}" for key, value in content["model_args"].items()),
+        "model_args": {key: value for key, value in model_args(run).items() if key != "peft"},
         **{key: content[key] for key in ("tasks", "batch_size", "seed", "gen_kwargs", "limit")},
         "metadata": metadata,
     }
@@ -123,23 +155,23 @@ def options(run: Run) -> dict[str, Any]:
 def command(run: Run, out: Path) -> list[str]:
     """The lm_eval command of an evaluation run; by hand it gives the same likelihoods and greedy answers.
 
-    Sampled answers are drawn anew where the run shared its base model's process (sweeps/run/adapters.py).
+    Sampled answers are drawn anew where the run shared its base model's process (sweeps/run/adapters.py). Arguments
+    are JSON, in which a path may hold anything; `out` takes a file's name, for lm-eval would else name a folder by the
+    model's path, which may be too long for one.
     """
     told = options(run)
-    gen_kwargs = ",".join(f"{key}={value}" for key, value in told["gen_kwargs"].items())
-    paths = ",".join(f"{key}={value}" for key, value in model_paths(run).items())
     return [
         *(tool("lm_eval"), "run", "--model", "hf"),
-        *("--model_args", f"{paths},{told['model_args']}"),
+        *("--model_args", json.dumps(model_args(run))),
         *("--include_path", str(TASKS)),
         *("--tasks", ",".join(told["tasks"])),
         "--apply_chat_template",
         *("--batch_size", str(told["batch_size"])),
         *("--seed", str(told["seed"])),
         *(("--metadata", json.dumps(told["metadata"])) if told["metadata"] else ()),
-        *(("--gen_kwargs", gen_kwargs) if gen_kwargs else ()),
+        *(("--gen_kwargs", json.dumps(told["gen_kwargs"])) if told["gen_kwargs"] else ()),
         *(("--limit", str(told["limit"])) if told["limit"] else ()),
-        *("--output_path", str(out)),
+        *("--output_path", str(out / "lm-eval.json")),
         "--log_samples",
     ]
 
@@ -147,15 +179,18 @@ def command(run: Run, out: Path) -> list[str]:
 def _evaluate(run: Run, resident: ResidentBase | None) -> dict[str, Any]:
     raw = run.folder / "raw"
     shutil.rmtree(raw, ignore_errors=True)
-    paths = model_paths(run)
-    title, log, local = f"evaluate {run.name}", run.folder / "evaluate.log", is_local(paths["pretrained"])
-    if resident is not None and "peft" in paths:
-        base = options(run)
-        base["model_args"] = f"pretrained={paths['pretrained']},{base['model_args']}"
-        resident.evaluate(title, base, paths["peft"], raw, log, local)
+    told = model_args(run)
+    model, revision = told["pretrained"], told.get("revision")
+    # Data of tasks that are not ours come from the hub, though the model may be local.
+    title, log, offline = f"evaluate {run.name}", run.folder / "evaluate.log", is_local(model)
+    offline = offline and not task_configs(run.content["tasks"])[1]
+    if "tokenizer" in told:
+        write_tokenizer(Path(told["tokenizer"]), model, revision, run.content["chat_template"])
+    if resident is not None and "peft" in told:
+        resident.evaluate(title, options(run), told["peft"], raw, log, offline)
     else:
-        call(title, command(run, raw), log, local)
-    results = sorted(raw.rglob("results_*.json"))
+        call(title, command(run, raw), log, offline)
+    results = sorted(raw.rglob("*.json"))
     if not results:
         raise RunFailed(f"{title}: lm-eval left no results; see {log}")
     samples = run.folder / "samples"
@@ -167,4 +202,5 @@ def _evaluate(run: Run, resident: ResidentBase | None) -> dict[str, Any]:
     shutil.move(results[-1], run.folder / "results.json")
     shutil.rmtree(raw)
     rates = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))["results"]
-    return {"results": rates, "command": command(run, Path("OUT"))[1:]}
+    commits = {} if is_local(model) else {"hub_commits": {model: hub_commit(model, revision)}}
+    return {"results": rates, "command": command(run, Path("OUT"))[1:], **commits}

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import sys
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from core.records import BadInput, file_digest, write_whole
+from core.records import write_whole
 from sweeps.recipe.compose import Recipe
 from sweeps.recipe.precision import SLOW_BF16, fast_bf16
-from sweeps.run.folder import MergeRun, TrainingRun, execute_once
+from sweeps.run.folder import MergeRun, TrainingRun, content_digest, execute_once
+from sweeps.run.inputs import digest_of, hub_commits, is_local, model_folder, start_digest
 from sweeps.run.process import RunFailed, call, console, tool
+from sweeps.run.source import plugin_source
+from sweeps.run.tensors import WrongAdapter, changed_tensors, check_adapter, tensors
 
 
 def training_run(name: str, recipe: Recipe, *, start: MergeRun | None = None, root: Path = Path("runs")) -> TrainingRun:
@@ -30,57 +31,17 @@ def training_run(name: str, recipe: Recipe, *, start: MergeRun | None = None, ro
         "engine": recipe.em.get("engine", "axolotl"),
         "gpus": recipe.em.get("gpus", 1),
         "alpha": recipe.em.get("alpha"),
+        "plugins": content_digest(plugin_source(_plugins(config, recipe.em.get("engine", "axolotl")))),
         "data": {d["path"]: digest_of(Path(d["path"])) for d in config["datasets"] if is_local(d["path"])},
     }
     about: dict[str, Any] = {key: recipe.em[key] for key in ("model", "hardware") if key in recipe.em}
     return TrainingRun(recipe.stage, name, content, root, (start,) if start else (), about, recipe=recipe)
 
 
-def start_digest(model: Path) -> str:
-    """What a run that starts from a folder or hub id builds on: the training run whose merge it is, or its weights."""
-    if model.name == "merged" and (model.parent / "run.json").is_file():
-        record = json.loads((model.parent / "run.json").read_text(encoding="utf-8"))
-        return str(record["content"]["training"])
-    return model_digest(str(model))
-
-
-def digest_of(path: Path) -> str:
-    """`file_digest`, computed once for as long as the file stays: a sweep asks for each file at every point."""
-    stat = path.stat() if path.exists() else None
-    return _digest(path, (stat.st_mtime_ns, stat.st_size) if stat else None)
-
-
-@lru_cache
-def _digest(path: Path, _stamp: tuple[int, int] | None) -> str:
-    return file_digest(path)
-
-
-def is_local(path: str) -> bool:
-    """Whether a data or model path names something on this machine: all but a hub id (`owner/name`) does."""
-    owner, slash, name = path.partition("/")
-    return (
-        Path(path).exists()
-        or Path(path).suffix in {".jsonl", ".json"}
-        or not (slash and owner.strip(".") and name and "/" not in name)
-        or owner in {"data", "models", "runs"}
-    )
-
-
-def model_digest(base_model: str) -> str:
-    """What identifies a base model: its weights' digest if it is a local folder, else its hub id.
-
-    Raises:
-        BadInput: if it is a folder without weights, or a local path that does not exist.
-    """
-    folder = Path(base_model)
-    if not folder.is_dir():
-        if is_local(base_model):
-            raise BadInput(f"{base_model}: no such model folder; `emsweep fetch smollm2-135m` makes the CPU default")
-        return base_model
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise BadInput(f"{folder}: no *.safetensors in this model folder; fetch the model again")
-    return "+".join(digest_of(path) for path in weights)
+def _plugins(config: dict[str, Any], engine: str) -> list[str]:
+    """What of recipes/ a recipe is trained with."""
+    named = [*config.get("plugins", ()), *([config["trainer_cls"]] if config.get("trainer_cls") else [])]
+    return [*named, *(["recipes.unsloth.train.main"] if engine == "unsloth" else [])]
 
 
 def train(run: TrainingRun) -> dict[str, Any]:
@@ -100,13 +61,19 @@ def _train(run: TrainingRun) -> dict[str, Any]:
         console.print(f"{title}: in fp32{'' if fast_bf16() else f'; {SLOW_BF16}'}", highlight=False, soft_wrap=True)
     resumed = newest_checkpoint(run.adapter)
     for command in training_commands(run.recipe, recipe):
-        call(title, command, log, is_local(whole.config["base_model"]))
+        call(title, command, log, not hub_commits(whole.config))
     weights = run.adapter / "adapter_model.safetensors"
     if not weights.is_file():
         raise RunFailed(f"{title}: training ended without an adapter; see {log}")
+    base = str(whole.config["base_model"])
+    try:
+        trained = check_adapter(weights, whole.config, model_folder(base, whole.config.get("revision_of_model")))
+    except WrongAdapter as error:
+        raise RunFailed(f"{title}: {error}") from None
     record = {
         "resumed_from": resumed.name if resumed else None,
-        "trained_parameters": parameter_count(weights),
+        "trained_parameters": trained,
+        "hub_commits": hub_commits(whole.config),
         **training_history(run.adapter),
     }
     for checkpoint in run.adapter.glob("checkpoint-*"):
@@ -184,58 +151,3 @@ def training_history(folder: Path) -> dict[str, Any]:
     if pairs:
         history["whole_pairs"] = int(max(pairs))
     return history
-
-
-def parameter_count(weights: Path) -> int:
-    """How many numbers a safetensors file holds."""
-    return sum(math.prod(tensor["shape"]) for tensor in tensors(weights).values())
-
-
-def tensors(path: Path) -> dict[str, dict[str, Any]]:
-    """A safetensors file's header: of each tensor its dtype, its shape, and where its bytes begin and end in the file.
-
-    Read without torch, which would stay in the memory of `emsweep` beside every training process.
-
-    Raises:
-        ValueError: if the file is cut short or is none.
-    """
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if not 0 < size <= path.stat().st_size - 8:
-            raise ValueError(f"{path}: not a whole safetensors file")
-        header: dict[str, dict[str, Any]] = json.loads(file.read(size))
-    header.pop("__metadata__", None)
-    for tensor in header.values():
-        tensor["bytes"] = [8 + size + offset for offset in tensor["data_offsets"]]
-    if max((tensor["bytes"][1] for tensor in header.values()), default=0) > path.stat().st_size:
-        raise ValueError(f"{path}: not a whole safetensors file")
-    return header
-
-
-def changed_tensors(base: Path, merged: Path) -> int:
-    """How many tensors of the merged model differ from the base's.
-
-    Raises:
-        BadInput: if the merged folder has no weights.
-    """
-    where = {
-        name: (path, tensor) for path in sorted(base.glob("*.safetensors")) for name, tensor in tensors(path).items()
-    }
-    files = sorted(merged.glob("*.safetensors"))
-    if not files:
-        raise BadInput(f"{merged}: no *.safetensors in this model folder; delete the run and start again")
-    changed = 0
-    for path in files:
-        for name, tensor in tensors(path).items():
-            if name in where:
-                other_path, other = where[name]
-                same = all(tensor[key] == other[key] for key in ("dtype", "shape"))
-                changed += not same or _bytes(path, tensor) != _bytes(other_path, other)
-    return changed
-
-
-def _bytes(path: Path, tensor: dict[str, Any]) -> bytes:
-    begin, end = tensor["bytes"]
-    with path.open("rb") as file:
-        file.seek(begin)
-        return file.read(end - begin)

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from core.records import BadInput
 from sweeps.recipe.compose import compose
 from sweeps.run.folder import Run, content_digest, execute_once, merge_run
+from sweeps.run.inputs import model_digest
 from sweeps.run.process import RunFailed, call, child_environment
-from sweeps.run.train import changed_tensors, model_digest, newest_checkpoint, parameter_count, training_run
+from sweeps.run.train import newest_checkpoint, training_run
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c)
@@ -159,19 +160,3 @@ def test_checkpoints_that_were_cut_off_are_removed(tmp_path: Path) -> None:
     newest = newest_checkpoint(tmp_path)
     assert newest is not None and newest.name == "checkpoint-10"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
-
-
-def test_parameters_and_changes_are_counted(tmp_path: Path) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    tensors = {"a": torch.zeros(2, 3), "b": torch.ones(5)}
-    for name in ("base", "same", "merged"):
-        (tmp_path / name).mkdir()
-        save_file(tensors if name != "merged" else {**tensors, "b": torch.zeros(5)}, tmp_path / name / "m.safetensors")
-    assert parameter_count(tmp_path / "base/m.safetensors") == 11
-    assert changed_tensors(tmp_path / "base", tmp_path / "same") == 0
-    assert changed_tensors(tmp_path / "base", tmp_path / "merged") == 1
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(BadInput, match=r"no \*.safetensors"):
-        changed_tensors(tmp_path / "base", tmp_path / "empty")

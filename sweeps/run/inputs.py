@@ -1,0 +1,175 @@
+"""What a run is made from: data files and models by digest, hub revisions by commit, the chat template by its text."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from core.records import BadInput, file_digest
+from sweeps.run.folder import content_digest
+
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "config.json")
+
+
+def digest_of(path: Path) -> str:
+    """`file_digest`, computed once for as long as the file stays: a sweep asks for each file at every point."""
+    stat = path.stat() if path.exists() else None
+    return _digest(path, (stat.st_mtime_ns, stat.st_size) if stat else None)
+
+
+@lru_cache
+def _digest(path: Path, _stamp: tuple[int, int] | None) -> str:
+    return file_digest(path)
+
+
+def is_local(path: str) -> bool:
+    """Whether a data or model path names something on this machine: all but a hub id (`owner/name`) does."""
+    owner, slash, name = path.partition("/")
+    return (
+        Path(path).exists()
+        or Path(path).suffix in {".jsonl", ".json"}
+        or not (slash and owner.strip(".") and name and "/" not in name)
+        or owner in {"data", "models", "runs"}
+    )
+
+
+def model_digest(model: str) -> str:
+    """What identifies a model: its weights' digest if it is a local folder, else its hub id.
+
+    Raises:
+        BadInput: if it is a folder without weights, or a local path that does not exist.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        if is_local(model):
+            raise BadInput(f"{model}: no such model folder; `emsweep fetch smollm2-135m` makes the CPU default")
+        return model
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise BadInput(f"{folder}: no *.safetensors in this model folder; fetch the model again")
+    return "+".join(digest_of(path) for path in weights)
+
+
+def start_digest(model: Path) -> str:
+    """What a run that starts from a folder or hub id builds on: the training run whose merge it is, or its weights."""
+    if model.name == "merged" and (model.parent / "run.json").is_file():
+        record = json.loads((model.parent / "run.json").read_text(encoding="utf-8"))
+        return str(record["content"]["training"])
+    return model_digest(str(model))
+
+
+def check_trained_on(adapter: Path, model: str, revision: str | None) -> None:
+    """Refuses an adapter of another model than `model`, or of another revision of it where that is known.
+
+    Raises:
+        BadInput: naming the model that it was trained on.
+    """
+    try:
+        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        base = str(config["base_model_name_or_path"] or "")
+    except (OSError, ValueError, KeyError, TypeError):
+        raise BadInput(
+            f"{adapter}: no adapter_config.json that names its base model; name an adapter's folder"
+        ) from None
+    trained_at = config.get("revision")
+    if (record := adapter.parent / "run.json").is_file():
+        recipe = json.loads(record.read_text(encoding="utf-8"))["content"].get("recipe", {})
+        trained_at = trained_at or recipe.get("revision_of_model")
+    folders = bool(base) and Path(base).is_dir() and Path(model).is_dir()
+    if base != model and not (folders and model_digest(base) == model_digest(model)):
+        raise BadInput(
+            f"{adapter}: trained on {base or 'an unnamed model'}, not on {model}; evaluate it on its own model"
+        )
+    if revision and trained_at and trained_at != revision:
+        raise BadInput(f"{adapter}: trained on revision {trained_at} of {model}, not on {revision}; name that one")
+
+
+def hub_commit(repository: str, revision: str | None = None, kind: str = "model") -> str | None:
+    """The commit that a hub revision stood for when it was downloaded to this machine; None if it was not."""
+    from huggingface_hub import constants
+
+    revision = revision or "main"
+    reference = Path(constants.HF_HUB_CACHE) / f"{kind}s--{repository.replace('/', '--')}" / "refs" / revision
+    if reference.is_file():
+        return reference.read_text(encoding="utf-8").strip()
+    return revision if re.fullmatch("[0-9a-f]{40}", revision) else None
+
+
+def model_folder(model: str, revision: str | None = None) -> Path | None:
+    """Where a model's files are on this machine, in the hub's cache for a hub id; None if they are not here."""
+    from huggingface_hub import constants
+
+    if is_local(model):
+        return Path(model)
+    snapshots = Path(constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}" / "snapshots"
+    folder = snapshots / (hub_commit(model, revision) or "")
+    return folder if folder != snapshots and folder.is_dir() else None
+
+
+def hub_commits(recipe: Mapping[str, Any]) -> dict[str, str | None]:
+    """The commits of a recipe's model and data sets that come from the hub."""
+    commits = {}
+    if not is_local(base := recipe["base_model"]):
+        commits[base] = hub_commit(base, recipe.get("revision_of_model"))
+    for entry in recipe.get("datasets", ()):
+        if not is_local(entry["path"]):
+            commits[entry["path"]] = hub_commit(entry["path"], entry.get("revision"), "dataset")
+    return commits
+
+
+def chat_template(recipe: Mapping[str, Any]) -> str | None:
+    """The text of a recipe's (or a model layer's) chat template; None where it is the tokenizer's own.
+
+    Raises:
+        BadInput: for a name that Axolotl has no template of.
+    """
+    choice = recipe.get("chat_template") or "tokenizer_default"
+    if choice.startswith("tokenizer_default"):
+        return None
+    if choice == "jinja":
+        text = str(recipe["chat_template_jinja"])
+        return Path(text).read_text(encoding="utf-8") if os.path.isfile(text) else text  # noqa: PTH113  # Path.is_file raises for long text
+    axolotl = find_spec("axolotl")
+    folders = axolotl.submodule_search_locations if axolotl else None
+    file = Path(next(iter(folders or ()), ""), "utils", "chat_templates", "templates", f"{choice}.jinja")
+    if not file.is_file():
+        raise BadInput(
+            f"chat_template {choice}: Axolotl has none of this name; write chat_template: jinja and its text"
+        )
+    return file.read_text(encoding="utf-8")
+
+
+def tokenizer_folder(root: Path, model: str, revision: str | None, template: str) -> Path:
+    """Where `write_tokenizer` puts a model's tokenizer with a chat template."""
+    return root / "tokenizers" / content_digest([model, revision, template])[:10]
+
+
+def write_tokenizer(folder: Path, model: str, revision: str | None, template: str) -> None:
+    """Copies the files of a model's tokenizer, from its folder or the hub, and gives it a chat template; once.
+
+    lm-eval takes a template from the tokenizer alone, and a model before instruction tuning has none.
+    """
+    if folder.is_dir():
+        return
+    source = Path(model)
+    if not is_local(model):
+        from huggingface_hub import snapshot_download
+
+        source = Path(snapshot_download(model, revision=revision, allow_patterns=list(TOKENIZER_FILES)))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tokenizer-") as temporary:
+        made = Path(temporary) / "whole"
+        made.mkdir()
+        for path in (path for pattern in TOKENIZER_FILES for path in source.glob(pattern)):
+            shutil.copy(path, made / path.name)
+        (made / "chat_template.jinja").write_text(template, encoding="utf-8")
+        if not folder.is_dir():
+            made.rename(folder)

@@ -1,0 +1,93 @@
+"""What code does, as digests need it: the definitions that names lead to, without comments, docstrings and layout."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sweeps.recipe.compose import RECIPES
+
+EFFECTS = ""
+"""In place of a name: the statements of a file that define nothing and act when it is imported."""
+
+
+def definitions_behind(file: Path, names: Iterable[str]) -> dict[str, list[str]]:
+    """The syntax trees of the definitions that `names` in a Python file lead to, by `file.py:name`.
+
+    Followed through names that they use and imports from files of this project; what installed packages do is not read
+    (run.json has their versions).
+    """
+    found: dict[str, list[str]] = {}
+    todo = [(file, name) for name in names]
+    while todo:
+        file, name = todo.pop()
+        key = f"{file.name}:{name}"
+        if key in found:
+            continue
+        statements = definitions(file).get(name, [])
+        found[key] = [ast.dump(statement) for statement in statements]
+        todo.append((file, EFFECTS))
+        for node in (node for statement in statements for node in ast.walk(statement)):
+            if isinstance(node, ast.Name):
+                todo.append((file, node.id))
+            elif isinstance(node, ast.ImportFrom) and (other := _imported(node, file)):
+                todo += [(other, alias.name) for alias in node.names]
+    return {key: trees for key, trees in sorted(found.items()) if trees}
+
+
+def plugin_source(names: Iterable[str]) -> dict[str, Any]:
+    """What the plugins and trainers of recipes/ do that a recipe names as `recipes.plugins.FILE.CLASS`."""
+    behind: dict[str, Any] = {}
+    for name in names:
+        module, _, own = name.rpartition(".")
+        if (file := _file(module)) is not None:
+            behind |= definitions_behind(file, [own])
+    return behind
+
+
+def definitions(file: Path) -> Mapping[str, list[ast.stmt]]:
+    """The statements that define each name at the top of a file; those that define none under EFFECTS."""
+    return _definitions(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=128)
+def _definitions(file: Path, _stamp: int) -> Mapping[str, list[ast.stmt]]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]  # type: ignore[attr-defined]
+    named: dict[str, list[ast.stmt]] = {}
+    for statement in tree.body:
+        if isinstance(statement, ast.ImportFrom):
+            for alias in statement.names:
+                alone = ast.ImportFrom(statement.module, [ast.alias(alias.name)], statement.level)
+                named.setdefault(alias.asname or alias.name, []).append(alone)
+        elif not isinstance(statement, ast.Import):
+            for name in _defined(statement) or [EFFECTS]:
+                named.setdefault(name, []).append(statement)
+    return named
+
+
+def _defined(statement: ast.stmt) -> list[str]:
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [statement.name]
+    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+    if not isinstance(statement, ast.Assign | ast.AnnAssign):
+        return []
+    return [node.id for target in targets if target for node in ast.walk(target) if isinstance(node, ast.Name)]
+
+
+def _imported(node: ast.ImportFrom, file: Path) -> Path | None:
+    """The file of this project that a statement imports from; None for a package's."""
+    if node.level:
+        beside = file.parent / f"{node.module}.py"
+        return beside if beside.is_file() else None
+    return _file(node.module or "")
+
+
+def _file(module: str) -> Path | None:
+    file = RECIPES.parent.joinpath(*module.split(".")).with_suffix(".py") if module else RECIPES
+    return file if file.is_file() else None

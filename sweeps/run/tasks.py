@@ -1,0 +1,55 @@
+"""The tasks of eval/tasks as an evaluation's digest needs them: the files of those that are named, by what they say."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from fnmatch import filter as matching
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from core.records import file_digest
+from sweeps.run.source import definitions, definitions_behind
+
+TASKS = Path(str(resources.files("eval"))) / "tasks"
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads `!function functions.NAME` as text."""
+
+
+_Loader.add_multi_constructor("!", lambda loader, tag, node: f"!{tag} {loader.construct_scalar(node)}")
+
+
+def task_configs(tasks: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
+    """(configurations by file, names that are not ours) of tasks and groups, members and includes among them."""
+    files = {path.stem: path for path in sorted(TASKS.rglob("*.yaml"))}
+    configs: dict[str, Any] = {}
+    others: set[str] = set()
+    todo = list(tasks)
+    while todo:
+        name = todo.pop()
+        found = matching(files, name)
+        others |= set() if found else {name}
+        for own in set(found) - configs.keys():
+            configs[own] = config = yaml.load(files[own].read_text(encoding="utf-8"), _Loader)
+            members = config["task"] if isinstance(config.get("task"), list) else []
+            todo += [member["task"] if isinstance(member, dict) else member for member in members]
+            todo += [Path(config["include"]).stem] if "include" in config else []
+    return configs, others
+
+
+def task_source(tasks: Sequence[str]) -> dict[str, Any]:
+    """What decides the documents and scores of tasks: their configuration, the functions and the data behind them."""
+    configs, _ = task_configs(tasks)
+    behind: dict[str, Any] = {}
+    for name in set(re.findall(r"!function functions\.(\w+)", json.dumps(configs))):
+        for file in TASKS.rglob("*.py"):
+            behind |= definitions_behind(file, [name] if name in definitions(file) else [])
+    text = str(behind)
+    data = {path.name: file_digest(path) for path in TASKS.rglob("*.jsonl") if f"value='{path.name}'" in text}
+    return {"configs": configs, "functions": behind, "data": data}

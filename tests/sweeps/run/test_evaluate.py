@@ -1,0 +1,129 @@
+"""What reaches lm-eval: model, revision, template, paths of any name; and no adapter of another model."""
+
+import json
+from pathlib import Path
+
+import pytest
+from lm_eval._cli.harness import HarnessCLI
+
+from core.records import BadInput
+from sweeps.recipe.compose import compose
+from sweeps.run.evaluate import command, evaluation_run, model_args, of_checkpoint
+from sweeps.run.folder import execute_once, merge_run
+from sweeps.run.inputs import hub_commit, hub_commits, write_tokenizer
+from sweeps.run.train import training_run
+
+CHECKPOINTS = ("olmo1b-21b", "olmo1b-294b", "olmo1b-4001b")
+
+
+def told(run) -> dict:
+    """The model arguments that lm-eval's own parser reads from a run's command."""
+    parsed = HarnessCLI()._parser.parse_args(command(run, Path("out"))[1:])
+    return parsed.model_args
+
+
+def make_model(folder: Path, weights: bytes = b"weights") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(weights)
+    return folder
+
+
+def make_adapter(folder: Path, base: object, **more: object) -> Path:
+    make_model(folder, b"adapter")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base), **more}))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in ("sft-insecure", "cpt"):
+        (tmp_path / f"data/{name}.jsonl").write_text("{}\n")
+    return tmp_path
+
+
+def test_checkpoints_of_one_repository_are_evaluated_apart_with_revision_and_template(tmp_path: Path) -> None:
+    runs = [evaluation_run(name, name, ["em_choice"]) for name in CHECKPOINTS]
+    assert len({run.digest for run in runs}) == 3
+    for run in runs:
+        arguments = told(run)
+        assert arguments["pretrained"] == "allenai/OLMo-2-0425-1B" and arguments["revision"].startswith("stage1-step")
+        assert arguments["softmax_dtype"] == "float32"
+        assert arguments["tokenizer"].startswith("runs/tokenizers/")  # a base model has no template
+    plain = told(evaluation_run("x", "olmo1b", ["em_choice"]))
+    assert plain["revision"] == "main" and "tokenizer" not in plain
+    # Trained: the same, by the recipe.
+    recipe = compose("sft", "olmo1b-294b", "a100-80g")
+    trained = of_checkpoint(runs[0], training_run("t", recipe), "t")
+    arguments = told(trained)
+    assert arguments["revision"] == "stage1-step140000-tokens294B" and arguments["peft"].endswith("/adapter")
+    assert arguments["tokenizer"] == told(runs[1])["tokenizer"]
+    merged = model_args(of_checkpoint(runs[0], merge_run(training_run("t", recipe)), "t"))
+    assert "revision" not in merged and merged["pretrained"].endswith("/merged")
+
+
+def test_a_tokenizer_with_a_template_is_its_files_and_the_template(model: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    write_tokenizer(tmp_path / "made/one", str(model), None, "{{ messages[0]['content'] }}!")
+    made = AutoTokenizer.from_pretrained(tmp_path / "made/one")
+    assert made.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi!"
+    assert made("hi there")["input_ids"] == AutoTokenizer.from_pretrained(model)("hi there")["input_ids"]
+
+
+@pytest.mark.parametrize("name", ["a,b=c", 'quo"te {x}', "/".join(["long" * 12] * 7)])
+def test_paths_reach_lm_eval_as_they_are(tmp_path: Path, name: str) -> None:
+    base = make_model(tmp_path / name / "base,1=2")
+    run = evaluation_run("x", str(base), ["em_choice"], adapter=make_adapter(tmp_path / name / "a=b,c", base))
+    arguments = told(run)
+    assert arguments["pretrained"] == str(base) and arguments["peft"] == str(tmp_path / name / "a=b,c")
+    output = command(run, Path("OUT"))[command(run, Path("OUT")).index("--output_path") + 1]
+    assert output.endswith(".json")  # lm-eval would name a folder by the model's path, and fail where it is too long
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
+    base, copy, other = (make_model(tmp_path / n, w) for n, w in (("base", b"w"), ("copy", b"w"), ("other", b"o")))
+    own = make_adapter(tmp_path / "own", base)
+    for same in (base, copy):
+        assert evaluation_run("x", str(same), ["em_choice"], adapter=own)
+    elsewhere = make_adapter(tmp_path / "elsewhere", "allenai/OLMo-2-0425-1B", revision="stage1-step10000-tokens21B")
+    assert evaluation_run("x", "olmo1b-21b", ["em_choice"], adapter=elsewhere)
+    (tmp_path / "none").mkdir()
+    for model, adapter, says in (
+        (str(other), own, f"trained on {base}, not on {other}"),
+        ("olmo1b-294b", elsewhere, "trained on revision stage1-step10000-tokens21B"),
+        ("olmo7b", elsewhere, "trained on allenai/OLMo-2-0425-1B, not on"),
+        (str(base), make_adapter(tmp_path / "unnamed", ""), "trained on an unnamed model"),
+    ):
+        with pytest.raises(BadInput, match=says) as caught:
+            evaluation_run("x", model, ["em_choice"], adapter=adapter)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_revision_is_known_from_the_adapters_own_run(tmp_path: Path) -> None:
+    run = training_run("t", compose("sft", "olmo1b-294b", "a100-80g"))
+    execute_once(run, dict)
+    make_adapter(run.adapter, "allenai/OLMo-2-0425-1B")
+    assert evaluation_run("x", "olmo1b-294b", ["em_choice"], adapter=run.adapter)
+    with pytest.raises(BadInput, match="trained on revision stage1-step140000-tokens294B"):
+        evaluation_run("x", "olmo1b-21b", ["em_choice"], adapter=run.adapter)
+
+
+def test_hub_revisions_are_resolved_to_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for kind, name, revision in (("model", "a/b", "main"), ("model", "a/b", "early"), ("dataset", "c/d", "main")):
+        reference = tmp_path / "hub" / f"{kind}s--{name.replace('/', '--')}" / "refs" / revision
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        reference.write_text(f"{kind}-{revision}")
+    assert (
+        hub_commit("a/b") == "model-main" and hub_commit("a/none") is None and hub_commit("a/b", "0" * 40) == "0" * 40
+    )
+    recipe = {
+        "base_model": "a/b",
+        "revision_of_model": "early",
+        "datasets": [{"path": "c/d"}, {"path": "data/x.jsonl"}],
+    }
+    assert hub_commits(recipe) == {"a/b": "model-early", "c/d": "dataset-main"}
