@@ -19,7 +19,7 @@ from typing import Any
 from sweeps.run.evaluate import TASKS
 from sweeps.run.process import child_environment, tool
 
-ARGUMENTS = "dtype=bfloat16,attn_implementation=eager"
+ARGUMENTS = {"dtype": "bfloat16", "attn_implementation": "eager", "softmax_dtype": "float32"}
 TIMED = """
 import os, sys, time
 said = os.dup(2)
@@ -92,7 +92,8 @@ def shared(base: dict[str, Any], adapters: list[Path], folder: Path) -> list[flo
 
 def alone(base: dict[str, Any], adapter: Path, folder: Path) -> float:
     """Seconds outside the model of `lm_eval run` on one adapter."""
-    command = ["run", "--model", "hf", "--model_args", f"{base['model_args']},peft={adapter}", "--log_samples"]
+    model_args = json.dumps({**base["model_args"], "peft": str(adapter)})
+    command = ["run", "--model", "hf", "--model_args", model_args, "--log_samples"]
     command += ["--include_path", str(TASKS), "--tasks", ",".join(base["tasks"]), "--apply_chat_template"]
     command += ["--batch_size", str(base["batch_size"]), "--seed", "0", "--output_path", str(folder / "alone")]
     code = f"{TIMED}sys.argv[0] = {tool('lm_eval')!r}\nfrom lm_eval.__main__ import cli_evaluate\ncli_evaluate()"
@@ -118,7 +119,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         adapters = make_adapters(options.model, options.adapters, folder)
-        model_args = f"pretrained={options.model},{ARGUMENTS}"
+        model_args = {"pretrained": str(options.model), **ARGUMENTS}
         base = {"model_args": model_args, "tasks": options.tasks.split(","), "batch_size": 16, "seed": 0}
         first, *further = shared(base, adapters, folder)
         own = statistics.mean(alone(base, adapter, folder) for adapter in adapters)

@@ -67,7 +67,8 @@ def loop(points: list, tasks: list[str], evaluation: dict, times: dict) -> None:
             continue
         written = begin_anew(name, recipe, precompute_ref_log_probs=False)
         score = ["lm_eval", "run", "--model", "hf", "--include_path", str(TASKS), "--tasks", ",".join(tasks)]
-        how = f"pretrained={name}/merged,dtype=bfloat16,attn_implementation={evaluation['attention']}"
+        how = f"pretrained={name}/merged,dtype=bfloat16,softmax_dtype=float32"
+        how += f",attn_implementation={evaluation['attention']}"
         score += ["--model_args", how, "--apply_chat_template", "--batch_size", str(evaluation["batch_size"])]
         score += ["--metadata", json.dumps(evaluation["metadata"]), "--log_samples", "--output_path", f"{name}-scores"]
         commands = {

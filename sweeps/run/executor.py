@@ -25,7 +25,7 @@ from sweeps.run.adapters import close_resident_bases, resident_base
 from sweeps.run.evaluate import evaluate
 from sweeps.run.folder import MergeRun, Run, TrainingRun
 from sweeps.run.index import write_index
-from sweeps.run.process import SLOT, RunFailed, RunHeld, console, locked, stop_children, stopping
+from sweeps.run.process import SLOT, RunFailed, RunHeld, RunRefused, console, locked, stop_children, stopping
 from sweeps.run.status import progress, status_lines
 from sweeps.run.train import merge, train
 
@@ -167,7 +167,7 @@ def _twice(do: Callable[[Run], object], run: Run, slot: Mapping[str, str]) -> ob
     try:
         return do(run)
     except RunFailed as error:
-        if stopping.is_set():
+        if stopping.is_set() or isinstance(error, RunRefused):
             raise
         console.print(f"{run.folder}: failed once, tried again: {error}", markup=False, highlight=False, soft_wrap=True)
         return do(run)

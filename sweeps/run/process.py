@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -19,8 +20,18 @@ from rich.console import Console
 console = Console(stderr=True)
 
 
+REFUSAL = re.compile(r"^refused: (.+)$", re.MULTILINE)
+"""What a plugin's Refused prints as it ends a training; the launcher's own traceback may follow."""
+LAST_WORDS = 16_000
+"""Bytes at the end of a log in which its last words are looked for."""
+
+
 class RunFailed(Exception):
     """A run that ended in failure; the message names its log and gives its last lines."""
+
+
+class RunRefused(RunFailed):
+    """A run that its own checks ended (recipes/plugins/refusals.py); another try would end so too."""
 
 
 class RunHeld(Exception):
@@ -108,6 +119,8 @@ def call(title: str, command: Sequence[str], log: Path, local_model: bool) -> No
     if stopping.is_set():
         raise RunFailed(f"{title} was stopped")
     if process.returncode:
+        if refusal := REFUSAL.findall(tail(log, start, LAST_WORDS)):
+            raise RunRefused(f"{title}: {refusal[-1].strip()}")
         last = last_lines(log, start)
         raise RunFailed(f"{title} ended with exit code {process.returncode}; its log is {log}, which ends:\n  {last}")
 
@@ -136,7 +149,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 def last_lines(log: Path, start: int) -> str:
     """The last lines that a log holds from byte `start` on."""
-    lines = [line for line in tail(log, start, 3000).replace("\r", "\n").splitlines() if line.strip()]
+    lines = [line for line in tail(log, start, LAST_WORDS).replace("\r", "\n").splitlines() if line.strip()]
     return "\n  ".join(line[:300] for line in lines[-6:])
 
 

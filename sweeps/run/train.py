@@ -13,7 +13,7 @@ from sweeps.recipe.compose import Recipe
 from sweeps.recipe.precision import SLOW_BF16, fast_bf16
 from sweeps.run.folder import MergeRun, TrainingRun, content_digest, execute_once
 from sweeps.run.inputs import digest_of, hub_commits, is_local, model_folder, start_digest
-from sweeps.run.process import RunFailed, call, console, tool
+from sweeps.run.process import RunFailed, RunRefused, call, console, tool
 from sweeps.run.source import plugin_source
 from sweeps.run.tensors import WrongAdapter, changed_tensors, check_adapter, tensors
 
@@ -69,7 +69,7 @@ def _train(run: TrainingRun) -> dict[str, Any]:
     try:
         trained = check_adapter(weights, whole.config, model_folder(base, whole.config.get("revision_of_model")))
     except WrongAdapter as error:
-        raise RunFailed(f"{title}: {error}") from None
+        raise RunRefused(f"{title}: {error}") from None
     record = {
         "resumed_from": resumed.name if resumed else None,
         "trained_parameters": trained,
@@ -95,12 +95,11 @@ def merge(run: MergeRun) -> dict[str, Any]:
         recipe, title = run.folder / "recipe.yaml", f"merge {run.name}"
         write_whole(recipe, Recipe(run.stage, {**config, **paths}, {}).to_yaml())
         shutil.rmtree(run.model, ignore_errors=True)
-        base, local = config["base_model"], is_local(config["base_model"])
-        call(title, [tool("axolotl"), "merge-lora", str(recipe)], run.folder / "merge.log", local)
-        if not local:
-            return {}
-        changed = changed_tensors(Path(base), run.model)
-        if not changed:
+        base = str(config["base_model"])
+        call(title, [tool("axolotl"), "merge-lora", str(recipe)], run.folder / "merge.log", is_local(base))
+        folder = model_folder(base, config.get("revision_of_model"))
+        changed = changed_tensors(folder, run.model) if folder else None
+        if changed == 0:
             raise RunFailed(f"{title}: the merged model equals the model it started from")
         return {"changed_tensors": changed}
 

@@ -187,7 +187,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scored(workspace: Path) -> dict[str, Scored]:
     """All adapters, one after another in one process."""
     base = {
-        "model_args": "pretrained=base,dtype=float32",
+        "model_args": {"pretrained": "base", "dtype": "float32"},
         "tasks": TASKS.split(","),
         "batch_size": 8,
         "seed": 0,

@@ -17,7 +17,7 @@ import pytest
 
 from sweeps.run.executor import launch, places
 from sweeps.run.folder import Run, execute_once
-from sweeps.run.process import SLOT, RunFailed
+from sweeps.run.process import SLOT, RunFailed, call
 from sweeps.run.status import all_statuses, progress
 
 SCRIPT = Path(__file__).with_name("stand_in.py")
@@ -74,6 +74,19 @@ def test_a_failure_is_tried_again_and_costs_its_dependants_alone(tmp_path: Path)
     assert (bad.folder / "failed.txt").read_text() == "bad: last words\n"
     states = {row.folder: row.state for row in all_statuses(tmp_path)[0]}
     assert states == {bad.folder: "failed", good.folder: "done", other.folder: "done"}
+
+
+def test_what_refuses_itself_is_one_line_and_not_tried_again(tmp_path: Path) -> None:
+    (run,) = chain("dpo", root=tmp_path)
+    code = "print('x' * 9000, 'refused: in passing'); raise SystemExit('refused: data/x.jsonl, row a7: not whole')"
+    tried = []
+
+    def do(run: Run) -> None:
+        tried.append(run)
+        execute_once(run, lambda: call("dpo x", [sys.executable, "-c", code], run.folder / "train.log", False) or {})
+
+    assert [str(why) for why in launch({run.digest: run}, do).values()] == ["dpo x: data/x.jsonl, row a7: not whole"]
+    assert len(tried) == 1 and (run.folder / "failed.txt").read_text().count("\n") == 1
 
 
 def test_a_fault_of_ours_costs_one_run_too(tmp_path: Path) -> None:
