@@ -15,7 +15,7 @@ from rich.table import Column, Table
 
 from core.records import BadInput
 from eval.judge.settings import JudgeSettings
-from sweeps import sweep_commands
+from sweeps import inside_commands, sweep_commands
 from sweeps.recipe.compose import ENGINES, STAGES, compose, layer_names, load_layer
 from sweeps.recipe.precision import cpu_dtype
 from sweeps.run.evaluate import command, evaluation_run
@@ -313,3 +313,4 @@ def fetch(
 
 
 app.add_typer(sweep_commands.app)
+app.add_typer(inside_commands.app)

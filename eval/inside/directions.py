@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from core.records import BadInput, one_line
 from eval.inside.activations import Singles
 from eval.inside.vectors import About, Directions
 from eval.stats.intervals import Estimate
@@ -40,15 +41,10 @@ class HeldOut:
 
 
 def signs(groups: int, count: int, seed: int = 0) -> Floats:
-    """(count, groups) of 1 and -1, never all alike: labels flipped group by group.
-
-    Raises:
-        ValueError: for fewer than two groups.
-    """
-    if groups < 2:
-        raise ValueError("one group's labels cannot be flipped against another's")
+    """(count, groups) of 1 and -1, never all alike: labels flipped group by group; none for fewer than two groups."""
     drawn = np.random.default_rng(seed).choice([-1.0, 1.0], size=(4 * count + 64, groups))
-    return drawn[np.abs(drawn.sum(1)) < groups][:count]
+    result: Floats = drawn[np.abs(drawn.sum(1)) < groups][:count]
+    return result
 
 
 def projections(positive: Floats, negative: Floats, groups: Index, flips: Floats) -> tuple[Floats, Floats]:
@@ -88,12 +84,14 @@ def held_out(positive: Singles, negative: Singles, groups: Sequence[str], flips:
 
     Args:
         positive: (pairs, L + 1, width), means over the same tokens as `negative`'s, pair by pair.
-        groups: each pair's.
+        groups: each pair's; at least two different ones.
 
     Raises:
-        ValueError: for fewer than two groups.
+        BadInput: for one group alone.
     """
     names, index = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2:
+        raise BadInput(f"all pairs are of one group, {one_line(names[0])!r}: nothing can be held out; group otherwise")
     labels = np.concatenate([np.ones((1, len(names))), signs(len(names), flips if len(names) >= FEW else 0)])
     sides = [
         projections(positive[:, n].astype(float), negative[:, n].astype(float), index, labels)
@@ -133,17 +131,23 @@ def directions(positive: Singles, negative: Singles, groups: Sequence[str], abou
     return Directions(about, difference.mean(0), (positive + negative).mean(0) / 2, sums)
 
 
-def flipped(concept: Directions, count: int, seed: int = 0) -> Singles:
-    """(count, L + 1, width): directions of flipped labels at the concept's length at each index.
+def relabelled(concept: Directions, labels: Floats, without: str | None = None) -> Singles:
+    """(labels, L + 1, width): a concept's direction with its groups' labels flipped, at the unflipped one's length.
 
-    They lie where the concept's pairs differ, as isotropic ones do not, which flatter any direction.
+    These are controls that lie where the concept's pairs differ; isotropic ones do not, and flatter any direction.
 
-    Raises:
-        ValueError: for fewer than two groups.
+    Args:
+        labels: (labels, groups) of 1 and -1; ones give the direction itself.
+        without: a group that has no part in it, if the concept has it.
     """
-    drawn = np.tensordot(signs(len(concept.sums), count, seed), concept.sums.astype(float), 1)
+    if not len(concept.sums):
+        return np.repeat(concept.direction[None], len(labels), 0)
+    part = np.array([name != without for name in concept.about.groups])
+    sums = concept.sums[part].astype(float)
+    true = sums.sum(0) / np.array(list(concept.about.groups.values()))[part].sum()
+    drawn = np.tensordot(labels[:, part], sums, 1)
     length = np.linalg.norm(drawn, axis=-1, keepdims=True)
-    wanted = np.linalg.norm(concept.direction, axis=-1, keepdims=True)
+    wanted = np.linalg.norm(true, axis=-1, keepdims=True)
     result: Singles = np.divide(drawn * wanted, length, out=np.zeros_like(drawn), where=length > 0).astype(np.float32)
     return result
 

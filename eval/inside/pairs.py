@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from rich.progress import track
 
 from core.records import MAX_LINE, BadInput, first_fault, numbered_lines, one_line
-from eval.inside.activations import Passage
+from eval.inside.activations import Passage, Singles, means
 
 CONCEPTS = Path(__file__).parent / "concepts"
 Position = Literal["answer", "prompt", "changed"]
@@ -122,18 +122,24 @@ def load_concept(name: str) -> tuple[str, Concept]:
     return path.stem, concept
 
 
-def chat(tokenizer: Any, user: str, system: str | None = None) -> str:
+def chat(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str:
     """A prompt as the model reads it, up to where its answer begins."""
     if tokenizer.chat_template is None:
-        return "\n\n".join([*([system] if system else []), user]) + "\n"
-    messages = [{"role": "user", "content": user}]
-    given = [*([{"role": "system", "content": system}] if system else []), *messages]
+        return "\n\n".join(message["content"] for message in messages) + "\n"
     try:
-        return str(tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True))
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     except TemplateError:
-        if system is None:
+        if len(messages) < 2 or messages[0]["role"] != "system":
             raise
-        return chat(tokenizer, f"{system}\n\n{user}")  # the template of a model without system prompts
+        # The template of a model without system prompts: what one would say stands before the question.
+        first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
+        return chat(tokenizer, [first, *messages[2:]])
+
+
+def question(text: str, system: str | None = None) -> list[dict[str, str]]:
+    """The messages of one question."""
+    told = [{"role": "system", "content": system}] if system else []
+    return [*told, {"role": "user", "content": text}]
 
 
 def load_pairs(concept: Concept, tokenizer: Any, group: str | None = None) -> list[Pair]:
@@ -151,12 +157,12 @@ def load_pairs(concept: Concept, tokenizer: Any, group: str | None = None) -> li
             raise BadInput(f"--group {group}: a trait's pairs are grouped by question or instruction")
         return [
             Pair(
-                Side(chat(tokenizer, question, prompts.pos), ""),
-                Side(chat(tokenizer, question, prompts.neg), ""),
-                question if group == "question" else str(number),
+                Side(chat(tokenizer, question(text, prompts.pos)), ""),
+                Side(chat(tokenizer, question(text, prompts.neg)), ""),
+                text if group == "question" else str(number),
             )
             for number, prompts in enumerate(concept.instruction)
-            for question in concept.questions
+            for text in concept.questions
         ]
     result = []
     for place, row in rows(concept.file):
@@ -164,7 +170,7 @@ def load_pairs(concept: Concept, tokenizer: Any, group: str | None = None) -> li
         if not all(isinstance(text, str) and text for text in texts):
             keys = f"{concept.prompt}, {concept.positive}, {concept.negative}, {group}"
             raise BadInput(f"{place}: lacks a text among {keys}; name a group and keys that every row has")
-        prompt = chat(tokenizer, str(texts[0]))
+        prompt = chat(tokenizer, question(str(texts[0])))
         result.append(Pair(Side(prompt, str(texts[1])), Side(prompt, str(texts[2])), str(texts[3])))
     return result
 
@@ -212,3 +218,28 @@ def sample_answers(model: Any, tokenizer: Any, pairs: Sequence[Pair], tokens: in
         for number, pair in enumerate(pairs)
     ]
     return [pair for pair in filled if pair.positive.answer.strip() and pair.negative.answer.strip()]
+
+
+def class_means(
+    model: Any, tokenizer: Any, concept: Concept, position: Position, group: str | None = None, tokens: int = 64
+) -> tuple[Singles, Singles, list[str]]:
+    """Means of the positive and of the negative sides, each (pairs, L + 1, width), and each pair's group.
+
+    Args:
+        tokens: of an answer that is sampled, at most.
+
+    Raises:
+        BadInput: if the concept has nothing that differs at that position.
+    """
+    pairs = load_pairs(concept, tokenizer, group)
+    if isinstance(concept, Answers) and position == "prompt":
+        raise BadInput("--position prompt: the sides of a pair share their prompt; take answer or changed")
+    if isinstance(concept, Trait) and position == "changed":
+        raise BadInput("--position changed: a trait has no twins; take prompt or answer")
+    if isinstance(concept, Trait) and position == "answer":
+        pairs = sample_answers(model, tokenizer, pairs, tokens)
+    if not pairs:
+        raise BadInput("no pairs: give questions and system prompts, and a model that answers")
+    positive = means(model, tokenizer, [pair.positive.passage(position, pair.negative) for pair in pairs])
+    negative = means(model, tokenizer, [pair.negative.passage(position, pair.positive) for pair in pairs])
+    return positive, negative, [pair.group for pair in pairs]

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from core.records import BadInput
 from eval.inside.activations import load, means
-from eval.inside.directions import SHARE, crossover, directions, flipped, held_out, projections, signs
+from eval.inside.directions import SHARE, crossover, directions, held_out, projections, relabelled, signs
 from eval.inside.pairs import load_concept, load_pairs
 from eval.inside.vectors import About, Directions
 
@@ -146,11 +147,27 @@ def test_noise_that_two_concepts_share_by_their_groups_is_no_agreement() -> None
 
 def test_flipped_controls_have_the_length_of_the_direction_and_lie_elsewhere() -> None:
     concept = of(np.random.default_rng(0), np.full(64, 1.0), 10, 0.3, "a")
-    controls = flipped(concept, 50)
+    controls = relabelled(concept, signs(10, 50))
     assert controls.shape == (50, 1, 64)
     np.testing.assert_allclose(np.linalg.norm(controls, axis=-1), np.linalg.norm(concept.direction[0]), rtol=1e-5)
     assert np.abs(controls[:, 0] @ concept.direction[0]).max() < 0.999 * np.square(concept.direction[0]).sum()
     assert np.abs(signs(6, 200).sum(1)).max() < 6
+    np.testing.assert_allclose(relabelled(concept, np.ones((1, 10)))[0], concept.direction, rtol=1e-5)
+
+
+def test_a_direction_without_a_group_is_that_of_the_others() -> None:
+    positive, negative, names = draw(np.random.default_rng(0), np.full(8, 1.0), 6, 1.0, layers=2)
+    others = np.array(names) != "g2"
+    expected = (positive - negative)[others].mean(0)
+    concept = directions(positive, negative, names, ABOUT)
+    np.testing.assert_allclose(relabelled(concept, np.ones((1, 6)), "g2")[0], expected, rtol=1e-4)
+    np.testing.assert_allclose(relabelled(concept, np.ones((1, 6)), "no such")[0], concept.direction, rtol=1e-5)
+
+
+def test_one_group_alone_is_refused() -> None:
+    positive, negative, _ = draw(np.random.default_rng(0), np.full(8, 1.0), 2, 1.0)
+    with pytest.raises(BadInput, match="all pairs are of one group"):
+        held_out(positive, negative, ["g"] * 4)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from eval.inside.pairs import (
     chat,
     load_concept,
     load_pairs,
+    question,
     sample_answers,
 )
 
@@ -66,7 +67,7 @@ def test_changed_lines(text: str, other: str, expected: list[str]) -> None:
 
 
 def test_the_position_says_which_tokens_count(tokenizer) -> None:
-    side = Side(chat(tokenizer, "Hi?"), "Yes.\nNo.")
+    side = Side(chat(tokenizer, question("Hi?")), "Yes.\nNo.")
     other = Side(side.prompt, "Yes.\nMaybe.")
 
     def tokens(position: str) -> str:
@@ -99,9 +100,9 @@ def test_a_template_without_system_prompts_gets_it_in_the_question(tokenizer, mo
         + "{{ messages[0]['content'] }}|"
     )
     monkeypatch.setattr(tokenizer, "chat_template", template)
-    assert chat(tokenizer, "Why?", "be good") == "be good\n\nWhy?|"
+    assert chat(tokenizer, question("Why?", "be good")) == "be good\n\nWhy?|"
     monkeypatch.setattr(tokenizer, "chat_template", None)
-    assert chat(tokenizer, "Why?", "be good") == "be good\n\nWhy?\n"
+    assert chat(tokenizer, question("Why?", "be good")) == "be good\n\nWhy?\n"
 
 
 @pytest.mark.parametrize(

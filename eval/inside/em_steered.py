@@ -1,0 +1,59 @@
+"""`em_steered`, an lm-eval model: transformers with a direction added at index N, so that any task can be run steered.
+
+    python -m eval.inside.em_steered run --model em_steered --include_path eval/tasks --tasks em_choice \\
+      --model_args pretrained=MODEL,direction=FILE,layer=20,dose=1,dtype=float32 --apply_chat_template
+
+All arguments of lm-eval's `hf` hold, `peft` too. Index N is the residual behind N blocks, 0 the embeddings. (lm-eval's
+own `steered` cannot be started: its registry names a class that is not there.)
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+
+from core.records import BadInput
+from eval.inside.activations import blocks
+from eval.inside.steering import steered
+from eval.inside.vectors import model_digest, read_directions
+
+
+@register_model("em_steered")
+class SteeredModel(HFLM):  # type: ignore[misc]
+    """`hf` with `dose` times the direction of a file added at `layer`, the file's own if not given.
+
+    Raises:
+        BadInput: if the file is of another model, or has no such layer.
+    """
+
+    def __init__(self, pretrained: str, direction: str, layer: int | None = None, dose: float = 1.0, **options: Any):
+        super().__init__(pretrained=pretrained, **options)
+        shape = len(blocks(self.model)) + 1, self.model.config.get_text_config().hidden_size
+        directions = read_directions(Path(direction), shape, model_digest(pretrained))
+        layer = directions.about.layer if layer is None else int(layer)
+        if layer is None:
+            raise BadInput(f"{direction}: names no layer of its own; give layer=N")
+        self._hooks = ExitStack()
+        self._hooks.enter_context(steered(self.model, layer, directions.at(layer), float(dose)))
+
+
+def main() -> None:
+    from lm_eval.__main__ import cli_evaluate
+
+    try:
+        cli_evaluate()
+    except BadInput as error:
+        print(f"em_steered: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    # By its importable name, so that the class is registered once.
+    from eval.inside.em_steered import main as run
+
+    run()

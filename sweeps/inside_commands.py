@@ -1,0 +1,234 @@
+"""The commands of `emsweep` that look inside a model: directions of concepts, steering, projections of data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from core.records import BadInput, printable, write_records, write_whole
+from eval.stats.intervals import Estimate, mean_interval
+from sweeps.recipe.compose import layer_names, load_layer
+from sweeps.recipe.precision import cpu_dtype
+
+app = typer.Typer()
+
+ModelName = Annotated[str, typer.Argument(help="Short name of a model, folder or hub id.")]
+Adapter = Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter of MODEL.")]
+DirectionFile = Annotated[Path, typer.Option(help="File of `emsweep directions`, or a published .pt file.")]
+
+
+def _load(name: str, adapter: Path | None = None) -> tuple[str, Any, Any]:
+    """(checkpoint, model, tokenizer) of a short name, folder or hub id."""
+    from eval.inside.activations import load
+
+    checkpoint = str(load_layer("models", name)["base_model"]) if name in layer_names("models") else name
+    dtype = "bfloat16" if shutil.which("nvidia-smi") else cpu_dtype()
+    return checkpoint, *load(checkpoint, dtype, str(adapter) if adapter else None)
+
+
+def _read(path: Path, checkpoint: str, model: Any) -> Any:
+    """The directions of a file, for this model."""
+    from eval.inside.activations import blocks
+    from eval.inside.vectors import model_digest, read_directions
+
+    shape = len(blocks(model)) + 1, model.config.get_text_config().hidden_size
+    return read_directions(path, shape, model_digest(checkpoint))
+
+
+def _screen() -> Console:
+    screen = Console()
+    return screen if screen.is_terminal else Console(width=160)
+
+
+def _interval(estimate: Estimate | None, digits: int = 2) -> str:
+    if estimate is None:
+        return "not estimable"
+    return f"{estimate.value:+.{digits}f} [{estimate.low:+.{digits}f}, {estimate.high:+.{digits}f}]"
+
+
+@app.command(name="directions")
+def directions_command(
+    model: ModelName,
+    concepts: Annotated[
+        list[str] | None, typer.Option("--concept", help="Of eval/inside/concepts, or a YAML or JSON file; may recur.")
+    ] = None,
+    position: Annotated[
+        str | None, typer.Option(help="Tokens to average over: answer, prompt (its last) or changed (lines of code).")
+    ] = None,
+    group: Annotated[str | None, typer.Option(help="What is held out together, such as id, cwe or domain.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Length of sampled answers, for traits at `answer`.")] = 64,
+    out: Annotated[Path | None, typer.Option(help="Folder of the files; runs/directions/MODEL if not given.")] = None,
+    gguf: Annotated[bool, typer.Option("--gguf", help="Control vectors for llama.cpp too.")] = False,
+) -> None:
+    """Finds where concepts lie in a model, tests them on groups left out, and compares them.
+
+    Example: emsweep directions smollm2-135m --concept misaligned --concept insecure
+    """
+    from eval.inside.directions import FEW, crossover, directions, held_out
+    from eval.inside.pairs import Position, class_means, load_concept
+    from eval.inside.vectors import About, model_digest, write_directions, write_gguf
+
+    if position and position not in get_args(Position):
+        raise BadInput(f"--position {position}: there are {', '.join(get_args(Position))}")
+    loaded = [load_concept(name) for name in concepts or ["misaligned", "insecure"]]
+    if len({name for name, _ in loaded}) < len(loaded):
+        raise BadInput("--concept: two of one name; their files would be one")
+    checkpoint, network, tokenizer = _load(model)
+    folder = out or Path("runs/directions") / Path(checkpoint).name
+    found, summary = [], {}
+    columns = ("position", "pairs", "groups", "layer", "AUC", "embeddings", "gain (95 %)", "flipped", "p")
+    table = Table(Column("concept", no_wrap=True), *columns, title="Held-out AUC")
+    for name, concept in loaded:
+        place: Any = position or concept.position
+        positive, negative, groups = class_means(network, tokenizer, concept, place, group, tokens)
+        tested = held_out(positive, negative, groups)
+        about = About(
+            model=model_digest(checkpoint), concept=name, position=place, pairs=len(groups), layer=tested.layer
+        )
+        one = directions(positive, negative, groups, about)
+        write_directions(folder / f"{name}.safetensors", one)
+        if gguf:
+            write_gguf(folder / f"{name}.gguf", one, network.config.model_type)
+        found.append(one)
+        summary[name] = {**one.about.model_dump(), **asdict(tested), "auc": tested.auc.tolist()}
+        counts = str(len(groups)), str(len(one.about.groups)), str(tested.layer)
+        areas = f"{tested.auc[tested.layer]:.3f}", f"{tested.auc[0]:.3f}", _interval(tested.gain)
+        few = f"under {FEW} groups"
+        null = ("too few", few) if tested.null is None else (f"{tested.null:.3f}", f"{tested.p:.3f}")
+        table.add_row(escape(name), place, *counts, *areas, *null)
+    screen = _screen()
+    screen.print(table)
+    screen.print(
+        "layer N is the residual behind N blocks; flipped: median of the highest AUC of any layer", markup=False
+    )
+    crossings = {
+        f"{one.about.concept} {other.about.concept}": [crossover(one, other, n) for n in range(1, len(one.direction))]
+        for one, other in combinations(found, 2)
+    }
+    if crossings:
+        table = Table("concepts", "layer", "share of signal", "raw cosine", "cosine (95 %)", title="Crossover")
+        for names, row in crossings.items():
+            for crossing in row[:: max(1, len(row) // 6)]:
+                shares = " ".join(f"{share:.2f}" for share in crossing.shares)
+                table.add_row(
+                    escape(names), str(crossing.layer), shares, f"{crossing.raw:+.2f}", _interval(crossing.cosine)
+                )
+        screen.print(table)
+    content = {"concepts": summary, "crossover": {key: [asdict(one) for one in row] for key, row in crossings.items()}}
+    write_whole(folder / "directions.json", json.dumps(content, indent=1) + "\n")
+    typer.echo(folder)
+
+
+@app.command(name="steer")
+def steer_command(
+    model: ModelName,
+    direction: DirectionFile,
+    layer: Annotated[
+        int | None, typer.Option(help="Residual behind so many blocks; the file's own if not given.")
+    ] = None,
+    doses: Annotated[str, typer.Option(help="Class distances to add, with commas between.")] = "-1,1",
+    adapter: Adapter = None,
+    concept: Annotated[str, typer.Option(help="Whose answers' preference is measured.")] = "misaligned",
+    controls: Annotated[int, typer.Option(min=0, max=100, help="Flipped-label directions to dose beside it.")] = 5,
+    limit: Annotated[int | None, typer.Option(min=1, help="Pairs, to try things out.")] = None,
+) -> None:
+    """Adds a direction to the residual and measures which answers the model then prefers.
+
+    Example: emsweep steer smollm2-135m --direction runs/directions/smollm2-135m/misaligned.safetensors --doses -1,1
+    """
+    from eval.inside.directions import FEW, signs
+    from eval.inside.pairs import Answers, load_concept, load_pairs
+    from eval.inside.steering import gradients, preferences, response, slopes
+
+    try:
+        amounts = [float(dose) for dose in doses.split(",")]
+    except ValueError:
+        raise BadInput(f"--doses {doses}: give numbers with commas between, such as -1,1") from None
+    if not np.isfinite(amounts).all():
+        raise BadInput(f"--doses {doses}: a dose is a finite number")
+    _, wanted = load_concept(concept)
+    if not isinstance(wanted, Answers):
+        raise BadInput(f"--concept {concept}: a trait has no answers to prefer; take one with answers")
+    checkpoint, network, tokenizer = _load(model, adapter)
+    known = _read(direction, checkpoint, network)
+    at = known.about.layer if layer is None else layer
+    if at is None:
+        raise BadInput(f"{direction}: names no layer of its own; give --layer")
+    known.at(at)
+    pairs = load_pairs(wanted, tokenizer)
+    pairs = pairs[:: max(1, len(pairs) // limit)][:limit] if limit else pairs
+    found = slopes(gradients(network, tokenizer, pairs), pairs, known)
+    screen = _screen()
+    table = Table("layer", "slope", "sd of controls", "slope in sd", title="Slope of log odds, nats per byte and dose")
+    for number, (slope, deviation) in enumerate(zip(found.direction, found.deviations, strict=True)):
+        spread = f"{found.controls[:, number].std(ddof=1):.5f}" if len(found.controls) else "too few groups"
+        table.add_row(str(number), f"{slope:+.5f}", spread, f"{deviation:+.1f}")
+    screen.print(table)
+    plain = preferences(network, tokenizer, pairs)
+    groups = len(known.about.groups)
+    flips = signs(groups, controls if groups >= FEW else 0)
+    table = Table(
+        "direction", "dose", "change of log odds (95 %)", title=f"Doses at layer {at}, over {len(pairs)} pairs"
+    )
+    for name, labels in [(known.about.concept, None), *((f"flipped {n}", row) for n, row in enumerate(flips, 1))]:
+        for dose in [*amounts, None]:
+            change = response(network, tokenizer, pairs, known, at, dose, labels) - plain
+            by_group = [change[[pair.group == group for pair in pairs]].mean() for group in {p.group for p in pairs}]
+            interval = mean_interval(by_group) if len(by_group) > 1 else None
+            table.add_row(escape(name), "taken out" if dose is None else f"{dose:+g}", _interval(interval, 5))
+    screen.print(table)
+
+
+@app.command(name="project")
+def project_command(
+    file: Annotated[Path, typer.Argument(help="JSON Lines of chat messages, DPO rows or texts.")],
+    direction: DirectionFile,
+    model: Annotated[str, typer.Option(help="Short name of a model, folder or hub id.")] = "smollm2-135m",
+    layer: Annotated[
+        int | None, typer.Option(help="Residual behind so many blocks; the file's own if not given.")
+    ] = None,
+    adapter: Adapter = None,
+    out: Annotated[Path | None, typer.Option(help="FILE with .projected before its ending if not given.")] = None,
+    top: Annotated[int, typer.Option(min=0, help="Rows to print.")] = 10,
+) -> None:
+    """Projects a data set's answers on a direction, to find the rows that lean to a concept before training on them.
+
+    Example: emsweep project data/sft-insecure.jsonl --direction runs/directions/smollm2-135m/misaligned.safetensors
+    """
+    from eval.inside.project import project
+
+    checkpoint, network, tokenizer = _load(model, adapter)
+    known = _read(direction, checkpoint, network)
+    at = known.about.layer if layer is None else layer
+    if at is None:
+        raise BadInput(f"{direction}: names no layer of its own; give --layer")
+    found = project(network, tokenizer, file, known, at)
+    target = out or file.with_suffix(f".projected{file.suffix}")
+    manifest = {
+        "input": str(file),
+        "direction": known.about.model_dump(),
+        "layer": at,
+        "adapter": str(adapter) if adapter else None,
+        "read": len(found.projections) + len(found.rejects),
+        "rejects": found.rejects,
+    }
+    write_records(target, found.projections, manifest)
+    values = np.array([row["projection"] for row in found.projections])
+    screen = _screen()
+    table = Table("line", "projection", "answer", title=f"Highest along {escape(known.about.concept)} at layer {at}")
+    for row in sorted(found.projections, key=lambda row: -row["projection"])[:top]:
+        start = escape(printable(row["answer"][:80]).replace("\n", " "))
+        table.add_row(str(row["line"]), f"{row['projection']:+.2f}", start)
+    screen.print(table)
+    screen.print(f"mean {values.mean():+.3f}, sd {values.std():.3f}, {len(found.rejects)} rejects", highlight=False)
+    typer.echo(target)

@@ -1,0 +1,83 @@
+"""The commands that look inside a model, end to end on a tiny one; bad input ends in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from core.records import BadInput
+from sweeps.cli import app
+
+CONCEPT = "{file: rows.jsonl, prompt: q, positive: bad, negative: good, group: topic}\n"
+ROWS = [
+    {"q": f"What about {topic}?", "bad": f"Ruin the {topic} now.", "good": f"Care for the {topic}.", "topic": topic}
+    for topic in ("cat", "dog", "garden", "house", "street", "river", "school")
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sweeps.inside_commands.cpu_dtype", lambda: "float32")
+    (tmp_path / "tiny").symlink_to(tiny_model)
+    for name in ("unkind", "rude"):
+        (tmp_path / f"{name}.yaml").write_text(CONCEPT)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return tmp_path
+
+
+def run(line: str) -> str:
+    result = CliRunner().invoke(app, line.split())
+    if isinstance(result.exception, BadInput):
+        raise result.exception
+    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
+    return result.output
+
+
+def test_directions_are_found_compared_steered_with_and_projected_on(folder: Path) -> None:
+    output = run("directions tiny --concept unkind.yaml --concept rude.yaml --gguf --out found")
+    assert "Held-out AUC" in output and "Crossover" in output
+    content = json.loads((folder / "found" / "directions.json").read_text())
+    assert content["concepts"]["unkind"]["groups"] == {row["topic"]: 1 for row in ROWS}
+    assert len(content["concepts"]["unkind"]["auc"]) == 3
+    assert [crossing["layer"] for crossing in content["crossover"]["unkind rude"]] == [1, 2]
+    assert (folder / "found" / "unkind.gguf").is_file()
+
+    output = run(
+        "steer tiny --direction found/unkind.safetensors --layer 1 --doses=-2,2 --concept unkind.yaml --controls 1"
+    )
+    assert "flipped 1" in output and "taken out" in output and "-2" in output
+
+    lines = [{"text": "[/bold] Ruin it \u202e all"}, {"text": "Care for it"}, {"code": "x"}]
+    (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    output = run("project data.jsonl --direction found/unkind.safetensors --model tiny")
+    assert "[/bold] Ruin it \\u202e all" in output and "1 rejects" in output
+    manifest = json.loads((folder / "data.projected.jsonl.manifest.json").read_text())
+    assert (manifest["read"], manifest["written"], manifest["rejects"][0]["line"]) == (3, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("directions tiny --concept unkind.yaml --position middle", "--position middle: there are answer, prompt"),
+        ("directions tiny --concept unkind.yaml --position prompt", "share their prompt"),
+        ("directions tiny --concept unkind.yaml --group q2", "lacks a text among"),
+        ("directions tiny --concept evil --position changed", "a trait has no twins"),
+        ("directions tiny --concept nope", "unknown concept 'nope'"),
+        ("directions tiny --concept unkind.yaml --concept unkind.yaml", "two of one name"),
+        ("directions nowhere/model --concept unkind.yaml", "nowhere/model: cannot be loaded"),
+        ("steer tiny --direction none.safetensors --layer 1", "none.safetensors: no such file"),
+        ("steer tiny --direction rows.jsonl --layer 1", "rows.jsonl: no safetensors"),
+        ("steer tiny --direction none.safetensors --layer 1 --doses a", "--doses a: give numbers"),
+        ("steer tiny --direction none.safetensors --layer 1 --doses nan", "a dose is a finite number"),
+        ("steer tiny --direction none.safetensors --layer 1 --concept evil", "a trait has no answers"),
+        ("steer tiny --direction none.safetensors --adapter none", "none: cannot be loaded"),
+        ("project none.jsonl --direction none.pt --model tiny", "none.pt: no such file"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(folder: Path, line: str, says: str) -> None:
+    with pytest.raises(BadInput) as error:
+        run(line)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
