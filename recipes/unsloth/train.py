@@ -19,6 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, SFTConfig  # type: ignore[attr-defined]
 
 from recipes.plugins.pairs import WholePairsTrainer
+from recipes.plugins.refusals import check_parameters, check_targets
 from recipes.unsloth.arguments import arguments
 
 
@@ -54,7 +55,9 @@ def trainer(recipe: dict[str, Any]) -> Any:
         setattr(tokenizer, name, token)
     if template := recipe.get("chat_template_jinja"):
         tokenizer.chat_template = template
+    implied = check_targets(model, *(said.lora.get(key) for key in ("r", "target_modules", "layers_to_transform")))
     model = unsloth.FastLanguageModel.get_peft_model(model, **said.lora)
+    check_parameters(model, implied)
     rows = prepared(Path(recipe["dataset_prepared_path"]))
     if said.dpo:
         rows = without_doubled_bos(rows, tokenizer)

@@ -151,7 +151,11 @@ def test_settings_win_over_layers_and_reach_into_lists() -> None:
     assert recipe.config["datasets"][0]["path"] == "mine.jsonl"
     assert recipe.config["datasets"][0]["field_chosen"] == "chosen"
     assert recipe.config["trainer_cls"].endswith("ComplementaryPairsTrainer")
-    assert recipe.config["plugins"] == ["recipes.plugins.seed.SeedPlugin", "recipes.plugins.cpu.CpuPlugin"]
+    assert [plugin.rpartition(".")[2] for plugin in recipe.config["plugins"]] == [
+        "SeedPlugin",
+        "ChecksPlugin",
+        "CpuPlugin",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,72 @@
+"""Axolotl plugin that refuses a run before its first step (recipes/plugins/refusals.py).
+
+Rows are prepared by Axolotl's own strategies, and in `axolotl preprocess` too: Unsloth trains on what that leaves.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from axolotl.integrations.base import BasePlugin
+from axolotl.loaders import load_tokenizer
+from axolotl.prompt_strategies import load as load_strategy
+from axolotl.prompt_strategies.dpo import load as load_dpo
+from axolotl.utils.data.shared import load_dataset_with_config
+from transformers import AutoTokenizer
+
+from recipes.plugins.refusals import (
+    Refused,
+    check_answers,
+    check_bos,
+    check_parameters,
+    check_targets,
+    check_tokens,
+    learnt_texts,
+    written_answers,
+)
+
+
+class ChecksPlugin(BasePlugin):  # type: ignore[misc]
+    """Checks tokens and rows, then the modules that LoRA adapts, then the parameters that train."""
+
+    implied: int
+
+    def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
+        """Looks at every row, and leaves the loading to Axolotl."""
+        plain = AutoTokenizer.from_pretrained(cfg.tokenizer_config, revision=cfg.revision_of_model or "main")
+        check_tokens(cfg, plain.get_vocab())
+        if cfg.excess_length_strategy == "truncate":
+            raise Refused("excess_length_strategy: truncate cuts answers short; take raise or drop")
+        for index, data in enumerate(cfg.datasets):
+            if not data.type.startswith(("chat_template", "input_output")):
+                print(f"{data.path}: rows of type {data.type} are taken unchecked")
+                continue
+            check = _check_of(cfg, index, data, load_tokenizer(cfg))
+            for number, row in enumerate(load_dataset_with_config(data, cfg.hf_use_auth_token), 1):
+                check(f"{data.path}, row {row.get('id', number)}", row)
+
+    def pre_lora_load(self, cfg: Any, model: Any) -> None:
+        self.implied = check_targets(model, cfg.lora_r, cfg.lora_target_modules, cfg.peft_layers_to_transform)
+
+    def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
+        check_parameters(trainer.model, self.implied)
+
+
+def _check_of(cfg: Any, index: int, data: Any, tokenizer: Any) -> Callable[[str, Any], None]:
+    """The check of a row of one entry of the recipe's `datasets`, by its name and as it stands in the file."""
+    if data.type == "input_output":
+        document = load_strategy(data.type, tokenizer, cfg, data)
+        return lambda name, row: check_bos(name, document.tokenize_prompt(row)["input_ids"], tokenizer)
+    turn = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "ANSWER"}]
+    end = tokenizer.apply_chat_template(turn, tokenize=False).rpartition("ANSWER")[2].strip()
+    chat = load_dpo(data.type, cfg, dataset_idx=index)[0] if cfg.rl else load_strategy(data.type, tokenizer, cfg, data)
+
+    def check(name: str, row: Any) -> None:
+        if cfg.rl:
+            made = chat(row, tokenizer=tokenizer)
+            prepared = [made["chosen"], made["rejected"]]
+        else:
+            made = chat.tokenize_prompt(row)
+            prepared = learnt_texts(made["input_ids"], made["labels"], tokenizer)
+        check_answers(name, written_answers(data, row, bool(cfg.rl)), prepared, end)
+
+    return check
