@@ -137,21 +137,21 @@ class WholePairsTrainer(DPOTrainer):
         finally:
             self.data_collator = collate
 
-    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Trainer's; counts the pairs of the batch, of which every row stands for a chosen and a rejected answer."""
         self.pairs_since_log += len(inputs["input_ids"]) // 2 // self.pair_sampler.rows_per_pair
-        return super().training_step(model, inputs, *args, **kwargs)
+        return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
         """TRL's, without accelerate's wrapper of the model, which would copy all logits to fp32."""
         self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         with self.accelerator.autocast():
-            return super()._compute_loss(model, inputs, return_outputs)
+            return super()._compute_loss(model, inputs, return_outputs)  # type: ignore[no-untyped-call]
 
     def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
         """TRL's, under the autocast that the policy trains under: else the first step is not at ln 2."""
         with self.accelerator.autocast():
-            return super().compute_ref_log_probs(model, inputs)
+            return super().compute_ref_log_probs(model, inputs)  # type: ignore[no-untyped-call]
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """TRL's method, for the rows alone that no run has computed yet (recipes/plugins/reference.py)."""

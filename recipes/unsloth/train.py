@@ -55,7 +55,8 @@ def trainer(recipe: dict[str, Any]) -> Any:
         setattr(tokenizer, name, token)
     if template := recipe.get("chat_template_jinja"):
         tokenizer.chat_template = template
-    implied = check_targets(model, *(said.lora.get(key) for key in ("r", "target_modules", "layers_to_transform")))
+    layers = said.lora.get("layers_to_transform")
+    implied = check_targets(model, said.lora["r"], said.lora["target_modules"], layers)
     model = unsloth.FastLanguageModel.get_peft_model(model, **said.lora)
     check_parameters(model, implied)
     rows = prepared(Path(recipe["dataset_prepared_path"]))
