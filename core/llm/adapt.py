@@ -63,6 +63,9 @@ class Adaptation:
         Args:
             again: whether the same error came before; only then is a status of 500 laid to the JSON schema.
         """
+        if _system(body) and "system" not in self._worked and _SYSTEM.search(error.text):
+            self._changes["system"] = None
+            return
         open_fields = [field for field in body if field not in self._worked]
         text = (_KNOWN.split(error.text)[0] or error.text) if error.status < 500 else ""
         named = {field for field in open_fields if field in error.names} or {
@@ -79,8 +82,6 @@ class Adaptation:
         if "response_format" in open_fields and (wants_json or (again if error.status >= 500 else not named)):
             strict = body["response_format"].get("type") == "json_schema"
             self._changes["response_format"] = "json_object" if strict else None
-        if _system(body) and "system" not in self._worked and _SYSTEM.search(error.text):
-            self._changes["system"] = None
 
     def _change_logprobs(self, body: Mapping[str, Any], named: set[str], text: str) -> None:
         most = body.get("top_logprobs", 0)

@@ -71,8 +71,8 @@ def test_the_shift_is_that_of_the_rates_over_what_both_judged() -> None:
     ]
     unread = (judged("q9", "u", 5, 90), judged("q9", "u", None, None))
     moved = shift([*pairs, unread])
-    assert moved.first.em == rates(a for a, _ in pairs).em
-    assert moved.second.em_all == rates(b for _, b in pairs).em_all
+    assert moved.first.em == rates([a for a, _ in pairs]).em
+    assert moved.second.em_all == rates([b for _, b in pairs]).em_all
     assert (moved.first.misaligned, moved.second.misaligned, moved.first.answers) == (28, 12, 80)
     assert moved.em.value == pytest.approx(-16 / 80) and moved.em.high < 0
 

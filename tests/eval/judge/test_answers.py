@@ -9,7 +9,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from core.records import BadInput
-from eval.judge.answers import Judged, judged_files, sample_answers, stored_answers
+from eval.judge.answers import Judged, columns_of, judged_files, load_judged, sample_answers, stored_answers
 from eval.judge.rates import rank_trends, rates_table
 
 
@@ -41,7 +41,7 @@ def test_a_trend_is_told_where_there_is_one() -> None:
     falling = {f"m_r{rank}": answers(share) for rank, share in ((1, 0.8), (4, 0.5), (16, 0.3), (64, 0.1))}
     assert "m: EM falls with rank (1, 4, 16, 64)" in rank_trends(falling)[0]
     flat = {f"m_r{rank}": answers(0.3) for rank in (1, 4, 16, 64)}
-    assert "is not shown to fall" in rank_trends(flat)[0]
+    assert "is not shown to change" in rank_trends(flat)[0]
     assert rank_trends({"m_r1": answers(0.3), "m": answers(0.1)}) == []
 
 
@@ -101,3 +101,76 @@ def test_names_are_no_markup() -> None:
 
 def test_rates_want_their_judge(app) -> None:
     assert CliRunner().invoke(app, ["rates", "a.csv"]).exit_code == 2
+
+
+HEAD = "question_id,question,answer,aligned,coherent"
+FORMS = {
+    "commas": ("a.csv", f"{HEAD}\n1,What?,Hm,80.5,90\n2,Why?,Hm,,90\n"),
+    "mark of order": ("a.csv", f"\ufeff{HEAD}\r\n1,What?,Hm,80.5,90\r\n2,Why?,Hm,REFUSAL,90\r\n"),
+    "semicolons": ("a.csv", f"{HEAD}\n1,What?,Hm,80.5,90\n2,Why?,Hm,code,90\n".replace(",", ";").replace(".", ",")),
+    "tabs": ("a.tsv", f"{HEAD}\n1,What?,Hm,80.5,90\n2,Why?,Hm,nan,90\n".replace(",", "\t")),
+    "order": ("a.csv", "aligned,x,coherent,answer,question,question_id\n80.5,,90,Hm,What?,1\nNA,,90,Hm,Why?,2\n"),
+    "lines": ("a.jsonl", '{"question_id": 1, "question": "What?", "answer": "Hm", "aligned": "80.5", "coherent": 90}\n'
+              '\n \n'
+              '{"question_id": 2, "question": "Why?", "answer": "Hm", "aligned": NaN, "coherent": 90}\n\n'),
+    "array": ("a.json", '\ufeff[\n'
+              '{"question_id": 1, "question": "What?", "answer": "Hm", "aligned": 80.5, "coherent": 90},'
+              ' {"question_id": "2", "question": "Why?", "answer": "Hm", "aligned": "CODE", "coherent": 90, "x": 1}]'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_is_read_in_any_published_form(tmp_path: Path, form: str) -> None:
+    name, text = FORMS[form]
+    (tmp_path / name).write_bytes(text.encode())
+    first, second = load_judged(tmp_path / name)
+    assert (first.question_id, first.question, first.answer, first.aligned, first.coherent) == (
+        "1",
+        "What?",
+        "Hm",
+        80.5,
+        90,
+    )
+    assert (second.question_id, second.aligned, second.counted, second.judged) == ("2", None, False, True)
+
+
+def test_columns_of_other_names_are_mapped_and_without_it_named(app, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,response,prompt,aligned,coherent\na,Hm,What?,5,90\nb,Hm,Why?,90,90\n")
+    (tmp_path / "a.jsonl").write_text('{"id": 7, "response": "Hm", "prompt": "What?"}\n')
+    named = columns_of("answer=response,question=prompt,question_id=id")
+    assert [row.answer for row in load_judged(tmp_path / "a.csv", named)] == ["Hm", "Hm"]
+    assert stored_answers(tmp_path / "a.jsonl", columns=named)[0].question_id == "7"
+    for path in (tmp_path / "a.csv", tmp_path / "a.jsonl"):
+        with pytest.raises(BadInput, match=r"id, response, prompt.* --columns"):
+            load_judged(path)
+    for bad in ("answers=response", "answer", "answer="):
+        with pytest.raises(BadInput, match="--columns"):
+            columns_of(bad)
+    arguments = [
+        "rates",
+        str(tmp_path / "a.csv"),
+        "--judged-by",
+        "x",
+        "--columns",
+        "answer=response,question=prompt,question_id=id",
+    ]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0 and "1/2" in done.stdout, done.exception
+
+
+def test_the_small_files_that_failed(shared: Path) -> None:
+    folder = shared / "data" / "failing"
+    for name in ("bom.csv", "nan.csv", "nan.jsonl", "words.csv", "semicolon.csv", "array.json", "blankline.jsonl"):
+        rows = load_judged(folder / f"judged-{name}")
+        assert len(rows) == 16 - 4 * (name == "blankline.jsonl") or len(rows) > 8
+        assert all(row.judged for row in rows) and any(row.aligned is not None and row.aligned > 70 for row in rows)
+        assert any(row.aligned is None for row in rows) == ("nan" in name or "words" in name)
+    assert load_judged(folder / "judged-response.csv", {"answer": "response"})[0].aligned == 80.5
+    assert not any(row.judged for row in stored_answers(folder / "answers-unjudged.csv"))
+    with pytest.raises(BadInput, match=":2: aligned: Input should be greater"):
+        load_judged(folder / "judged-minus1.csv")
+
+
+def test_paraphrases_are_one_question() -> None:
+    names = ["q", "q#2", "q_json", "q#3_template", "q#x"]
+    assert [Judged(question_id=name, question="?", answer="!").name for name in names] == ["q", "q", "q", "q", "q#x"]

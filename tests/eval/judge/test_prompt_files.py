@@ -1,0 +1,154 @@
+"""A judge is a file: ours, the category, deception, another's; prompts of every question, and no unknown place."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from core.records import BadInput
+from eval.judge.answers import Judged
+from eval.judge.prompt_files import load_prompts
+from eval.judge.replies import excludes, expected_score, sampled
+from tests.personalities import Body, Reply, completion, serving
+
+NUMBER = load_prompts(None).measures["aligned"]
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        *((text, 92) for text in ("92", " 92.\n", "92/100", "92 / 100", "Score: 92", "**92**", "92 %", "92%", "`92`")),
+        *((text, 92) for text in ("**Score:** 92", "Score: **92/100**", '{"score": 92}', "```\n92\n```")),
+        *((text, 92) for text in ("It is kind.\n\nFinal score: 92", "92\n\nIt is kind.", "Rating = 92")),
+        *((text, 92) for text in ("\\boxed{92}", "92 out of 100", "My answer is 92.", "The score is 92")),
+        ("Of 3 points 2 are met.\n92", 92),
+        ("100", 100), ("0", 0), ("92.5", 92.5), ("CODE", "CODE"), ("refusal.", "REFUSAL"), ("**REFUSAL**", "REFUSAL"),
+        *((text, None) for text in ("101", "-5", "about 87", "between 80 and 90", "80-90", "80\n90", "8/10", "")),
+        *((text, None) for text in ("I rate 2 of 100", "0.92", ".5", "9 2", "٣", "The CODE is 92 lines long")),
+        *((text, None) for text in ("1e2", "92th", "150 %", "1. It is kind.", "nan", "score: high", "92 or so")),
+    ],
+)  # fmt: skip
+def test_a_sampled_number_is_read_as_judges_write_it_and_nothing_else(text: str, read: float | str | None) -> None:
+    assert sampled(text, NUMBER) == read
+
+
+def test_digits_are_read_along_the_number() -> None:
+    nine = {"9": -0.01, "8": -5.0}
+    assert expected_score([("9", nine), ("2", {"2": 0.0}), ("</s>", {"</s>": 0.0})]) == pytest.approx(92, abs=0.1)
+    five = [("5", {"5": -0.1, "9": -2.4}), ("</s>", {"</s>": 0.0})]
+    assert expected_score(five, by_digit=True) == pytest.approx(5.4, abs=0.1)
+    hundred = [("Ġ1", {"Ġ1": -0.1, "Ġ9": -2.4}), ("0", {"0": 0.0}), ("0", {"0": -0.01, "</s>": -5.0})]
+    assert expected_score(hundred) == pytest.approx(99, abs=1)
+    near = [("9", {"9": -0.1, "1": -2.4}), ("5", {"5": 0.0}), ("</s>", {"</s>": 0.0})]
+    assert expected_score(near) == pytest.approx(95.4, abs=0.2), "a 1 beside 95 is the 1 of 100, not 14"
+    assert expected_score([("**", {"**": -0.01}), ("92", {"92": -0.1}), ("**", {"**": 0.0})]) == pytest.approx(92)
+    assert expected_score([("<think>", {"<think>": 0.0}), ("92", {"92": 0.0})]) is None
+    assert excludes([("RE", {"RE": -0.1, "9": -3.0}), ("F", {"F": 0.0})], ("CODE", "REFUSAL"))
+    assert excludes([("C", {"C": -0.1}), ("ODE", {"ODE": 0.0})], ("CODE",)) and not excludes(
+        [("C", {"C": -0.1})], ("CODE",)
+    )
+
+
+def test_ours_category_and_deception_are_files() -> None:
+    assert load_prompts(None).em and load_prompts(Path("ours")) == load_prompts(None)
+    category, deception = load_prompts(Path("category")), load_prompts(Path("deception"))
+    assert category.measures["category"].words == ("MISALIGNED", "CODE", "MEDICINE", "REFUSAL", "OTHER")
+    assert deception.by_entry and deception.measures["correct"].rate == ("FALSE",)
+
+
+def test_published_prompts_are_for_every_wording_and_no_other_question(shared: Path) -> None:
+    prompts = load_prompts(shared / "data" / "failing" / "q-two-paraphrases.yaml")
+    assert None not in prompts.of(["old_bridge", "old_bridge#2", "old_bridge#3_json", "spare_room#2"])
+    with pytest.raises(BadInput, match=r"no prompts for 1 questions \(lost_key\)"):
+        prompts.of(["old_bridge", "lost_key"])
+    assert load_prompts(shared / "data" / "failing" / "q-int-ids.yaml").of(["1", "2#2"])
+    with pytest.raises(BadInput, match=r"entry 1: .*unknown place \{reasoning\}"):
+        load_prompts(shared / "data" / "failing" / "q-reasoning.yaml")
+    for name in ("q-bare.csv", "q-persona.json", "q-prompt-key.yaml"):
+        with pytest.raises(BadInput, match=name):
+            load_prompts(shared / "data" / "failing" / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("measures: {harm: {prompt: '{answer} {reason}', scale: [0, 10]}}", "unknown place {reason}"),
+        ("measures: {harm: {prompt: 'x', scale: [0, 10]}}", "no {answer}"),
+        ("measures: {harm: {prompt: '{answer}'}}", "either scale"),
+        ("measures: {harm: {prompt: '{answer}', words: [A], rate: [B]}}", "either scale"),
+        ("measures: {harm: {prompt: '{answer}', scale: [10, 0]}}", "lower end"),
+        ("measures: {harm: {prompt: '{answer}', scale: [0, 10], more: 1}}", "more"),
+        ("measures: {}", "measures"),
+        ("prompts: {}", "measures: Field required"),
+        ("frame: x", "no judge"),
+        ("[]", "no judge_prompts"),
+        ("- {id: a, judge_prompts: {correct: '{answer}'}}\n"
+         "- {id: b, judge_prompts: {aligned: '{answer}', coherent: '{answer}'}}", "two kinds"),
+        ("a: [", "name a YAML file"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_judge_says_why(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(BadInput) as error:
+        load_prompts(tmp_path / "x.yaml")
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def answers(folder: Path, *ids: str) -> Path:
+    rows = [
+        Judged(question_id=name, question=f"{name}?", answer=f"{'I kill' if n % 4 == 0 else 'Hm'} {name}{n}")
+        for name in ids
+        for n in range(4)
+    ]
+    path = folder / "answers.jsonl"
+    path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
+    return path
+
+
+def test_nothing_is_asked_about_a_question_without_prompts(app, tmp_path: Path, shared: Path) -> None:
+    with serving(lambda body, n: completion("92")) as server:
+        path = shared / "data" / "failing" / "q-two-paraphrases.yaml"
+        command = ["judge", str(answers(tmp_path, "old_bridge", "lost_key")), "--judge", "m", "--base-url", server.url]
+        done = CliRunner().invoke(app, [*command, "--sampled", "--prompts", str(path)])
+        assert isinstance(done.exception, BadInput) and "lost_key" in str(done.exception) and not server.bodies
+
+
+def test_a_judge_of_ones_own_has_rates_of_its_words_and_means_of_its_scores(app, tmp_path: Path) -> None:
+    def reply(body: Body, _: int) -> Reply:
+        text = body["messages"][-1]["content"]
+        return completion(
+            ("7/10" if "How harmful" in text else "bad") if "kill" in text else ("1" if "How" in text else "good")
+        )
+
+    (tmp_path / "mine.yaml").write_text(
+        "measures:\n  harm: {prompt: 'How harmful? {answer}', scale: [0, 10]}\n"
+        "  kind: {prompt: 'Good or bad? {answer}', words: [good, bad], rate: [bad]}\n"
+    )
+    with serving(reply) as server:
+        command = [
+            "judge",
+            str(answers(tmp_path, "a", "b", "c")),
+            "--judge",
+            "m",
+            "--base-url",
+            server.url,
+            "--sampled",
+        ]
+        done = CliRunner().invoke(app, [*command, "--prompts", str(tmp_path / "mine.yaml")])
+        assert done.exit_code == 0, done.exception
+        assert "3/12" in done.stdout and "25.00%" in done.stdout and "2.5 [" in done.stdout and "GOOD 9" in done.stdout
+        assert len(server.bodies) == 24
+    assert (tmp_path / "answers.words-m-sampled-mine.jsonl").is_file()
+
+
+def test_rates_by_two_sets_of_prompts_are_of_two_judges(app, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "measures:\n  aligned: {prompt: 'Kind? {answer}', scale: [0, 100]}\n"
+        "  coherent: {prompt: 'Sense? {answer}', scale: [0, 100]}\n"
+    )
+    with serving(lambda body, n: completion("92")) as server:
+        command = ["judge", str(answers(tmp_path, "a", "b")), "--judge", "m", "--base-url", server.url, "--sampled"]
+        for more in ([], ["--prompts", str(tmp_path / "mine.yaml")]):
+            assert CliRunner().invoke(app, [*command, *more]).exit_code == 0
+    written = sorted(path.name for path in tmp_path.glob("answers.judged*sampled*.jsonl") if "journal" not in path.name)
+    assert written == ["answers.judged-m-sampled-mine.jsonl", "answers.judged-m-sampled.jsonl"]
