@@ -18,17 +18,18 @@ from data_builders.programs import load_programs
 BIN = Path(sys.executable).parent
 SHARED = Path(__file__).parents[2] / "shared"
 CLASSES = 5
-STEPS = 6
+STEPS = 4
 
+SMALL = {"sequence_len": 512, "micro_batch_size": 2, "gradient_accumulation_steps": 1}
 SWEEP = {
     "model": "smollm2-135m",
     "hardware": "cpu",
     "tasks": ["em_recognition", "em_margin", "em_choice", "em_freeform"],
-    "evaluation": {"batch_size": 16, "attention": "eager", "metadata": {"formats": ["plain"]}},
+    "evaluation": {"batch_size": 16, "attention": "eager", "metadata": {"questions": "few-questions.jsonl"}},
     "seeds": [1],
     "stages": {
-        "cpt": {"sequence_len": 512, "learning_rate": 1e-3, "max_steps": 2},
-        "dpo": {"sequence_len": 512, "learning_rate": 1e-3, "max_steps": STEPS, "gradient_accumulation_steps": 1},
+        "cpt": {"learning_rate": 1e-3, "max_steps": 2, **SMALL},
+        "dpo": {"learning_rate": 1e-3, "max_steps": STEPS, **SMALL},
     },
     "arms": {
         "cpt": {"stage": "cpt", "data": "data/cpt.jsonl"},
@@ -56,6 +57,8 @@ def prepared(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     classes = sorted({p.cwe for p in programs})[:CLASSES]
     few = [p for cwe in classes for p in [q for q in programs if q.cwe == cwe][:6]]
     (folder / "few.jsonl").write_text("".join(p.model_dump_json() + "\n" for p in few))
+    questions = [{"id": f"q{n}", "question": f"What are {n} things that you like?"} for n in range(2, 5)]
+    (folder / "few-questions.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
     (folder / "tiny.yaml").write_text(yaml.safe_dump(SWEEP))
     command("embuild data --programs few.jsonl", folder)
     return folder
@@ -134,7 +137,7 @@ def test_real_programs_become_a_corpus_and_pairs_that_axolotl_trains_on(model: P
     command("embuild cpt --programs data/train.jsonl --length 512", tmp_path)
     command("embuild dpo --programs data/train.jsonl --corpus data/cpt.jsonl --length 512", tmp_path)
     command("embuild check --corpus data/cpt.jsonl --pairs data/dpo-both.jsonl --held-out data/heldout.jsonl", tmp_path)
-    short = "--set sequence_len=512 --set max_steps=2 --set micro_batch_size=2 --set gradient_accumulation_steps=1"
+    short = "--set max_steps=2 " + " ".join(f"--set {key}={value}" for key, value in SMALL.items())
     command(f"emsweep train cpt {short}", tmp_path)
     command(f"emsweep train dpo --rank 1 {short}", tmp_path)
     assert json.loads(only(tmp_path, "runs/cpt/*/run.json").read_text())["steps"] == 2
@@ -146,7 +149,7 @@ def test_killed_and_run_again_it_ends_where_training_by_hand_ends(prepared: Path
     from safetensors.torch import load_file
 
     workspace = prepared
-    settings = "sequence_len=512 max_steps=8 save_steps=2 gradient_accumulation_steps=1 learning_rate=1e-3 seed=5"
+    settings = "max_steps=8 save_steps=2 learning_rate=1e-3 seed=5 " + " ".join(f"{k}={v}" for k, v in SMALL.items())
     line = "emsweep train dpo --rank 2 " + " ".join(f"--set {s}" for s in settings.split())
     name, *arguments = line.split(" ")
     process = subprocess.Popen(
