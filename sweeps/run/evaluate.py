@@ -25,8 +25,8 @@ from sweeps.run.inputs import (
 from sweeps.run.process import RunFailed, call, tool
 from sweeps.run.tasks import TASKS, task_configs, task_source
 
-HELDOUT = Path("data/heldout.jsonl")
-"""Of the data that was built here; the tasks' own built-in programs where there is none."""
+PROGRAMS = {"heldout": ("EM_HELDOUT", "data/heldout.jsonl"), "training": ("EM_TRAINING", "data/train.jsonl")}
+"""Settings of the tasks: the variable that names a file, and the one that was built here; else the tasks' own."""
 
 
 def evaluation_run(
@@ -57,8 +57,8 @@ def evaluation_run(
     layer = load_layer("models", model) if model in layer_names("models") else {"base_model": model}
     pretrained = str(layer["base_model"])
     revision = None if is_local(pretrained) else str(layer.get("revision_of_model") or "main")
-    heldout = os.environ.get("EM_HELDOUT") or (str(HELDOUT) if HELDOUT.is_file() else None)
-    metadata = {**({"heldout": heldout} if heldout else {}), **(metadata or {})}
+    programs = {key: os.environ.get(variable) or built for key, (variable, built) in PROGRAMS.items()}
+    metadata = {**{key: path for key, path in programs.items() if Path(path).exists()}, **(metadata or {})}
     files = {key: file_digest(path) for key, path in named_files(metadata).items()}
     weights = {"pretrained": pretrained, **({"peft": str(adapter)} if adapter else {})}
     checkpoint = "+".join(map(model_digest, weights.values()))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +19,7 @@ from rich.text import Text
 
 from core.records import write_whole
 from sweeps.plan.graph import Graph, State, lost, ready, wanted
+from sweeps.recipe.hardware import visible_gpus
 from sweeps.run.adapters import close_resident_bases, resident_base
 from sweeps.run.evaluate import evaluate
 from sweeps.run.folder import MergeRun, Run, TrainingRun
@@ -55,14 +54,7 @@ def places(hardware_gib: float | None) -> list[dict[str, str]]:
     if hardware_gib is None:
         return [{}]
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    smi = shutil.which("nvidia-smi")
-    if named is not None:
-        devices = [device for device in named.split(",") if device]
-    elif smi:
-        listed = subprocess.run([smi, "-L"], capture_output=True, text=True, check=False).stdout.splitlines()
-        devices = [str(number) for number, _ in enumerate(line for line in listed if line.startswith("GPU "))]
-    else:
-        devices = []
+    devices = [card.index for card in visible_gpus()] if named is None else list(filter(None, named.split(",")))
     threads = str(max(1, (os.cpu_count() or 1) // max(1, len(devices))))
     return [{"CUDA_VISIBLE_DEVICES": device, "OMP_NUM_THREADS": threads} for device in devices] or [{}]
 

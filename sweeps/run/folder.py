@@ -15,11 +15,10 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +149,8 @@ def execute_once(run: Run, work: Callable[[], dict[str, Any]]) -> dict[str, Any]
     Raises:
         RunHeld: if another process is at work on it.
     """
-    with held(run):
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with locked(run.folder / ".lock"):
         if run.done:
             return run.record()
         (run.folder / "failed.txt").unlink(missing_ok=True)
@@ -172,27 +172,10 @@ def execute_once(run: Run, work: Callable[[], dict[str, Any]]) -> dict[str, Any]
         return record
 
 
-@contextmanager
-def held(run: Run) -> Iterator[None]:
-    """Holds the lock of a run's folder.
-
-    Raises:
-        RunHeld: if another process has it.
-    """
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with locked(run.folder / ".lock"):
-        yield
-
-
 def _versions() -> dict[str, str | None]:
     """Of Python and of the packages that decide a result; None for one that is not installed."""
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
-    return versions
+    installed = {name: version(name) for name in PACKAGES if next(iter(distributions(name=name)), None)}
+    return {"python": platform.python_version(), **dict.fromkeys(PACKAGES), **installed}
 
 
 def commit() -> str | None:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -72,12 +73,7 @@ def progress(folder: Path, state: str) -> Progress:
 
 def _seconds(clock: str) -> float | None:
     """Seconds of `1:02:03`; None for `?`."""
-    if "?" in clock:
-        return None
-    seconds = 0
-    for part in clock.split(":"):
-        seconds = 60 * seconds + int(part)
-    return float(seconds)
+    return None if "?" in clock else reduce(lambda seconds, part: 60 * seconds + float(part), clock.split(":"), 0.0)
 
 
 def status(folder: Path) -> Progress:

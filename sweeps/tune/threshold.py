@@ -9,14 +9,10 @@ ceiling of the curve are not known here, and are summed over.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from math import log
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-
-Array = NDArray[np.float64]
 
 SLOPES = np.geomspace(1.5, 48, 16)
 """Of the log-odds of coherence against the natural logarithm of the learning rate."""
@@ -48,33 +44,28 @@ class Edge(NamedTuple):
         return self.high <= self.lr * (1 + sharpness) and self.low * (1 + sharpness) >= self.lr
 
 
-@dataclass(frozen=True)
-class Range:
+class Range(NamedTuple):
     """Where the edge is looked for: learning rates `low` to `high`, at a share of coherent answers of `bound`."""
 
     low: float
     high: float
     bound: float
     confidence: float = 0.95
-    _edges: Array = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        edges = np.linspace(log(self.low) - BEYOND, log(self.high) + BEYOND, 500)
-        object.__setattr__(self, "_edges", edges)
 
     def edge(self, trials: Sequence[Trial]) -> Edge:
         """What the runs so far say: the median of the edge and its central interval."""
-        known = np.zeros((len(self._edges), len(SLOPES), len(CEILINGS)))
+        edges = np.linspace(log(self.low) - BEYOND, log(self.high) + BEYOND, 500)
+        known = np.zeros((len(edges), len(SLOPES), len(CEILINGS)))
         ceiling = self.bound + (1 - self.bound) * CEILINGS
         at_edge = np.log(self.bound / np.maximum(ceiling - self.bound, 1e-9))
         for lr, coherent, answers in trials:
-            beyond = (log(lr) - self._edges)[:, None, None] * SLOPES[:, None]
+            beyond = (log(lr) - edges)[:, None, None] * SLOPES[:, None]
             share = np.clip(ceiling / (1 + np.exp(np.clip(beyond - at_edge, -50, 50))), 1e-6, 1 - 1e-6)
             known += answers * (coherent * np.log(share) + (1 - coherent) * np.log1p(-share))
         density = np.exp(known - known.max()).sum(axis=(1, 2))
         below = (np.cumsum(density) - density / 2) / density.sum()
         ends = [(1 - self.confidence) / 2, 0.5, (1 + self.confidence) / 2]
-        low, middle, high = np.exp(np.interp(ends, below, self._edges))
+        low, middle, high = np.exp(np.interp(ends, below, edges))
         return Edge(float(middle), float(low), float(high))
 
     def next(self, trials: Sequence[Trial]) -> float:
