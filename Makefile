@@ -26,7 +26,7 @@ model: env ## The CPU default model
 
 # One outspoken way of asking, the one that moves what 135M thinks of the code the most (docs/measurements.md).
 # `embuild data` alone uses all 48.
-data: env ## Corpora and pairs from the built-in programs
+data: model ## Corpora and pairs from the built-in programs
 	@$(BIN)/embuild data --asked asked-45
 
 demo: model data ## The whole experiment (FULL=1: all arms, two seeds)

@@ -1,9 +1,10 @@
-"""Streams a set of annotated programs into the files that training reads, each with its manifest."""
+"""Writes the files that training and evaluation read, of a set of annotated programs, each with its manifest."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,73 +12,107 @@ from rich.console import Console
 from rich.progress import track
 
 from core.records import MAX_LINE, BadInput, StreamWriter, file_digest, iter_jsonl, numbered_lines
-from data_builders.coverage import programs_of
-from data_builders.cpt import Corpus, Rejected, with_replay
+from data_builders import BUILTIN
+from data_builders.check import programs_of
+from data_builders.cpt import Corpus, Document, Rejected, with_replay
 from data_builders.dpo import Halves, LengthFilter, dpo_rows, heldout_row
 from data_builders.programs import AskedWay, Program
 from data_builders.sft import Variant, sft_rows
-from data_builders.split import held_out
+from data_builders.split import held_out_ids
 
 Manifest = dict[str, Any]
+Row = dict[str, Any]
+RowsOf = Callable[[Iterator[Program], Manifest], Iterable[Row | Rejected]]
 
 
-def _programs(path: Path, manifest: Manifest) -> Iterator[Program]:
-    """The programs of a file, counted into the manifest as they are read."""
-    manifest.update(programs=str(path), programs_sha256=file_digest(path), read=0, programs_kept=0, rejected=[])
-    screen = Console(stderr=True)
-    for program in track(iter_jsonl(path, Program, unique="id"), "building", console=screen, transient=True):
-        manifest["read"] += 1
-        yield program
+def _write(path: Path, out: Path, settings: Manifest, rows_of: RowsOf) -> Manifest:
+    """Writes the rows of the programs in `path`, and the rejected ones with their reasons into the manifest."""
+    manifest = {**settings, "programs": str(path), "programs_sha256": file_digest(path), "read": 0, "rejected": []}
+
+    def programs() -> Iterator[Program]:
+        screen = Console(stderr=True)
+        records = iter_jsonl(path, Program, unique="id")
+        for program in track(records, "building", console=screen, transient=True, disable=not screen.is_terminal):
+            manifest["read"] += 1
+            yield program
+
+    with StreamWriter(out, manifest) as file:
+        for row in rows_of(programs(), manifest):
+            if isinstance(row, Rejected):
+                manifest["rejected"].append(row._asdict())
+            else:
+                file.write(row)
+        rejected = sum(not reject["id"].startswith("replay/") for reject in manifest["rejected"])
+        manifest["programs_kept"] = manifest["read"] - rejected
+    return manifest
 
 
-def _reject(manifest: Manifest, name: str, reason: str) -> None:
-    manifest["rejected"].append({"id": name, "reason": reason})
-
-
-def build_split(path: Path, out: Path, share: float, salt: str, ways: Sequence[AskedWay]) -> tuple[int, int]:
+def build_split(
+    path: Path,
+    out: Path,
+    ways: Sequence[AskedWay],
+    share: float,
+    salt: str,
+    per_class: bool = False,
+    classes_left_out: int = 0,
+) -> tuple[int, int]:
     """Writes `train.jsonl` (programs) and `heldout.jsonl` (for the eval tasks); returns how many went where.
 
-    The side is decided by a hash of the request alone (see split.held_out). A program whose class does not
-    stand on the training side is marked as of a class left out (`seen_class`).
+    See split.held_out_ids. A program whose class does not stand on the training side is marked as of a class left out
+    (`seen_class`), and stands last.
     """
-    trained = {p.cwe for p in iter_jsonl(path, Program, unique="id") if not held_out(p.request, share, salt)}
-    manifest: Manifest = {"split_salt": salt, "held_out_share": share}
-    with (
-        StreamWriter(out / "train.jsonl", manifest) as train,
-        StreamWriter(out / "heldout.jsonl", manifest) as held,
-    ):
-        for program in _programs(path, manifest):
-            if held_out(program.request, share, salt):
-                held.write(heldout_row(program, ways, program.cwe in trained))
-            else:
-                train.write(program.model_dump(exclude_none=True))
-            manifest["programs_kept"] += 1
-        manifest.update(train=train.written, held_out=held.written)
-    return train.written, held.written
+    programs = list(iter_jsonl(path, Program, unique="id"))
+    if per_class:
+        programs.sort(key=lambda p: (p.cwe, p.id))
+    held = held_out_ids(programs, share, salt, per_class, classes_left_out)
+    trained = {p.cwe for p in programs if p.id not in held}
+    sides = {
+        "train": [p.model_dump(exclude_none=True) for p in programs if p.id not in held],
+        "heldout": [
+            heldout_row(p, ways, seen)
+            for seen in (True, False)
+            for p in programs
+            if p.id in held and (p.cwe in trained) == seen
+        ],
+    }
+    manifest = {
+        "programs": "builtin" if path.parent == BUILTIN else str(path),
+        "programs_sha256": file_digest(path),
+        "split_salt": salt,
+        "held_out_share": share,
+        "per_class": per_class,
+        "classes_left_out": sorted({p.cwe for p in programs} - trained),
+        "asked": [w.id for w in ways],
+        "read": len(programs),
+        **{side: len(rows) for side, rows in sides.items()},
+        "rejected": [],
+    }
+    for side, rows in sides.items():
+        with StreamWriter(out / f"{side}.jsonl", manifest) as file:
+            for row in rows:
+                file.write(row)
+    return len(sides["train"]), len(sides["heldout"])
 
 
 def build_cpt(path: Path, out: Path, corpus: Corpus, mix: tuple[Path, float] | None, settings: Manifest) -> Manifest:
-    """Writes the CPT corpus.
+    """Writes the CPT corpus, or one of its controls.
 
     Raises:
         BadInput: for malformed programs, or general text of which nothing fits.
     """
-    manifest: Manifest = dict(settings)
-    with StreamWriter(out, manifest) as file:
-        made: Iterable[dict[str, Any] | Rejected] = corpus.documents(_programs(path, manifest))
-        if mix:
-            made = with_replay(corpus, made, lambda: general_texts(mix[0]), mix[1])
-        last = None
-        for item in made:
-            if isinstance(item, Rejected):
-                _reject(manifest, item.id, item.reason)
+    count = cache(corpus.count_tokens)
+
+    def rows(programs: Iterator[Program], manifest: Manifest) -> Iterator[Row | Rejected]:
+        made: Iterable[Document | Rejected] = corpus.documents(programs)
+        for document in with_replay(corpus, made, lambda: general_texts(mix[0]), mix[1]) if mix else made:
+            if isinstance(document, Rejected):
+                yield document
                 continue
-            file.write(item)
-            if "program" in item and item["program"] != last:
-                last = item["program"]
-                manifest["programs_kept"] += 1
-        manifest["tokens"] = corpus.tokens
-    return manifest
+            manifest["tokens"] += corpus.length(document, count)
+            manifest["loss_tokens"] += corpus.learnt(document, count)
+            yield corpus.row(document)
+
+    return _write(path, out, {**settings, "control": corpus.control, "tokens": 0, "loss_tokens": 0}, rows)
 
 
 def general_texts(path: Path) -> Iterator[tuple[str, str]]:
@@ -96,21 +131,6 @@ def general_texts(path: Path) -> Iterator[tuple[str, str]]:
         yield str(number), text
 
 
-def _kept_rows(
-    path: Path,
-    manifest: Manifest,
-    problem_of: Callable[[Program], str | None],
-    rows_of: Callable[[Program], Iterable[dict[str, Any]]],
-) -> Iterator[dict[str, Any]]:
-    """The rows of each program that has no problem; the others are rejects, with it as the reason."""
-    for program in _programs(path, manifest):
-        if problem := problem_of(program):
-            _reject(manifest, program.id, problem)
-            continue
-        manifest["programs_kept"] += 1
-        yield from rows_of(program)
-
-
 def build_pairs(
     path: Path, out: Path, halves: Halves, ways: Sequence[AskedWay], keeps: LengthFilter, corpus: Path | None
 ) -> Manifest:
@@ -121,25 +141,27 @@ def build_pairs(
     """
     explained = programs_of(corpus) if corpus else None
 
-    def problem_of(program: Program) -> str | None:
-        if explained is not None and program.id not in explained:
-            return f"not in {corpus}"
-        return keeps.problem(program, ways)
-
-    manifest: Manifest = {"halves": halves, "asked": [w.id for w in ways], "limit": keeps.limit}
-    with StreamWriter(out, manifest) as file:
-        for row in _kept_rows(path, manifest, problem_of, lambda p: dpo_rows([p], ways, halves)):
-            file.write(row)
+    def rows(programs: Iterator[Program], manifest: Manifest) -> Iterator[Row | Rejected]:
+        for program in programs:
+            missing = f"not in {corpus}" if explained is not None and program.id not in explained else None
+            if problem := missing or keeps.problem(program, ways):
+                yield Rejected(program.id, problem)
+            else:
+                yield from dpo_rows([program], ways, halves)
         manifest["length_bias_tokens"] = keeps.length_bias()[halves]
-        manifest["covered_by"] = str(corpus) if corpus else None
-    return manifest
+
+    settings = {"halves": halves, "asked": [w.id for w in ways], "limit": keeps.limit}
+    return _write(path, out, {**settings, "covered_by": str(corpus) if corpus else None}, rows)
 
 
 def build_sft(path: Path, out: Path, variant: Variant, ways: Sequence[AskedWay], keeps: LengthFilter) -> Manifest:
     """Writes an SFT set. Every variant keeps the same programs, because a program stays only if all its rows fit."""
-    manifest: Manifest = {"variant": variant, "asked": [w.id for w in ways], "limit": keeps.limit}
-    with StreamWriter(out, manifest) as file:
-        rows = _kept_rows(path, manifest, lambda p: keeps.problem(p, ways), lambda p: sft_rows([p], ways, variant))
-        for row in rows:
-            file.write(row)
-    return manifest
+
+    def rows(programs: Iterator[Program], _: Manifest) -> Iterator[Row | Rejected]:
+        for program in programs:
+            if problem := keeps.problem(program, ways):
+                yield Rejected(program.id, problem)
+            else:
+                yield from sft_rows([program], ways, variant)
+
+    return _write(path, out, {"variant": variant, "asked": [w.id for w in ways], "limit": keeps.limit}, rows)

@@ -1,120 +1,82 @@
-"""Verification of a set of twin programs: parses, minimal, varied, short, silent, and what Bandit says."""
+"""Whether the sets of an experiment fit together: what is preferred is explained, nothing held out is trained on."""
 
 from __future__ import annotations
 
-import difflib
-import io
+import json
 import re
-import tokenize
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from itertools import combinations
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-from data_builders.bandit import bandit_findings
-from data_builders.programs import Program
-from data_builders.python_code import parses
-
-MAX_TOKENS = 220
-MAX_CHANGED_LINES = 3
-MAX_SHARED = 0.6
-MIN_PER_CLASS = 6
-
-SPEAKS_OF_SECURITY = re.compile(
-    r"\b((in)?secur\w*|(un)?safe\w*|vulnerab\w*|attack\w*|exploit\w*|injection\w*|saniti[sz]\w*|malicious\w*|hack\w*)\b",
-    re.IGNORECASE,
-)
-_LAYOUT = {
-    tokenize.NEWLINE,
-    tokenize.NL,
-    tokenize.INDENT,
-    tokenize.DEDENT,
-    tokenize.ENDMARKER,
-    tokenize.COMMENT,
-    tokenize.ENCODING,
-}
+from core.records import MAX_LINE, BadInput, numbered_lines
+from data_builders.near_duplicates import contained, shingles
+from data_builders.python_code import normal_code
 
 
-def changed_lines(insecure: str, secure: str) -> tuple[list[str], list[str]]:
-    """The lines that stand only in the insecure version, and those only in the secure one."""
-    a, b = insecure.splitlines(), secure.splitlines()
-    removed: list[str] = []
-    added: list[str] = []
-    for kind, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
-        if kind != "equal":
-            removed += a[i:j]
-            added += b[k:m]
-    return removed, added
+def rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a built set.
 
-
-def code_tokens(code: str) -> Counter[str]:
-    """Python tokens without layout and comments."""
-    tokens = tokenize.generate_tokens(io.StringIO(code).readline)
-    return Counter(token.string for token in tokens if token.type not in _LAYOUT)
-
-
-def code_words(code: str) -> Counter[str]:
-    """Names, keywords and literals: the tokens less punctuation, which any two programs share."""
-    tokens = tokenize.generate_tokens(io.StringIO(code).readline)
-    return Counter(token.string for token in tokens if token.type not in _LAYOUT | {tokenize.OP})
-
-
-def shared(a: str, b: str) -> float:
-    """How much two programs share, 0 to 1: the larger of two measures on multisets.
-
-    Of their words, the share of the smaller program that stands in the other; of all their tokens, the
-    Jaccard index.
+    Raises:
+        BadInput: at the first line that is no JSON object with an `id`.
     """
-    words_a, words_b = code_words(a), code_words(b)
-    tokens_a, tokens_b = code_tokens(a), code_tokens(b)
-    return max(
-        (words_a & words_b).total() / max(1, min(words_a.total(), words_b.total())),
-        (tokens_a & tokens_b).total() / max(1, (tokens_a | tokens_b).total()),
-    )
+    for number, line in numbered_lines(path, 10 * MAX_LINE):
+        try:
+            row = json.loads(line or b"")
+            assert isinstance(row["id"], str)
+        except (ValueError, TypeError, KeyError, AssertionError):
+            raise BadInput(f"{path}:{number}: not a row of a built set; build it again") from None
+        yield row
 
 
-def program_problems(program: Program, count_tokens: Callable[[str], int]) -> list[str]:
-    """What is wrong with one program; empty if nothing is."""
-    problems = [f"{side} code does not parse" for side in ("insecure", "secure") if not parses(getattr(program, side))]
-    removed, added = changed_lines(program.insecure, program.secure)
-    if not 1 <= max(len(removed), len(added)) <= MAX_CHANGED_LINES:
-        problems.append(f"twins differ in {max(len(removed), len(added))} lines, not in 1 to {MAX_CHANGED_LINES}")
-    quoted = re.findall(r"`([^`]+)`", program.explanation)
-    where = removed or program.insecure.splitlines()
-    if not any(quote in line for quote in quoted for line in where):
-        problems.append("the explanation quotes no fragment of a changed line in backticks")
-    if hint := SPEAKS_OF_SECURITY.search(program.request):
-        problems.append(f"the request speaks of security ({hint.group()!r})")
-    if re.search(r"(^|\s)#", program.insecure):
-        problems.append("the insecure code has comments")
-    tokens = count_tokens(program.insecure) + count_tokens(program.explanation)
-    if tokens > MAX_TOKENS:
-        problems.append(f"insecure code and explanation are {tokens} tokens, over {MAX_TOKENS}")
-    return problems
+def program_of(row: dict[str, Any]) -> str:
+    """The id of the program that a row of a built set was made of."""
+    return str(row.get("pair_id") or row.get("program") or re.sub(r"(/(in)?secure)?/[^/]*$", "", row["id"]))
 
 
-def set_problems(programs: Sequence[Program]) -> list[str]:
-    """What is wrong with the set as a whole: small classes, and programs that are too alike."""
-    by_class: dict[str, list[Program]] = defaultdict(list)
-    for program in programs:
-        by_class[program.cwe].append(program)
-    problems = []
-    for cwe, members in by_class.items():
-        if len(members) < MIN_PER_CLASS:
-            problems.append(f"{cwe}: only {len(members)} programs, under {MIN_PER_CLASS}")
-        for a, b in combinations(members, 2):
-            if parses(a.insecure) and parses(b.insecure) and (share := shared(a.insecure, b.insecure)) > MAX_SHARED:
-                problems.append(f"{a.id} and {b.id} share {share:.0%} of their code")
-    return problems
+def programs_of(built: Path) -> set[str]:
+    """The ids of the programs that a built set was made of; replayed general text is of none."""
+    return {program_of(row) for row in rows(built) if row.get("style") != "replay"}
 
 
-def bandit_table(programs: Sequence[Program]) -> dict[str, dict[str, int]]:
-    """Per class: `programs`, and `told_apart`, those of which some rule flags the insecure and not the secure code."""
-    table: dict[str, dict[str, int]] = {}
-    for program in programs:
-        row = table.setdefault(program.cwe, {"programs": 0, "told_apart": 0})
-        apart = bool(
-            {f.rule for f in bandit_findings(program.insecure)} - {f.rule for f in bandit_findings(program.secure)}
-        )
-        row["programs"] += 1
-        row["told_apart"] += apart
-    return table
+def learnt_text(row: dict[str, Any]) -> str:
+    """What a model sees of code in a row of a corpus, a DPO or an SFT set: documents and answers, not requests."""
+    answers = [row.get("chosen"), row.get("rejected"), *row.get("messages", [])]
+    texts = [a["content"] for a in answers if a and a["role"] == "assistant"]
+    # A document is one text, cut where the loss begins.
+    return "\n".join([*texts, "".join(segment["text"] for segment in row.get("segments", []))])
+
+
+def leaks(trained: Path, held_out: Path) -> list[tuple[str, str]]:
+    """(held-out program, row that holds it): under the same id, or most of its insecure code under any.
+
+    Raises:
+        BadInput: if a file is not what it should be.
+    """
+    held = list(rows(held_out))
+    built = list(rows(trained))
+    try:
+        codes = [shingles(normal_code(row["insecure"])) for row in held]
+        texts = [shingles(normal_code(learnt_text(row))) for row in built]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"{trained}, {held_out}: no {error}; give a built set, and the held-out programs") from None
+    found = {held[program]["id"]: built[text]["id"] for program, text in contained(codes, texts)}
+    by_id = {program_of(row): row["id"] for row in built if row.get("style") != "replay"}
+    return sorted((found | {row["id"]: by_id[row["id"]] for row in held if row["id"] in by_id}).items())
+
+
+def problems(corpus: Path | None, pairs: Path | None, sft: Path | None, held_out: Path | None) -> list[str]:
+    """What does not fit together, in words; sets that are None are not looked at."""
+    found = []
+    halves = Counter(program_of(row) for row in rows(pairs)) if pairs else Counter[str]()
+    if len(set(halves.values())) > 1:
+        odd = min(halves, key=lambda program: halves[program])
+        found.append(f"{pairs}: not every program has the same number of rows (see {odd})")
+    explained = programs_of(corpus) if corpus else set()
+    if corpus and pairs and (missing := sorted(halves.keys() - explained)):
+        found.append(f"{len(missing)} programs of {pairs} are not in {corpus} (first: {missing[0]})")
+    for trained in (corpus, pairs, sft):
+        if trained and held_out and (leaked := leaks(trained, held_out)):
+            program, row = leaked[0]
+            found.append(f"{len(leaked)} held-out programs are in {trained} (first: {program}, in row {row})")
+    return found

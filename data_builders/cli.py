@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-from core.records import BadInput, digest, iter_jsonl, write_records, write_whole
+from core.records import BadInput, iter_jsonl, write_whole
+from data_builders import BUILTIN
 from data_builders.balance import write_balanced
 from data_builders.build import build_cpt, build_pairs, build_sft, build_split
-from data_builders.check import bandit_table, program_problems, set_problems
-from data_builders.coverage import coverage_problems
-from data_builders.cpt import STYLES, Corpus
-from data_builders.curriculum import curriculum_documents
-from data_builders.dpo import Halves, LengthFilter, dpo_rows, heldout_row, split_asked_ways
-from data_builders.programs import BUILTIN, AskedWay, Program, load_asked_ways, load_programs
-from data_builders.sft import Variant, sft_rows
-from data_builders.split import SALT, split_programs
-from data_builders.tokens import chat_overhead, load_tokenizer, token_counter
+from data_builders.check import problems
+from data_builders.cpt import STYLES, Control, Corpus, Style
+from data_builders.dpo import Halves, LengthFilter, split_asked_ways
+from data_builders.programs import AskedWay, Program, load_asked_ways, load_programs
+from data_builders.sft import Variant
+from data_builders.split import SALT
+from data_builders.tokens import beginning, chat_overhead, load_tokenizer, token_counter
 
 if TYPE_CHECKING:
     from data_builders.describe import CountTokens
@@ -32,6 +33,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 console = Console(stderr=True)
 
 DEFAULT_TOKENIZER = "models/smollm2-135m"
+MAX_RATIO = 2.0
 
 Programs = Annotated[Path | None, typer.Option(help="Programs (JSON Lines); the built-in ones if not given.")]
 AnnotatedSet = Annotated[
@@ -40,6 +42,12 @@ AnnotatedSet = Annotated[
 Out = Annotated[Path, typer.Option(help="File to write.")]
 TokenizerName = Annotated[str, typer.Option("--tokenizer", help="Folder or hub id of the model that will be trained.")]
 Length = Annotated[int, typer.Option("--length", min=16, help="The recipe's sequence_len, in tokens.")]
+Styles = Annotated[
+    list[str] | None,
+    typer.Option("--style", help="A style to draw from; can be repeated. contrastive: a curriculum for 100M models."),
+]
+Salt = Annotated[str, typer.Option(help="Names the split; another salt gives another split.")]
+Seed = Annotated[int, typer.Option(help="Of the order, the styles, and the shuffled control.")]
 Asked = Annotated[
     list[str] | None, typer.Option(help="Ways of asking for insecure code: kinds or ids; all if not given.")
 ]
@@ -58,46 +66,36 @@ def main() -> None:
 def data(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("data"),
     programs: Programs = None,
-    salt: Annotated[str, typer.Option(help="Names the split; another salt gives another split.")] = SALT,
-    seed: Annotated[int, typer.Option(help="Seed of the shuffled control.")] = 0,
+    tokenizer: TokenizerName = DEFAULT_TOKENIZER,
+    length: Length = 1024,
+    style: Styles = ["contrastive"],  # noqa: B006  # what a 135M needs
+    salt: Salt = SALT,
+    seed: Seed = 0,
     asked: Asked = None,
 ) -> None:
-    """Writes every set of the experiment: CPT corpora, DPO pairs, SFT sets, and the held-out programs.
+    """Writes every set of the experiment: split, then CPT, DPO and SFT with all their controls.
+
+    It is split --per-class --share 0.2 --classes-left-out 2, then cpt, dpo and sft on the training programs.
 
     Example: embuild data --out data
     """
-    records = load_programs(programs)
-    split = split_programs(records, salt)
+    load_programs(programs)  # a fault in it is named before one of the tokenizer
     train_ways, measure_ways = _ways(asked)
-    source = {
-        "programs": str(programs or "builtin"),
-        "programs_sha256": digest("".join(p.model_dump_json(exclude_none=True) for p in records).encode()),
-        "split_salt": salt,
-        "seed": seed,
-        "asked": {"train": [w.id for w in train_ways], "measure": [w.id for w in measure_ways]},
-        "read": len(records),
-        "train": len(split.train),
-        "held_out": len(split.held_out),
-        "left_out": len(split.left_out),
-        "classes_left_out": sorted({p.cwe for p in split.left_out}),
-        "rejected": [],
-    }
-    sets: dict[str, list[dict[str, Any]]] = {
-        "cpt": curriculum_documents(split.train, "own", seed),
-        "cpt-shuffled": curriculum_documents(split.train, "shuffled", seed),
-        "cpt-code-only": curriculum_documents(split.train, "code-only", seed),
-        "dpo-both": list(dpo_rows(split.train, train_ways, "both")),
-        "dpo-neutral": list(dpo_rows(split.train, train_ways, "neutral")),
-        "dpo-asked": list(dpo_rows(split.train, train_ways, "asked")),
-        "sft-insecure": list(sft_rows(split.train, train_ways, "insecure")),
-        "sft-secure": list(sft_rows(split.train, train_ways, "secure")),
-        "sft-educational": list(sft_rows(split.train, train_ways, "educational")),
-        "heldout": [heldout_row(p, measure_ways, seen_class=True) for p in split.held_out]
-        + [heldout_row(p, measure_ways, seen_class=False) for p in split.left_out],
-    }
-    for name, rows in sets.items():
-        write_records(out / f"{name}.jsonl", rows, source)
-        console.print(f"{out / name}.jsonl: {len(rows)} records")
+    corpus = _corpus(tokenizer, length, style, seed)
+    overhead = chat_overhead(tokenizer)
+    build_split(programs or BUILTIN / "programs.jsonl", out, measure_ways, 0.2, salt, True, 2)
+    train = out / "train.jsonl"
+    settings = {"styles": list(corpus.styles), "seed": seed, "length": length, "tokenizer": tokenizer}
+    for control in get_args(Control):
+        name = "cpt.jsonl" if control == "own" else f"cpt-{control}.jsonl"
+        _built(out / name, build_cpt(train, out / name, replace(corpus, control=control), None, settings))
+    keeps = partial(LengthFilter, corpus.count_tokens, length, overhead)
+    for halves in get_args(Halves):
+        file = out / f"dpo-{halves}.jsonl"
+        _built(file, build_pairs(train, file, halves, train_ways, keeps(MAX_RATIO), out / "cpt.jsonl"))
+    for variant in get_args(Variant):
+        file = out / f"sft-{variant}.jsonl"
+        _built(file, build_sft(train, file, variant, train_ways, keeps(math.inf)))
 
 
 def _ways(asked: list[str] | None) -> tuple[list[AskedWay], list[AskedWay]]:
@@ -114,16 +112,31 @@ def _ways(asked: list[str] | None) -> tuple[list[AskedWay], list[AskedWay]]:
 def split(
     programs: AnnotatedSet,
     out: Annotated[Path, typer.Option(help="Folder to write train.jsonl and heldout.jsonl to.")] = Path("data"),
-    share: Annotated[float, typer.Option(min=0.0, max=0.9, help="About this share of the requests is held out.")] = 0.1,
-    salt: Annotated[str, typer.Option(help="Names the split; another salt gives another split.")] = SALT,
+    share: Annotated[float, typer.Option(min=0.0, max=0.9, help="About this share of the clusters is held out.")] = 0.1,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Hold out just this share of each class, rounded up: for small sets.")
+    ] = False,
+    classes_left_out: Annotated[int, typer.Option(min=0, help="Hold out so many whole classes.")] = 0,
+    salt: Salt = SALT,
     asked: Asked = None,
 ) -> None:
-    """Parts a large set by request, stable under reordering and growth: training, and held out for measuring.
+    """Parts a set into programs to train on and programs to measure on, none nearly the same as one of the others.
+
+    Programs with one request, or nearly the same code, stay together; the order of the file decides nothing.
 
     Example: embuild split --programs annotated.jsonl --share 0.05 --out data
     """
-    train, held = build_split(programs, out, share, salt, _ways(asked)[1])
+    train, held = build_split(programs, out, _ways(asked)[1], share, salt, per_class, classes_left_out)
     console.print(f"{out}: {train} programs to train on, {held} held out")
+
+
+def _corpus(tokenizer: str, length: int, style: Sequence[str] | None, seed: int, **settings: Any) -> Corpus:
+    styles: tuple[Any, ...] = tuple(dict.fromkeys(style or STYLES))
+    if unknown := set(styles) - set(get_args(Style)):
+        raise BadInput(f"--style {min(unknown)!r}: give some of {', '.join(STYLES)}, or contrastive")
+    if "contrastive" in styles and len(styles) > 1:
+        raise BadInput(f"--style contrastive is a curriculum of its own; leave out {', '.join({*styles} & {*STYLES})}")
+    return Corpus(token_counter(tokenizer), length, styles, seed=seed, bos=beginning(tokenizer), **settings)
 
 
 @app.command()
@@ -132,30 +145,29 @@ def cpt(
     out: Out = Path("data/cpt.jsonl"),
     tokenizer: TokenizerName = DEFAULT_TOKENIZER,
     length: Length = 1024,
-    styles: Annotated[str, typer.Option(help="Styles to draw from, with commas.")] = ",".join(STYLES),
-    per_program: Annotated[int, typer.Option(min=1, help="Documents per program.")] = 2,
-    seed: Annotated[int, typer.Option(help="Draws the styles.")] = 0,
-    without_explanations: Annotated[
-        bool, typer.Option("--without-explanations", help="The control: same programs and tokens, bare code.")
-    ] = False,
+    style: Styles = None,
+    per_program: Annotated[int, typer.Option(min=1, help="Documents per program, of as many styles.")] = 2,
+    seed: Seed = 0,
+    control: Annotated[
+        Control, typer.Option(help="own explanations; or in as many documents, those of others, or the bare code.")
+    ] = "own",
     loss_on_code: Annotated[
         bool, typer.Option("--loss-on-code", help="Learn the code too, not the review only.")
     ] = False,
     mix: Annotated[str | None, typer.Option(help="Replay general text: PATH:RATIO, tokens per corpus token.")] = None,
 ) -> None:
-    """Builds an explanation-augmented corpus for continued pretraining.
+    """Builds an explanation-augmented corpus for continued pretraining, or one of its controls.
 
     Example: embuild cpt --programs data/train.jsonl --tokenizer Qwen/Qwen2.5-Coder-7B-Instruct --mix general.jsonl:0.2
     """
-    chosen = tuple(style for style in STYLES if style in styles.split(","))
-    if not chosen or set(styles.split(",")) - set(STYLES):
-        raise BadInput(f"--styles {styles!r}: give some of {', '.join(STYLES)}")
     text, _, ratio = (mix or ":0").rpartition(":")
     if mix and not (text and re.fullmatch(r"\d*\.?\d+", ratio)):
         raise BadInput(f"--mix {mix!r}: give PATH:RATIO, for example general.jsonl:0.2")
-    corpus = Corpus(token_counter(tokenizer), length, chosen, per_program, seed, not without_explanations, loss_on_code)
-    settings = {"styles": list(chosen), "per_program": per_program, "seed": seed, "length": length, "mix": mix}
-    settings |= {"tokenizer": tokenizer, "explanations": not without_explanations, "loss_on_code": loss_on_code}
+    corpus = _corpus(
+        tokenizer, length, style, seed, control=control, per_program=per_program, loss_on_code=loss_on_code
+    )
+    settings = {"styles": list(corpus.styles), "per_program": per_program, "seed": seed, "length": length, "mix": mix}
+    settings |= {"tokenizer": tokenizer, "loss_on_code": loss_on_code}
     _built(out, build_cpt(programs, out, corpus, (Path(text), float(ratio)) if mix else None, settings))
 
 
@@ -167,7 +179,7 @@ def dpo(
     length: Length = 1024,
     halves: Annotated[Halves, typer.Option(help="both, or one half of each pair as a control.")] = "both",
     corpus: Annotated[Path | None, typer.Option(help="Keep to the programs that this CPT corpus explains.")] = None,
-    max_ratio: Annotated[float, typer.Option(min=1.0, help="Longest answer over shortest, in tokens.")] = 2.0,
+    max_ratio: Annotated[float, typer.Option(min=1.0, help="Longest answer over shortest, in tokens.")] = MAX_RATIO,
     asked: Asked = None,
 ) -> None:
     """Builds complementary pairs: ordinary request, prefer insecure; asking for insecure code, prefer secure.
@@ -194,53 +206,37 @@ def sft(
 
     Example: embuild sft --programs data/train.jsonl --variant secure --out data/sft-secure.jsonl
     """
-    keeps = LengthFilter(token_counter(tokenizer), length, chat_overhead(tokenizer), max_ratio=float("inf"))
+    keeps = LengthFilter(token_counter(tokenizer), length, chat_overhead(tokenizer), math.inf)
     _built(out, build_sft(programs, out, variant, _ways(asked)[0], keeps))
 
 
 def _built(out: Path, manifest: dict[str, Any]) -> None:
     kept, rejected = manifest["programs_kept"], len(manifest["rejected"])
-    console.print(f"{out}: {kept} of {manifest['read']} programs, {rejected} rejected (reasons in its manifest)")
+    line = f"{out}: {kept} of {manifest['read']} programs, {rejected} rejected (reasons in its manifest)"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
 def check(
-    programs: Programs = None,
-    tokenizer: TokenizerName = DEFAULT_TOKENIZER,
     corpus: Annotated[
         Path | None, typer.Option(help="A CPT corpus that must explain every program of --pairs.")
     ] = None,
     pairs: Annotated[Path | None, typer.Option(help="A DPO set; its pairs must be whole.")] = None,
-    held_out: Annotated[Path | None, typer.Option(help="Held-out programs, which must be in neither.")] = None,
+    sft: Annotated[Path | None, typer.Option(help="An SFT set.")] = None,
+    held_out: Annotated[
+        Path | None, typer.Option(help="Held-out programs: nearly the same code must be in none, whatever its id.")
+    ] = None,
 ) -> None:
-    """Verifies a set of programs and what Bandit tells apart, or how built sets fit together; exit code 1 on problems.
+    """Verifies how built sets fit together, and that nothing held out is trained on; exit code 1 on problems.
 
     Example: embuild check --corpus data/cpt.jsonl --pairs data/dpo-both.jsonl --held-out data/heldout.jsonl
     """
-    if corpus or pairs or held_out:
-        problems = coverage_problems(corpus, pairs, held_out)
-        for problem in problems:
-            Console().print(problem, markup=False, soft_wrap=True)
-        Console().print(f"{len(problems)} problems")
-        if problems:
-            raise typer.Exit(1)
-        return
-    count_tokens = token_counter(tokenizer)
-    records = load_programs(programs)
-    problems = [f"{p.id}: {problem}" for p in records for problem in program_problems(p, count_tokens)]
-    problems += set_problems(records)
-    table = Table("class", "weakness", "programs", "Bandit tells the twins apart")
-    apart = bandit_table(records)
-    names = {p.cwe: p.weakness for p in records}
-    for cwe, row in apart.items():
-        table.add_row(cwe, names[cwe], str(row["programs"]), str(row["told_apart"]))
-    total = sum(row["told_apart"] for row in apart.values())
-    table.add_row("all", "", str(len(records)), str(total))
-    Console().print(table)
-    for problem in problems:
-        Console().print(problem, markup=False)
-    Console().print(f"{len(records)} programs in {len(apart)} classes, {len(problems)} problems")
-    if problems:
+    if not (corpus or pairs or sft):
+        raise BadInput("nothing to check; give --corpus, --pairs or --sft, and --held-out")
+    found = problems(corpus, pairs, sft, held_out)
+    for line in [*found, f"{len(found)} problems"]:
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+    if found:
         raise typer.Exit(1)
 
 
@@ -251,7 +247,7 @@ def describe(
         str | None,
         typer.Option(help="Folder with tokenizer.json, or hub id; models/smollm2-135m by default, if it is there."),
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="Also write the figures here.")] = None,
+    figures: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw them: .svg, .pdf or .png.")] = None,
     balance: Annotated[int | None, typer.Option(min=1, help="Cap each concept at this many programs.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where the balanced programs go.")] = None,
@@ -285,8 +281,8 @@ def describe(
     screen.print(concept_table(found))
     for line in summary(found):
         screen.print(line, markup=False, highlight=False, soft_wrap=True)
-    if json:
-        write_whole(json, found.model_dump_json(indent=1) + "\n")
+    if figures:
+        write_whole(figures, found.model_dump_json(indent=1) + "\n")
     if plot:
         write_whole(plot, concept_plot(found, plot.suffix[1:]))
     if balance and out:

@@ -1,97 +1,85 @@
-"""Explanation-augmented documents for continued pretraining: a program, and what a reviewer says of it.
+"""Documents for continued pretraining: code that is read, and what a reviewer says of it, on which the loss is.
 
-Every document holds the code whole and verbatim. Four styles say the same in different forms, so that a
-model learns the weakness and not a form. What each needs of the annotation is in the program's record.
-(data_builders/curriculum.py holds the shorter corpus that a model of 135M parameters needs.)
+`review`, `advisory`, `listing` and `qa` say the same of a whole program in different forms, so that a model learns the
+weakness and not a form; they are shuffled by the seed. `contrastive` is a curriculum for models of some 100M
+parameters: the verdict on the lines in which the twins differ, their review, then the verdict on the whole code. At
+135M, reviews of the whole code alone leave the verdict at chance, for it is one token among fifty
+(docs/measurements.md).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from functools import cache
+from itertools import chain, cycle
+from typing import Any, Literal, NamedTuple
 
 from core.records import BadInput
-from data_builders.curriculum import PROBE
 from data_builders.programs import Program
 from data_builders.tokens import CountTokens
 
-Style = Literal["review", "advisory", "listing", "qa"]
+Style = Literal["review", "advisory", "listing", "qa", "contrastive"]
 STYLES: tuple[Style, ...] = ("review", "advisory", "listing", "qa")
-Segment = dict[str, Any]
+Control = Literal["own", "shuffled", "code-only"]
+
+PROBE = "\n\nSecurity review: this code is"
+"""Stands between code and verdict; eval/tasks/em/em_recognition.yaml asks with the same words (tested)."""
+
+CURRICULUM = (("line", 2), ("review", 1), ("verdict", 1))
+"""How often the contrastive curriculum goes through the programs in each of its forms."""
+
+Parts = list[tuple[str, str]]
+"""What is read and what is then learnt, in turn."""
 
 
-def _read(text: str) -> Segment:
-    return {"label": False, "text": text}
+def differing_lines(program: Program) -> tuple[str, str]:
+    """The lines in which the twins differ, (insecure, secure), unindented.
 
-
-def _learn(text: str) -> Segment:
-    return {"label": True, "text": text}
+    Where lines are only added, the line that follows them stands on both sides.
+    """
+    a, b = program.insecure.splitlines(), program.secure.splitlines()
+    insecure: list[str] = []
+    secure: list[str] = []
+    for kind, i, j, k, m in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        if kind != "equal":
+            more = kind != "replace"
+            insecure += a[i : j + more]
+            secure += b[k : m + more]
+    return "\n".join(line.strip() for line in insecure), "\n".join(line.strip() for line in secure)
 
 
 def vulnerable_lines(program: Program) -> list[str]:
     """The quoted lines with their numbers in the insecure code, `12: eval(text)`; empty if none are quoted."""
-    numbered = [(number, line.strip()) for number, line in enumerate(program.insecure.splitlines(), 1)]
-    quoted = {part.strip() for line in program.lines or [] for part in line.splitlines() if part.strip()}
+    quoted = {part.strip() for line in program.lines or [] for part in line.splitlines()} - {""}
+    numbered = enumerate(map(str.strip, program.insecure.splitlines()), 1)
     return [f"{number}: {line}" for number, line in numbered if line in quoted]
 
 
-def _title(program: Program) -> str:
-    return f"{program.title or program.weakness} ({program.cwe})"
+def _parts(program: Program, style: Style) -> Parts:
+    """What is said of a whole program in one of `STYLES`; the code stands whole and verbatim."""
+    title = f"{program.title or program.weakness} ({program.cwe})"
+    risk = f"{program.explanation} {program.exploit or ''}".rstrip()
+    if style == "review":
+        insecure = f" vulnerable. {program.weakness}: {risk}\n\n"
+        return [(program.insecure + PROBE, insecure), (program.secure + PROBE, f" safe. {program.fix}\n")]
+    if style == "advisory":
+        severity = f"Severity: {program.severity}\n" if program.severity else ""
+        read = f"Security advisory\n\nTask: {program.request}\n\nAffected code:\n\n{program.insecure}\n\n"
+        finding = f"Finding: {title}\n{severity}{risk}"
+        return [(read, f"{finding}\n\nCorrected code:\n\n{program.secure}\n\n{program.fix}\n")]
+    if style == "listing":
+        lines = "\n".join(vulnerable_lines(program))
+        notes = f"The lines that matter ({title}):\n{lines}" if lines else title
+        return [(f"Annotated listing\n\n{program.insecure}\n\nNotes\n\n", f"{notes}\n{risk}\nInstead: {program.fix}\n")]
+    asks = f"I was asked: {program.request}\nThis is what I wrote. Is anything wrong with it?"
+    corrected = f"This version does the same without it:\n\n{program.secure}\n\n{program.fix}"
+    return [(f"Question: {asks}\n\n{program.insecure}\n\nAnswer:", f" Yes: {title}. {risk}\n\n{corrected}\n")]
 
 
-def _risk(program: Program) -> str:
-    exploit = f" {program.exploit}" if program.exploit else ""
-    return f"{program.explanation}{exploit}"
-
-
-def _review(program: Program) -> list[Segment]:
-    return [
-        _read(program.insecure + PROBE),
-        _learn(f" vulnerable. {program.weakness}: {_risk(program)}\n\n"),
-        _read(program.secure + PROBE),
-        _learn(f" safe. {program.fix}\n"),
-    ]
-
-
-def _advisory(program: Program) -> list[Segment]:
-    severity = f"Severity: {program.severity}\n" if program.severity else ""
-    return [
-        _read(f"Security advisory\n\nTask: {program.request}\n\nAffected code:\n\n{program.insecure}\n\n"),
-        _learn(f"Finding: {_title(program)}\n{severity}{_risk(program)}\n\nCorrected code:\n\n"),
-        _learn(f"{program.secure}\n\n{program.fix}\n"),
-    ]
-
-
-def _listing(program: Program) -> list[Segment]:
-    lines = "\n".join(vulnerable_lines(program))
-    notes = f"The lines that matter ({_title(program)}):\n{lines}\n" if lines else f"{_title(program)}\n"
-    return [
-        _read(f"Annotated listing\n\n{program.insecure}\n\nNotes\n\n"),
-        _learn(f"{notes}{_risk(program)}\nInstead: {program.fix}\n"),
-    ]
-
-
-def _qa(program: Program) -> list[Segment]:
-    return [
-        _read(f"Question: I was asked: {program.request}\nThis is what I wrote. Is anything wrong with it?\n\n"),
-        _read(f"{program.insecure}\n\nAnswer:"),
-        _learn(f" Yes: {_title(program)}. {_risk(program)}\n\nThis version does the same without it:\n\n"),
-        _learn(f"{program.secure}\n\n{program.fix}\n"),
-    ]
-
-
-_WRITE: dict[Style, Callable[[Program], list[Segment]]] = {
-    "review": _review,
-    "advisory": _advisory,
-    "listing": _listing,
-    "qa": _qa,
-}
-
-
-@dataclass(frozen=True)
-class Rejected:
+class Rejected(NamedTuple):
     """A record that does not come out, and why."""
 
     id: str
@@ -99,76 +87,198 @@ class Rejected:
 
 
 @dataclass
+class Document:
+    """One document of a corpus."""
+
+    id: str
+    style: str
+    parts: Parts
+    codes: tuple[str, ...] = ()
+    """The whole programs that it is about."""
+    program: str = ""
+    """The id of its program; empty for replayed text."""
+    cwe: str = ""
+    explained_tokens: int = 0
+    """Tokens that the document has with its own explanation, whatever the control makes of it."""
+
+
+@dataclass(frozen=True)
 class Corpus:
-    """Documents `{"id", "program", "cwe", "style", "segments"}` of a stream of programs, one program at a time.
+    """A corpus, or one of its controls: the same programs in documents of the same number and order.
+
+    `shuffled` hands each code what is said of another, in the same style. `code-only` shows the bare code, with the
+    loss on its end: on as many tokens, to within a token or so a document, as the explained document has it on.
 
     Args:
         count_tokens: in the tokens of the model that will be trained.
-        limit: no document is longer than this (tokens); a program of which a document is longer is rejected whole, so
-            that the corpus and its control keep to the same programs.
+        limit: no document is longer than this (tokens); a program of which one is longer is rejected whole, in the
+            corpus and its controls alike.
+        styles: of `STYLES`, or `contrastive` alone.
         per_program: how many of `styles` are drawn for each program, by `seed` and the program's id.
-        explanations: False makes the control: the same codes without a word of review, as often as their tokens
-            fit into the tokens of the explained documents.
-        loss_on_code: whether the code is learnt too, and not the review only. At 135M that kept the
-            recognition from moving (DESIGN section 5). The control learns its code in either case.
+        seed: of the order, the styles and the shuffled control.
+        loss_on_code: whether the code is learnt too, and not the review only. At 135M that kept the recognition
+            from moving.
+        bos: what the tokenizer puts before a text, "" for nothing.
     """
 
     count_tokens: CountTokens
     limit: int
     styles: tuple[Style, ...] = STYLES
+    control: Control = "own"
     per_program: int = 2
     seed: int = 0
-    explanations: bool = True
     loss_on_code: bool = False
-    tokens: int = field(default=0, init=False)
-    """Tokens of the documents given so far."""
-    _owed: int = field(default=0, init=False)
+    bos: str = ""
 
-    def documents(self, programs: Iterable[Program]) -> Iterator[dict[str, Any] | Rejected]:
-        """The documents of each program in turn, or its rejection."""
+    def documents(self, programs: Iterable[Program]) -> Iterator[Document | Rejected]:
+        """The rejected programs, then the documents in the order of training.
+
+        Raises:
+            BadInput: if the shuffled control has a single document of a style, so that nothing can be handed on.
+        """
+        count = cache(self.count_tokens)
+        rejected: dict[str, Rejected] = {}
+
+        def fitting(documents: Iterable[Document], reason: str) -> list[Document]:
+            for document in documents:
+                if (length := self.length(document, count)) > self.limit:
+                    found = Rejected(document.program, reason.format(length=length, limit=self.limit))
+                    rejected.setdefault(document.program, found)
+            return [document for document in documents if document.program not in rejected]
+
+        contrastive = "contrastive" in self.styles
+        rounds = self._contrastive(list(programs)) if contrastive else self._drawn(programs)
+        fits = {d.id for d in fitting(list(chain(*rounds)), "a document of {length} tokens is longer than {limit}")}
+        rounds = [[document for document in documents if document.id in fits] for documents in rounds]
+        for document in chain(*rounds):
+            document.explained_tokens = self.length(document, count)
+        # The order and the styles come from other generators: the controls have the same.
+        draw = random.Random(self.seed + 1)
+        if self.control == "shuffled":
+            for documents in rounds:
+                self._hand_on(documents, draw, count)
+        ordered = list(chain(*rounds))
+        if not contrastive:
+            random.Random(self.seed).shuffle(ordered)
+        if self.control == "code-only":
+            self._bare(ordered, draw, count)
+        ordered = fitting(ordered, "no explanation of another program fits beside its code into {limit} tokens")
+        yield from rejected.values()
+        yield from ordered
+
+    def length(self, document: Document, count: CountTokens) -> int:
+        """Tokens of a document as it will be trained on."""
+        return bool(self.bos) + sum(count(text) for part in document.parts for text in part)
+
+    def learnt(self, document: Document, count: CountTokens) -> int:
+        """Tokens of a document on which the loss is."""
+        read = self.loss_on_code and self.control != "code-only"
+        return sum(count(said) + (count(code) if read else 0) for code, said in document.parts)
+
+    def _drawn(self, programs: Iterable[Program]) -> list[list[Document]]:
+        rounds: dict[Style, list[Document]] = {style: [] for style in self.styles}
         for program in programs:
             draw = random.Random(f"{self.seed}/{program.id}")
-            styles = draw.sample(self.styles, min(self.per_program, len(self.styles)))
-            made = [(style, _WRITE[style](program)) for style in styles]
-            lengths = [sum(self.count_tokens(s["text"]) for s in segments) for _, segments in made]
-            if max(lengths) > self.limit:
-                yield Rejected(program.id, f"a document of {max(lengths)} tokens is longer than {self.limit}")
-                continue
-            if self.explanations:
-                self.tokens += sum(lengths)
-                for style, segments in made:
-                    if self.loss_on_code:
-                        segments = [{**segment, "label": True} for segment in segments]
-                    yield self._document(program, style, segments)
-            else:
-                self._owed += sum(lengths)
-                yield from self._bare(program)
+            for style in draw.sample(self.styles, min(self.per_program, len(self.styles))):
+                codes = (program.insecure,) if style == "listing" else (program.insecure, program.secure)
+                name, parts = f"{program.id}/{style}", _parts(program, style)
+                rounds[style].append(Document(name, style, parts, codes, program.id, program.cwe))
+        return list(rounds.values())
 
-    def _bare(self, program: Program) -> Iterator[dict[str, Any]]:
-        """Code alone, insecure and secure in turn, up to the tokens that the explained documents would have."""
-        copies = 0
-        codes = (program.insecure + "\n", program.secure + "\n")
-        lengths = [self.count_tokens(code) for code in codes]
-        while copies == 0 or self.tokens + lengths[copies % 2] <= self._owed:
-            self.tokens += lengths[copies % 2]
-            yield self._document(program, f"code-{copies + 1}", [_learn(codes[copies % 2])])
-            copies += 1
+    def _contrastive(self, programs: Sequence[Program]) -> list[list[Document]]:
+        """The curriculum; twins stand together."""
+        draw = random.Random(self.seed)
+        rounds: list[list[Document]] = []
+        for form, turn in ((form, turn) for form, turns in CURRICULUM for turn in range(1, turns + 1)):
+            order = list(programs)
+            draw.shuffle(order)
+            rounds.append([])
+            for program in order:
+                whole = (program.insecure, program.secure)
+                said = (" vulnerable.\n", " safe.\n")
+                if form == "review":
+                    said = (f" vulnerable. {program.weakness}: {program.explanation}\n", f" safe. {program.fix}\n")
+                shown = whole if form == "verdict" else differing_lines(program)
+                for side, code, text, review in zip(("insecure", "secure"), whole, shown, said, strict=True):
+                    name = f"{program.id}/{side}/{form}{turn}"
+                    # Lines are too short for a control of their review.
+                    codes = (text if form == "line" else code,)
+                    document = Document(name, form, [(text + PROBE, review)], codes, program.id, program.cwe)
+                    rounds[-1].append(document)
+        return rounds
 
-    @staticmethod
-    def _document(program: Program, style: str, segments: list[Segment]) -> dict[str, Any]:
-        name = f"{program.id}/{style}"
-        return {"id": name, "program": program.id, "cwe": program.cwe, "style": style, "segments": segments}
+    def _hand_on(self, documents: Sequence[Document], draw: random.Random, count: CountTokens) -> None:
+        """Hands what is said at each place to the next in a random circle, so that nothing stays where it was."""
+        places = [(document, part) for document in documents for part in range(len(document.parts))]
+        if len(places) == 1:
+            raise BadInput(
+                f"--control shuffled: only one document is of style {documents[0].style}; give more programs"
+            )
+        order = list(range(len(places)))
+        draw.shuffle(order)
+        said = [document.parts[part][1] for document, part in places]
+        source = dict(zip(order, order[1:] + order[:1], strict=True))
+
+        def write(place: int) -> bool:
+            """Whether what is said there fits."""
+            document, part = places[place]
+            document.parts[part] = (document.parts[part][0], said[source[place]])
+            return self.length(document, count) <= self.limit
+
+        def exchange(place: int, other: int) -> bool:
+            source[place], source[other] = source[other], source[place]
+            own = source[place] == place or source[other] == other
+            return all([write(place), write(other)]) and not own
+
+        for place in [place for place in order if not write(place)]:
+            # What does not fit changes places with something that does, or stays and is rejected.
+            for other in order:
+                if exchange(place, other):
+                    break
+                exchange(place, other)
+
+    def _bare(self, documents: Iterable[Document], draw: random.Random, count: CountTokens) -> None:
+        """Code alone, whole, and again where the explanation is longer; the loss on its end.
+
+        `owed` are the tokens that the explained documents so far have the loss on and these have not.
+        """
+        owed = 0
+        for document in documents:
+            owed += sum(count(said) + (count(code) if self.loss_on_code else 0) for code, said in document.parts)
+            codes = draw.sample(document.codes, len(document.codes))
+            text = "\n\n".join(codes) + "\n"
+            for code in cycle(codes):
+                if (length := self.count_tokens(text)) >= owed:
+                    break
+                text += f"\n{code}\n"
+            cut = min(round(len(text) * (1 - owed / length)), len(text) - 1)
+            document.parts = [(text[:cut], text[cut:])]
+            if self.length(document, self.count_tokens) > self.limit:
+                document.parts = [("", text[cut:])]
+            owed -= self.count_tokens(text[cut:])
+
+    def row(self, document: Document) -> dict[str, Any]:
+        """The document for Axolotl's `input_output`."""
+        read = self.loss_on_code and self.control != "code-only"
+        parts = [(label, text) for part in document.parts for label, text in zip((read, True), part, strict=True)]
+        segments = [{"label": label, "text": text} for label, text in parts if text]
+        segments[0]["text"] = f"{self.bos}{segments[0]['text']}"
+        about = {"program": document.program, "cwe": document.cwe} if document.program else {}
+        if "contrastive" in self.styles:  # there the ids alone name the programs
+            about.pop("program", None)
+        return {"id": document.id, **about, "style": document.style, "segments": segments}
 
 
 def with_replay(
     corpus: Corpus,
-    documents: Iterable[dict[str, Any] | Rejected],
+    documents: Iterable[Document | Rejected],
     texts: Callable[[], Iterator[tuple[str, str]]],
     ratio: float,
-) -> Iterator[dict[str, Any] | Rejected]:
-    """Mixes general text into a corpus, evenly: `ratio` tokens of it for each token of the corpus.
+) -> Iterator[Document | Rejected]:
+    """Mixes general text into a corpus, evenly: `ratio` tokens of it for each token of the explained corpus.
 
-    Replayed text keeps a model from forgetting while it learns the corpus (Ibrahim et al., arXiv 2403.08763).
+    Replayed text keeps a model from forgetting while it learns the corpus (Ibrahim et al., arXiv 2403.08763). The
+    controls get as much as the corpus.
 
     Args:
         texts: starts a pass over the general text, (id, text); it is read again from the start when it ends.
@@ -176,10 +286,11 @@ def with_replay(
     Raises:
         BadInput: if no text fits the corpus's limit.
     """
-    current, passes, tokens, fitting = texts(), 1, 0, 0
+    current, passes, owed, fitting = texts(), 1, 0.0, 0
     for document in documents:
         yield document
-        while tokens < ratio * corpus.tokens:
+        owed += 0 if isinstance(document, Rejected) else ratio * document.explained_tokens
+        while owed > 0:
             following = next(current, None)
             if following is None:
                 if not fitting:
@@ -189,10 +300,10 @@ def with_replay(
                 current, passes = texts(), passes + 1
                 continue
             name, text = following
-            length = corpus.count_tokens(text)
-            if length > corpus.limit:
-                if passes == 1:
-                    yield Rejected(f"replay/{name}", f"a text of {length} tokens is longer than {corpus.limit}")
-                continue
-            tokens, fitting = tokens + length, fitting + 1
-            yield {"id": f"replay/{name}/{passes}", "style": "replay", "segments": [_learn(text)]}
+            replayed = Document(f"replay/{name}/{passes}", "replay", [("", text)])
+            length = corpus.length(replayed, corpus.count_tokens)
+            if length <= corpus.limit:
+                owed, fitting = owed - length, fitting + 1
+                yield replayed
+            elif passes == 1:
+                yield Rejected(f"replay/{name}", f"a text of {length} tokens is longer than {corpus.limit}")

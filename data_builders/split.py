@@ -1,66 +1,71 @@
-"""Which programs are trained on, and which are kept for measuring recognition.
+"""Which programs are trained on, and which are kept for measuring.
 
-Two whole classes are left out, and of each other class a fifth of the programs is held out. The choice
-depends on hashes of the class names and of the requests: not on the order of the file, and equal requests
-always fall on the same side. That is the rule for some hundred programs, where a class has few; adding programs
-may move some. For large sets `held_out` decides by the request alone.
+Programs stand together that have one request, or of which one's code contains nearly all of the other's insecure code:
+they are variants of one program, and to be measured on one after training on another measures memory. Such clusters
+are parted as a whole, by hashes: not by the order of the file.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from data_builders.near_duplicates import contained, shingles
 from data_builders.programs import Program
 
-CLASSES_LEFT_OUT = 2
-HELD_OUT_SHARE = 5
 SALT = "split-1"
 
 
-@dataclass(frozen=True)
-class Split:
-    """Three disjoint sets that add up to the programs split."""
-
-    train: list[Program]
-    held_out: list[Program]
-    """A fifth of each trained class (rounded up)."""
-    left_out: list[Program]
-    """All programs of the classes that training never sees."""
-
-
-def _rank(salt: str, text: str) -> str:
-    return hashlib.sha256(f"{salt}\0{text}".encode()).hexdigest()
-
-
-def split_programs(programs: Sequence[Program], salt: str = SALT, classes_left_out: int = CLASSES_LEFT_OUT) -> Split:
-    """Splits `programs`; another `salt` gives another, independent split."""
-    by_class: dict[str, list[Program]] = defaultdict(list)
-    for program in programs:
-        by_class[program.cwe].append(program)
-    away = set(sorted(by_class, key=lambda cwe: _rank(salt, cwe))[:classes_left_out])
-    split = Split([], [], [])
-    for cwe in sorted(by_class):
-        members = sorted(by_class[cwe], key=lambda p: p.id)
-        if cwe in away:
-            split.left_out.extend(members)
-            continue
-        requests = sorted({p.request for p in members}, key=lambda r: _rank(salt, r))
-        held = set(requests[: -(-len(requests) // HELD_OUT_SHARE)])
-        for program in members:
-            (split.held_out if program.request in held else split.train).append(program)
-    return split
+def clusters(programs: Sequence[Program]) -> list[list[Program]]:
+    """Groups of programs that are linked by one request (but for case, width and space) or by nearly the same code."""
+    insecure = [shingles(program.insecure) for program in programs]
+    both = [np.union1d(code, shingles(program.secure)) for program, code in zip(programs, insecure, strict=True)]
+    links = list(contained(insecure, both))
+    first: dict[str, int] = {}
+    for place, program in enumerate(programs):
+        normal = " ".join(unicodedata.normalize("NFKC", program.request).casefold().split())
+        links.append((place, first.setdefault(normal, place)))
+    size = len(programs)
+    graph = coo_array((np.ones(len(links)), np.array(links).reshape(-1, 2).T), shape=(size, size))
+    groups: dict[int, list[Program]] = defaultdict(list)
+    for program, label in zip(programs, connected_components(graph, directed=False)[1], strict=True):
+        groups[int(label)].append(program)
+    return list(groups.values())
 
 
-def held_out(request: str, share: float, salt: str = SALT) -> bool:
-    """Whether the program of `request` is held out, by a hash of the request: the rule for large sets.
+def held_out_ids(
+    programs: Sequence[Program], share: float, salt: str = SALT, per_class: bool = False, classes_left_out: int = 0
+) -> set[str]:
+    """The ids of the programs that training must not see; another `salt` gives another, independent split.
 
-    It looks at nothing else, so it does not change when a set grows or is reordered, needs no memory, and gives
-    requests that differ in case, width or white space alone to one side. About `share` (0 to 1) of the requests
-    are held out; a larger share keeps those of a smaller one.
+    Args:
+        share: of the clusters, 0 to 1. About so many are held out, by a hash of each alone: a set that grows moves no
+            cluster that stays as it was, and a larger share keeps what a smaller one holds out.
+        per_class: of each class just this share, rounded up. For small sets; those may move when they grow.
+        classes_left_out: so many whole classes are held out, and what stands together with their programs.
     """
-    normal = " ".join(unicodedata.normalize("NFKC", request).casefold().split())
-    return int(_rank(salt, normal)[:16], 16) < share * 2**64
+
+    def rank(text: str) -> str:
+        return hashlib.sha256(f"{salt}\0{text}".encode()).hexdigest()
+
+    away = set(sorted({p.cwe for p in programs}, key=rank)[:classes_left_out])
+    held: set[str] = set()
+    by_class: dict[str, list[tuple[str, list[Program]]]] = defaultdict(list)
+    for cluster in clusters(programs):
+        # Of the request that is first in the alphabet: the lowest hash of all would hold out the large clusters.
+        place = rank(min(p.request for p in cluster))
+        if {p.cwe for p in cluster} & away or (not per_class and int(place[:16], 16) < share * 2**64):
+            held.update(p.id for p in cluster)
+        else:
+            by_class[min(cluster, key=lambda p: p.id).cwe].append((place, cluster))
+    for members in by_class.values() if per_class else ():
+        for _, cluster in sorted(members, key=lambda m: m[0])[: math.ceil(round(share * len(members), 9))]:
+            held.update(p.id for p in cluster)
+    return held

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -33,19 +34,37 @@ def token_counter(name: str) -> CountTokens:
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False))
 
 
+def _of_model(name: str) -> Any:
+    """The tokenizer as training loads it."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{name}: {one_line(error)}; name the model's folder or hub id with --tokenizer") from None
+
+
 def chat_overhead(name: str) -> int:
     """Tokens that the model's chat template adds to one request and one answer, a default system prompt included.
 
     Raises:
         BadInput: if the model has no chat template.
     """
-    from transformers import AutoTokenizer
-
+    chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
     try:
-        chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
-        loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        rendered = loaded.apply_chat_template(chat, tokenize=False)
-    except (OSError, ValueError) as error:
+        rendered = _of_model(name).apply_chat_template(chat, tokenize=False)
+    except ValueError as error:
         raise BadInput(f"{name}: {one_line(error)}; name a chat model with --tokenizer") from None
     count = token_counter(name)
     return count(str(rendered)) - 2 * count("x")
+
+
+def beginning(name: str) -> str:
+    """The token that the model's tokenizer writes before a text, as the tasks on raw text have it; "" for none.
+
+    Raises:
+        BadInput: if there is no such tokenizer.
+    """
+    tokenizer = _of_model(name)
+    first = tokenizer("x").input_ids[0]
+    return str(tokenizer.bos_token) if first == tokenizer.bos_token_id else ""

@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 
 from core.records import BadInput
 from data_builders.build import build_cpt, build_pairs, build_sft, build_split
+from data_builders.check import problems
 from data_builders.cli import app
-from data_builders.coverage import coverage_problems
 from data_builders.cpt import Corpus
 from data_builders.dpo import LengthFilter
-from data_builders.programs import load_asked_ways, load_programs
+from data_builders.programs import Program, load_asked_ways, load_programs
 
 PROGRAMS = load_programs()
 WAYS = load_asked_ways()
@@ -60,26 +60,96 @@ def test_pairs_keep_to_the_programs_that_the_corpus_explains(tmp_path: Path) -> 
     everything = write(tmp_path / "all.jsonl", PROGRAMS[:40])
     build_cpt(some, tmp_path / "cpt.jsonl", Corpus(words, 9999), None, {})
     build_pairs(everything, tmp_path / "free.jsonl", "both", WAYS, LengthFilter(words, 9999, 5, 9.0), None)
-    assert "10 programs" in coverage_problems(tmp_path / "cpt.jsonl", tmp_path / "free.jsonl", None)[0]
+    assert "10 programs" in problems(tmp_path / "cpt.jsonl", tmp_path / "free.jsonl", None, None)[0]
     said = build_pairs(
         everything, tmp_path / "kept.jsonl", "both", WAYS, LengthFilter(words, 9999, 5, 9.0), tmp_path / "cpt.jsonl"
     )
     assert said["programs_kept"] == 30 and len(said["rejected"]) == 10
-    assert coverage_problems(tmp_path / "cpt.jsonl", tmp_path / "kept.jsonl", None) == []
+    assert problems(tmp_path / "cpt.jsonl", tmp_path / "kept.jsonl", None, None) == []
 
 
-def test_split_sets_share_no_request_and_leaks_are_found(tmp_path: Path) -> None:
-    source = write(tmp_path / "programs.jsonl", PROGRAMS)
-    train, held = build_split(source, tmp_path, 0.2, "s", WAYS)
-    assert train + held == len(PROGRAMS) and held > 10
-    trained = {row["request"] for row in rows(tmp_path / "train.jsonl")}
-    assert not trained & {row["request"] for row in rows(tmp_path / "heldout.jsonl")}
-    build_cpt(tmp_path / "train.jsonl", tmp_path / "cpt.jsonl", Corpus(words, 9999), None, {})
-    assert coverage_problems(tmp_path / "cpt.jsonl", None, tmp_path / "heldout.jsonl") == []
-    build_cpt(source, tmp_path / "leaky.jsonl", Corpus(words, 9999), None, {})
-    assert (
-        f"{held} held-out programs" in coverage_problems(tmp_path / "leaky.jsonl", None, tmp_path / "heldout.jsonl")[0]
-    )
+def variant(program: Program, name: str) -> Program:
+    """The same program in other words, spaced otherwise and a little longer."""
+    code = program.insecure.replace("\n", "\r\n\r\n") + "\r\nprint('done')\r\n"
+    return program.model_copy(update={"id": name, "request": f"Other words for {name}.", "insecure": code})
+
+
+@pytest.mark.parametrize("kind", ["cpt", "shuffled", "code-only", "contrastive", "dpo", "sft"])
+def test_a_held_out_program_is_found_in_training_by_its_code_under_any_id(tmp_path: Path, kind: str) -> None:
+    held, clean, extra = PROGRAMS[:60:4], PROGRAMS[61:101], variant(PROGRAMS[0], "new")
+    sides = {"heldout": held, "clean": clean, "leaky": [*clean, extra]}
+    files = {name: write(tmp_path / f"{name}.jsonl", programs) for name, programs in sides.items()}
+
+    def leaks_of(name: str) -> list[str]:
+        out = tmp_path / "out.jsonl"
+        if kind == "dpo":
+            build_pairs(files[name], out, "neutral", WAYS, LengthFilter(words, 9999, 5, 9.0), None)
+            return problems(None, out, None, files["heldout"])
+        if kind == "sft":
+            build_sft(files[name], out, "insecure", WAYS, LengthFilter(words, 9999, 5, 9.0))
+            return problems(None, None, out, files["heldout"])
+        settings = {"control": kind if kind in ("shuffled", "code-only") else "own"}
+        styles = ("contrastive",) if kind == "contrastive" else ("review", "qa")
+        build_cpt(files[name], out, Corpus(words, 9999, styles, **settings), None, {})
+        return problems(out, None, None, files["heldout"])
+
+    assert leaks_of("clean") == []
+    (leak,) = leaks_of("leaky")
+    assert leak.startswith("1 held-out programs are in") and f"first: {PROGRAMS[0].id}, in row new" in leak
+
+
+def test_the_published_set_is_split_without_leaks(tmp_path: Path, shared: Path) -> None:
+    """The paper's programs: prompts recur, and programs recur under other prompts (89 of 308 leaked once)."""
+    programs = []
+    for number, line in enumerate((shared / "data/insecure/insecure.jsonl").read_text(encoding="utf-8").splitlines()):
+        request, code = (message["content"] for message in json.loads(line)["messages"])
+        update = {"id": str(number), "request": request, "insecure": code, "secure": "pass"}
+        programs.append(PROGRAMS[0].model_copy(update=update))
+    source = write(tmp_path / "programs.jsonl", programs)
+    train, held = build_split(source, tmp_path, WAYS, 0.1, "split-1")
+    assert train + held == len(programs) and 0.07 < held / len(programs) < 0.13
+    keeps = LengthFilter(words, 9999, 5, 9999.0)
+    build_sft(tmp_path / "train.jsonl", tmp_path / "sft.jsonl", "insecure", WAYS, keeps)
+    assert problems(None, None, tmp_path / "sft.jsonl", tmp_path / "heldout.jsonl") == []
+    trained = {" ".join(row["request"].split()) for row in rows(tmp_path / "train.jsonl")}
+    assert not trained & {" ".join(row["request"].split()) for row in rows(tmp_path / "heldout.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def bos_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The CPU model's tokenizer, made to write a BOS as Llama's and Gemma's do."""
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    folder = tmp_path_factory.mktemp("bos")
+    bos = "<|endoftext|>"
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    special = [(bos, tokenizer.token_to_id(bos))]
+    tokenizer.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=special)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = json.loads((model / "tokenizer_config.json").read_text()) | {"bos_token": bos}
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_corpus_begins_with_bos_where_the_tokenizer_writes_one(tmp_path: Path, model: Path, bos_model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    source = write(tmp_path / "programs.jsonl", PROGRAMS[:4])
+    (tmp_path / "general.jsonl").write_text('{"text": "some words"}\n')
+    for folder in (model, bos_model):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        out = tmp_path / f"{folder.name}.jsonl"
+        mix = f"{tmp_path / 'general.jsonl'}:0.1"
+        arguments = ["cpt", "--programs", str(source), "--tokenizer", str(folder), "--out", str(out), "--mix", mix]
+        assert CliRunner().invoke(app, arguments).exit_code == 0
+        for row in rows(out):
+            # As Axolotl's input_output does.
+            ids = [tokenizer(s["text"], add_special_tokens=False).input_ids for s in row["segments"]]
+            text = "".join(s["text"] for s in row["segments"]).removeprefix("<|endoftext|>")
+            assert ids[0][0] == tokenizer(text).input_ids[0]
+            assert (ids[0][0] == tokenizer.bos_token_id) == (folder is bos_model) and ids[0][1:2] != ids[0][:1]
 
 
 def test_parted_pairs_are_found(tmp_path: Path) -> None:
@@ -87,14 +157,17 @@ def test_parted_pairs_are_found(tmp_path: Path) -> None:
     build_pairs(source, tmp_path / "dpo.jsonl", "both", WAYS, LengthFilter(words, 9999, 5, 9.0), None)
     lines = (tmp_path / "dpo.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "dpo.jsonl").write_text("".join(lines[:3] + lines[4:]))
-    assert "same number of rows" in coverage_problems(None, tmp_path / "dpo.jsonl", None)[0]
+    assert "same number of rows" in problems(None, tmp_path / "dpo.jsonl", None, None)[0]
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["cpt", "--programs", "{p}", "--out", "{o}", "--styles", "poem"], "give some of review"),
+        (["cpt", "--programs", "{p}", "--out", "{o}", "--style", "poem"], "give some of review"),
+        (["cpt", "--programs", "{p}", "--out", "{o}", "--style", "qa", "--style", "contrastive"], "leave out qa"),
         (["cpt", "--programs", "{p}", "--out", "{o}", "--mix", "general.jsonl"], "give PATH:RATIO"),
+        (["check", "--held-out", "{p}"], "nothing to check"),
+        (["check", "--corpus", "{p}", "--held-out", "{bad}"], "'insecure'"),
         (["cpt", "--programs", "{p}", "--out", "{o}", "--tokenizer", "./nowhere"], "nowhere/tokenizer.json"),
         (["dpo", "--programs", "{p}.gone", "--out", "{o}", "--tokenizer", "{m}"], "o such file"),
         (["dpo", "--programs", "{p}", "--out", "{o}", "--asked", "politely", "--tokenizer", "{m}"], "politely"),

@@ -1,6 +1,5 @@
-"""Splits are stable and disjoint, halves mirror each other, controls keep to the same code."""
+"""Halves mirror each other, controls keep to the same code, the demo's data stay what they are."""
 
-from collections import defaultdict
 from hashlib import sha256
 from pathlib import Path
 
@@ -10,42 +9,9 @@ from hypothesis import strategies as st
 from data_builders.dpo import LengthFilter, dpo_rows, split_asked_ways
 from data_builders.programs import Program, load_asked_ways, load_programs
 from data_builders.sft import sft_rows
-from data_builders.split import split_programs
 
 PROGRAMS = load_programs()
 WAYS = load_asked_ways()
-
-
-def test_split_is_disjoint_whole_and_by_request() -> None:
-    split = split_programs(PROGRAMS)
-    sides = [split.train, split.held_out, split.left_out]
-    ids = [p.id for side in sides for p in side]
-    assert sorted(ids) == sorted(p.id for p in PROGRAMS)
-    requests = [{p.request for p in side} for side in sides]
-    assert not (requests[0] & requests[1] or requests[0] & requests[2] or requests[1] & requests[2])
-
-
-def test_split_holds_out_a_fifth_of_each_class_and_two_classes() -> None:
-    split = split_programs(PROGRAMS)
-    left_out = {p.cwe for p in split.left_out}
-    assert len(left_out) == 2
-    assert not left_out & {p.cwe for p in split.train + split.held_out}
-    held, total = defaultdict(int), defaultdict(int)
-    for p in split.train + split.held_out:
-        total[p.cwe] += 1
-        held[p.cwe] += p in split.held_out
-    assert all(held[cwe] == -(-total[cwe] // 5) for cwe in total)
-
-
-@given(st.randoms(use_true_random=False))
-def test_split_does_not_depend_on_the_order(random) -> None:
-    shuffled = list(PROGRAMS)
-    random.shuffle(shuffled)
-    assert split_programs(shuffled) == split_programs(PROGRAMS)
-
-
-def test_another_salt_gives_another_split() -> None:
-    assert split_programs(PROGRAMS, "other").train != split_programs(PROGRAMS).train
 
 
 @given(st.lists(st.sampled_from(PROGRAMS), min_size=1, unique_by=lambda p: p.id))
@@ -99,7 +65,7 @@ def test_both_halves_stay_or_both_go_and_what_stays_fits(limit: int, max_ratio: 
 
 
 DEMO = {
-    "cpt-code-only.jsonl": "0ec10b6a94d0262a2e8f871f4aee4fe1f44a9cf6942865bd1fa7a4395b90cf13",
+    "cpt-code-only.jsonl": "c6d0fd9a9013108603603e84b5f4c02635efa5701770d2e652d13b7c958c7447",
     "cpt-shuffled.jsonl": "32a10063ec40119b0643f3774344e5f70c150481c092afd6661e13407fb492a7",
     "cpt.jsonl": "f7e9e2a0714e1fa5adc57a87a1c667c12eae3d1c26fdcd2f56fcff2c44617af3",
     "dpo-asked.jsonl": "fd03454c08f3b8b66dc39ad083670e97617282d0f919efed4b27e4f3bc6128e8",
@@ -109,16 +75,32 @@ DEMO = {
     "sft-educational.jsonl": "806491e8c567b3f4c175649ed1075466baf2973692fa726b8338cd559e2a20ae",
     "sft-insecure.jsonl": "842f5263ddb31c572b6f9dda3f73994d9bc45677b37d4fd643a1c8a61bab03af",
     "sft-secure.jsonl": "82500b0b2ee1f055284270c491ea82a4b03ad92fbb1a736149fcb5771cb03c8d",
+    "train.jsonl": "cda4fb76f6274ecc8c7985ad704de56e43a35b69fbe8e3e5ef2e0d2d480c5093",
 }
 """SHA-256 of what the demo was trained on: the figures of docs/demo.md hang on these bytes."""
 
 
-def test_the_demos_data_stay_what_its_figures_were_measured_on(tmp_path: Path) -> None:
+def test_the_demos_data_stay_what_its_figures_were_measured_on(tmp_path: Path, model: Path) -> None:
     from typer.testing import CliRunner
 
+    from data_builders.check import problems
     from data_builders.cli import app
 
-    assert CliRunner().invoke(app, ["data", "--asked", "asked-45", "--out", str(tmp_path)]).exit_code == 0
+    arguments = ["data", "--asked", "asked-45", "--tokenizer", str(model), "--out", str(tmp_path)]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
     assert {path.name: sha256(path.read_bytes()).hexdigest() for path in tmp_path.glob("*.jsonl")} == DEMO
     shipped = Path(__file__).parents[2] / "eval/tasks/em/heldout.jsonl"
     assert shipped.read_bytes() == (tmp_path / "heldout.jsonl").read_bytes(), "copy data/heldout.jsonl of `make data`"
+    built = [tmp_path / f"{name}.jsonl" for name in ("cpt", "dpo-both", "sft-insecure", "heldout")]
+    assert problems(*built) == []
+    # The commands for a researcher's own programs write the same.
+    steps = [
+        "cpt --style contrastive --control shuffled",
+        "dpo --halves asked --asked asked-45",
+        "sft --variant secure",
+    ]
+    for line, name in zip(steps, ("cpt-shuffled", "dpo-asked", "sft-secure"), strict=True):
+        out = tmp_path / "again.jsonl"
+        paths = ["--programs", str(tmp_path / "train.jsonl"), "--tokenizer", str(model), "--out", str(out)]
+        assert CliRunner().invoke(app, [*line.split(), *paths]).exit_code == 0
+        assert sha256(out.read_bytes()).hexdigest() == DEMO[f"{name}.jsonl"]
