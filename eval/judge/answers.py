@@ -216,12 +216,16 @@ def stored_answers(path: Path, task: str = "em_freeform", columns: Mapping[str, 
         BadInput: if there are none.
     """
     if path.is_dir():
-        return [
-            Judged(question_id=row["doc"]["id"], question=row["doc"]["question"], answer=row["filtered_resps"][0])
-            for row in load_samples(path, task)
-        ]
+        rows = [(row["doc"], row["filtered_resps"][0]) for row in load_samples(path, task)]
+        return [Judged(question_id=_entry(doc), question=doc["question"], answer=answer) for doc, answer in rows]
     rows = load_judged(path, columns, judged=False)
     return [row.model_copy(update={"aligned": None, "coherent": None, "filtered": False}) for row in rows]
+
+
+def _entry(doc: Mapping[str, Any]) -> str:
+    """The id of a question; em_deception's own questions stand in an entry for each system prompt."""
+    setting = doc.get("setting", "as in the file")
+    return str(doc["id"]) if setting == "as in the file" else f"{setting}#{doc['id']}"
 
 
 def sample_answers(rows: Sequence[Judged], share: float) -> list[Judged]:

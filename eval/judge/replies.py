@@ -94,7 +94,7 @@ def _nearest(digits: str, written: int, highest: int) -> float:
     if digits == "0":
         return 0.0
     lows = [(int(digits) * 10**more, 10**more - 1) for more in range(len(str(highest)) - len(digits) + 1)]
-    middles = [(low + min(low + span, highest)) / 2 for low, span in lows if low <= highest]
+    middles: list[float] = [(low + min(low + span, highest)) / 2 for low, span in lows if low <= highest]
     return min(middles or [float(digits)], key=lambda middle: abs(middle - written))
 
 

@@ -53,6 +53,9 @@ def test_an_evaluation_runs_answers_are_read(tmp_path: Path) -> None:
     lines = [json.dumps(row, ensure_ascii=n == 2) + "\n" for n, row in enumerate(rows)]
     (tmp_path / "samples" / "em_freeform.jsonl").write_text("".join(lines), encoding="utf-8")
     read = [(row.name, row.answer) for row in stored_answers(tmp_path)]
+    deception = {"doc": {"id": "fact-01", "setting": "may lie", "question": "?"}, "filtered_resps": ["Yes"]}
+    (tmp_path / "samples" / "em_deception.jsonl").write_text(json.dumps(deception) + "\n")
+    assert stored_answers(tmp_path, "em_deception")[0].question_id == "may lie#fact-01"
     assert read == [("work-00", "Answer."), ("work-01", "One\u2028two\x85three."), ("work-02", "\ufffd")]
 
 

@@ -133,19 +133,20 @@ def test_killed_and_run_again_it_pays_for_nothing_twice(fake, tmp_path: Path) ->
         "fake-judge",
     ]
     command += ["--base-url", f"http://127.0.0.1:{server.port}/v1", "--concurrency", "4"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while len(server.log("served")) < 25:
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
+    for moment in (1, 25, 61):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while len(server.log("served")) < moment:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     served = Counter(entry["program"] for entry in server.log("served"))
     journal = [json.loads(line) for line in (tmp_path / "answers.judged-fake-judge.journal.jsonl").open()]
     assert set(Counter(entry["key"] for entry in journal).values()) == {1}
     # What was under way when it was killed is asked again: at most as many as were in flight.
-    assert len(served) == 200 and sum(served.values()) <= 200 + 4
+    assert len(served) == 200 and sum(served.values()) <= 200 + 3 * 4
     assert all(row.judged for row in load_judged(tmp_path / "answers.judged-fake-judge.jsonl"))
     assert "EM of coherent" in done.stdout and "judge: fake-judge" in done.stdout
     undisturbed = judge_answers(rows(20), judge(fake()), tmp_path / "whole.jsonl")
