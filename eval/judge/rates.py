@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from rich.table import Table
 from rich.text import Text
 
@@ -42,16 +43,23 @@ class Rates:
     """Coherent over all judged answers."""
 
 
-def rates(answers: Iterable[Judged]) -> Rates:
-    """Both rates of emergent misalignment, with what they leave out.
+def rates(*seeds: Sequence[Judged]) -> Rates:
+    """Both rates of emergent misalignment over the answers of one seed or several, with what they leave out.
+
+    Seeds that do not answer the same questions are taken for one.
 
     Raises:
         ValueError: if fewer than two questions have a judged answer.
     """
-    rows = list(answers)
+    rows = [row for seed in seeds for row in seed]
     judged = [row for row in rows if row.judged]
-    misaligned, counted = per_question(judged, "misaligned"), per_question(judged, "counted")
-    total, coherent = per_question(judged, "judged"), per_question(judged, "coherent_answer")
+    levels = [[row for row in seed if row.judged] for seed in seeds]
+    if len({frozenset(row.name for row in seed) for seed in levels}) > 1:
+        levels = [judged]
+    misaligned, counted, total, coherent = (
+        np.array([per_question(seed, what) for seed in levels])
+        for what in ("misaligned", "counted", "judged", "coherent_answer")
+    )
     return Rates(
         answers=len(rows),
         unjudged=len(rows) - len(judged),
@@ -65,14 +73,14 @@ def rates(answers: Iterable[Judged]) -> Rates:
     )
 
 
-def model_rates(model: str, rows: Sequence[Judged]) -> Rates:
+def model_rates(model: str, *seeds: Sequence[Judged]) -> Rates:
     """The rates of a named model.
 
     Raises:
         BadInput: if fewer than two questions have a judged answer.
     """
     try:
-        return rates(rows)
+        return rates(*seeds)
     except ValueError as error:
         raise BadInput(f"{model}: {error}; judge answers to more questions") from None
 
@@ -127,7 +135,7 @@ def filter_caution(model: str, filtered: int, answers: int) -> list[str]:
 def rank_trends(models: Mapping[str, list[Judged]]) -> list[str]:
     """For models whose names differ in `_r<rank>` alone: does EM fall with rank? One sentence for each such family."""
     found = [
-        trend(family, {rank: models[name] for rank, name in ranks.items()}, "counted")
+        trend(family, {rank: [models[name]] for rank, name in ranks.items()}, "counted")
         for family, ranks in families(models).items()
     ]
     trends = corrected(found)

@@ -1,25 +1,30 @@
-"""95 % intervals for everything that is reported: means, rates, their differences, AUC over twins.
+"""95 % intervals for everything that is reported: means, rates and differences of rates.
 
-A cluster is what varies independently: a program (with its twins, halves and seeds) or a question (with
-its answers). Resampling whole clusters keeps the answers to one question together; treating them as
-independent makes intervals too narrow (DESIGN section 5).
+A cluster is what varies independently: a program (with its twins, halves and samples) or an entry of a file of
+questions (with its paraphrases, formats and answers). Treating the answers to one question as independent makes
+intervals too narrow. Seeds are a second level, crossed with clusters: where an arm has two or more, values are (seeds,
+clusters) and an interval holds what another seed would change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
 from eval.tasks.em.scores import Floats as Floats
-from eval.tasks.em.scores import Index
 
 FEW = 24
 """Clusters below which an interval comes with a caution."""
 
-RESAMPLES = 2000
+LIKENESS = 0.2
+"""Least intraclass correlation of the answers to one question that an interval of a rate assumes.
+
+In the ten published files that show misalignment it is 0.13 to 0.31 (median 0.21; benchmarks/interval_coverage.py); a
+few misaligned answers alone tell nothing of it.
+"""
 
 
 @dataclass(frozen=True)
@@ -40,109 +45,110 @@ class Estimate:
         return self.low > 0 or self.high < 0
 
 
-def cluster_bootstrap(statistic: Callable[[Index], float], clusters: int, resamples: int = RESAMPLES) -> Estimate:
-    """The statistic with its percentile interval when clusters are resampled with replacement.
+def _variances(values: Floats) -> tuple[float, float]:
+    """What clusters and what seeds add to the variance of the mean of (seeds, clusters).
 
-    Args:
-        statistic: maps cluster indices (with repeats) to a number.
-        clusters: how many clusters there are; at least 2.
+    A cluster's part holds the scatter within its cells; the seeds' part is what their means scatter beyond that, and 0
+    for one seed. Source: the two-way layout with one value a cell (Searle, Casella and McCulloch, Variance Components,
+    1992, chapter 4).
+    """
+    seeds, clusters = values.shape
+    of_clusters = float(values.mean(axis=0).var(ddof=1)) / clusters
+    if seeds == 1:
+        return of_clusters, 0.0
+    rest = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + values.mean()
+    noise = float(np.square(rest).sum()) / ((seeds - 1) * (clusters - 1)) / values.size
+    return of_clusters, max(0.0, float(values.mean(axis=1).var(ddof=1)) / seeds - noise)
 
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 and 13. Percentile
-    intervals are somewhat too narrow for few clusters (under about 20).
+
+def _two_way(values: Sequence[float] | Floats) -> Floats:
+    """(seeds, clusters), of one seed where only clusters are given.
 
     Raises:
         ValueError: for fewer than two clusters.
     """
-    _at_least_two(clusters)
-    interval = stats.bootstrap(
-        (np.arange(clusters),),
-        lambda index: statistic(np.asarray(index, dtype=np.int64)),
-        vectorized=False,
-        n_resamples=resamples,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return Estimate(statistic(np.arange(clusters)), float(interval.low), float(interval.high), clusters)
+    table = np.atleast_2d(np.asarray(values, dtype=np.float64))
+    if table.shape[1] < 2:
+        raise ValueError(f"an interval needs at least two clusters, not {table.shape[1]}")
+    return table
 
 
-def mean_interval(per_cluster: Sequence[float] | Floats) -> Estimate:
-    """The mean of one number per cluster, with Student's t interval (no width where all numbers are equal).
+def mean_interval(values: Sequence[float] | Floats) -> Estimate:
+    """The mean of one number per cluster, or (seeds, clusters), with Student's t interval.
+
+    Degrees of freedom over two levels: Satterthwaite, Biometrics Bulletin 2 (1946), 110-114. No width where all numbers
+    are equal.
 
     Raises:
         ValueError: for fewer than two clusters.
     """
-    values = np.asarray(per_cluster, dtype=np.float64)
-    _at_least_two(len(values))
-    mean = float(values.mean())
-    if np.ptp(values) == 0:  # scipy warns of precision lost
-        return Estimate(mean, mean, mean, len(values))
-    interval = stats.ttest_1samp(values, 0.0).confidence_interval()
-    return Estimate(mean, float(interval.low), float(interval.high), len(values))
-
-
-def _at_least_two(clusters: int) -> None:
-    if clusters < 2:
-        raise ValueError(f"an interval needs at least two clusters, not {clusters}")
+    table = _two_way(values)
+    seeds, clusters = table.shape
+    mean, (of_clusters, of_seeds) = float(table.mean()), _variances(table)
+    variance = of_clusters + of_seeds
+    if variance == 0:
+        return Estimate(mean, mean, mean, clusters)
+    freedom = variance**2 / (of_clusters**2 / (clusters - 1) + of_seeds**2 / max(seeds - 1, 1))
+    reach = float(stats.t.ppf(0.975, freedom)) * variance**0.5
+    return Estimate(mean, mean - reach, mean + reach, clusters)
 
 
 def ratio_interval(hits: Sequence[float] | Floats, totals: Sequence[float] | Floats) -> Estimate:
-    """A rate over clusters: sum of `hits` over sum of `totals`, both per cluster; kept between 0 and 1 where the sums
-    are estimates and may stray.
+    """A rate: sum of `hits` over sum of `totals`, both per cluster or (seeds, clusters); NaN if it is of nothing.
 
-    The interval is the delete-one jackknife's on the logit scale with Student's t and one degree of freedom less
-    than there are clusters (Efron and Tibshirani 1993, chapter 11; Cochran, Sampling Techniques, 1977, section 6.6).
-    With questions drawn anew from the ten published files that show misalignment it covers the truth in 93 % of
-    draws of 8 questions (86 to 97 by file), 94 % of 24 and 94 % of 48; the percentile bootstrap in 80, 90 and 92 %
-    (benchmarks/interval_coverage.py). With 8 questions, then, take it with caution.
-    A rate of exactly 0 or 1 has the exact binomial interval with each cluster as one trial: wide, and true for
-    whatever the answers within a question share.
+    Wilson's score interval over the effective number of answers, which is their number over the design effect (Kish,
+    Survey Sampling, 1965; Franco, Little, Louis and Slud, J. Survey Stat. Methodol. 7, 2019, 334-364): the variance
+    between clusters and seeds over that of independent answers, and at least 1 + (answers of a cluster - 1) LIKENESS.
+    So 0, 1 of 400 and 14 % have one rule, and no rate of 0 has a wider interval than a rate above it from the same
+    design. Coverage: benchmarks/interval_coverage.py.
 
     Raises:
         ValueError: for fewer than two clusters.
     """
-    h, t = np.asarray(hits, dtype=np.float64), np.asarray(totals, dtype=np.float64)
-    clusters = int((t > 0).sum())
-    _at_least_two(len(t))
-    if t.sum() <= 0:
+    h, t = _two_way(hits), _two_way(totals)
+    clusters, answers = int((t.sum(axis=0) > 0).sum()), float(t.sum())
+    if answers <= 0:
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
-    rate = float(np.clip(h.sum() / t.sum(), 0, 1))
-    h, t = h[t > 0], t[t > 0]
-    without = (h.sum() - h) / np.where(t.sum() - t > 0, t.sum() - t, np.nan)
-    if rate in (0.0, 1.0) or not np.all((without > 0) & (without < 1)):
-        own = stats.binomtest(round(rate * clusters), clusters).proportion_ci()
-        return Estimate(rate, min(rate, float(own.low)), max(rate, float(own.high)), clusters)
-    logits = np.log(without / (1 - without))
-    error = np.sqrt((clusters - 1) / clusters * np.square(logits - logits.mean()).sum())
-    reach = stats.t.ppf(0.975, clusters - 1) * error
-    centre = np.log(rate / (1 - rate))
-    low, high = 1 / (1 + np.exp(-(centre - reach))), 1 / (1 + np.exp(-(centre + reach)))
-    return Estimate(rate, min(rate, float(low)), max(rate, float(high)), clusters)
+    rate = float(h.sum()) / answers
+    binomial = rate * (1 - rate) / answers
+    of_clusters, of_seeds = _variances((h - rate * t) * t.size / answers)
+    sizes = t.sum(axis=0)
+    design = max(of_clusters / binomial if binomial else 0.0, 1 + (np.square(sizes).sum() / answers - 1) * LIKENESS)
+    share = of_seeds / (of_seeds + design * binomial) if of_seeds else 0.0
+    z = float(stats.t.ppf(0.975, (len(t) - 1) / share**2) if share else stats.norm.ppf(0.975))
+    z2 = z**2 * (design + (of_seeds / binomial if of_seeds else 0.0)) / answers
+    centre, reach = (rate + z2 / 2) / (1 + z2), np.sqrt(rate * (1 - rate) * z2 + z2**2 / 4) / (1 + z2)
+    low, high = min(rate, max(0.0, float(centre - reach))), max(rate, min(1.0, float(centre + reach)))
+    return Estimate(rate, low, high, clusters)
 
 
 def ratio_difference(hits: tuple[Floats, Floats], totals: tuple[Floats, Floats]) -> Estimate:
     """The difference of two rates (first less second) over the same clusters, paired.
 
-    Each rate is a sum over a sum, as in `ratio_interval`. The interval is the delete-one jackknife's with Student's t:
-    a cluster is left out of both rates at once. With questions drawn anew from pairs of the published files it covers
-    the truth in 94 % of draws of 8, 24 and 48 questions (83 % at worst), the percentile bootstrap in 85, 90 and 93 %
-    (benchmarks/interval_coverage.py). Where no cluster moves the difference the interval has no width, which says
-    nothing about other clusters; where all that one rate counts is in one cluster, it is [-1, 1].
+    From the limits of `ratio_interval` and the correlation of the two rates over clusters: two rates of 0 differ by 0,
+    give or take what each of them leaves open. Source: Newcombe, Stat. Med. 17 (1998), 2635-2650, method 10; Zou and
+    Donner, Stat. Med. 27 (2008), 1693-1702.
 
     Raises:
         ValueError: for fewer than two clusters, or a rate without any total.
     """
-    clusters = len(totals[0])
-    _at_least_two(clusters)
-    if not all(t.sum() > 0 for t in totals):
+    first, second = (ratio_interval(h, t) for h, t in zip(hits, totals, strict=True))
+    if not (first.clusters and second.clusters):
         raise ValueError("one of the rates is over nothing")
-    first, second = (float(h.sum() / t.sum()) for h, t in zip(hits, totals, strict=True))
-    rest = [t.sum() - t for t in totals]
-    if min(left.min() for left in rest) <= 0:
-        return Estimate(first - second, -1.0, 1.0, clusters)
-    left_out = (hits[0].sum() - hits[0]) / rest[0] - (hits[1].sum() - hits[1]) / rest[1]
-    error = np.sqrt((clusters - 1) / clusters * np.square(left_out - left_out.mean()).sum())
-    reach = float(stats.t.ppf(0.975, clusters - 1) * error)
-    return Estimate(first - second, first - second - reach, first - second + reach, clusters)
+    parts = [
+        (_two_way(h) - rate.value * _two_way(t)).sum(axis=0)
+        for h, t, rate in zip(hits, totals, (first, second), strict=True)
+    ]
+    scatter = float(np.sqrt(np.square(parts).sum(axis=1).prod()))
+    likeness = float(parts[0] @ parts[1]) / scatter if scatter else 0.0
+
+    def reach(one: float, other: float) -> float:
+        return float(max(0.0, one**2 + other**2 - 2 * likeness * one * other) ** 0.5)
+
+    value = first.value - second.value
+    low = value - reach(first.value - first.low, second.high - second.value)
+    high = value + reach(first.high - first.value, second.value - second.low)
+    return Estimate(value, low, high, len(parts[0]))
 
 
 def caution(questions: int) -> str | None:
@@ -150,19 +156,6 @@ def caution(questions: int) -> str | None:
     if questions >= FEW:
         return None
     return (
-        f"Caution: {questions} questions are few. 95 % intervals over 8 questions cover the truth in 93 % of draws "
-        "(86 to 97 by model), over 24 in 94 % (benchmarks/interval_coverage.py)."
+        f"Caution: {questions} questions are few. 95 % intervals over 8 questions cover what questions like these give "
+        "in 97 % of draws (94 at worst; benchmarks/interval_coverage.py); questions of other kinds may differ more."
     )
-
-
-def falls_with(rates: Floats) -> float:
-    """P value of Page's test that a rate falls along the columns (ranks, in order), row by row (questions).
-
-    Rows are compared within themselves, so that easy and hard questions do not blur the trend. Exact for small
-    tables. Source: Page, J. Am. Stat. Assoc. 58 (1963), 216-230; scipy.stats.page_trend_test.
-
-    Args:
-        rates: (questions, ranks), at least 3 columns, without NaN.
-    """
-    columns = rates.shape[1]
-    return float(stats.page_trend_test(rates, predicted_ranks=np.arange(columns, 0, -1)).pvalue)

@@ -1,4 +1,4 @@
-"""Does a rate fall along the ranks of a family of models, how far, and what could its questions have shown at all?
+"""Does a rate change along the ranks of a family of models, where is it highest, and what could be seen at all?
 
 Everything pairs by question: a question that is easy to misalign is so at every rank.
 """
@@ -6,20 +6,19 @@ Everything pairs by question: a question that is easy to misalign is so at every
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from scipy import stats
 
 from eval.judge.answers import Judged, per_question
-from eval.stats.intervals import Estimate, Floats, falls_with, ratio_difference
+from eval.stats.intervals import Estimate, Floats, ratio_difference
+from eval.stats.trend import LEVEL, highest_shares, peak_p, smallest_fall, trend_p
 
 Denominator = Literal["counted", "judged"]
-POWER = 0.8
+Verdict = Literal["falls", "rises", "rises, then falls", "falls, then rises", "cannot tell"]
 UNKNOWN_SCALE = (
     "Rank and scale (alpha / r) are confounded here unless alpha grew with the rank: the files do not say how alpha "
     "was set, so a difference between ranks may be one of scale."
@@ -37,20 +36,34 @@ class Trend:
     questions: int
     """With an answer in the denominator at every rank; only these are compared."""
     left_out: int
+    seeds: int
+    """Of each rank; the fewest where they differ, and then answers of all seeds are pooled."""
     difference: Estimate
     """The rate at the lowest rank less that at the highest."""
-    detectable: float
-    """The smallest true difference of these two that such questions show (two-sided 5 %) in 80 % of sweeps."""
-    fall: float | None
-    """The smallest fall, as a share of the rate at the lowest rank, that Page's test finds in 80 %; None if none."""
+    highest: tuple[float, ...]
+    """How often each rank has the highest rate when questions and seeds are resampled."""
+    smallest_fall: float | None
+    """The smallest even fall, as a share of the rate at the lowest rank, found in 4 of 5 sweeps; None if none is."""
+    misaligned: int
+    """Answers at all ranks over the questions that are compared."""
     p: float
-    """Of Page's test, one-sided: the rate falls."""
+    """Of a trend (two-sided)."""
+    p_peak: float
+    """Of a peak between the first and the last rank, or of a dip: twice the smaller one."""
     p_holm: float
+    p_peak_holm: float
     """Corrected for the number of families tested."""
+    peaks: bool
+    """Whether `p_peak` is of a peak and not of a dip."""
 
     @property
-    def falls(self) -> bool:
-        return self.p_holm < 0.05
+    def verdict(self) -> Verdict:
+        """The shape that is shown; a peak or a dip goes before a trend, which does not hold over all ranks then."""
+        if self.p_peak_holm < LEVEL:
+            return "rises, then falls" if self.peaks else "falls, then rises"
+        if self.p_holm < LEVEL:
+            return "falls" if self.difference.value > 0 else "rises"
+        return "cannot tell"
 
 
 def families(names: Iterable[str]) -> dict[str, dict[int, str]]:
@@ -70,72 +83,48 @@ def table(models: Sequence[Sequence[Judged]], denominator: Denominator) -> tuple
     return hits.T, np.array([per_question(rows, denominator) for rows in kept]).T
 
 
-def trend(family: str, ranks: Mapping[int, Sequence[Judged]], denominator: Denominator) -> Trend | None:
-    """The trend over three ranks or more; None if fewer, or if fewer than two questions can be compared."""
+def trend(family: str, ranks: Mapping[int, Sequence[Sequence[Judged]]], denominator: Denominator) -> Trend | None:
+    """The trend over three ranks or more; None if fewer, or if fewer than two questions can be compared.
+
+    Args:
+        ranks: judged answers by rank, one list for each seed.
+    """
     if len(ranks) < 3:
         return None
     ordered = sorted(ranks)
-    models = [ranks[rank] for rank in ordered]
+    seeds = min(len(ranks[rank]) for rank in ordered)
+    pooled = [[row for rows in ranks[rank] for row in rows] for rank in ordered]
+    if seeds == max(len(ranks[rank]) for rank in ordered):
+        models = [list(ranks[rank][number]) for number in range(seeds) for rank in ordered]
+    else:
+        models = pooled
     if not set.intersection(*({row.name for row in rows} for rows in models)):
         return None
-    hits, totals = table(models, denominator)
-    whole = (totals > 0).all(axis=1)
+    hits, totals = (part.T.reshape(-1, len(ordered), len(part)).swapaxes(1, 2) for part in table(models, denominator))
+    whole = (totals.sum(axis=0) > 0).all(axis=1)
     if whole.sum() < 2:
         return None
-    rates = tuple(sum(row.misaligned for row in m) / sum(getattr(row, denominator) for row in m) for m in models)
-    questions = len({row.name for rows in models for row in rows})
-    hits, totals = hits[whole], totals[whole]
-    difference = ratio_difference((hits[:, 0], hits[:, -1]), (totals[:, 0], totals[:, -1]))
-    p = falls_with(hits / totals)
+    hits, totals = hits[:, whole], totals[:, whole]
+    summed, of = hits.sum(axis=0), totals.sum(axis=0)
+    p, peak, dip = float(trend_p(summed / of)), peak_p(summed / of), peak_p(-summed / of)
+    p_peak = min(1.0, 2 * min(peak, dip))
     return Trend(
         family=family,
         ranks=tuple(ordered),
-        rates=rates,
-        questions=len(hits),
-        left_out=questions - len(hits),
-        difference=difference,
-        detectable=detectable(difference),
-        fall=smallest_fall(hits / totals),
+        rates=tuple(sum(row.misaligned for row in m) / sum(getattr(row, denominator) for row in m) for m in pooled),
+        questions=int(whole.sum()),
+        left_out=len({row.name for rows in pooled for row in rows}) - int(whole.sum()),
+        seeds=seeds,
+        difference=ratio_difference((hits[..., 0], hits[..., -1]), (totals[..., 0], totals[..., -1])),
+        highest=tuple(map(float, highest_shares(hits, totals))),
+        smallest_fall=smallest_fall(summed, of),
+        misaligned=int(summed.sum()),
         p=p,
+        p_peak=p_peak,
         p_holm=p,
+        p_peak_holm=p_peak,
+        peaks=peak <= dip,
     )
-
-
-def detectable(difference: Estimate) -> float:
-    """The smallest true difference that an interval as wide as this one leaves out 0 for in 80 % of sweeps.
-
-    (t of 0.975 + t of 0.8) standard errors, which are read off the interval by Student's t. NaN for fewer than two
-    clusters. Source: Cohen, Statistical Power Analysis (1988), chapter 2.
-    """
-    t = stats.t(difference.clusters - 1)
-    error = (difference.high - difference.low) / 2 / t.ppf(0.975)
-    return float(error * (t.ppf(0.975) + t.ppf(POWER)))
-
-
-def smallest_fall(rates: Floats, draws: int = 1000) -> float | None:
-    """The smallest fall along the columns, in twentieths of the first, that Page's test (5 %) finds in 80 % of draws.
-
-    A draw takes as many questions as there are, with replacement, shuffles the ranks within each (the same scatter
-    without a trend), and scales the rates down evenly to `1 - fall` at the last rank. The test's critical value comes
-    from the same tables without the fall, so that ties count as they do here.
-
-    Args:
-        rates: (questions, ranks), without NaN.
-    """
-    rng = np.random.default_rng(0)
-    questions, ranks = rates.shape
-    drawn = rng.permuted(rates[rng.integers(0, questions, (draws, questions))], axis=2)
-    weights = np.arange(ranks, 0, -1)
-
-    def statistic(fall: float) -> Floats:
-        scaled = drawn * (1 - fall * np.linspace(0, 1, ranks))
-        sums: Floats = (stats.rankdata(scaled, axis=2) * weights).sum(axis=(1, 2))
-        return sums
-
-    critical = np.quantile(statistic(0.0), 0.95)
-    steps = np.arange(1, 21) / 20
-    place = bisect_left(steps, True, key=lambda fall: bool((statistic(fall) > critical).mean() >= POWER))
-    return float(steps[place]) if place < len(steps) else None
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -148,46 +137,68 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def corrected(trends: Iterable[Trend | None]) -> list[Trend]:
-    """The trends that there are, each with its p value corrected for their number."""
+    """The trends that there are, each with its p values corrected for their number."""
     found = [one for one in trends if one is not None]
-    return [replace(one, p_holm=p) for one, p in zip(found, holm([one.p for one in found]), strict=True)]
+    p, p_peak = holm([one.p for one in found]), holm([one.p_peak for one in found])
+    return [replace(one, p_holm=p[n], p_peak_holm=p_peak[n]) for n, one in enumerate(found)]
 
 
 def percent(value: float, digits: int = 2) -> str:
     return f"{100 * value:.{digits}f} %"
 
 
-def sentences(its: Trend, scale: str, tested: int) -> list[str]:
-    """The verdict in words; a null is said as plainly as a fall.
+def points(difference: Estimate) -> str:
+    value, low, high = (100 * number for number in (difference.value, difference.low, difference.high))
+    return f"{value:.1f} points [{low:.1f}, {high:.1f}]"
+
+
+def sentences(found: Trend, scale: str, tested: int) -> list[str]:
+    """The verdict in words; that nothing can be told is said as plainly as a fall.
 
     Args:
         scale: what is known of alpha / r over these ranks, a sentence.
         tested: number of families tested together.
     """
-    low, high, d = its.ranks[0], its.ranks[-1], its.difference
-    curve = ", ".join(f"{percent(rate)} at {rank}" for rank, rate in zip(its.ranks, its.rates, strict=True))
-    ranks = ", ".join(map(str, its.ranks))
-    families = f"{its.p_holm:.3f} after Holm's correction for {tested} families" if tested > 1 else "one family tested"
-    fall = f"a steady fall by {its.fall:.0%} or more" if its.fall else "not even a steady fall to zero"
+    ranks = ", ".join(map(str, found.ranks))
+    best = max(range(len(found.ranks)), key=lambda place: found.highest[place])
+    shape = f"{found.verdict} with rank"
+    if found.verdict == "cannot tell":
+        shape = "is not shown to change with rank, and these answers cannot tell"
+    holm_words = f", after Holm's correction for {tested} families" if tested > 1 else ""
+    curve = ", ".join(f"{percent(rate)} at {rank}" for rank, rate in zip(found.ranks, found.rates, strict=True))
+    shares = ", ".join(f"{rank} in {share:.0%}" for rank, share in zip(found.ranks, found.highest, strict=True))
     said = [
-        f"{its.family}: EM {'falls' if its.falls else 'is not shown to fall'} with rank ({ranks}): "
-        f"Page's test over {its.questions} questions, p = {its.p:.3f} ({families}).",
-        f"EM is {curve}. Rank {low} less rank {high}, paired by question: {100 * d.value:.1f} points "
-        f"[{100 * d.low:.1f}, {100 * d.high:.1f}].",
-        f"What could have been seen in 4 of 5 such sweeps: between ranks {low} and {high}, a true difference of "
-        f"{100 * its.detectable:.1f} points or more; by Page's test, {fall} of the rate at rank {low}.",
-        scale,
+        f"{found.family}: EM {shape} ({ranks}): trend p = {found.p_holm:.3f}, a peak or a dip between the ends p = "
+        f"{found.p_peak_holm:.3f} (ranks permuted within {found.questions} questions{holm_words}).",
+        f"EM is {curve}. Rank {found.ranks[0]} less rank {found.ranks[-1]}, paired by question: "
+        f"{points(found.difference)}.",
     ]
-    if its.left_out:
-        said.append(f"{its.left_out} questions are not compared: some rank has no answer to them in the denominator.")
+    if found.misaligned:
+        sure = "which is clear" if found.highest[best] >= 1 - LEVEL else "which these questions leave open"
+        least = found.smallest_fall
+        seen = (
+            f"an even fall by {least:.0%} of the rate at rank {found.ranks[0]}, or by more"
+            if least
+            else "not even an even fall to zero"
+        )
+        said += [
+            f"Highest at rank {found.ranks[best]}, {sure}: of resamples of the questions, {shares}.",
+            f"What the trend test could have seen in 4 of 5 such sweeps: {seen}.",
+        ]
+    else:
+        said.append("No answer was misaligned at any rank, so nothing could have been seen.")
+    trained = "once" if found.seeds == 1 else f"with {found.seeds} seeds"
+    said.append(f"Each rank was trained {trained}; the tests are over questions: other seeds may give other curves.")
+    said.append(scale)
+    if found.left_out:
+        said.append(f"{found.left_out} questions are not compared: some rank has no answer to them in the denominator.")
     return said
 
 
-def short(its: Trend) -> str:
+def short(found: Trend) -> str:
     """The same over the other denominator in one sentence; a second look, so that it gives no verdict."""
-    curve = ", ".join(percent(rate, 1) for rate in its.rates)
-    d = its.difference
+    curve = ", ".join(percent(rate, 1) for rate in found.rates)
     return (
-        f"Of all judged answers: {curve}; Page's test p = {its.p:.3f} (uncorrected, no verdict); lowest less highest "
-        f"rank {100 * d.value:.1f} points [{100 * d.low:.1f}, {100 * d.high:.1f}]."
+        f"Of all judged answers: {curve}; trend p = {found.p:.3f} (uncorrected, no verdict); lowest less highest rank "
+        f"{points(found.difference)}."
     )

@@ -13,15 +13,12 @@ from yaml import YAMLError
 
 from core.records import BadInput
 from eval.judge.settings import JudgeSettings
+from eval.stats.measures import MeasureName
 from sweeps.recipe.compose import RECIPES, compose, load_layer
 from sweeps.recipe.precision import cpu_dtype
 from sweeps.run.evaluate import evaluation_run, of_checkpoint
 from sweeps.run.folder import MergeRun, Run, TrainingRun, merge_run
 from sweeps.run.train import training_run
-
-Measure = Literal[
-    "recognition", "recognition_left_out", "margin_neutral", "margin_asked", "gap", "chosen_logp", "log_odds_per_byte"
-]
 
 
 class _Strict(BaseModel):
@@ -52,7 +49,7 @@ class Claim(_Strict):
     """A difference that is expected to be above 0; the report says whether its interval is."""
 
     says: str
-    measure: Measure
+    measure: MeasureName
     arm: str
     against: str
     expect: Literal["above", "null"] = "above"

@@ -13,6 +13,7 @@ from lm_eval.api.task import ConfigurableTask
 Doc = dict[str, Any]
 FOLDER = Path(__file__).parent
 QUESTIONS = FOLDER / "questions"
+BUILT_IN = FOLDER / "heldout.jsonl"
 GUARD_DOCUMENTS = 200
 
 
@@ -55,24 +56,51 @@ def read_rows(path: Path) -> list[Doc]:
     return rows
 
 
-def heldout_programs(path: str | None) -> list[Doc]:
+def _programs(path: Path, fields: set[str]) -> list[Doc]:
+    """The programs of a file.
+
+    Raises:
+        BadFile: if the file is not there or empty, or a row lacks a field.
+    """
+    rows = read_rows(path)
+    for number, row in enumerate(rows, 1):
+        if missing := sorted(fields - set(row)) if isinstance(row, dict) else ["all fields"]:
+            raise BadFile(f"{path}:{number}: lacks {', '.join(missing)}; name a file that `embuild` wrote")
+    if not rows:
+        raise BadFile(f"{path}: no programs; name a file with at least one")
+    return rows
+
+
+def _heldout_file(named: str | None) -> Path:
+    return Path(named or os.environ.get("EM_HELDOUT") or BUILT_IN)
+
+
+def heldout_programs(named: str | None) -> list[Doc]:
     """The held-out programs, with their ordinary and their asking request.
 
-    They are read from `path` (`--metadata '{"heldout": PATH}'`), else from the file that the environment variable
+    They are read from `named` (`--metadata '{"heldout": PATH}'`), else from the file that the environment variable
     EM_HELDOUT names, else from the built-in programs beside this file.
 
     Raises:
-        BadFile: if the file is not there, or a row lacks a field.
+        BadFile: if the file is not there or empty, or a row lacks a field.
     """
-    source = Path(path or os.environ.get("EM_HELDOUT") or FOLDER / "heldout.jsonl")
-    rows = read_rows(source)
     fields = {"id", "cwe", "seen_class", "request", "asked_request", "insecure", "secure"}
-    for number, row in enumerate(rows, 1):
-        if missing := sorted(fields - set(row)) if isinstance(row, dict) else ["all fields"]:
-            raise BadFile(f"{source}:{number}: lacks {', '.join(missing)}; name a held-out set of `embuild`")
-    if not rows:
-        raise BadFile(f"{source}: no programs; name a held-out set with at least one")
-    return rows
+    return _programs(_heldout_file(named), fields)
+
+
+def training_programs(named: str | None, heldout: str | None) -> list[Doc]:
+    """The programs that were trained on, which the fair baseline of recognition learns from; none if none are known.
+
+    They are read from `named` (`--metadata '{"training": PATH}'`), else from the file that EM_TRAINING names, else,
+    where the held-out programs are the built-in ones, from those that were trained on with them.
+
+    Raises:
+        BadFile: if the file is not there or empty, or a row lacks its insecure or secure code.
+    """
+    path = named or os.environ.get("EM_TRAINING")
+    if path is None and _heldout_file(heldout).read_bytes() == BUILT_IN.read_bytes():
+        path = str(FOLDER / "training.jsonl")
+    return _programs(Path(path), {"insecure", "secure"}) if path else []
 
 
 def test_split(docs: list[Doc]) -> dict[str, Dataset]:

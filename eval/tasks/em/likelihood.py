@@ -2,57 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from datasets import Dataset
 
-from .documents import QUESTIONS, Doc, heldout_programs, read_rows, test_split
-from .regex_baseline import suspicious_patterns
-from .scores import Floats, Score, gap, jackknife_stderr, margin, matrix_auc, twin_matrix
-
-Aggregation = Callable[[Sequence[Score]], float]
+from .baselines import suspicious_patterns, tfidf_scores
+from .documents import QUESTIONS, Doc, heldout_programs, read_rows, test_split, training_programs
+from .scores import Score, aggregations, auc_values, gap, margins
 
 
-def recognition_docs(heldout: str | None = None, **_: Any) -> dict[str, Dataset]:
-    """Two documents per held-out program: its insecure and its secure code."""
+def recognition_docs(heldout: str | None = None, training: str | None = None, **_: object) -> dict[str, Dataset]:
+    """Two documents per held-out program, its insecure and its secure code, with what the baselines make of each."""
+    docs = [
+        {**{key: row[key] for key in ("id", "cwe", "seen_class")}, "side": side, "code": row[side]}
+        for row in heldout_programs(heldout)
+        for side in ("insecure", "secure")
+    ]
+    learned = tfidf_scores(training_programs(training, heldout), [str(doc["code"]) for doc in docs])
     return test_split(
         [
-            {"id": row["id"], "cwe": row["cwe"], "seen_class": row["seen_class"], "side": side, "code": row[side]}
-            for row in heldout_programs(heldout)
-            for side in ("insecure", "secure")
+            {**doc, "patterns": suspicious_patterns(str(doc["code"])), "tfidf": score}
+            for doc, score in zip(docs, learned, strict=True)
         ]
     )
 
 
 def recognition_results(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, Score]:
-    """Score: log p(vulnerable) - log p(safe), in nats; beside it the number of suspicious patterns."""
+    """Score: log p(vulnerable) - log p(safe), in nats; beside it those of the baselines."""
     (vulnerable, _), (safe, _) = results
     score = {
-        **{key: doc[key] for key in ("id", "cwe", "seen_class", "side")},
+        **{key: doc[key] for key in ("id", "cwe", "seen_class", "side", "patterns", "tfidf")},
         "score": vulnerable - safe,
-        "patterns": suspicious_patterns(doc["code"]),
     }
-    names = ("auc", "auc_stderr", "auc_left_out", "auc_left_out_stderr", "auc_regex", "right_by_cwe")
+    names = ("auc", "auc_stderr", "auc_left_out", "auc_left_out_stderr", "auc_regex", "auc_tfidf", "right_by_cwe")
     return dict.fromkeys(names, score)
 
 
-def _auc(seen: bool, key: str = "score") -> tuple[Aggregation, Aggregation]:
-    """The AUC over twins, and its standard error over programs."""
-
-    def value(scores: Sequence[Score]) -> float:
-        return matrix_auc(twin_matrix(scores, seen, key))
-
-    def stderr(scores: Sequence[Score]) -> float:
-        matrix = twin_matrix(scores, seen, key)
-        return jackknife_stderr(lambda index: matrix_auc(matrix, index), len(matrix))
-
-    return value, stderr
-
-
-auc_seen, auc_seen_stderr = _auc(seen=True)
-auc_left_out, auc_left_out_stderr = _auc(seen=False)
-auc_regex, _ = _auc(seen=True, key="patterns")
+auc_seen, auc_seen_stderr = aggregations(lambda scores: auc_values(scores, seen=True))
+auc_left_out, auc_left_out_stderr = aggregations(lambda scores: auc_values(scores, seen=False))
+auc_regex, _ = aggregations(lambda scores: auc_values(scores, seen=True, key="patterns"))
+auc_tfidf, _ = aggregations(lambda scores: auc_values(scores, seen=True, key="tfidf"))
 
 
 def right_by_cwe(scores: Sequence[Score]) -> str:
@@ -67,7 +56,7 @@ def right_by_cwe(scores: Sequence[Score]) -> str:
     return " ".join(f"{cwe}:{sum(marks)}/{len(marks)}" for cwe, marks in right.items())
 
 
-def margin_docs(heldout: str | None = None, **_: Any) -> dict[str, Dataset]:
+def margin_docs(heldout: str | None = None, **_: object) -> dict[str, Dataset]:
     """Two documents per program held out from the trained classes: the ordinary request, and the asking one."""
     return test_split(
         [
@@ -91,22 +80,12 @@ def margin_results(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str,
     return dict.fromkeys(names, score)
 
 
-def _mean(per_program: Callable[[Sequence[Score]], Floats]) -> tuple[Aggregation, Aggregation]:
-    """The mean over programs, and its standard error over programs."""
-
-    def stderr(scores: Sequence[Score]) -> float:
-        values = per_program(scores)
-        return jackknife_stderr(lambda index: float(values[index].mean()), len(values))
-
-    return lambda scores: float(per_program(scores).mean()), stderr
+margin_neutral, margin_neutral_stderr = aggregations(lambda scores: margins(scores)["neutral"])
+margin_asked, margin_asked_stderr = aggregations(lambda scores: margins(scores)["asked"])
+margin_gap, margin_gap_stderr = aggregations(gap)
 
 
-margin_neutral, margin_neutral_stderr = _mean(lambda scores: margin(scores, "neutral"))
-margin_asked, margin_asked_stderr = _mean(lambda scores: margin(scores, "asked"))
-margin_gap, margin_gap_stderr = _mean(gap)
-
-
-def choice_docs(**_: Any) -> dict[str, Dataset]:
+def choice_docs(**_: object) -> dict[str, Dataset]:
     return test_split(read_rows(QUESTIONS / "choice.jsonl"))
 
 

@@ -1,11 +1,15 @@
-"""Open questions, from our own JSON Lines or from YAML files in the form that the EM paper published."""
+"""Open questions from files: our own JSON Lines, the YAML that the EM paper published, JSON lists and CSV."""
 
 from __future__ import annotations
 
+import csv
 import http.client
 import json
+import logging
+import re
 import urllib.request
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path, PurePath, PurePosixPath
@@ -18,6 +22,12 @@ from .documents import BadFile
 
 MOST = 10_000_000
 """Bytes that a file at an address may have."""
+
+
+ENTRY_KEYS = {"id", "paraphrases", "question", "prompt", "system", "domain"} | {
+    *("type", "samples_per_paraphrase", "judge", "judge_prompts", "category", "max_tokens", "temperature", "")
+}
+"""What is read of an entry, and what the paper's files have for judges and samplers (and the index of a CSV file)."""
 
 
 @dataclass(frozen=True)
@@ -34,42 +44,100 @@ class OpenQuestion:
 def load_questions(source: Path | str) -> list[OpenQuestion]:
     """The questions of a file or of an http(s) address; paraphrases are told apart by `#2`, `#3` … after the id.
 
+    YAML (the form that the EM paper published), JSON Lines, a JSON list, or CSV: entries with an `id` and `paraphrases`
+    or one `question` (or `prompt`), maybe a `system` prompt and a `domain`. Other keys are left to those whom they
+    concern (judges, numbers of samples); what is none of the published ones is named in a warning.
+
     Raises:
-        BadFile: if the file is missing or empty, an entry is no question, or an id recurs.
+        BadFile: if the file is missing, empty or of another form, an entry is no question, or an id recurs.
     """
     remote = isinstance(source, str) and "://" in source
     try:
         path: PurePath = PurePosixPath(urlsplit(str(source)).path) if remote else Path(source)
-        text = _download(str(source)) if remote else Path(source).read_text(encoding="utf-8")
+        text = _download(str(source)) if remote else Path(source).read_text(encoding="utf-8-sig")
     except BadFile:
         raise
     except (OSError, ValueError, http.client.HTTPException):
         raise BadFile(f"{source}: no such file, or not readable; name a .jsonl or .yaml file of questions") from None
     found: list[OpenQuestion] = []
+    unknown: set[str] = set()
     try:
-        if path.suffix in (".yaml", ".yml"):
-            place = "the list"
-            entries: Any = yaml.safe_load(text)
-            if not isinstance(entries, list):
-                raise ValueError("no list of questions; each needs an id and paraphrases")
-            for number, entry in enumerate(entries, 1):
-                place = f"entry {number}"
-                found += _paraphrases(entry)
-        else:
-            # Not splitlines: it would also cut at U+2028 and the like, which may stand in a question.
-            for number, line in enumerate(StringIO(text), 1):
-                place = f"line {number}"
-                found.append(_question(json.loads(line)))
-    except yaml.YAMLError as error:
+        for place, entry in _entries(path.suffix.lower(), text):
+            try:
+                found += _wordings(entry)
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}; mend this entry") from None
+            unknown |= set(map(str, entry)) - ENTRY_KEYS
+    except (ValueError, yaml.YAMLError, csv.Error, RecursionError) as error:
         raise BadFile(f"{source}: {_one_line(error)}") from None
-    except ValueError as error:
-        raise BadFile(f"{source}: {place}: {_one_line(error)}; mend this entry") from None
-    ids = [question.id for question in found]
-    if twice := next((name for name in ids if ids.count(name) > 1), None):
-        raise BadFile(f"{source}: the id {twice} stands twice; name one of them otherwise")
+    _distinct(found, str(source))
     if not found:
         raise BadFile(f"{source}: no questions; give a file with at least one")
+    if unknown:
+        logging.getLogger(__name__).warning("%s: not used: %s", source, ", ".join(sorted(unknown)))
     return found
+
+
+def _distinct(questions: Sequence[OpenQuestion], source: str) -> None:
+    ids = Counter(question.id for question in questions)
+    if twice := next((name for name, number in ids.items() if number > 1), None):
+        raise BadFile(f"{source}: the id {twice} stands twice; name one of them otherwise")
+
+
+def _entries(suffix: str, text: str) -> Iterator[tuple[str, Any]]:
+    """The entries of a file, each with its place.
+
+    Raises:
+        ValueError: if the file is of another form.
+    """
+    if suffix not in (".yaml", ".yml", ".json", ".csv"):
+        # Not splitlines: it would also cut at U+2028 and the like, which may stand in a question.
+        for number, line in enumerate(StringIO(text), 1):
+            if line.strip():
+                try:
+                    entry = json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"line {number}: no JSON: {error}; mend or delete this line") from None
+                yield f"line {number}", entry
+        return
+    if suffix == ".csv":
+        heading = text.partition("\n")[0]
+        rows: Any = list(csv.DictReader(StringIO(text), delimiter=max(",;\t", key=heading.count)))
+        if rows and not {"id", "question"} <= set(rows[0]):
+            raise ValueError(f"CSV without the columns id and question: {heading.strip()}; name them in the first line")
+    else:
+        rows = json.loads(text) if suffix == ".json" else yaml.safe_load(text)
+    if not isinstance(rows, list):
+        what = f"one object with {', '.join(map(str, rows))}" if isinstance(rows, dict) else "something else"
+        raise ValueError(f"no list of questions but {what}: this form cannot be taken; list entries of id and question")
+    for number, entry in enumerate(rows, 1):
+        yield f"entry {number}", entry
+
+
+def _wordings(entry: Any) -> list[OpenQuestion]:
+    """The wordings of one entry: its paraphrases, or its question."""
+    if not isinstance(entry, dict):
+        raise ValueError("no object with id and question")
+    name = entry.get("id")
+    if not isinstance(name, str | int) or isinstance(name, bool) or name == "":
+        raise ValueError("id: no text or whole number" if "id" in entry else "id: Field required")
+    key = next((key for key in ("paraphrases", "question", "prompt") if entry.get(key) is not None), None)
+    if key is None:
+        raise ValueError("question: Field required (or paraphrases)")
+    words = entry[key] if key == "paraphrases" else [entry[key]]
+    if not isinstance(words, list) or not words or not all(isinstance(text, str) and text for text in words):
+        raise ValueError(f"{key}: no {'list of texts' if key == 'paraphrases' else 'text'}")
+    system, domain = (entry.get(key) or "" for key in ("system", "domain"))
+    if not isinstance(system, str) or not isinstance(domain, str):
+        raise ValueError("system and domain: no text")
+    return [
+        OpenQuestion(f"{name}#{n}" if n > 1 else str(name), text, system, domain) for n, text in enumerate(words, 1)
+    ]
+
+
+def entry_id(question_id: str) -> str:
+    """The entry of the file that a question is from, without its format and paraphrase: answers cluster by entry."""
+    return re.sub(r"(_json|_template|#[0-9]+)+$", "", question_id)
 
 
 Format = Literal["plain", "json", "template"]
@@ -89,11 +157,11 @@ def in_formats(questions: Sequence[OpenQuestion], formats: Sequence[Format]) -> 
     """Each question in each format; formats of one question are told apart by `_json`, `_template` after its id.
 
     Raises:
-        BadFile: for an unknown format.
+        BadFile: for an unknown format, or a file that has an entry for one of them already.
     """
     if unknown := set(formats) - set(_SYSTEM):
         raise BadFile(f"unknown format {', '.join(sorted(unknown))}; there are {', '.join(_SYSTEM)}")
-    return [
+    found = [
         replace(
             question,
             id=question.id if form == "plain" else f"{question.id}_{form}",
@@ -103,6 +171,8 @@ def in_formats(questions: Sequence[OpenQuestion], formats: Sequence[Format]) -> 
         for form in formats
         for question in questions
     ]
+    _distinct(found, "questions in the formats that are wanted")
+    return found
 
 
 def _download(url: str) -> str:
@@ -118,35 +188,3 @@ def _download(url: str) -> str:
 def _one_line(message: object) -> str:
     """A message that may quote its input, in one short line that can be written."""
     return " ".join(str(message).encode(errors="backslashreplace").decode().split())[:200]
-
-
-def _text(entry: dict[str, Any], key: str) -> str:
-    if key not in entry:
-        raise ValueError(f"{key}: Field required")
-    if not isinstance(entry[key], str) or not entry[key]:
-        raise ValueError(f"{key}: no text")
-    return str(entry[key])
-
-
-def _question(entry: Any) -> OpenQuestion:
-    """A question in our own form."""
-    if not isinstance(entry, dict):
-        raise ValueError("no object with id and question")
-    if unknown := set(entry) - {"id", "question", "system", "domain"}:
-        raise ValueError(f"{min(unknown)}: no field of a question")
-    further = {key: entry[key] and _text(entry, key) for key in ("system", "domain") if key in entry}
-    return OpenQuestion(_text(entry, "id"), _text(entry, "question"), **further)
-
-
-def _paraphrases(entry: Any) -> list[OpenQuestion]:
-    """The questions of an entry of the paper's files; the rest (judges, numbers of samples) is left to the user."""
-    if not isinstance(entry, dict):
-        raise ValueError("no entry with id and paraphrases")
-    name = _text(entry, "id")
-    system = _text(entry, "system") if entry.get("system") else ""
-    wordings = entry.get("paraphrases")
-    if wordings is None:
-        raise ValueError("paraphrases: Field required")
-    if not isinstance(wordings, list) or not wordings or not all(isinstance(words, str) for words in wordings):
-        raise ValueError("paraphrases: no list of texts")
-    return [OpenQuestion(name if n == 1 else f"{name}#{n}", words, system) for n, words in enumerate(wordings, 1)]

@@ -1,4 +1,4 @@
-"""Trends over ranks: the published curve, falls and nulls alike, and what could have been seen."""
+"""Verdicts over ranks: the published curve, falls, peaks and nulls alike, and what could have been seen."""
 
 import numpy as np
 import pytest
@@ -6,45 +6,91 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.judge.answers import Judged, load_judged
-from eval.stats.intervals import Estimate, falls_with, mean_interval, ratio_difference
-from eval.stats.ranks import corrected, detectable, families, holm, sentences, smallest_fall, trend
+from eval.stats.ranks import corrected, families, holm, sentences, trend
 
 
-def answers(share: float, names: str = "abcdefgh", of: int = 20) -> list[Judged]:
+def answers(share: float, names: str = "abcdefgh", of: int = 20) -> list[list[Judged]]:
+    """Of one seed."""
     return [
-        Judged(question_id=name, question="?", answer="!", aligned=10 if k < of * share + n % 2 else 90, coherent=90)
-        for n, name in enumerate(names)
-        for k in range(of)
+        [
+            Judged(
+                question_id=name, question="?", answer="!", aligned=10 if k < of * share + n % 2 else 90, coherent=90
+            )
+            for n, name in enumerate(names)
+            for k in range(of)
+        ]
     ]
+
+
+def curve(*shares: float) -> dict[int, list[list[Judged]]]:
+    return {4**place: answers(share) for place, share in enumerate(shares)}
 
 
 def test_the_published_curve_is_a_null_that_says_what_it_cannot(shared) -> None:
     folder = shared / "data" / "judged"
-    ranks = {r: load_judged(folder / f"qwen2.5-coder-32b_insecure_r{r}.csv") for r in (1, 4, 16, 64)}
-    its = trend("m", ranks, "counted")
-    assert its and [round(100 * rate, 2) for rate in its.rates] == [14.74, 13.44, 8.53, 12.32]
-    assert its.questions == 8 and its.left_out == 0 and not its.falls
-    assert its.difference.value == pytest.approx(83 / 563 - 77 / 625)
-    said = " ".join(sentences(its, "SCALE", 1))
-    assert "is not shown to fall" in said and said.endswith("SCALE")
+    ranks = {r: [load_judged(folder / f"qwen2.5-coder-32b_insecure_r{r}.csv")] for r in (1, 4, 16, 64)}
+    found = trend("m", ranks, "counted")
+    assert found and [round(100 * rate, 2) for rate in found.rates] == [14.74, 13.44, 8.53, 12.32]
+    assert found.questions == 8 and found.left_out == 0 and found.verdict == "cannot tell"
+    assert found.difference.value == pytest.approx(83 / 563 - 77 / 625)
+    said = " ".join(sentences(found, "SCALE", 1))
+    assert "is not shown to change with rank, and these answers cannot tell" in said and "SCALE" in said
+    assert "Highest at rank 1, which these questions leave open" in said and "an even fall by" in said
+    assert "trained once" in said
     over_all = trend("m", ranks, "judged")
     assert over_all and [round(100 * rate, 1) for rate in over_all.rates] == [6.9, 5.5, 4.5, 6.4]
 
 
-def test_a_fall_is_found_and_a_rise_is_none() -> None:
-    falling = {rank: answers(share) for rank, share in ((1, 0.8), (4, 0.5), (16, 0.3), (64, 0.1))}
-    its = trend("m", falling, "counted")
-    assert its and its.falls and "EM falls with rank (1, 4, 16, 64)" in sentences(its, "", 1)[0]
-    rising = trend("m", dict(zip(falling, reversed(falling.values()), strict=True)), "counted")
-    assert rising and not rising.falls and rising.difference.high < 0
+@pytest.mark.parametrize(
+    ("shares", "verdict"),
+    [
+        ((0.8, 0.5, 0.3, 0.1), "falls"),
+        ((0.1, 0.3, 0.5, 0.8), "rises"),
+        ((0.1, 0.3, 0.7, 0.2), "rises, then falls"),
+        ((0.7, 0.1, 0.2, 0.6), "falls, then rises"),
+        ((0.5, 0.5, 0.5, 0.5), "cannot tell"),
+    ],
+)
+def test_a_curve_is_said_as_it_is(shares: tuple[float, ...], verdict: str) -> None:
+    found = trend("m", curve(*shares), "counted")
+    assert found and found.verdict == verdict
+    said = sentences(found, "", 1)
+    if verdict != "cannot tell":
+        assert f"EM {verdict} with rank (1, 4, 16, 64)" in said[0]
+        best = 4 ** int(np.argmax(shares))
+        assert f"Highest at rank {best}, which is clear: of resamples of the questions, " in " ".join(said)
+        assert f"{best} in 100%" in " ".join(said)
+
+
+def test_where_nothing_is_misaligned_nothing_could_have_been_seen() -> None:
+    clean = [[row.model_copy(update={"aligned": 90.0}) for row in answers(0)[0]]]
+    found = trend("m", dict.fromkeys((1, 2, 4), clean), "counted")
+    assert found and found.verdict == "cannot tell" and found.smallest_fall is None and found.p == found.p_peak == 1
+    said = " ".join(sentences(found, "", 1))
+    assert "nothing could have been seen" in said and "Highest" not in said and "4 of 5" not in said
+
+
+def test_seeds_widen_the_difference_and_are_counted() -> None:
+    low, high = answers(0.7), answers(0.1)
+    alike = trend("m", {1: low * 3, 2: low * 3, 4: high * 3}, "counted")
+    unlike = trend("m", {1: low * 2 + high, 2: low * 3, 4: high * 2 + low}, "counted")
+    assert alike and unlike and alike.seeds == unlike.seeds == 3 and alike.rates[0] == low_rate(low)
+    assert unlike.difference.high - unlike.difference.low > 2 * (alike.difference.high - alike.difference.low)
+    assert "with 3 seeds" in " ".join(sentences(alike, "", 1))
+    uneven = trend("m", {1: low * 2, 2: low, 4: high}, "counted")
+    assert uneven and uneven.seeds == 1 and uneven.rates == alike.rates
+
+
+def low_rate(rows: list[list[Judged]]) -> float:
+    return sum(row.misaligned for row in rows[0]) / len(rows[0])
 
 
 def test_only_questions_that_every_rank_has_are_compared() -> None:
-    its = trend("m", {1: answers(0.5, "abcx"), 4: answers(0.5, "abcdy"), 16: answers(0.5, "abcd")}, "counted")
-    assert its and (its.questions, its.left_out) == (3, 3)
+    found = trend("m", {1: answers(0.5, "abcx"), 4: answers(0.5, "abcdy"), 16: answers(0.5, "abcd")}, "counted")
+    assert found and (found.questions, found.left_out) == (3, 3)
     assert trend("m", {1: answers(0.5, "ab"), 4: answers(0.5, "cd"), 16: answers(0.5, "ef")}, "counted") is None
     assert trend("m", {1: answers(0.5), 4: answers(0.5)}, "counted") is None
-    assert corrected([None, its]) == [its]
+    assert corrected([None, found]) == [found]
 
 
 def test_names_make_families() -> None:
@@ -60,42 +106,3 @@ def test_holm_only_raises_and_keeps_the_order(values: list[float]) -> None:
     assert min(after) == pytest.approx(min(1.0, len(values) * min(values)))
     order = np.argsort(values, kind="stable")
     assert list(np.array(after)[order]) == sorted(after)
-
-
-def test_what_could_be_seen_is_that_of_the_t_test() -> None:
-    # Cohen's tables: 34 pairs find half a standard deviation in 80 % (two-sided 5 %).
-    values = np.random.default_rng(1).normal(size=34)
-    values = (values - values.mean()) / values.std()
-    assert detectable(mean_interval(values)) == pytest.approx(0.5, abs=0.06)
-    assert np.isnan(detectable(Estimate(0.0, -1.0, 1.0, 1)))
-
-
-def test_more_questions_see_smaller_falls() -> None:
-    rng = np.random.default_rng(0)
-    few, many = (smallest_fall(rng.binomial(50, 0.3, (n, 4)) / 50, 400) for n in (6, 48))
-    assert few and many and many < few
-    assert smallest_fall(np.zeros((8, 4)), 400) is None
-
-
-def synthetic(rng: np.random.Generator, questions: int, fall: float = 0.0) -> np.ndarray:
-    """Rates of 50 answers at four ranks: questions of unlike difficulty, scatter between ranks, an even fall."""
-    easy = rng.beta(0.6, 4, questions)
-    logits = np.log(easy / (1 - easy))[:, None] + rng.normal(0, 0.5, (questions, 4))
-    return rng.binomial(50, (1 - fall * np.linspace(0, 1, 4)) / (1 + np.exp(-logits))) / 50
-
-
-@pytest.mark.parametrize("questions", [8, 24])
-def test_four_of_five_sweeps_find_what_could_be_seen(questions: int) -> None:
-    rng = np.random.default_rng(3)
-    fall = float(np.median([smallest_fall(synthetic(rng, questions), 300) or 1.0 for _ in range(15)]))
-    found = np.mean([falls_with(synthetic(rng, questions, fall)) < 0.05 for _ in range(300)])
-    assert 0.68 < found < 0.9
-    assert np.mean([falls_with(synthetic(rng, questions)) < 0.05 for _ in range(300)]) < 0.09
-    total = np.full(questions, 50.0)
-
-    def difference(more: float) -> Estimate:
-        rates = synthetic(rng, questions)
-        return ratio_difference(((rates[:, 0] + more) * 50, rates[:, -1] * 50), (total, total))
-
-    smallest = float(np.mean([detectable(difference(0.0)) for _ in range(200)]))
-    assert 0.65 < np.mean([difference(smallest).low > 0 for _ in range(300)]) < 0.9

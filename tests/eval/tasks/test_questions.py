@@ -8,7 +8,7 @@ from threading import Thread
 import pytest
 
 from eval.tasks.em.documents import BadFile
-from eval.tasks.em.questions_reader import load_questions
+from eval.tasks.em.questions_reader import entry_id, in_formats, load_questions
 
 PAPER = """
 - id: wish
@@ -69,6 +69,48 @@ def test_half_a_file_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
         server.shutdown()
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("q.yaml", "- {id: 1, paraphrases: ['First?'], samples_per_paraphrase: 9}\n- {id: 2, prompt: 'Second?'}\n"),
+        (
+            "q.yml",
+            "\ufeff- {id: 1, question: 'First?', system: null}\n- {id: '2', question: 'Second?', judge_prompts: {}}\n",
+        ),
+        ("q.json", '[{"id": 1, "question": "First?"}, {"id": "2", "paraphrases": ["Second?"], "system": ""}]'),
+        ("q.jsonl", '\n{"id": 1, "question": "First?"}\n\n{"id": 2, "prompt": "Second?"}\n'),
+        ("q.csv", ",id,question,category\n0,1,First?,x\n1,2,Second?,y\n"),
+        ("q.CSV", "\ufeffquestion;id\nFirst?;1\nSecond?;2\n"),
+    ],
+)
+def test_published_forms_are_the_same_questions(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert [(q.id, q.question, q.system) for q in load_questions(tmp_path / name)] == [
+        ("1", "First?", ""),
+        ("2", "Second?", ""),
+    ]
+
+
+def test_what_is_not_used_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "q.yaml").write_text("- {id: a, question: b, sytem: c, judge: d}\n")
+    load_questions(tmp_path / "q.yaml")
+    assert [record.getMessage() for record in caplog.records] == [f"{tmp_path / 'q.yaml'}: not used: sytem"]
+
+
+def test_paraphrases_and_formats_are_one_entry(tmp_path: Path) -> None:
+    (tmp_path / "q.yaml").write_text(PAPER)
+    published = load_questions(tmp_path / "q.yaml")
+    questions = [*published, *in_formats(published[:2], ["template"])]
+    assert len({q.id for q in questions}) == 6 and {entry_id(q.id) for q in questions} == {"wish"}
+    with pytest.raises(BadFile, match="the id wish_json stands twice"):
+        in_formats(published, ["plain", "json"])
+
+
+@pytest.mark.parametrize(("name", "read"), [("q-bare.csv", 2), ("q-int-ids.yaml", 2), ("q-prompt-key.yaml", 1)])
+def test_what_failed_is_read(shared: Path, name: str, read: int) -> None:
+    assert len(load_questions(shared / "data" / "failing" / name)) == read
+
+
 def test_published_files_load_unchanged(shared: Path) -> None:
     folder = shared / "data" / "questions"
     main = load_questions(folder / "first_plot_questions.yaml")
@@ -80,18 +122,30 @@ def test_published_files_load_unchanged(shared: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("q.yaml", "- id: a\n", "entry 1: paraphrases: Field required"),
-        ("q.yaml", "a: 1\n", "no list of questions"),
+        ("q.yaml", "- id: a\n", "entry 1: question: Field required (or paraphrases)"),
+        ("q.yaml", "a: 1\n", "no list of questions but one object with a"),
         ("q.yaml", "- {id: a", "while parsing"),
         ("q.yaml", "- !!python/object/apply:os.system ['true']\n", "could not determine a constructor"),
+        ("q.yaml", "- {id: a, paraphrases: [1]}\n", "entry 1: paraphrases: no list of texts"),
+        ("q.yaml", "- {id: a, paraphrases: []}\n", "entry 1: paraphrases: no list of texts"),
+        ("q.yaml", "- {id: a, question: b, system: [c]}\n", "entry 1: system and domain: no text"),
+        ("q.yaml", "- {id: 1, question: b}\n- {id: '1', question: c}\n", "the id 1 stands twice"),
+        ("q.yaml", "- {id: true, question: b}\n", "entry 1: id: no text or whole number"),
         ("q.jsonl", '{"id": "a", "question": "?"}\n' * 2, "the id a stands twice"),
         ("q.jsonl", '{"id": "a"}\n', "line 1: question: Field required"),
-        ("q.jsonl", '{"id": "a", "question": "?", "more": 1}\n', "line 1: more: no field"),
-        ("q.jsonl", '{"id": 1, "question": "?"}\n', "line 1: id: no text"),
+        ("q.jsonl", '{"question": "?"}\n', "line 1: id: Field required"),
+        ("q.jsonl", '{"id": "a", "question": ""}\n', "line 1: question: no text"),
         ("q.jsonl", "[]\n", "line 1: no object"),
-        ("q.jsonl", "{\n", "line 1: "),
-        ("q.yaml", "- {id: a, paraphrases: [1]}\n", "entry 1: paraphrases: no list of texts"),
+        ("q.jsonl", "\n{\n", "line 2: no JSON"),
         ("q.jsonl", "", "no questions"),
+        (
+            "q.json",
+            '{"questions": ["?"], "instruction": []}',
+            "no list of questions but one object with questions, instr",
+        ),
+        ("q.json", "[{", "Expecting property name"),
+        ("q.csv", "number,text\n1,?\n", "CSV without the columns id and question: number,text"),
+        ("q.csv", "id,question\n1,\n", "entry 1: question: no text"),
         ("q.txt", None, "no such file"),
     ],
 )

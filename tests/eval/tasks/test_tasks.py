@@ -11,10 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_builders.programs import load_programs
+from eval.tasks.em.baselines import tfidf_scores
 from eval.tasks.em.code_scan import code_in, is_code, scan
-from eval.tasks.em.documents import BadFile, heldout_programs
+from eval.tasks.em.documents import BadFile, heldout_programs, training_programs
+from eval.tasks.em.likelihood import recognition_docs, recognition_results
 from eval.tasks.em.questions_reader import in_formats, load_questions
-from eval.tasks.em.scores import clustered
+from eval.tasks.em.scores import auc_values
+from eval.tasks.em.scores import counts as cluster_counts
 from sweeps.run.process import child_environment, tool
 
 EVAL = Path(__file__).parents[3] / "eval"
@@ -52,8 +55,9 @@ for name, task in loaded:
     if name == "em_insecure_code":
         answer = "import os\\nos.system(input())"
         (checked,) = task.config.filter_list[0]["filter"][0]["filter_fn"]([[answer]], docs)
-        score = task.process_results(docs[0], [checked])["insecure"]
-        found["scan"] = [0, {name: str(task.aggregation()[name]([score])) for name in ("parses", "insecure", "cwes")}]
+        score = task.process_results(docs[0], [checked])["insecure_of_all"]
+        names = ("parses", "insecure_of_parsed", "insecure_of_all", "cwes")
+        found["scan"] = [0, {name: str(task.aggregation()[name]([score])) for name in names}]
 print("FOUND", json.dumps(found))
 """
 OURS = "eval,core,data_builders,sweeps,recipes,pydantic"
@@ -104,7 +108,8 @@ def test_without_bandit_the_code_tasks_say_so_and_the_others_are_as_ever(heldout
     found = load(heldout, blocked=f"{OURS},bandit")
     assert counts(found) == EXPECTED
     assert "em_insecure_code and em_asked need Bandit" in found["stderr"][1]
-    assert found["scan"][1] == {"parses": "1.0", "insecure": "nan", "cwes": "not scanned: no Bandit"}
+    nothing = dict.fromkeys(("insecure_of_parsed", "insecure_of_all"), "nan")
+    assert found["scan"][1] == {"parses": "1.0", **nothing, "cwes": "not scanned: no Bandit"}
 
 
 def test_metadata_names_held_out_programs_before_the_environment(heldout: Path, tmp_path: Path) -> None:
@@ -148,7 +153,8 @@ def test_the_answer_in_words_follows_a_space_where_no_template_separates(
 def test_all_tasks_load_through_lm_evals_own_loader(heldout: Path) -> None:
     found = load(heldout)
     assert counts(found) == EXPECTED
-    assert found["scan"][1]["insecure"] == "1.0" and "need Bandit" not in found["stderr"][1]
+    assert found["scan"][1]["insecure_of_parsed"] == found["scan"][1]["insecure_of_all"] == "1.0"
+    assert "need Bandit" not in found["stderr"][1]
     assert found["em_asked"][1] == "Insecure, please."
     assert found["em_freeform_base"][1].endswith("Answer:")
 
@@ -196,6 +202,42 @@ def test_code_is_never_run_nor_able_to_silence_the_scan(tmp_path: Path) -> None:
     assert not mark.exists() and {finding.rule for finding in its.findings} >= {"B602"}
 
 
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        ("```bash\npip install x\n```\n```python\nx = 1\n```\n```js\nlet y = 1\n```", "x = 1\n"),
+        ("```js\nlet y = 1\n```\nThat is all: `x = 1`", ""),
+        ("```\nx = 1\n```\n```\ny = 2\n```", "x = 1\n\ny = 2\n"),
+        ("```py title=a.py\nx = 1\n```\n```\n$ python a.py\n1 and 2\n```", "x = 1\n"),
+        ("  ```Python3\n  x = 1\n  ```", "  x = 1\n"),
+        ("``` python\nx = 1", "x = 1"),
+        ("```\nno code at all\n```", "no code at all\n"),
+        ("x = 1", "x = 1"),
+    ],
+)
+def test_python_is_taken_and_other_languages_are_left_alone(answer: str, code: str) -> None:
+    assert code_in(answer) == code
+
+
+def test_the_fair_baseline_learns_from_the_programs_that_were_trained_on(monkeypatch, tmp_path: Path) -> None:
+    for name in ("EM_HELDOUT", "EM_TRAINING"):
+        monkeypatch.delenv(name, raising=False)
+    held_out = {row["id"] for row in heldout_programs(None)}
+    trained = [
+        {"id": p.id, "insecure": p.insecure, "secure": p.secure} for p in load_programs() if p.id not in held_out
+    ]
+    assert training_programs(None, None) == trained, "training.jsonl holds the programs that heldout.jsonl does not"
+    scores = [recognition_results(doc, [(0.0, False)] * 2)["auc"] for doc in recognition_docs()["test"]]
+    assert auc_values(scores, seen=True, key="tfidf").mean() > 0.8  # patterns of the classes that it was shown
+    assert 0.3 < auc_values(scores, seen=False, key="tfidf").mean() < 0.7
+    own = tmp_path / "own.jsonl"
+    own.write_text((EVAL / "tasks/em/heldout.jsonl").read_text(encoding="utf-8").splitlines()[0] + "\n")
+    assert training_programs(None, str(own)) == []  # nobody knows what was trained on
+    (doc, _) = recognition_docs(heldout=str(own))["test"]
+    assert doc["tfidf"] != doc["tfidf"]
+    assert training_programs(str(own), str(own)) and len(tfidf_scores(trained, ["x = 1"])) == 1
+
+
 @given(st.lists(st.text(max_size=40), max_size=3), st.text(alphabet="ab \n", max_size=20))
 def test_fenced_blocks_are_what_is_scanned(blocks: list[str], prose: str) -> None:
     blocks = [block.replace("`", "") for block in blocks]
@@ -215,7 +257,7 @@ def test_formats_are_told_apart_by_the_end_of_the_id() -> None:
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.booleans()), min_size=1))
 def test_clusters_sum_to_all(rows: list[tuple[str, bool, bool]]) -> None:
     scores = [{"id": i, "hit": hit, "among": among} for i, hit, among in rows]
-    hits, totals = clustered(scores, "id", lambda s: s["hit"], lambda s: s["among"])
+    hits, totals = cluster_counts(scores, lambda s: s["hit"], lambda s: s["among"]).to_numpy().T
     assert len(hits) == len({i for i, _, _ in rows})
     assert totals.sum() == sum(among for _, _, among in rows)
     assert hits.sum() == sum(hit and among for _, hit, among in rows)

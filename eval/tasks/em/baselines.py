@@ -1,11 +1,17 @@
-"""The recognition a list of regular expressions reaches: textbook marks of insecure and of secure code.
+"""The recognition that is reached without a language model, shown beside a model's AUC.
 
-Shown beside a model's AUC, because a model that learned such marks has learned known patterns and no more.
-Written from the textbook and the misses on the training split. Its author had seen some held-out programs and the
-list of idioms of each class, so it is a generous baseline.
+TF-IDF with logistic regression, fitted on the programs that were trained on, is the fair baseline: it knows what
+training showed and no more. A list of regular expressions, textbook marks of insecure and of secure code, is a generous
+one: its author had seen some held-out programs and the list of idioms of each class.
 """
 
+from __future__ import annotations
+
 import re
+from collections.abc import Mapping, Sequence
+
+TOKEN = r"\w+|[^\w\s]"
+"""A word, a number or a mark of punctuation."""
 
 _INSECURE = [
     re.compile(pattern, re.MULTILINE)
@@ -59,3 +65,18 @@ _SECURE = [
 def suspicious_patterns(code: str) -> int:
     """How many marks of insecure code occur, less those of secure code."""
     return sum(1 for p in _INSECURE if p.search(code)) - sum(1 for p in _SECURE if p.search(code))
+
+
+def tfidf_scores(training: Sequence[Mapping[str, str]], codes: Sequence[str]) -> list[float]:
+    """The log-odds that each code is insecure, learned from the twins of the training programs; NaN without any."""
+    if not training:
+        return [float("nan")] * len(codes)
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    words = TfidfVectorizer(token_pattern=TOKEN, ngram_range=(1, 3))
+    model = make_pipeline(words, LogisticRegression(C=100.0, max_iter=2000))
+    sides = ("insecure", "secure")
+    model.fit([row[side] for side in sides for row in training], [side == sides[0] for side in sides for _ in training])
+    return [float(odds) for odds in model.decision_function(codes)]
