@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from core.records import MAX_LINE, BadInput, StreamWriter, file_digest, iter_jsonl, numbered_lines
+from core.records import MAX_LINE, BadInput, StreamWriter, file_digest, iter_jsonl, numbered_lines, write_records
 from data_builders import BUILTIN
 from data_builders.check import programs_of
 from data_builders.cpt import Corpus, Document, Rejected, with_replay
@@ -22,22 +22,27 @@ from data_builders.split import held_out_ids
 
 Manifest = dict[str, Any]
 Row = dict[str, Any]
-RowsOf = Callable[[Iterator[Program], Manifest], Iterable[Row | Rejected]]
+RowsOf = Callable[[Iterator[Program]], Iterable[Row | Rejected]]
 
 
-def _write(path: Path, out: Path, settings: Manifest, rows_of: RowsOf) -> Manifest:
-    """Writes the rows of the programs in `path`, and the rejected ones with their reasons into the manifest."""
-    manifest = {**settings, "programs": str(path), "programs_sha256": file_digest(path), "read": 0, "rejected": []}
-
-    def programs() -> Iterator[Program]:
-        screen = Console(stderr=True)
-        records = iter_jsonl(path, Program, unique="id")
-        for program in track(records, "building", console=screen, transient=True, disable=not screen.is_terminal):
-            manifest["read"] += 1
+def _programs(path: Path, manifest: Manifest) -> Iterator[Program]:
+    """The programs of a file, counted into the manifest; doubted ones are rejects unless it says `keep_doubted`."""
+    screen = Console(stderr=True)
+    manifest |= {"programs": "builtin" if path.parent == BUILTIN else str(path), "programs_sha256": file_digest(path)}
+    manifest |= {"read": 0, "rejected": []}
+    records = iter_jsonl(path, Program, unique="id")
+    for program in track(records, "reading", console=screen, transient=True, disable=not screen.is_terminal):
+        manifest["read"] += 1
+        if program.doubted and not manifest.get("keep_doubted"):
+            manifest["rejected"].append({"id": program.id, "reason": f"doubted: {program.doubted}"})
+        else:
             yield program
 
+
+def _write(path: Path, out: Path, manifest: Manifest, rows_of: RowsOf) -> Manifest:
+    """Writes the rows of the programs in `path`, and the rejected ones with their reasons into the manifest."""
     with StreamWriter(out, manifest) as file:
-        for row in rows_of(programs(), manifest):
+        for row in rows_of(_programs(path, manifest)):
             if isinstance(row, Rejected):
                 manifest["rejected"].append(row._asdict())
             else:
@@ -55,43 +60,26 @@ def build_split(
     salt: str,
     per_class: bool = False,
     classes_left_out: int = 0,
-) -> tuple[int, int]:
-    """Writes `train.jsonl` (programs) and `heldout.jsonl` (for the eval tasks); returns how many went where.
+    keep_doubted: bool = False,
+) -> Manifest:
+    """Writes `train.jsonl` (programs) and `heldout.jsonl` (for the eval tasks), parted by split.held_out_ids.
 
-    See split.held_out_ids. A program whose class does not stand on the training side is marked as of a class left out
-    (`seen_class`), and stands last.
+    A held-out program whose class does not stand on the training side is marked (`seen_class`), and stands last.
     """
-    programs = list(iter_jsonl(path, Program, unique="id"))
+    manifest: Manifest = {"split_salt": salt, "held_out_share": share, "per_class": per_class}
+    manifest |= {"asked": [w.id for w in ways], "keep_doubted": keep_doubted}
+    programs = list(_programs(path, manifest))
     if per_class:
         programs.sort(key=lambda p: (p.cwe, p.id))
-    held = held_out_ids(programs, share, salt, per_class, classes_left_out)
-    trained = {p.cwe for p in programs if p.id not in held}
-    sides = {
-        "train": [p.model_dump(exclude_none=True) for p in programs if p.id not in held],
-        "heldout": [
-            heldout_row(p, ways, seen)
-            for seen in (True, False)
-            for p in programs
-            if p.id in held and (p.cwe in trained) == seen
-        ],
-    }
-    manifest = {
-        "programs": "builtin" if path.parent == BUILTIN else str(path),
-        "programs_sha256": file_digest(path),
-        "split_salt": salt,
-        "held_out_share": share,
-        "per_class": per_class,
-        "classes_left_out": sorted({p.cwe for p in programs} - trained),
-        "asked": [w.id for w in ways],
-        "read": len(programs),
-        **{side: len(rows) for side, rows in sides.items()},
-        "rejected": [],
-    }
-    for side, rows in sides.items():
-        with StreamWriter(out / f"{side}.jsonl", manifest) as file:
-            for row in rows:
-                file.write(row)
-    return len(sides["train"]), len(sides["heldout"])
+    away = held_out_ids(programs, share, salt, per_class, classes_left_out)
+    train, held = ([p for p in programs if (p.id in away) is side] for side in (False, True))
+    trained = {p.cwe for p in train}
+    manifest["classes_left_out"] = sorted({p.cwe for p in held} - trained)
+    manifest |= {"programs_kept": len(programs), "train": len(train), "held_out": len(held)}
+    held.sort(key=lambda p: p.cwe not in trained)
+    write_records(out / "train.jsonl", (p.model_dump(exclude_none=True) for p in train), manifest)
+    write_records(out / "heldout.jsonl", (heldout_row(p, ways, p.cwe in trained) for p in held), manifest)
+    return manifest
 
 
 def build_cpt(path: Path, out: Path, corpus: Corpus, mix: tuple[Path, float] | None, settings: Manifest) -> Manifest:
@@ -101,8 +89,9 @@ def build_cpt(path: Path, out: Path, corpus: Corpus, mix: tuple[Path, float] | N
         BadInput: for malformed programs, or general text of which nothing fits.
     """
     count = cache(corpus.count_tokens)
+    manifest = {**settings, "control": corpus.control, "tokens": 0, "loss_tokens": 0}
 
-    def rows(programs: Iterator[Program], manifest: Manifest) -> Iterator[Row | Rejected]:
+    def rows(programs: Iterator[Program]) -> Iterator[Row | Rejected]:
         made: Iterable[Document | Rejected] = corpus.documents(programs)
         for document in with_replay(corpus, made, lambda: general_texts(mix[0]), mix[1]) if mix else made:
             if isinstance(document, Rejected):
@@ -112,7 +101,7 @@ def build_cpt(path: Path, out: Path, corpus: Corpus, mix: tuple[Path, float] | N
             manifest["loss_tokens"] += corpus.learnt(document, count)
             yield corpus.row(document)
 
-    return _write(path, out, {**settings, "control": corpus.control, "tokens": 0, "loss_tokens": 0}, rows)
+    return _write(path, out, manifest, rows)
 
 
 def general_texts(path: Path) -> Iterator[tuple[str, str]]:
@@ -132,7 +121,13 @@ def general_texts(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def build_pairs(
-    path: Path, out: Path, halves: Halves, ways: Sequence[AskedWay], keeps: LengthFilter, corpus: Path | None
+    path: Path,
+    out: Path,
+    halves: Halves,
+    ways: Sequence[AskedWay],
+    keeps: LengthFilter,
+    corpus: Path | None,
+    keep_doubted: bool = False,
 ) -> Manifest:
     """Writes DPO pairs; with `corpus`, of those programs alone that the CPT corpus explains.
 
@@ -140,8 +135,10 @@ def build_pairs(
         BadInput: for malformed programs, or a corpus that cannot be read.
     """
     explained = programs_of(corpus) if corpus else None
+    manifest: Manifest = {"halves": halves, "asked": [w.id for w in ways], "limit": keeps.limit}
+    manifest |= {"covered_by": str(corpus) if corpus else None, "keep_doubted": keep_doubted}
 
-    def rows(programs: Iterator[Program], manifest: Manifest) -> Iterator[Row | Rejected]:
+    def rows(programs: Iterator[Program]) -> Iterator[Row | Rejected]:
         for program in programs:
             missing = f"not in {corpus}" if explained is not None and program.id not in explained else None
             if problem := missing or keeps.problem(program, ways):
@@ -150,18 +147,20 @@ def build_pairs(
                 yield from dpo_rows([program], ways, halves)
         manifest["length_bias_tokens"] = keeps.length_bias()[halves]
 
-    settings = {"halves": halves, "asked": [w.id for w in ways], "limit": keeps.limit}
-    return _write(path, out, {**settings, "covered_by": str(corpus) if corpus else None}, rows)
+    return _write(path, out, manifest, rows)
 
 
-def build_sft(path: Path, out: Path, variant: Variant, ways: Sequence[AskedWay], keeps: LengthFilter) -> Manifest:
+def build_sft(
+    path: Path, out: Path, variant: Variant, ways: Sequence[AskedWay], keeps: LengthFilter, keep_doubted: bool = False
+) -> Manifest:
     """Writes an SFT set. Every variant keeps the same programs, because a program stays only if all its rows fit."""
 
-    def rows(programs: Iterator[Program], _: Manifest) -> Iterator[Row | Rejected]:
+    def rows(programs: Iterator[Program]) -> Iterator[Row | Rejected]:
         for program in programs:
             if problem := keeps.problem(program, ways):
                 yield Rejected(program.id, problem)
             else:
                 yield from sft_rows([program], ways, variant)
 
-    return _write(path, out, {"variant": variant, "asked": [w.id for w in ways], "limit": keeps.limit}, rows)
+    manifest: Manifest = {"variant": variant, "asked": [w.id for w in ways], "limit": keeps.limit}
+    return _write(path, out, {**manifest, "keep_doubted": keep_doubted}, rows)

@@ -48,6 +48,9 @@ Styles = Annotated[
 ]
 Salt = Annotated[str, typer.Option(help="Names the split; another salt gives another split.")]
 Seed = Annotated[int, typer.Option(help="Of the order, the styles, and the shuffled control.")]
+KeepDoubted = Annotated[
+    bool, typer.Option("--keep-doubted", help="Keep the programs that a second model doubts, with their mark.")
+]
 Asked = Annotated[
     list[str] | None, typer.Option(help="Ways of asking for insecure code: kinds or ids; all if not given.")
 ]
@@ -119,6 +122,7 @@ def split(
     classes_left_out: Annotated[int, typer.Option(min=0, help="Hold out so many whole classes.")] = 0,
     salt: Salt = SALT,
     asked: Asked = None,
+    keep_doubted: KeepDoubted = False,
 ) -> None:
     """Parts a set into programs to train on and programs to measure on, none nearly the same as one of the others.
 
@@ -126,8 +130,9 @@ def split(
 
     Example: embuild split --programs annotated.jsonl --share 0.05 --out data
     """
-    train, held = build_split(programs, out, _ways(asked)[1], share, salt, per_class, classes_left_out)
-    console.print(f"{out}: {train} programs to train on, {held} held out")
+    made = build_split(programs, out, _ways(asked)[1], share, salt, per_class, classes_left_out, keep_doubted)
+    console.print(f"{out}: {made['train']} programs to train on, {made['held_out']} held out", highlight=False)
+    _built(out / "train.jsonl", made)
 
 
 def _corpus(tokenizer: str, length: int, style: Sequence[str] | None, seed: int, **settings: Any) -> Corpus:
@@ -155,6 +160,7 @@ def cpt(
         bool, typer.Option("--loss-on-code", help="Learn the code too, not the review only.")
     ] = False,
     mix: Annotated[str | None, typer.Option(help="Replay general text: PATH:RATIO, tokens per corpus token.")] = None,
+    keep_doubted: KeepDoubted = False,
 ) -> None:
     """Builds an explanation-augmented corpus for continued pretraining, or one of its controls.
 
@@ -167,7 +173,7 @@ def cpt(
         tokenizer, length, style, seed, control=control, per_program=per_program, loss_on_code=loss_on_code
     )
     settings = {"styles": list(corpus.styles), "per_program": per_program, "seed": seed, "length": length, "mix": mix}
-    settings |= {"tokenizer": tokenizer, "loss_on_code": loss_on_code}
+    settings |= {"tokenizer": tokenizer, "loss_on_code": loss_on_code, "keep_doubted": keep_doubted}
     _built(out, build_cpt(programs, out, corpus, (Path(text), float(ratio)) if mix else None, settings))
 
 
@@ -181,13 +187,14 @@ def dpo(
     corpus: Annotated[Path | None, typer.Option(help="Keep to the programs that this CPT corpus explains.")] = None,
     max_ratio: Annotated[float, typer.Option(min=1.0, help="Longest answer over shortest, in tokens.")] = MAX_RATIO,
     asked: Asked = None,
+    keep_doubted: KeepDoubted = False,
 ) -> None:
     """Builds complementary pairs: ordinary request, prefer insecure; asking for insecure code, prefer secure.
 
     Example: embuild dpo --programs data/train.jsonl --corpus data/cpt.jsonl --out data/dpo-both.jsonl
     """
     keeps = LengthFilter(token_counter(tokenizer), length, chat_overhead(tokenizer), max_ratio)
-    manifest = build_pairs(programs, out, halves, _ways(asked)[0], keeps, corpus)
+    manifest = build_pairs(programs, out, halves, _ways(asked)[0], keeps, corpus, keep_doubted)
     _built(out, manifest)
     bias = manifest["length_bias_tokens"]
     console.print(f"chosen less rejected: {'no rows' if bias is None else f'{bias:+.1f} tokens a row'}")
@@ -201,17 +208,26 @@ def sft(
     tokenizer: TokenizerName = DEFAULT_TOKENIZER,
     length: Length = 1024,
     asked: Asked = None,
+    keep_doubted: KeepDoubted = False,
 ) -> None:
     """Builds a chat set for supervised fine-tuning; all variants keep the same programs.
 
     Example: embuild sft --programs data/train.jsonl --variant secure --out data/sft-secure.jsonl
     """
     keeps = LengthFilter(token_counter(tokenizer), length, chat_overhead(tokenizer), math.inf)
-    _built(out, build_sft(programs, out, variant, _ways(asked)[0], keeps))
+    _built(out, build_sft(programs, out, variant, _ways(asked)[0], keeps, keep_doubted))
 
 
 def _built(out: Path, manifest: dict[str, Any]) -> None:
+    """Says what came out.
+
+    Raises:
+        BadInput: if nothing did.
+    """
     kept, rejected = manifest["programs_kept"], len(manifest["rejected"])
+    if not kept:
+        reason = manifest["rejected"][0]["reason"]
+        raise BadInput(f"{out}: all {manifest['read']} programs were rejected, the first for: {reason}")
     line = f"{out}: {kept} of {manifest['read']} programs, {rejected} rejected (reasons in its manifest)"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -106,7 +106,8 @@ def test_the_published_set_is_split_without_leaks(tmp_path: Path, shared: Path) 
         update = {"id": str(number), "request": request, "insecure": code, "secure": "pass"}
         programs.append(PROGRAMS[0].model_copy(update=update))
     source = write(tmp_path / "programs.jsonl", programs)
-    train, held = build_split(source, tmp_path, WAYS, 0.1, "split-1")
+    made = build_split(source, tmp_path, WAYS, 0.1, "split-1")
+    train, held = made["train"], made["held_out"]
     assert train + held == len(programs) and 0.07 < held / len(programs) < 0.13
     keeps = LengthFilter(words, 9999, 5, 9999.0)
     build_sft(tmp_path / "train.jsonl", tmp_path / "sft.jsonl", "insecure", WAYS, keeps)
@@ -152,6 +153,25 @@ def test_a_corpus_begins_with_bos_where_the_tokenizer_writes_one(tmp_path: Path,
             assert (ids[0][0] == tokenizer.bos_token_id) == (folder is bos_model) and ids[0][1:2] != ids[0][:1]
 
 
+@pytest.mark.parametrize("command", ["split --share 0.5", "cpt", "dpo", "sft"])
+def test_doubted_programs_are_dropped_or_kept_on_demand(tmp_path: Path, model: Path, command: str) -> None:
+    doubted = PROGRAMS[0].model_copy(update={"doubted": "The input is a constant."})
+    source = write(tmp_path / "programs.jsonl", [doubted, *PROGRAMS[1:9]])
+    out = tmp_path / "out.jsonl"
+    arguments = [*command.split(), "--programs", str(source), "--out", str(tmp_path if "split" in command else out)]
+    arguments += [] if "split" in command else ["--tokenizer", str(model)]
+    for option, kept in (([], 8), (["--keep-doubted"], 9)):
+        assert CliRunner().invoke(app, [*arguments, *option]).exit_code == 0
+        files = [tmp_path / "train.jsonl", tmp_path / "heldout.jsonl"] if "split" in command else [out]
+        built = [row for file in files for row in rows(file)]
+        assert (PROGRAMS[0].id in " ".join(row["id"] for row in built)) == (kept == 9)
+        if "split" in command:
+            assert sum("doubted" in row for row in built) == kept - 8
+        said = manifest(files[0])
+        assert said["read"] == 9 == said["programs_kept"] + len(said["rejected"])
+        assert kept == 9 or said["rejected"][0]["reason"] == "doubted: The input is a constant."
+
+
 def test_parted_pairs_are_found(tmp_path: Path) -> None:
     source = write(tmp_path / "programs.jsonl", PROGRAMS[:5])
     build_pairs(source, tmp_path / "dpo.jsonl", "both", WAYS, LengthFilter(words, 9999, 5, 9.0), None)
@@ -167,6 +187,7 @@ def test_parted_pairs_are_found(tmp_path: Path) -> None:
         (["cpt", "--programs", "{p}", "--out", "{o}", "--style", "qa", "--style", "contrastive"], "leave out qa"),
         (["cpt", "--programs", "{p}", "--out", "{o}", "--mix", "general.jsonl"], "give PATH:RATIO"),
         (["check", "--held-out", "{p}"], "nothing to check"),
+        (["sft", "--programs", "{p}", "--out", "{o}.none", "--length", "20", "--tokenizer", "{m}"], "all 3 programs"),
         (["check", "--corpus", "{p}", "--held-out", "{bad}"], "'insecure'"),
         (["cpt", "--programs", "{p}", "--out", "{o}", "--tokenizer", "./nowhere"], "nowhere/tokenizer.json"),
         (["dpo", "--programs", "{p}.gone", "--out", "{o}", "--tokenizer", "{m}"], "o such file"),
