@@ -146,7 +146,7 @@ def steer_command(
 
     Example: emsweep steer smollm2-135m --direction runs/directions/smollm2-135m/misaligned.safetensors --doses -1,1
     """
-    from eval.inside.directions import FEW, signs
+    from eval.inside.directions import FEW, halves
     from eval.inside.pairs import Answers, load_concept, load_pairs
     from eval.inside.steering import gradients, preferences, response, slopes
 
@@ -176,7 +176,7 @@ def steer_command(
     screen.print(table)
     plain = preferences(network, tokenizer, pairs)
     groups = len(known.about.groups)
-    flips = signs(groups, controls if groups >= FEW else 0)
+    flips = halves(groups, controls if groups >= FEW else 0)
     table = Table(
         "direction", "dose", "change of log odds (95 %)", title=f"Doses at layer {at}, over {len(pairs)} pairs"
     )

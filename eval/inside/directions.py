@@ -41,10 +41,20 @@ class HeldOut:
 
 
 def signs(groups: int, count: int, seed: int = 0) -> Floats:
-    """(count, groups) of 1 and -1, never all alike: labels flipped group by group; none for fewer than two groups."""
-    drawn = np.random.default_rng(seed).choice([-1.0, 1.0], size=(4 * count + 64, groups))
-    result: Floats = drawn[np.abs(drawn.sum(1)) < groups][:count]
-    return result
+    """(count, groups) of 1 and -1: labels flipped group by group.
+
+    All alike comes up too, once in 2 ** (groups - 1): without it a p value over few groups would be too small.
+    """
+    return np.random.default_rng(seed).choice([-1.0, 1.0], size=(count, groups))
+
+
+def halves(groups: int, count: int, seed: int = 0) -> Floats:
+    """(count, groups) of 1 and -1, half of the groups flipped: directions of the same pairs that hold no concept.
+
+    For the size of what such a direction does. A p value needs `signs`, whose labels are as random as chance's.
+    """
+    rows = np.tile(np.where(np.arange(groups) < groups // 2, -1.0, 1.0), (count, 1))
+    return np.random.default_rng(seed).permuted(rows, axis=1)
 
 
 def projections(positive: Floats, negative: Floats, groups: Index, flips: Floats) -> tuple[Floats, Floats]:
@@ -207,7 +217,7 @@ def crossover(one: Directions, other: Directions, layer: int) -> Crossover:
     for stratum in (shared, set(names[0]) - shared, set(names[1]) - shared):
         left = [cosine(tuple(np.array([n != out for n in own], float) for own in names)) for out in stratum]  # type: ignore[arg-type]
         variance += (len(left) - 1) * float(np.var(left)) if left else 0.0
-    margin = float(stats.t.ppf(0.975, min(map(len, names)) - 1)) * np.sqrt(variance)
+    margin = float(stats.t.ppf(0.975, min(map(len, names)) - 1) * np.sqrt(variance))
     if not np.isfinite(value + margin):
         return Crossover(layer, found, raw, None)
     return Crossover(layer, found, raw, Estimate(value, value - margin, value + margin, min(map(len, names))))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from eval.inside.activations import Passage, Singles, batches, blocks, residuals
-from eval.inside.directions import FEW, relabelled, signs
+from eval.inside.directions import FEW, halves, relabelled
 from eval.inside.pairs import Pair, Side
 from eval.inside.vectors import Directions
 from eval.tasks.em.scores import Floats
@@ -114,7 +114,7 @@ class Slopes:
     direction: Floats
     """(L + 1,)"""
     controls: Floats
-    """(controls, L + 1): of flipped labels; none where the concept's groups are not known."""
+    """(controls, L + 1): with half of the labels flipped; none where the concept has too few groups."""
 
     @property
     def deviations(self) -> Floats:
@@ -143,7 +143,7 @@ def slopes(gradient: Singles, pairs: Sequence[Pair], concept: Directions, contro
     in what is added, or any direction would seem to work.
     """
     groups = len(concept.about.groups)
-    labels = np.concatenate([np.ones((1, groups)), signs(groups, controls if groups >= FEW else 0)])
+    labels = np.concatenate([np.ones((1, groups)), halves(groups, controls if groups >= FEW else 0)])
     total = np.zeros((len(labels), gradient.shape[1]))
     for group, places in _by_group(pairs).items():
         total += (relabelled(concept, labels, group) * gradient[places].sum(0, dtype=float)).sum(-1)

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from core.records import BadInput
 from eval.inside.activations import load, means
-from eval.inside.directions import SHARE, crossover, directions, held_out, projections, relabelled, signs
+from eval.inside.directions import SHARE, crossover, directions, halves, held_out, projections, relabelled
 from eval.inside.pairs import load_concept, load_pairs
 from eval.inside.vectors import About, Directions
 
@@ -93,6 +93,12 @@ def test_a_concept_is_found_behind_the_embeddings() -> None:
     assert found.null is not None and found.null < found.auc[2]
 
 
+def test_no_p_is_smaller_than_so_few_groups_can_give() -> None:
+    found = held_out(*draw(np.random.default_rng(0), np.full(8, 3.0), 6, 0.1, layers=2))
+    assert found.p == pytest.approx(1 / 32, abs=0.02)
+    assert found.auc[1] > 0.9
+
+
 def test_under_six_groups_nothing_is_tested() -> None:
     positive, negative, groups = draw(np.random.default_rng(0), np.full(8, 3.0), 5, 0.1, layers=2)
     found = held_out(positive, negative, groups)
@@ -147,11 +153,12 @@ def test_noise_that_two_concepts_share_by_their_groups_is_no_agreement() -> None
 
 def test_flipped_controls_have_the_length_of_the_direction_and_lie_elsewhere() -> None:
     concept = of(np.random.default_rng(0), np.full(64, 1.0), 10, 0.3, "a")
-    controls = relabelled(concept, signs(10, 50))
+    controls = relabelled(concept, halves(10, 50))
     assert controls.shape == (50, 1, 64)
     np.testing.assert_allclose(np.linalg.norm(controls, axis=-1), np.linalg.norm(concept.direction[0]), rtol=1e-5)
-    assert np.abs(controls[:, 0] @ concept.direction[0]).max() < 0.999 * np.square(concept.direction[0]).sum()
-    assert np.abs(signs(6, 200).sum(1)).max() < 6
+    cosines = controls[:, 0] @ concept.direction[0] / np.square(concept.direction[0]).sum()
+    assert np.abs(cosines).max() < 0.5
+    assert (halves(10, 50).sum(1) == 0).all() and len(np.unique(halves(10, 50), axis=0)) > 30
     np.testing.assert_allclose(relabelled(concept, np.ones((1, 10)))[0], concept.direction, rtol=1e-5)
 
 

@@ -1,0 +1,97 @@
+"""What an adapter moves: activations with it less those without, along concepts' directions, in class distances.
+
+Index N is the residual behind N blocks; index 0, the embeddings, no adapter moves. Beside the shift, and never instead
+of it, stands what the weights' change alone would suggest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from eval.inside.activations import Passage, Singles, blocks, means
+from eval.inside.directions import FEW, relabelled, signs
+from eval.inside.pairs import CONCEPTS, Answers, Side, chat, load_concept, load_pairs, question, rows
+from eval.inside.vectors import Directions
+from eval.tasks.em.scores import Floats
+
+FLIPS = 999
+OPEN = CONCEPTS.parent.parent / "tasks" / "em" / "questions" / "open.jsonl"
+WRITERS = ("down_proj", "o_proj")
+"""Modules whose output is added to the residual."""
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How far an adapter moves activations along a direction, against directions of flipped labels."""
+
+    along: Floats
+    """(L + 1,): class distances."""
+    deviations: Floats
+    """(L + 1,): the same in root mean squares of the controls."""
+    layer: int
+    """The index at which these are largest."""
+    p: float | None
+    """Two-sided, of the largest over all indices; None where the concept's groups are too few."""
+
+
+def shift(moved: Singles, concept: Directions, flips: int = FLIPS) -> Shift:
+    """The shift along a concept, tested jointly over indices by the maximum (Westfall and Young, 1993).
+
+    Args:
+        moved: (L + 1, width): mean activations with the adapter less those without.
+    """
+    groups = len(concept.about.groups)
+    labels = np.concatenate([np.ones((1, groups)), signs(groups, flips if groups >= FEW else 0)])
+    vectors = relabelled(concept, labels)[:, 1:].astype(float)
+    squared = np.square(vectors).sum(-1)
+    along = np.divide((vectors * moved[1:]).sum(-1), squared, out=np.zeros_like(squared), where=squared > 0)
+    spread = np.sqrt(np.square(along[1:]).mean(0)) if groups >= FEW else np.full(along.shape[1], np.nan)
+    scaled = np.divide(along, spread, out=np.zeros_like(along), where=spread > 0)
+    largest = np.abs(scaled).max(1)
+    layer = int(np.abs(scaled[0] if groups >= FEW else along[0]).argmax()) + 1
+    p = float((largest >= largest[0] - 1e-12).mean()) if groups >= FEW else None
+    return Shift(np.concatenate([[0.0], along[0]]), np.concatenate([[0.0], scaled[0]]), layer, p)
+
+
+def places(tokenizer: Any) -> dict[str, list[Passage]]:
+    """Where shifts are looked for: the end of open prompts, good everyday answers, and secure code."""
+    prompts = [Side(chat(tokenizer, question(str(row["question"]))), "") for _, row in rows(OPEN)]
+    result = {"open prompts": [side.passage("prompt", side) for side in prompts]}
+    for place, name in (("everyday answers", "misaligned"), ("code", "insecure")):
+        concept = load_concept(name)[1]
+        assert isinstance(concept, Answers)
+        sides = [pair.negative for pair in load_pairs(concept, tokenizer)]
+        result[place] = [side.passage("answer", side) for side in sides]
+    return result
+
+
+def moved(model: Any, tokenizer: Any, passages: Sequence[Passage], before: Singles) -> Singles:
+    """(L + 1, width): the mean activation over passages less `before`, that of the model without its adapter."""
+    result: Singles = means(model, tokenizer, passages).mean(0) - before
+    return result
+
+
+def weight_share(model: Any, direction: Singles) -> Floats:
+    """(L + 1,): the share of what LoRA adds to the residual in each block that lies along the direction behind it.
+
+    That is |u B A| / |B A| over the modules that write to the residual, u the unit direction: for rank 1 the absolute
+    cosine of lora_B and the direction. NaN where the adapter has no such module.
+    """
+    result = np.full(len(direction), np.nan)
+    for index, block in enumerate(blocks(model), 1):
+        along, whole = 0.0, 0.0
+        for name, module in block.named_modules():
+            if name.rpartition(".")[2] in WRITERS and hasattr(module, "lora_A"):
+                for adapter in module.active_adapters:
+                    product = (module.lora_B[adapter].weight.float() @ module.lora_A[adapter].weight.float()).cpu()
+                    change = product.numpy() * module.scaling[adapter]
+                    length = float(np.linalg.norm(direction[index]))
+                    along += float(np.square(direction[index] @ change).sum()) / length**2 if length else 0.0
+                    whole += float(np.square(change).sum())
+        if whole:
+            result[index] = np.sqrt(along / whole)
+    return result
