@@ -9,35 +9,41 @@ from __future__ import annotations
 import json
 import platform
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
+from core.llm.adapt import response_format
 from core.llm.budget import Money, Prices
-from core.llm.client import Access, Client, Message, Stopped, Unanswered, run_all
+from core.llm.client import Access, Client, Filtered, Message, Stopped, Unanswered, run_all
 from core.llm.journal import Answer
-from core.records import digest, write_records, write_whole
+from core.records import BadInput, digest, one_line, write_records, write_whole
 from data_builders.annotation import (
     ADVISORY_RULES,
-    PROMPT_VERSION,
+    PYTHON_CHECKS,
     RULES_VERSION,
+    TASK,
     Annotation,
     acceptance_problems,
     annotated,
     annotation_messages,
+    json_object,
+    kind_of_answer,
     parse_annotation,
     program_digest,
+    prompt_version,
     repair_messages,
+    source_problems,
 )
 from data_builders.bandit import BANDIT_VERSION
 from data_builders.cwe import CWE_VERSION
 from data_builders.opinion import OPINION_VERSION, Opinion, opinion_messages, parse_opinion
 from data_builders.programs import SourceProgram
-from data_builders.python_code import parsed
 
 
 class Model(NamedTuple):
@@ -46,9 +52,9 @@ class Model(NamedTuple):
     name: str
     effort: str | None = None
 
-    async def ask(self, client: Client, messages: list[Message], schema: type[BaseModel]) -> Answer:
-        settings: dict[str, Any] = {"reasoning_effort": self.effort} if self.effort else {}
-        return await client.ask(self.name, messages, schema, **settings)
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"reasoning_effort": self.effort} if self.effort else {}
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,8 @@ class Job:
     second_prices: Prices | None = None
     max_cost: float | None = None
     """USD that this job may cost, its earlier runs included."""
+    task: str = TASK
+    """What the prompt asks for, before the form of the answer."""
 
     def __post_init__(self) -> None:
         self.money()
@@ -88,36 +96,77 @@ class Outcome:
     """The answers that it rests on."""
 
 
-async def annotate_program(program: SourceProgram, job: Job, client: Client) -> Outcome:
-    """Asks, checks, has faults repaired once, and asks for the second opinion on what was accepted.
+@dataclass
+class Annotator:
+    """Asks about programs, one coroutine for each."""
 
-    Raises:
-        Stopped, BadInput: as `Client.ask`.
-    """
-    outcome = Outcome()
-    if parsed(program.insecure) is None:
-        # Nothing could be checked against it, so nothing is paid for it.
-        outcome.problems = ["insecure code: does not parse"]
+    job: Job
+    readable: set[str] = field(default_factory=set)
+    """The models that have given an answer with JSON in it."""
+
+    async def annotate(self, program: SourceProgram, client: Client) -> Outcome:
+        """Asks, checks, has faults repaired once, and asks for the second opinion on what was accepted.
+
+        Raises:
+            Stopped, BadInput: as `Client.ask`.
+        """
+        # Where nothing could be accepted, nothing is paid.
+        outcome = Outcome(problems=source_problems(program))
+        if outcome.problems:
+            return outcome
+        messages = annotation_messages(program, self.job.task)
+        try:
+            for last in (False, True):
+                answer = await self._ask(client, self.job.annotator, messages, kind_of_answer(program), last)
+                outcome.used.append(answer)
+                found = parse_annotation(answer.text, program.secure)
+                outcome.problems = _problems(program, answer, found)
+                if isinstance(found, Annotation) and not outcome.problems:
+                    outcome.annotation = found
+                if outcome.annotation or outcome.problems[0].startswith("no weakness"):
+                    break
+                messages = repair_messages(messages, answer.text, outcome.problems)
+            if outcome.annotation and self.job.second:
+                messages = opinion_messages(program, outcome.annotation)
+                outcome.used.append(await self._ask(client, self.job.second, messages, Opinion, last=True))
+                outcome.opinion = parse_opinion(outcome.used[-1].text)
+        except Unanswered as error:
+            # A missing opinion says nothing about the annotation.
+            kind = "content filter" if isinstance(error, Filtered) else "no answer"
+            outcome.problems = [] if outcome.annotation else [f"{kind}: {error}"]
         return outcome
-    messages = annotation_messages(program)
-    try:
-        for _ in ("ask", "repair"):
-            answer = await job.annotator.ask(client, messages, Annotation)
-            outcome.used.append(answer)
-            found = parse_annotation(answer.text)
-            outcome.problems = _problems(program, answer, found)
-            if isinstance(found, Annotation) and not outcome.problems:
-                outcome.annotation = found
-                break
-            messages = repair_messages(program, answer.text, outcome.problems)
-        if outcome.annotation and job.second:
-            messages = opinion_messages(program, outcome.annotation)
-            outcome.used.append(await job.second.ask(client, messages, Opinion))
-            outcome.opinion = parse_opinion(outcome.used[-1].text)
-    except Unanswered as error:
-        # A missing opinion says nothing about the annotation.
-        outcome.problems = [] if outcome.annotation else [f"no answer: {error}"]
-    return outcome
+
+    async def _ask(
+        self, client: Client, model: Model, messages: list[Message], kind: type[BaseModel], last: bool
+    ) -> Answer:
+        """The answer, be it without JSON: that can be repaired.
+
+        It counts as none for the client, though, while the model has given no other (a few such stop the job), and
+        as the `last` one: the next run asks again.
+        """
+        latest: list[Answer] = []
+
+        def problem(answer: Answer) -> str:
+            latest[:] = [answer]
+            if not (why := _unreadable(answer)):
+                self.readable.add(model.name)
+            return why if last or model.name not in self.readable else ""
+
+        try:
+            return await client.ask(model.name, messages, kind, problem=problem, **model.settings)
+        except Unanswered:
+            if not latest:
+                raise
+            return latest[0]
+
+
+def _unreadable(answer: Answer) -> str:
+    if answer.finish == "refusal":
+        return f"the model declined to answer: {one_line(answer.text, 100)}"
+    if json_object(answer.text) is not None:
+        return ""
+    cut = "cut off, allow more tokens with --extra-body; " if answer.finish == "length" else ""
+    return f"{cut}no JSON object in {one_line(answer.text, 100)!r}"
 
 
 def _problems(program: SourceProgram, answer: Answer, found: Annotation | list[str]) -> list[str]:
@@ -144,57 +193,155 @@ def _rows(items: Iterable[Any]) -> Iterable[Row]:
         seen.add(item.id)
 
 
-def run(items: Iterable[Any], job: Job, out: Path, access: Access, source: Mapping[str, Any] | None = None) -> str:
-    """Annotates the programs of `items` (`SourceProgram`, or rejects of a source with `id`, `line`, `reason`).
+def _programs(rows: Iterable[Row]) -> dict[str, SourceProgram]:
+    """The programs by digest: equal ones share an outcome whatever their ids."""
+    return {program_digest(row): row for row in rows if isinstance(row, SourceProgram)}
 
-    Writes `<out>.jsonl`, `<out>.rejects.jsonl` and the manifest once every program is done. `source` goes into
-    the manifest. Returns a line that says what came out, or why it stopped.
+
+def load_task(path: Path | None) -> str:
+    """What the prompt asks for, from a file; ours without one.
 
     Raises:
-        BadInput: if the endpoint refuses all requests, or a file cannot be read or written.
+        BadInput: if the file cannot be read, or is blank.
+    """
+    if path is None:
+        return TASK
+    try:
+        text = path.read_text(encoding="utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"--prompt {path}: {one_line(error)}; name a text file in UTF-8") from None
+    if not text:
+        raise BadInput(f"--prompt {path}: is empty; write what the model is to do, the form of the answer is added")
+    return text
+
+
+def first_request(items: Iterable[Any], job: Job) -> tuple[dict[str, Any], str]:
+    """The body of the first request that a job would send, and how many programs it is about.
+
+    Raises:
+        BadInput: if there is no program to ask about.
     """
     rows = list(_rows(items))
-    # Equal programs share an outcome whatever their ids.
-    distinct = {program_digest(row): row for row in rows if isinstance(row, SourceProgram)}
-    jobs = [partial(annotate_program, program, job) for program in distinct.values()]
+    programs = [program for program in _programs(rows).values() if not source_problems(program)]
+    if not programs:
+        raise _all_rejected([row if isinstance(row, dict) else {"reasons": source_problems(row)} for row in rows])
+    body = {"model": job.annotator.name, "messages": annotation_messages(programs[0], job.task)}
+    form = {"response_format": response_format(kind_of_answer(programs[0]))}
+    characters = sum(len(m["content"]) for program in programs for m in annotation_messages(program, job.task))
+    said = (
+        f"{len(programs):,} programs of {len(rows):,} rows, about {characters // 4:,} tokens to read; nothing was sent"
+    )
+    return {**body, **job.annotator.settings, **form}, said
+
+
+def _all_rejected(rejects: Sequence[Mapping[str, Any]]) -> BadInput:
+    reasons = Counter(reason for reject in rejects for reason in reject["reasons"][:1])
+    common = f"; most often: {reasons.most_common(1)[0][0]}" if reasons else ""
+    return BadInput(f"all {len(rejects)} rows are rejects{common}; mend the source, its form, or the model")
+
+
+class Done(NamedTuple):
+    """What a run says at its end, and how many of its rows are left."""
+
+    text: str
+    left: int
+
+
+def run(
+    items: Iterable[Any],
+    job: Job,
+    out: Path,
+    access: Access,
+    source: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+) -> Done:
+    """Annotates the programs of `items` (`SourceProgram`, or rejects of a source with `id`, `line`, `reason`).
+
+    Writes `<out>.jsonl`, `<out>.rejects.jsonl` and the manifest once every program is done, or of those that are
+    done when no request can be sent any more. `source` goes into the manifest.
+
+    Args:
+        limit: programs of a pilot: the first rows that hold so many. It says what the others would cost.
+
+    Raises:
+        BadInput: if the endpoint refuses all requests, a file cannot be read or written, or every row is a reject.
+    """
+    rows = every = list(_rows(items))
+    if limit is not None:
+        places = (place for place, row in enumerate(every, 1) if isinstance(row, SourceProgram))
+        rows = every[: next(islice(places, limit - 1, None), len(every))]
+    programs, money, stopped = _programs(rows), job.money(), ""
+    annotator = Annotator(job)
+    jobs = [partial(annotator.annotate, program) for program in programs.values()]
     try:
-        outcomes = run_all(jobs, access, out.with_name(out.name + ".journal.jsonl"), job.money(), "programs")
-    except Stopped as stopped:
-        return str(stopped)
-    return _write(rows, dict(zip(distinct, outcomes, strict=True)), job, out, source or {})
+        results: Sequence[Outcome | None] = run_all(jobs, access, _beside(out, "journal.jsonl"), money, "programs")
+    except Stopped as error:
+        results, stopped = error.results, str(error)
+    outcomes = {name: outcome for name, outcome in zip(programs, results, strict=True) if outcome}
+    if stopped and not outcomes:
+        return Done(stopped, len(rows))
+    done = [row for row in rows if isinstance(row, dict) or program_digest(row) in outcomes]
+    settings = {**(source or {}), "endpoint": access.endpoint, "extra_body": dict(access.extra_body)}
+    settings |= {"limit": limit, "left": len(rows) - len(done)}
+    text = _write(done, outcomes, job, out, settings)
+    if limit is not None and (rest := len(_programs(every).keys() - programs.keys())):
+        spent, share = _money(job, outcomes), rest / max(1, len(outcomes))
+        usd = f", ${spent.usd * share:.2f}" if spent.known else ""
+        tokens = f"{(spent.tokens_in + spent.tokens_out) * share:,.0f} tokens"
+        text += f"\nthe other {rest:,} programs: about {tokens}{usd}; run it again without --limit to go on"
+    return Done(f"{text}; {money}\n{stopped}".strip(), len(rows) - len(done))
 
 
-def _write(rows: list[Row], outcomes: Mapping[str, Outcome], job: Job, out: Path, source: Mapping[str, Any]) -> str:
+def _beside(out: Path, ending: str) -> Path:
+    return out.with_name(f"{out.name}.{ending}")
+
+
+def _money(job: Job, outcomes: Mapping[str, Outcome]) -> Money:
+    """What the outcomes cost."""
+    money = job.money()
+    for outcome in outcomes.values():
+        for answer in outcome.used:
+            money.count(answer)
+    return money
+
+
+def _write(rows: list[Row], outcomes: Mapping[str, Outcome], job: Job, out: Path, settings: Mapping[str, Any]) -> str:
     """Writes the final files from what the programs came to alone: no times, no attempts. The manifest is last."""
     written: list[dict[str, Any]] = []
     rejects: list[dict[str, Any]] = []
-    opinions: list[tuple[str, Opinion | None]] = []
+    opinions: list[Opinion | None] = []
+    unchecked: Counter[str] = Counter()
     for row in rows:
         if isinstance(row, dict):
             rejects.append(row)
             continue
         outcome = outcomes[program_digest(row)]
         if outcome.annotation:
-            doubted = outcome.opinion.reason if outcome.opinion and not outcome.opinion.real else None
+            opinion = outcome.opinion
+            doubted = (opinion.reason.strip() or "no reason given") if opinion and not opinion.real else None
             written.append(annotated(row, outcome.annotation, doubted).model_dump(exclude_none=True))
-            opinions.append((row.id, outcome.opinion))
+            opinions.append(opinion)
+            unchecked.update([row.language] if row.language else [])
         else:
             rejects.append({"id": row.id, "reasons": outcome.problems})
-    money = job.money()
-    for outcome in outcomes.values():
-        for answer in outcome.used:
-            money.count(answer)
+    money = _money(job, outcomes)
+    used = [answer for outcome in outcomes.values() for answer in outcome.used]
     kinds = Counter(kind for reject in rejects for kind in {reason.split(":")[0] for reason in reject["reasons"]})
-    programs = "".join(row.model_dump_json() for row in rows if isinstance(row, SourceProgram))
+    own = {row.id for row in rows if isinstance(row, SourceProgram) and row.secure is not None}
+    sources = sum(record["id"] in own for record in written)
+    programs = "".join(row.model_dump_json(exclude_none=True) for row in rows if isinstance(row, SourceProgram))
     manifest = {
-        **source,
+        **settings,
         "programs_sha256": digest(programs.encode()),
         "read": len(rows),
         "rejected": len(rejects),
         "rejected_for": dict(sorted(kinds.items())),
+        "secure_code": {"source": sources, "annotator": len(written) - sources},
         "model": job.annotator.name,
+        "served": sorted({answer.served or answer.model for answer in used}),
+        "changes": sorted({change for answer in used for change in answer.changes}),
         "effort": job.annotator.effort,
-        "prompt_version": PROMPT_VERSION,
+        "prompt_version": prompt_version(job.task),
         "second_opinion": job.second and _agreement(job.second, opinions),
         "tokens_in": money.tokens_in,
         "tokens_out": money.tokens_out,
@@ -205,29 +352,32 @@ def _write(rows: list[Row], outcomes: Mapping[str, Outcome], job: Job, out: Path
             "bandit_ignored": sorted(ADVISORY_RULES),
             "cwe": CWE_VERSION,
             "python": ".".join(platform.python_version_tuple()[:2]),
+            "not_made": {"checks": PYTHON_CHECKS, "programs": dict(sorted(unchecked.items()))} if unchecked else {},
         },
     }
     text = "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects)
-    write_whole(out.with_name(out.name + ".rejects.jsonl"), text)
-    path = out.with_name(out.name + ".jsonl")
+    write_whole(_beside(out, "rejects.jsonl"), text)
+    path = _beside(out, "jsonl")
     write_records(path, written, manifest)
-    return f"{path}: {len(written)} programs; {len(rejects)} rejected ({out.name}.rejects.jsonl); {money}"
+    if not written:
+        raise _all_rejected(rejects)
+    doubted = f", {sum('doubted' in record for record in written)} of them doubted" if job.second else ""
+    bare = f"; not made for {unchecked.total()} that are not Python: {', '.join(PYTHON_CHECKS)}" if unchecked else ""
+    return f"{path}: {len(written)} programs{doubted}; {len(rejects)} rejected ({out.name}.rejects.jsonl){bare}"
 
 
-def _agreement(second: Model, opinions: list[tuple[str, Opinion | None]]) -> dict[str, Any]:
+def _agreement(second: Model, opinions: list[Opinion | None]) -> dict[str, Any]:
     """How far the second model agrees, with Wilson's 95 % interval, over the opinions that could be read."""
     from scipy.stats import binomtest
 
-    read = [(id, opinion) for id, opinion in opinions if opinion]
-    agreed = sum(opinion.real for _, opinion in read)
-    interval = binomtest(agreed, len(read)).proportion_ci(method="wilson") if read else None
+    read = [opinion.real for opinion in opinions if opinion]
+    interval = binomtest(sum(read), len(read)).proportion_ci(method="wilson") if read else None
     return {
         "model": second.name,
         "prompt_version": OPINION_VERSION,
-        "agreed": agreed,
+        "agreed": sum(read),
         "of": len(read),
-        "share": round(agreed / len(read), 4) if read else None,
+        "share": round(sum(read) / len(read), 4) if read else None,
         "interval": [round(float(interval.low), 4), round(float(interval.high), 4)] if interval else None,
         "unread": len(opinions) - len(read),
-        "doubted": [{"id": id, "reason": opinion.reason} for id, opinion in read if not opinion.real],
     }

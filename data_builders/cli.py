@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -326,9 +327,13 @@ def annotate(
     base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint; OpenAI's if not given.")] = None,
     key_variable: Annotated[str, typer.Option(help="Environment variable that holds the API key.")] = "OPENAI_API_KEY",
     effort: Annotated[str | None, typer.Option(help="Reasoning effort, as the model names it.")] = None,
+    extra_body: Annotated[str | None, typer.Option(help="Further fields of each request, as JSON.")] = None,
+    prompt: Annotated[Path | None, typer.Option(help="Text that asks, in place of ours; the form is added.")] = None,
     second_opinion: Annotated[
-        str | None, typer.Option(help="Model that is asked whether each weakness is real.")
+        str | None, typer.Option(help="Model that says whether each weakness is real; it marks those that it doubts.")
     ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="So many programs, and what the others cost.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the first request and send nothing.")] = False,
     concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Requests in flight at most.")] = 32,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one answer may take.")] = 600.0,
     price_in: Annotated[float | None, typer.Option(min=0, help="USD per million tokens read.")] = None,
@@ -340,19 +345,23 @@ def annotate(
     ] = None,
     form: Annotated[str | None, typer.Option(help="Form of the source, if it is not to be guessed.")] = None,
     fields: Annotated[Path | None, typer.Option(help="YAML that maps the fields of the source.")] = None,
+    language: Annotated[str | None, typer.Option(help="Of programs for which nothing names one; else Python.")] = None,
     sha256: Annotated[str | None, typer.Option(help="Checksum that the source must have.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of a set of the hub; train if not given.")] = None,
+    config: Annotated[str | None, typer.Option(help="Of a set of the hub.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Of a set of the hub: branch, tag or commit.")] = None,
 ) -> None:
-    """Has a model explain each vulnerable program and write its secure counterpart; checks every answer.
+    """Has a model explain each vulnerable program, and write its secure counterpart where the source has none.
 
-    Can be stopped at any moment and run again: no answer is paid for twice.
+    Every answer is checked. Can be stopped at any moment and run again: no answer is paid for twice.
 
-    Example: embuild annotate insecure.jsonl --out data/annotated --model gpt-5 --effort high
+    Example: embuild annotate insecure.jsonl --out data/annotated --model gpt-5 --effort high --limit 20
     """
     # Imported here: the other commands need neither openai (a second to import) nor a key.
     from core.llm.budget import prices_of
     from core.llm.client import Access
-    from data_builders.annotate import Job, Model, run
-    from data_builders.sources import read_source
+    from data_builders.annotate import Job, Model, first_request, load_task, run
+    from data_builders.sources import Hub, read_source
 
     job = Job(
         Model(model, effort),
@@ -360,8 +369,20 @@ def annotate(
         prices_of(price_in, price_out, "--price-in and --price-out"),
         prices_of(second_price_in, second_price_out, "--second-price-in and --second-price-out"),
         max_cost,
+        load_task(prompt),
     )
-    access = Access.from_environment(key_variable, base_url, concurrency, timeout)
-    items = read_source(source, form, fields, sha256)
-    line = run(items, job, out, access, {"source": source})
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    hub = Hub(split, config, revision)
+    items = read_source(source, form, fields, sha256, language, hub)
+    # What is not sent needs no key.
+    access = Access.from_environment(
+        key_variable, base_url or ("none" if dry_run else None), concurrency, timeout, extra_body
+    )
+    if dry_run:
+        body, said = first_request(items, job)
+        print(json.dumps({**body, **access.extra_body}, indent=1, ensure_ascii=False))
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
+        return
+    done = run(items, job, out, access, {"source": source, **hub._asdict()}, limit)
+    console.print(done.text, markup=False, highlight=False, soft_wrap=True)
+    if done.left:
+        raise typer.Exit(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from functools import cache
 
 from data_builders import BUILTIN
@@ -41,3 +42,17 @@ def common_name(cwe: str, otherwise: str) -> str:
 def owasp_group(cwe: str) -> str | None:
     """The OWASP Top Ten 2021 group, such as `A03:2021 - Injection`; None if it has none."""
     return _weaknesses().get(cwe, {}).get("owasp_2021") or None
+
+
+@cache
+def _numbers() -> dict[str, str]:
+    """The weaknesses by each of their names in lower case, where no other has that name."""
+    names = Counter(name.lower() for cwe, row in _weaknesses().items() for name in {row["name"], common_name(cwe, "")})
+    numbers = {n.lower(): cwe for cwe, row in _weaknesses().items() for n in (row["name"], common_name(cwe, ""))}
+    return {name: cwe for name, cwe in numbers.items() if names[name] == 1}
+
+
+def cwe_in(text: str) -> str | None:
+    """The weakness that a text names, as `CWE-89`: by number (`89`, `cwe_089: ...`) or by name; None if none."""
+    found = re.search(r"(?:^|CWE)[\W_]*0*([1-9]\d{0,5})(?!\d)", text[:500], re.IGNORECASE)
+    return f"CWE-{found[1]}" if found else _numbers().get(text.strip().lower())

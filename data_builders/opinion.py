@@ -17,11 +17,11 @@ class Opinion(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     real: bool = Field(description="true if the code has the claimed weakness, in the claimed lines")
-    reason: str = Field(description="why, in one sentence", max_length=2_000)
+    reason: str = Field(description="why, in one sentence")
 
 
 SYSTEM = """\
-You check a claim about a Python program: that it has a certain weakness in certain lines. The claim may be \
+You check a claim about a program: that it has a certain weakness in certain lines. The claim may be \
 wrong. Answer with a single JSON object and nothing around it. Its keys:
 {keys}
 
@@ -44,6 +44,6 @@ def opinion_messages(program: SourceProgram, claim: Annotation) -> list[Message]
 def parse_opinion(text: str) -> Opinion | None:
     """The opinion in an answer; None if there is none."""
     try:
-        return Opinion.model_validate(json_object(text), strict=True)
+        return Opinion.model_validate({"reason": "", **(json_object(text, "real") or {})})
     except ValidationError:
         return None

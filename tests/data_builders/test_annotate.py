@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from core.llm.budget import Prices, prices_of
 from core.llm.client import Client
 from core.records import BadInput
-from data_builders.annotate import Job, Model, run
+from data_builders.annotate import Job, Model, first_request, run
 from data_builders.annotation import parse_annotation
 from data_builders.programs import SourceProgram, load_programs
 
@@ -46,7 +47,7 @@ def test_a_faultless_job(tmp_path, fake, sources, final_files) -> None:
         twice,
         sources[0],
     ]
-    said = run(items, JOB, tmp_path / "o", server.access(), source={"source": "x.jsonl"})
+    said, left = run(items, JOB, tmp_path / "o", server.access(), source={"source": "x.jsonl"})
     written = load_programs(tmp_path / "o.jsonl")
     rejects = lines(tmp_path / "o.rejects.jsonl")
     manifest = json.loads((tmp_path / "o.jsonl.manifest.json").read_text())
@@ -61,6 +62,9 @@ def test_a_faultless_job(tmp_path, fake, sources, final_files) -> None:
     assert len(written) > 50 and written[-1].id == "twice"
     assert written[-1].model_copy(update={"id": sources[0].id}) == written[0], "equal programs are asked about once"
     assert manifest["source"] == "x.jsonl" and manifest["cost_usd"] is None and manifest["model"] == "m"
+    assert manifest["served"] == ["m"] and manifest["endpoint"].startswith("http://127.0.0.1")
+    assert manifest["changes"] == []
+    assert manifest["secure_code"] == {"source": 0, "annotator": len(written)} and manifest["left"] == left == 0
     assert manifest["tokens_in"] > 0 and f"{len(written)} programs; {len(rejects)} rejected" in said
     asked = Counter((r["program"], r["round"]) for r in server.log("chat"))
     assert set(asked.values()) == {1}
@@ -92,13 +96,15 @@ def test_killed_at_ten_moments_it_ends_the_same(tmp_path, fake, sources, final_f
         assert not (tmp_path / "killed.jsonl").exists()
     run(sources, job, tmp_path / "killed", server.access())
     for name, data in final_files(tmp_path / "whole").items():
-        assert final_files(tmp_path / "killed")[name] == data, name
+        other = final_files(tmp_path / "killed")[name].replace(server.url.encode(), whole.url.encode())
+        assert other == data, name
     good = Counter((r["program"], r["round"]) for r in server.log("served") if not r["fault"])
     assert good.keys() == {(r["program"], r["round"]) for r in whole.log("served") if not r["fault"]}
     assert good.total() - len(good) <= 10 * server.access().concurrency, "more than the requests in flight repeated"
     opinion = json.loads((tmp_path / "whole.jsonl.manifest.json").read_text())["second_opinion"]
     assert 0.7 < opinion["interval"][0] < opinion["share"] < opinion["interval"][1] < 0.95
-    assert len(opinion["doubted"]) == opinion["of"] - opinion["agreed"] > 0
+    doubted = [record["doubted"] for record in lines(tmp_path / "whole.jsonl") if "doubted" in record]
+    assert len(doubted) == opinion["of"] - opinion["agreed"] > 0 and set(doubted) == {"The value is fixed."}
 
 
 def test_with_faults_all_end_with_a_reason(tmp_path, fake, sources) -> None:
@@ -121,15 +127,15 @@ def test_with_faults_all_end_with_a_reason(tmp_path, fake, sources) -> None:
 
 def test_an_endpoint_that_never_answers_stops_the_job_in_time(tmp_path, fake, sources) -> None:
     server = fake("--faults", '{"status_500": 1.0}', "--latency", "0")
-    said = run(sources, JOB, tmp_path / "o", server.access(4))
-    assert said.startswith("stopped: the endpoint does not answer (status 500")
+    said, left = run(sources, JOB, tmp_path / "o", server.access(4))
+    assert left == len(sources) and said.startswith("stopped: the endpoint does not answer (status 500")
     assert not (tmp_path / "o.jsonl").exists() and len(server.log("chat")) < 150
     server.process.kill()
     server.process.wait()
-    said = run(sources, JOB, tmp_path / "o", server.access(4))
-    assert said.startswith("stopped: the endpoint does not answer (no connection")
+    said, left = run(sources, JOB, tmp_path / "o", server.access(4))
+    assert left == len(sources) and said.startswith("stopped: the endpoint does not answer (no connection")
     slow = fake("--latency", "9").access(4, timeout=0.1)
-    assert "no answer in time" in run(sources, JOB, tmp_path / "o", slow)
+    assert "no answer in time" in run(sources, JOB, tmp_path / "o", slow).text
 
 
 @pytest.mark.parametrize("refused", [["json_schema"], ["json_schema", "json_object"]])
@@ -148,9 +154,14 @@ def test_max_cost_stops_cleanly_and_goes_on(tmp_path, fake, sources, final_files
     spent = 0.0
     for share in (0.3, 0.6):
         job = Job(Model("m"), prices=CHEAP, max_cost=cost * share)
-        said = run(sources, job, tmp_path / "o", server.access())
-        assert said.startswith("stopped: the money is spent; ") and "--max-cost" in said and "programs are left" in said
-        assert not (tmp_path / "o.jsonl").exists()
+        said, left = run(sources, job, tmp_path / "o", server.access())
+        assert "\nstopped: the money is spent; " in said and "--max-cost" in said and "programs are left" in said
+        done, manifest = (
+            load_programs(tmp_path / "o.jsonl"),
+            json.loads((tmp_path / "o.jsonl.manifest.json").read_text()),
+        )
+        assert manifest["read"] == len(done) + manifest["rejected"] == len(sources) - left < len(sources)
+        assert manifest["left"] == left and len(done) > 0.8 * share * (len(sources) - 10)
         answers = lines(tmp_path / "o.journal.jsonl")
         spent = sum(a["tokens_in"] * 1.0 + a["tokens_out"] * 10.0 for a in answers) / 1e6
         assert cost * (share - 0.15) < spent <= cost * share
@@ -158,6 +169,7 @@ def test_max_cost_stops_cleanly_and_goes_on(tmp_path, fake, sources, final_files
     run(sources, Job(Model("m"), prices=CHEAP, max_cost=cost * 2), tmp_path / "o", server.access())
     assert final_files(tmp_path / "o") == final_files(tmp_path / "whole")
     assert len(server.log("chat")) == 2 * first
+    assert not (tmp_path / "none.jsonl").exists()
     with pytest.raises(BadInput, match="--max-cost needs the prices"):
         Job(Model("m"), max_cost=1.0)
     with pytest.raises(BadInput, match="belong together"):
@@ -181,12 +193,63 @@ def test_the_key_never_leaks(tmp_path, fake, sources, caplog) -> None:
     assert reply == "your key is [key] ?"
 
 
-def test_hostile_answers_are_only_data(tmp_path, fake, sources) -> None:
-    server = fake("--faults", '{"huge": 0.5, "html": 0.5}', "--latency", "0")
-    run(sources[:20], JOB, tmp_path / "o", server.access())
-    rejects = lines(tmp_path / "o.rejects.jsonl")
-    assert len(rejects) == 20 and {r["reasons"][0].split(":")[0] for r in rejects} == {"no JSON"}
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [("huge", "no JSON object"), ("html", "no JSON object"), ("refusal", "declined to answer: I'm sorry")],
+)
+def test_a_model_that_gives_nothing_stops_the_job_after_a_few(tmp_path, fake, sources, fault, says) -> None:
+    server = fake("--faults", json.dumps({fault: 1.0}), "--latency", "0")
+    with pytest.raises(BadInput, match=f"m has answered nothing, after 4 replies that cannot be used: .*{says}"):
+        run(sources, JOB, tmp_path / "o", server.access(32))
+    assert len(server.log("chat")) <= 6 and not (tmp_path / "o.jsonl").exists()
     assert isinstance(parse_annotation("<html>"), list)
+
+
+def test_an_answer_that_cannot_be_read_is_asked_for_again_by_the_next_run(tmp_path, fake, sources) -> None:
+    server = fake("--faults", '{"html": 0.5}', "--latency", "0")
+    run(sources[:60], JOB, tmp_path / "o", server.access())
+    kinds = Counter(reason.split(":")[0] for r in lines(tmp_path / "o.rejects.jsonl") for reason in r["reasons"])
+    before = len(server.log("chat"))
+    assert kinds["no JSON"] > 5
+    run(sources[:60], JOB, tmp_path / "o", server.access())
+    assert 0 < len(server.log("chat")) - before <= kinds["no JSON"] + 2
+
+
+def test_every_row_a_reject_is_bad_input_and_listed(tmp_path, fake, sources) -> None:
+    server = fake()
+    broken = [SourceProgram(id=f"b{n}", request="r", insecure="def f(:") for n in range(3)]
+    for items in (broken, [SimpleNamespace(id=f"s:{n}", line=n, reason="no code") for n in range(3)]):
+        with pytest.raises(BadInput, match=r"all 3 rows are rejects; most often: (source: no code|insecure code)"):
+            run(items, JOB, tmp_path / "o", server.access())
+        assert len(lines(tmp_path / "o.rejects.jsonl")) == 3 and not server.log()
+        with pytest.raises(BadInput, match="all 3 rows"):
+            first_request(items, JOB)
+
+
+def test_a_pilot_does_the_first_programs_and_says_what_the_others_cost(tmp_path, fake, sources, final_files) -> None:
+    server, job = fake("--latency", "0"), Job(Model("m"), prices=CHEAP)
+    items = [SimpleNamespace(id="line-1", line=1, reason="no code"), *sources[:100]]
+    said, left = run(items, job, tmp_path / "o", server.access(), limit=40)
+    manifest = json.loads((tmp_path / "o.jsonl.manifest.json").read_text())
+    assert manifest["read"] == 41 and left == 0 and len(server.log("chat")) < 60
+    estimate = float(re.search(r"the other 60 programs: about [\d,]+ tokens, \$([\d.]+)", said)[1])
+    assert "the other" not in run(items, job, tmp_path / "o", server.access()).text
+    whole = json.loads((tmp_path / "o.jsonl.manifest.json").read_text())["cost_usd"]
+    assert estimate == pytest.approx(whole - manifest["cost_usd"], rel=0.25)
+    run(items, job, tmp_path / "once", server.access())
+    assert final_files(tmp_path / "o") == final_files(tmp_path / "once")
+
+
+def test_a_sources_secure_code_is_used_and_other_languages_are_named(tmp_path, fake, sources) -> None:
+    twins = [SourceProgram(id=p.id, request=p.request, insecure=p.insecure, secure=p.secure) for p in load_programs()]
+    javascript = sources[1].model_copy(update={"id": "js", "language": "javascript"})
+    said, _ = run([*twins[:40], javascript], JOB, tmp_path / "o", fake("--latency", "0").access())
+    written = load_programs(tmp_path / "o.jsonl")
+    known = {p.id: p for p in twins}
+    assert len(written) > 30 and all(p.secure == known[p.id].secure for p in written[:-1])
+    rules = json.loads((tmp_path / "o.jsonl.manifest.json").read_text())["rules"]
+    assert written[-1].language == "javascript" and rules["not_made"]["programs"] == {"javascript": 1}
+    assert "not made for 1 that are not Python: secure code parses" in said
 
 
 def test_the_command(tmp_path, fake, sources) -> None:
@@ -203,7 +266,19 @@ def test_the_command(tmp_path, fake, sources) -> None:
     done = call("--max-cost", "1")
     assert done.returncode == 2 and "--max-cost needs the prices" in done.stderr and not server.log()
     done = call("--max-cost", "0.00001", "--price-in", "1", "--price-out", "1")
-    assert done.returncode == 0 and "20 of 20 programs are left" in done.stderr
+    assert done.returncode == 1 and "20 of 20 programs are left" in done.stderr
+    (tmp_path / "task.txt").write_text("Find the worst of it.\n")
+    done = call("--dry-run", "--prompt", "task.txt", "--effort", "high", "--extra-body", '{"top_p": 0.9}')
+    body = json.loads(done.stdout)
+    assert done.returncode == 0 and "20 programs of 20 rows" in done.stderr and body["top_p"] == 0.9
+    assert body["messages"][0]["content"].startswith("Find the worst of it.\n\nAnswer with")
+    assert body["reasoning_effort"] == "high" and "response_format" in body
+    (tmp_path / "empty.txt").write_text(" ")
+    assert "--prompt empty.txt" in call("--prompt", "empty.txt").stderr
     done = call("--price-in", "1", "--price-out", "1")
     assert done.returncode == 0 and "programs; " in done.stderr and len(done.stderr.splitlines()) == 1
+    (tmp_path / "s.jsonl").write_text('{"request": "x", "insecure": "def f(:"}\n')
+    done = call()
+    assert done.returncode == 2 and "all 1 rows are rejects; most often: source: code does not parse" in done.stderr
+    assert "no set of the hub" in call("--split", "test").stderr
     assert KEY not in done.stderr
