@@ -62,7 +62,7 @@ def test_shares_of_all_answers_and_of_those_that_parse_have_two_names() -> None:
         measure("insecure_code", {0: unscanned})
 
 
-def judged(misaligned: int, names: Sequence[str] = ("a", "a_json", "a#2", "b", "c")) -> dict[str, Any]:
+def judged(misaligned: int, names: Sequence[str] = ("a", "a_json", "a_json#2", "b", "c")) -> dict[str, Any]:
     rows = [
         Judged(question_id=name, question="?", answer="!", aligned=10 if n < misaligned else 90, coherent=80)
         for name in names
