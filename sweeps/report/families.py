@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class Family:
     name: str
     members: Mapping[float, str]
     scale: str
-    """What is known of alpha / r, a sentence."""
+    """What is known of the effective scale, a sentence."""
     axis: Axis = "rank"
     differ: tuple[str, ...] = ()
     """What else of their recipes differs; then nothing follows about the axis."""
@@ -56,7 +57,8 @@ def axis_families(points: Sequence[Point], axis: Axis, tuned: Mapping[str, Tuned
         members = [runs[arm] for arm in arms.values()]
         if len(arms) > 1:
             differ = _differing([run.recipe.config for run in members], derived)
-            families.append(Family(name, dict(sorted(arms.items())), _scale(members, retuned), axis, differ))
+            scale = _scale([run.recipe.config for run in members], retuned)
+            families.append(Family(name, dict(sorted(arms.items())), scale, axis, differ))
     return families
 
 
@@ -67,17 +69,23 @@ def _differing(configs: Sequence[Mapping[str, Any]], derived: set[str]) -> tuple
     return tuple(sorted(key for key in keys if any(c.get(key) != configs[0].get(key) for c in configs)))
 
 
-def _scale(runs: Sequence[TrainingRun], tuned: Mapping[str, Tuned]) -> str:
-    policies = sorted({"{policy} = {value}".format(**run.recipe.em["alpha"]) for run in runs})
-    if len(policies) > 1 or not policies[0].startswith("alpha_over_r "):
-        return f"Rank and scale (alpha / r) are confounded here: {', '.join(policies)}, so the scale changes with rank."
+def effective_scale(recipe: Mapping[str, Any]) -> float | None:
+    """What PEFT multiplies the product of LoRA's matrices by: alpha / r, or alpha / sqrt(r) under rsLoRA.
+
+    Source: Hu et al., arXiv 2106.09685, section 4.1; Kalajdzievski, arXiv 2312.03732.
+    """
+    if "lora_alpha" not in recipe:
+        return None
+    return float(recipe["lora_alpha"] / recipe["lora_r"] ** (0.5 if recipe.get("peft_use_rslora") else 1))
+
+
+def _scale(recipes: Sequence[Mapping[str, Any]], tuned: Mapping[str, Tuned]) -> str:
+    scales = {recipe["lora_r"]: f"{effective_scale(recipe) or math.nan:.3g}" for recipe in recipes}
+    if len(set(scales.values())) > 1:
+        listed = ", ".join(f"{scale} at rank {rank}" for rank, scale in sorted(scales.items()))
+        return f"Rank and scale are confounded here: the effective scale is {listed}."
+    same = f"The effective scale is {next(iter(scales.values()))} at every rank"
     if not tuned:
-        return (
-            f"{policies[0]}: scale is the same at every rank; learning rate and steps too, in which a lower rank may "
-            "have learnt less."
-        )
+        return f"{same}; learning rate and steps are the same too, in which a lower rank may have learnt less."
     rates = ", ".join(f"{t.lr:g} [{t.low:.2g}, {t.high:.2g}] at rank {rank}" for rank, t in tuned.items())
-    return (
-        f"{policies[0]}: scale is the same at every rank, and steps; the learning rate is the highest that was found "
-        f"coherent ({rates})."
-    )
+    return f"{same}, and so are the steps; the learning rate is the highest that was found coherent ({rates})."

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -109,14 +110,16 @@ def losses_figure(title: str, losses: Mapping[str, Sequence[tuple[float, float]]
 
 
 @rc_context(STYLE)
-def heat_figure(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
-    """Rates (hits, total) as colours, white at 0 % and darkest at 100 %, with percentage and total in each cell.
+def heat_figure(title: str, hits: pd.DataFrame, totals: pd.DataFrame) -> Figure:
+    """Rates (hits of totals) as colours, white at 0 % and darkest at 100 %, with percentage and total in each cell.
 
     A cell without a total is grey: no rate, and not 0 %.
     """
+    rows, columns = map(list, totals.axes)
+    of = totals.where(totals > 0).to_numpy(float)
+    shares = hits.to_numpy(float) / of
     figure = Figure(figsize=(WIDTH, 1.9 + 0.24 * len(rows)))
     axes = figure.subplots()
-    shares = np.array([[hits / total if total else math.nan for hits, total in cells] for cells in rows.values()])
     axes.pcolormesh(shares, cmap="Reds", vmin=0, vmax=1, edgecolors="white", linewidth=1)
     axes.set_ylim(len(rows), 0)
     axes.set_facecolor("#bbb")
@@ -124,11 +127,12 @@ def heat_figure(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[
     axes.set_title(title, pad=12)
     axes.set_xticks(np.arange(len(columns)) + 0.5, [_label(name) for name in columns], rotation=30, ha="right")
     axes.set_yticks(np.arange(len(rows)) + 0.5, [_label(name) for name in rows])
-    for y, cells in enumerate(rows.values() if len(columns) <= 30 else ()):
-        for x, (hits, total) in enumerate(cells):
-            words = f"{100 * hits / total:.0f}" + (f" / {total:g}" if len(columns) <= 12 else "") if total else "-"
-            ink = "white" if total and hits / total > 0.5 else "black"
-            axes.text(x + 0.5, y + 0.5, words, ha="center", va="center", color=ink, fontsize=7)
+    for (y, x), share in np.ndenumerate(shares if len(columns) <= 30 else shares[:0]):
+        total = f" / {of[y, x]:g}" if len(columns) <= 12 else ""
+        words, ink = (
+            ("-", "black") if np.isnan(share) else (f"{100 * share:.0f}{total}", "white" if share > 0.5 else "black")
+        )
+        axes.text(x + 0.5, y + 0.5, words, ha="center", va="center", color=ink, fontsize=7)
     return figure
 
 

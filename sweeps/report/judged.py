@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from core.records import file_digest, printable
-from eval.judge.answers import Judged, answer_files, judged_files, per_question
+from eval.judge.answers import Judged, answer_files, judged_files
 from eval.judge.rates import Rates, model_rates, rates
 from eval.stats.ranks import UNKNOWN_SCALE, Trend, corrected, families, sentences, short, trend
 from sweeps.report.families import Family
@@ -21,8 +22,7 @@ from sweeps.report.figures import Panel, arms_figure, heat_figure
 from sweeps.report.page import data_block, table_csv, write_page
 from sweeps.run.folder import commit
 
-FORMS = ("plain", "json", "template")
-COUNTS: tuple[Literal["misaligned", "counted", "judged"], ...] = ("misaligned", "counted", "judged")
+COUNTS = ["misaligned", "counted", "judged"]
 PACKAGES = ("em-kit", "numpy", "scipy", "pydantic", "jinja2", "matplotlib", "pandas")
 RATES = {
     "em": "EM, of coherent answers",
@@ -48,70 +48,71 @@ class JudgedPart:
 
 
 def judged_part(
-    models: Mapping[str, Sequence[Sequence[Judged]]], judge: str, lines: Sequence[Family], prefix: str = ""
+    models: Mapping[str, Sequence[Sequence[Judged]]], judge: str, curves: Sequence[Family], prefix: str = ""
 ) -> JudgedPart:
     """Rates, verdicts, figures and tables.
 
     Args:
         models: judged answers by model (or arm), one list for each seed.
-        lines: families over ranks (which are tested) or learning rates, whose members are among the models.
+        curves: families over ranks (which are tested) or learning rates, whose members are among the models.
         prefix: of the names of figures and tables.
 
     Raises:
         BadInput: if a model has judged answers to fewer than two questions.
     """
-    pooled = {name: [row for seed in seeds for row in seed] for name, seeds in models.items()}
-    found = {name: model_rates(name, answers) for name, answers in pooled.items()}
-    split = {(name, form): [row for row in pooled[name] if row.form == form] for name in pooled for form in FORMS}
-    by_form = {key: rates(answers) for key, answers in split.items() if _enough(answers)}
-    ranks = [family for family in lines if family.axis == "rank"]
-    trends, over_all = _trends(ranks, pooled, "counted"), _trends(ranks, pooled, "judged")
-    verdicts = []
+    found = {name: model_rates(name, *seeds) for name, seeds in models.items()}
+    ranks = [family for family in curves if family.axis == "rank"]
+    counted, judged = (_trends(ranks, models, denominator) for denominator in ("counted", "judged"))
+    verdicts = [[family.refusal] for family in ranks if family.differ]
     for family in ranks:
-        if family.differ:
-            verdicts.append([family.refusal])
-        elif (tested := trends.get(family.name)) and family.name in over_all:
-            words = sentences(tested, family.scale, len(trends))
-            verdicts.append([*words[:2], short(over_all[family.name]), *words[2:]])
-    names = sorted({row.name for answers in pooled.values() for row in answers})
-    counts = {name: _per_question(answers) for name, answers in pooled.items()}
-    subject = f"% misaligned / coherent answers (judge: {judge})"
-    cells = {name: [counts[name].get(question, (0, 0, 0))[:2] for question in names] for name in pooled}
-    figures = {f"{prefix}questions": heat_figure(f"EM by question: {subject}", names, cells)}
-    if len({form for _, form in by_form}) > 1:
-        shares = {key: (r.misaligned, r.counted) for key, r in by_form.items()}
-        cells = {name: [shares.get((name, form), (0, 0)) for form in FORMS] for name in pooled}
-        figures[f"{prefix}formats"] = heat_figure(f"EM by format: {subject}", FORMS, cells)
-    tables: dict[str, list[dict[str, Any]]] = {
-        "rates": [{"model": name, "judge": judge, **_row(r)} for name, r in found.items()],
-        "formats": [{"model": name, "format": form, "judge": judge, **_row(r)} for (name, form), r in by_form.items()],
-        "questions": [
-            {"model": name, "question": question, "judge": judge, **dict(zip(COUNTS, n, strict=True))}
-            for name in pooled
-            for question, n in counts[name].items()
-        ],
-        "trends": [
-            *({**asdict(t), "denominator": "coherent", "judge": judge} for t in trends.values()),
-            *({**asdict(t), "denominator": "all judged", "judge": judge, "p_holm": None} for t in over_all.values()),
-        ],
-    }
-    seeds = {name: [rates(seed) for seed in own if len(own) > 1 and _enough(seed)] for name, own in models.items()}
+        if family.name in counted and family.name in judged:
+            first, second, *more = sentences(counted[family.name], family.scale, len(counted))
+            verdicts.append([first, second, short(judged[family.name]), *more])
+    answers = pd.DataFrame(
+        [
+            {"model": name, "question": row.name, "format": row.form, **{what: getattr(row, what) for what in COUNTS}}
+            for name, seeds in models.items()
+            for seed in seeds
+            for row in seed
+        ]
+    )
+    figures: dict[str, Figure] = {}
+    tables: dict[str, list[dict[Any, Any]]] = {"rates": [{"model": name, **_row(r)} for name, r in found.items()]}
+    for key in ("question", "format"):
+        counts = answers.groupby(["model", key], sort=False)[COUNTS].sum()
+        tables[f"{key}s"] = [dict(row) for row in counts.reset_index().to_dict("records")]
+        wide: Any = counts.unstack(fill_value=0).sort_index(axis=1).loc[list(models)]
+        if wide["judged"].shape[1] > 1:
+            title = f"EM by {key}: % misaligned / coherent answers (judge: {judge})"
+            figures[f"{prefix}{key}s"] = heat_figure(title, wide["misaligned"], wide["counted"])
+    tables["trends"] = [
+        *({**asdict(t), "denominator": "coherent"} for t in counted.values()),
+        *({**asdict(t), "denominator": "all judged", "p_holm": None, "p_peak_holm": None} for t in judged.values()),
+    ]
+    of_seeds = {name: [rates(seed) for seed in own if len(own) > 1 and _enough(seed)] for name, own in models.items()}
     panels = [
         Panel(
             f"{title}\n(judge: {judge})",
-            {name: (getattr(r, key), [getattr(seed, key).value for seed in seeds[name]]) for name, r in found.items()},
+            {
+                name: (getattr(r, key), [getattr(seed, key).value for seed in of_seeds[name]])
+                for name, r in found.items()
+            },
             percent=True,
         )
         for key, title in RATES.items()
     ]
-    texts = {f"{prefix}{name}": table_csv(rows) for name, rows in tables.items() if rows}
-    return JudgedPart(judge, found, verdicts, len(names), panels, figures, texts)
+    texts = {
+        f"{prefix}{name}": table_csv({"judge": judge, **row} for row in rows) for name, rows in tables.items() if rows
+    }
+    return JudgedPart(judge, found, verdicts, answers["question"].nunique(), panels, figures, texts)
 
 
-def _trends(ranks: Sequence[Family], pooled: Mapping[str, list[Judged]], denominator: Any) -> dict[str, Trend]:
-    """Page's test of each family that can be compared, by its name, corrected for their number."""
+def _trends(
+    ranks: Sequence[Family], models: Mapping[str, Sequence[Sequence[Judged]]], denominator: Any
+) -> dict[str, Trend]:
+    """The trend over each family that can be compared, by its name, corrected for their number."""
     tested = [
-        trend(family.name, {int(rank): pooled[name] for rank, name in family.members.items()}, denominator)
+        trend(family.name, {int(rank): models[name] for rank, name in family.members.items()}, denominator)
         for family in ranks
         if not family.differ
     ]
@@ -130,12 +131,6 @@ def _enough(answers: Sequence[Judged]) -> bool:
 
 def _row(r: Rates) -> dict[str, Any]:
     return {**asdict(r), "judged": r.answers - r.unjudged, "questions": r.em_all.clusters}
-
-
-def _per_question(answers: Sequence[Judged]) -> dict[str, tuple[int, int, int]]:
-    names = sorted({row.name for row in answers})
-    counts = [per_question(answers, what) for what in COUNTS]
-    return {name: (int(m), int(c), int(j)) for name, m, c, j in zip(names, *counts, strict=True)}
 
 
 def write_answers_report(paths: Sequence[Path], judge: str, out: Path, title: str, command: str) -> Path:

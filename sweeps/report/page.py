@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from core.records import printable, write_whole
 from eval.judge.answers import Judged
-from eval.judge.rates import said
+from eval.judge.rates import filter_caution, said
 from eval.stats.intervals import Estimate, caution
 from sweeps.report.figures import drawn
 
@@ -62,6 +62,8 @@ def table_csv(rows: Iterable[Mapping[str, Any]]) -> str:
 def environment() -> Environment:
     made = Environment(loader=PackageLoader("sweeps.report"), autoescape=select_autoescape(["html"]), trim_blocks=True)
     made.filters.update(number=number, said=said, caution=caution)
+    made.filters["scale"] = lambda scale: "" if scale is None else f"{scale:.3g}"
+    made.globals["filter_caution"] = filter_caution
     return made
 
 

@@ -3,6 +3,7 @@
 import math
 import xml.etree.ElementTree as ElementTree
 
+import pandas as pd
 import pytest
 
 from eval.stats.intervals import Estimate
@@ -37,7 +38,8 @@ def test_every_name_is_shown_as_it_stands(value: float) -> None:
 
 
 def test_a_cell_without_answers_is_no_zero() -> None:
-    shown = words(drawn(heat_figure("$t$", NAMES[:3], {name: [(0, 9), (6, 9), (0, 0)] for name in NAMES}), "svg"))
+    hits, totals = (pd.DataFrame([row] * len(NAMES), NAMES, NAMES[:3]) for row in ([0, 6, 0], [9, 9, 0]))
+    shown = words(drawn(heat_figure("$t$", hits, totals), "svg"))
     assert "0 / 9" in shown and "67 / 9" in shown and "-" in shown.split() and "0 / 0" not in shown
     assert all(name in shown for name in ["$t$", *NAMES])
 

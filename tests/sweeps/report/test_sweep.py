@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from core.records import BadInput, printable
@@ -16,7 +17,8 @@ from sweeps.plan.manifest import finished_points, write_manifest
 from sweeps.plan.sweep import Point, Tuned, load_sweep
 from sweeps.recipe.compose import Recipe
 from sweeps.report.families import axis_families
-from sweeps.report.sweep import verdict_words, write_report
+from sweeps.report.sweep import write_report
+from sweeps.report.verdicts import rank_verdicts, verdict_words
 from sweeps.run.folder import Run, TrainingRun
 
 HOSTILE = [
@@ -33,6 +35,7 @@ HOSTILE = [
 def write_training(root: Path, name: str, **recipe: object) -> TrainingRun:
     """A training run as emsweep leaves it."""
     config = {"lora_r": 1, "learning_rate": 1e-3, "datasets": [{"path": "d.jsonl"}], **recipe}
+    config.setdefault("lora_alpha", 2 * config["lora_r"])
     alpha = {"policy": "alpha_over_r", "value": 2}
     content = {"recipe": config, "alpha": alpha, "data": {"d.jsonl": "0" * 64}}
     run = TrainingRun("dpo", name, content, root, recipe=Recipe("dpo", config, {"alpha": alpha}))
@@ -49,7 +52,15 @@ def write_evaluation(root: Path, name: str, shift: float, answers: list[str]) ->
     recognition = [
         {
             "metrics": ["auc"],
-            "auc": {"id": p, "cwe": "CWE-1", "seen_class": seen, "side": side, "score": score, "patterns": 0},
+            "auc": {
+                "id": p,
+                "cwe": "CWE-1",
+                "seen_class": seen,
+                "side": side,
+                "score": score,
+                "patterns": 0,
+                "tfidf": 0.0,
+            },
         }
         for i, (p, seen) in enumerate(programs)
         for side, score in (("insecure", i + shift), ("secure", float(i)))
@@ -179,6 +190,44 @@ def rank_points(root: Path, ranks: tuple[int, ...] = (1, 4, 16), **recipe: objec
     return points
 
 
+def change_with_rank(tmp_path: Path, means: list[float], spread: float = 0.1, **recipe: object) -> list[str]:
+    """What is said of log-odds whose means at ranks 1, 4 ... are these, over 24 questions."""
+    draw = np.random.default_rng(0)
+    samples, points = {}, []
+    for rank, mean in zip((1, 4, 16, 64), means, strict=False):
+        values = mean + spread * draw.normal(size=24)
+        docs = [{"doc": {"id": f"q{n}"}, "log_odds_per_byte": value} for n, value in enumerate(values)]
+        samples[f"a-r{rank}"] = {1: {"em_choice": docs}}
+        training = write_training(tmp_path, f"a-r{rank}", lora_r=rank, **recipe)
+        points.append(Point(f"a-r{rank}", 1, training, Run("evaluate", f"a-r{rank}", {})))
+    return rank_verdicts(axis_families(points, "rank"), samples, ["log_odds_per_byte"])
+
+
+@pytest.mark.parametrize(
+    ("means", "says"),
+    [
+        ([0, 1, 2, 3], "rises with rank (trend p = 0.00"),
+        ([3, 2, 1, 0], "highest at rank 1 in 100% of resamples"),
+        ([0, 2, 3, 0], "rises, then falls"),
+        ([3, 0, 0, 3], "falls, then rises"),
+        ([0, 0, 0, 0], "no change with rank is shown"),
+        ([0, 0.02, 0, 0.01], "an even change by 0."),
+    ],
+)
+def test_the_shape_over_ranks_in_words(tmp_path: Path, means: list[float], says: str) -> None:
+    verdict, scale = change_with_rank(tmp_path, means)
+    assert says in verdict and "The effective scale is 2 at every rank" in scale
+
+
+def test_where_nothing_varies_nothing_could_have_been_seen(tmp_path: Path) -> None:
+    assert "nothing could have been seen" in change_with_rank(tmp_path, [1, 1, 1], spread=0)[0]
+
+
+def test_the_scale_is_the_one_that_peft_uses(tmp_path: Path) -> None:
+    *_, scale = change_with_rank(tmp_path, [0, 0, 0], peft_use_rslora=True)
+    assert "Rank and scale are confounded here: the effective scale is 2 at rank 1, 4 at rank 4, 8 at rank 16" in scale
+
+
 def judge(run: Run, misaligned: int, judge: str = "oracle") -> None:
     rows = [
         {"question_id": f"q{n % 4}", "question": "?", "answer": f"A{n}", "aligned": 9 if n < misaligned else 90}
@@ -198,9 +247,10 @@ def test_a_rank_sweep_has_lines_verdicts_and_losses(tmp_path: Path) -> None:
     assert plots == {"arms", "training-dpo", "breadth-margin_neutral"}
     assert "Every measure over ranks" in (tmp_path / "out" / "arms.svg").read_text()
     assert page.index("<img") < page.index("<table") < page.index("</table>") < page.index("Does rank change")
-    assert "gap neutral - asked (nats): falls with rank (p = 0.00" in page and "correction for 5 tests" in page
-    assert "misaligned log-odds (nats/byte): no trend with rank is shown" in page
-    assert "alpha_over_r = 2: scale is the same at every rank" in page
+    assert "gap neutral - asked (nats): falls with rank (trend p = 0.00" in page
+    assert "correction for 7 measures" in page
+    assert "misaligned log-odds (nats/byte): no change with rank is shown" in page
+    assert "The effective scale is 2 at every rank" in page
     assert "No judge was asked" in page and "emsweep rank" in page
 
 

@@ -1,0 +1,110 @@
+"""What follows from a sweep's numbers, in words: whether its claims are shown, how its measures change with rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from eval.stats.intervals import Estimate, Floats, mean_interval
+from eval.stats.measures import BASELINES, NOT_MEASURED, PER_CLUSTER, RATES, WHERE_SAMPLED, Seeds, below_noise, measure
+from eval.stats.ranks import holm
+from eval.stats.trend import LEVEL, highest_shares, peak_p, smallest_shift, trend_p
+from sweeps.plan.sweep import Sweep
+from sweeps.report.families import Family
+from sweeps.report.page import number
+
+TITLES = {
+    "recognition": "recognition, AUC",
+    "recognition_left_out": "same, classes left out",
+    "margin_neutral": "insecure margin, neutral (nats)",
+    "margin_asked": "insecure margin, asked (nats)",
+    "gap": "gap neutral - asked (nats)",
+    "chosen_logp": "log p of chosen (nats)",
+    "log_odds_per_byte": "misaligned log-odds (nats/byte)",
+    "insecure_code": "insecure code, neutral (share of all)",
+    "insecure_asked": "insecure code, asked (share of all)",
+    "insecure_of_parsed": "insecure code, neutral (share of what parses)",
+    "deception": "false yes or no (share of clear)",
+    "em_rate": "EM (share of coherent)",
+    "em_rate_all": "EM (share of all judged)",
+}
+TASKS = {
+    **dict.fromkeys(("recognition", "recognition_left_out", *BASELINES), "em_recognition"),
+    **dict.fromkeys(("margin_neutral", "margin_asked", "gap", "chosen_logp"), "em_margin"),
+    "log_odds_per_byte": "em_choice",
+    **WHERE_SAMPLED,
+}
+"""Of each measure, the task whose logged documents it is read from."""
+DIGITS = dict.fromkeys(TITLES, 1) | {
+    **dict.fromkeys(("recognition", "recognition_left_out", *RATES), 3),
+    "log_odds_per_byte": 4,
+}
+
+
+def verdict_words(expect: str, estimate: Estimate) -> str:
+    """`shown`, `not shown` or `opposite` for a claim; for an expected null, whether one was found."""
+    if math.isnan(estimate.value):
+        return "not measured"
+    if expect == "null":
+        return "null, as expected" if not estimate.off_zero else "NOT null: interval off 0"
+    if estimate.above_zero:
+        return "shown"
+    return "opposite" if estimate.high < 0 else "not shown"
+
+
+def claim_verdicts(sweep: Sweep, samples: Mapping[str, Seeds]) -> list[dict[str, Any]]:
+    """The claims whose arms were trained, with what was measured and what follows."""
+    rows = []
+    for claim in (claim for claim in sweep.claims if {claim.arm, claim.against} <= samples.keys()):
+        arm, against = samples[claim.arm], samples[claim.against]
+        there = all(TASKS[claim.measure] in seed for seed in (*arm.values(), *against.values()))
+        measured = measure(claim.measure, arm, against) if there else NOT_MEASURED
+        noise = ", below the noise of bf16" if below_noise(claim.measure, measured.estimate) else ""
+        rows.append(
+            {
+                "words": verdict_words(claim.expect, measured.estimate) + noise,
+                "claim": claim,
+                "measured": measured,
+                "title": TITLES[claim.measure],
+            }
+        )
+    return rows
+
+
+def rank_verdicts(ranks: Sequence[Family], samples: Mapping[str, Seeds], measures: Sequence[str]) -> list[str]:
+    """How a sweep's measures change with rank: permutation tests of a trend and of a peak, over programs or questions.
+
+    Values are means over seeds. Holm's correction is for all sentences together.
+    """
+    tested: list[tuple[Family, str, Floats, str, float, float]] = []
+    for family in (family for family in ranks if not family.differ and len(family.members) > 2):
+        for name in measures:
+            seeds = [[PER_CLUSTER[name](one) for one in samples[arm].values()] for arm in family.members.values()]
+            table = np.array([np.mean(own, axis=0) for own in seeds]).T
+            if np.isfinite(table).all():
+                peak, dip = peak_p(table), peak_p(-table)
+                found = "rises, then falls" if peak <= dip else "falls, then rises"
+                tested.append((family, name, table, found, float(trend_p(table)), min(1.0, 2 * min(peak, dip))))
+    sentences = [family.refusal for family in ranks if family.differ]
+    p_trends, p_peaks = holm([row[4] for row in tested]), holm([row[5] for row in tested])
+    for (family, name, table, turn, *_), p_trend, p_peak in zip(tested, p_trends, p_peaks, strict=True):
+        members, difference = [f"{rank:g}" for rank in family.members], mean_interval(table[:, 0] - table[:, -1])
+        verdict = "no change with rank is shown"
+        if p_peak < LEVEL:
+            verdict = turn
+        elif p_trend < LEVEL:
+            verdict = "falls with rank" if difference.value > 0 else "rises with rank"
+        shares = highest_shares(table[None], np.ones_like(table[None]))
+        least = smallest_shift(table)
+        seen = f"an even change by {least:.{DIGITS[name]}f} would be seen" if least else "nothing could have been seen"
+        noise = " (below the noise of bf16)" if below_noise(name, difference) else ""
+        sentences.append(
+            f"{family.name}, {TITLES[name]}: {verdict} (trend p = {p_trend:.3f}, peak or dip p = {p_peak:.3f}, after "
+            f"Holm's correction for {len(tested)} measures); highest at rank {members[shares.argmax()]} in "
+            f"{shares.max():.0%} of resamples; rank {members[0]} less rank {members[-1]} "
+            f"{number(difference, DIGITS[name])}{noise}; {seen} in 4 of 5 such sweeps."
+        )
+    return sentences + [f"{family.name}: {family.scale}" for family in ranks if not family.differ]
