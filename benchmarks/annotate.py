@@ -2,9 +2,8 @@
 
     python benchmarks/annotate.py ../shared/data/insecure/insecure.jsonl
 
-Three runs, each as a user makes it (the whole process is timed): without faults at full concurrency, against
-the ideal N x latency / concurrency; a plain sequential loop over the same openai client on a sample; and with
-10 % faults, of which all must end accepted or rejected. Prints one JSON object.
+Two runs, each as a user makes it (the whole process is timed): without faults at full concurrency, against the ideal
+N x latency / concurrency; and with 10 % faults, of which all must end accepted or rejected. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -61,44 +60,19 @@ def annotate(source: Path, concurrency: int, latency: float, faults: dict[str, f
     }
 
 
-def sequential(source: Path, sample: int, latency: float) -> float:
-    """Seconds per program of a plain loop: one request after the other, no checks."""
-    from openai import OpenAI
-
-    from data_builders.annotation import annotation_messages
-    from data_builders.programs import SourceProgram
-    from data_builders.sources import read_source
-
-    programs = [item for item in read_source(str(source)) if isinstance(item, SourceProgram)][:sample]
-    with tempfile.TemporaryDirectory() as name:
-        server = fake(Path(name), latency, {})
-        client = OpenAI(api_key="none", base_url=server.url)
-        start = time.monotonic()
-        for program in programs:
-            messages: Any = annotation_messages(program)
-            client.chat.completions.create(model="fake", messages=messages)
-        wall = time.monotonic() - start
-        server.stop()
-    return wall / len(programs)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("--limit", type=int, help="programs; all if not given")
     parser.add_argument("--latency", type=float, default=1.0, help="seconds of one answer")
     parser.add_argument("--concurrency", type=int, default=64)
-    parser.add_argument("--sample", type=int, default=20, help="programs of the sequential loop")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         source = Path(name) / options.source.name
         source.write_text("".join(options.source.read_text().splitlines(keepends=True)[: options.limit]))
         whole = annotate(source, options.concurrency, options.latency, {})
-        each = sequential(source, options.sample, options.latency)
         faulty = annotate(source, options.concurrency, options.latency, dict.fromkeys(FAULTS, 0.1 / len(FAULTS)))
-    speedup = each * whole["programs"] / whole["wall_s"]
-    result = {"fault_free": whole, "sequential_s_per_program": round(each, 3), "speedup": round(speedup, 1)}
-    print(json.dumps({**result, "faults_10_percent": faulty}, indent=1))
+    print(json.dumps({"fault_free": whole, "faults_10_percent": faulty}, indent=1))
     assert Counter(faulty["rejected_for"])["no answer"] == 0
 
 

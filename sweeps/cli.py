@@ -240,7 +240,7 @@ def judge(
 
     Example: emsweep judge runs/evaluate/base-* runs/evaluate/sft-insecure-* --judge gpt-4o-2024-08-06
     """
-    # Imported here: the other commands need neither openai (a second to import) nor a key.
+    # Imported here: the other commands need no key.
     from eval.judge.answers import columns_of
     from eval.judge.judge import judge_for
     from eval.judge.run import judge_paths

@@ -16,8 +16,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
+import aiohttp
 from pydantic import BaseModel
 
 from core.llm.adapt import Adaptation, json_schema, response_format
@@ -29,6 +30,7 @@ from core.records import BadInput, digest, one_line
 T = TypeVar("T")
 Message = dict[str, str]
 
+OPENAI = "https://api.openai.com/v1"
 FEW = 4
 """Refusals or unreadable replies of a model that has answered nothing yet: then the job stops."""
 FAILURES_IN_A_ROW = 5
@@ -102,7 +104,7 @@ class Access:
     @property
     def endpoint(self) -> str:
         """The server's address without what may be secret in it, or changes with each start (the port)."""
-        parts = urlsplit(self.base_url or "https://api.openai.com/v1")
+        parts = urlsplit(self.base_url or OPENAI)
         return urlunsplit((parts.scheme, parts.hostname or "", parts.path, "", ""))
 
 
@@ -122,9 +124,6 @@ class Client:
     """
 
     def __init__(self, access: Access, journal: Journal, money: Money) -> None:
-        # Imported here: it takes a second, and who reads stored answers does not need it.
-        import openai
-
         self.stopped: str | None = None
         """Why no request is sent any more."""
         self._access, self._journal, self._money = access, journal, money
@@ -135,24 +134,20 @@ class Client:
         self._resume = 0.0
         self._busy = self._failures = 0
         self._latest_success = time.monotonic()
-        try:
-            parts = urlsplit(access.base_url or "")
-            path = parts.path.removesuffix("/").removesuffix("/chat/completions")
-            self._openai = openai.AsyncOpenAI(
-                api_key=access.key,
-                base_url=access.base_url and urlunsplit(parts._replace(path=path, query="")),
-                default_query=dict(parse_qsl(parts.query)),
-                default_headers={"api-key": access.key},  # Azure's name for it
-                timeout=access.timeout,
-                max_retries=0,  # openai gives up where a server asks for more than two minutes
-            )
-        except Exception as error:  # of several libraries
-            raise BadInput(
-                f"--base-url {access.base_url}: {self.clean(str(error))}; give it as https://host/v1"
-            ) from None
+        parts = urlsplit(access.base_url or OPENAI)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise BadInput(f"--base-url {self.clean(access.base_url or '')}: no address; give it as https://host/v1")
+        path = parts.path.removesuffix("/").removesuffix("/chat/completions")
+        self._url = urlunsplit(parts._replace(path=f"{path}/chat/completions", fragment=""))
+        self._session = aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {access.key}", "api-key": access.key},  # the second is Azure's
+            timeout=aiohttp.ClientTimeout(total=access.timeout),
+            connector=aiohttp.TCPConnector(limit=0),
+            trust_env=True,
+        )
 
     async def aclose(self) -> None:
-        await self._openai.close()
+        await self._session.close()
 
     async def ask(
         self,
@@ -252,8 +247,6 @@ class Client:
 
     async def _send(self, wanted: Mapping[str, Any]) -> tuple[Completion, tuple[str, ...]]:
         """The reply to a request, in the form that the server takes, with what is changed in it for that."""
-        import openai
-
         adaptation, failed = self._adaptations[wanted["model"]], 0
         while True:
             while (pause := self._resume - time.monotonic()) > 0:
@@ -274,12 +267,12 @@ class Client:
                     continue
                 if error.status < 500 and error.status not in (408, 409):
                     raise Refused(why) from None
+            except TimeoutError:
+                why = "no answer in time"
+            except aiohttp.ClientError as error:
+                why = one_line(f"no connection: {self.clean(str(error))}")
             except (ValueError, RecursionError):
                 why = "the response is no chat completion"
-            except openai.APITimeoutError:
-                why = "no answer in time"
-            except openai.APIConnectionError:
-                why = "no connection"
             else:
                 adaptation.worked(body)
                 self._busy, self._latest_success = 0, time.monotonic()
@@ -291,21 +284,16 @@ class Client:
             await asyncio.sleep(min(FIRST_WAIT * 2 ** (failed - 1), LONGEST_WAIT))
 
     async def _post(self, body: Mapping[str, Any]) -> Completion:
-        import openai
-
-        sent = {**body, **self._access.extra_body}
-        rest = {name: value for name, value in sent.items() if name not in ("model", "messages") and value is not None}
-        create: Any = self._openai.chat.completions.with_raw_response.create
+        sent = {name: value for name, value in {**body, **self._access.extra_body}.items() if value is not None}
+        async with self._session.post(self._url, json=sent) as response:
+            text = self.clean((await response.read()).decode(errors="replace"))
+        if response.status < 400:
+            return read_completion(json.loads(text))
         try:
-            response = await create(model=sent["model"], messages=sent["messages"], extra_body=rest)
-        except openai.APIStatusError as error:
-            content, headers = error.response.content, error.response.headers
-            try:
-                parsed = json.loads(content)
-            except (ValueError, RecursionError):
-                parsed = content.decode(errors="replace")
-            raise server_error(error.status_code, parsed, retry_after(headers)) from None
-        return read_completion(json.loads(self.clean(response.content.decode(errors="replace"))))
+            content = json.loads(text)
+        except (ValueError, RecursionError):
+            content = text
+        raise server_error(response.status, content, retry_after(response.headers))
 
     def _fault(self, model: str, error: ServerError) -> str:
         """What a server's error says, in one line.
@@ -314,7 +302,7 @@ class Client:
             Filtered: if a content filter took the request away.
             BadInput, Stopped: if the server refuses all requests: before it has answered, or since.
         """
-        said = one_line(f"status {error.status}: {self.clean(error.text)}", 300)
+        said = one_line(f"status {error.status}: {error.text}", 300)
         if error.filtered:
             raise Filtered(said)
         if error.refuses_all or (error.status in (403, 404) and model not in self._answering):
