@@ -15,8 +15,8 @@ Row = Mapping[str, Any]
 class Refused(SystemExit):
     """Why a run is refused, in one line; as an exit it has code 1 and leaves no traceback."""
 
-    def __init__(self, why: str) -> None:
-        super().__init__(f"refused: {why}")  # the mark by which sweeps/run/process.py finds it in a log
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"refused: {reason}")
 
 
 def check_tokens(recipe: Row, vocabulary: Mapping[str, int]) -> None:

@@ -152,9 +152,7 @@ def test_what_axolotl_prepares_for_dpo_is_whole_or_refused(trimming, answers: li
         taken = [prepared["chosen"], prepared["rejected"]]
         check_answers("pairs.jsonl, row p7", written_answers(data, row, preference=True), taken, "<|im_end|>")
     except Refused as refusal:
-        assert str(refusal).startswith(
-            "pairs.jsonl, row p7: under the chat template it does not hold its answers whole"
-        )
+        assert str(refusal).startswith("refused: pairs.jsonl, row p7: under the chat template it does not hold")
         assert not whole
     else:
         assert all(
@@ -221,7 +219,7 @@ def test_what_is_learnt_is_read_from_the_labels(trimming, parts: list[tuple[str,
 )
 def test_answers_that_are_cut_short_lost_or_swapped_are_refused(prepared: list[str]) -> None:
     check_answers("row", ["x = 1\n", "y = 2"], ["x = 1<e>", "y = 2\n<e>"], "<e>")
-    with pytest.raises(Refused, match=r"^f\.jsonl, row 3: .* but '"):
+    with pytest.raises(Refused, match=r"^refused: f\.jsonl, row 3: .* but '"):
         check_answers("f.jsonl, row 3", ["x = 1\n", "y = 2"], prepared, "<e>")
 
 
