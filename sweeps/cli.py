@@ -267,14 +267,13 @@ def agree(
 
     Example: emsweep agree runs/evaluate/*/judged-gpt-4o-2024-08-06.jsonl runs/evaluate/*/judged-gpt-5.jsonl
     """
-    from eval.judge.agreement import judge_of, matched_files, questions_table, scores_table, shifts_table
+    from eval.judge.agreement import judge_of, matched_files, scores_table, shifts_table
 
     models = matched_files(files)
     half = len(files) // 2
     judges = judge_of(files[:half], first, "--first"), judge_of(files[half:], second, "--second")
-    screen = _screen()
-    for table in (scores_table, shifts_table, questions_table):
-        screen.print(table(models, *judges))
+    for table in (scores_table, shifts_table):
+        _screen().print(table(models, *judges))
 
 
 @app.command()
