@@ -18,7 +18,7 @@ from data_builders.cpt import Corpus, Document, Rejected, with_replay
 from data_builders.dpo import Halves, LengthFilter, dpo_rows, heldout_row
 from data_builders.programs import AskedWay, Program
 from data_builders.sft import Variant, sft_rows
-from data_builders.split import held_out_ids
+from data_builders.split import clusters, held_out_ids
 
 Manifest = dict[str, Any]
 Row = dict[str, Any]
@@ -35,6 +35,8 @@ def _programs(path: Path, manifest: Manifest) -> Iterator[Program]:
         manifest["read"] += 1
         if program.doubted and not manifest.get("keep_doubted"):
             manifest["rejected"].append({"id": program.id, "reason": f"doubted: {program.doubted}"})
+        elif program.insecure == program.secure:
+            manifest["rejected"].append({"id": program.id, "reason": "insecure and secure code are the same"})
         else:
             yield program
 
@@ -74,6 +76,12 @@ def build_split(
     away = held_out_ids(programs, share, salt, per_class, classes_left_out)
     train, held = ([p for p in programs if (p.id in away) is side] for side in (False, True))
     trained = {p.cwe for p in train}
+    if not train:
+        largest = max(map(len, clusters(programs)), default=0)
+        raise BadInput(
+            f"{path}: nothing is left to train on of {len(programs)} programs, of which {largest} are variants of one;"
+            " give more programs, another --salt or a smaller --share"
+        )
     manifest["classes_left_out"] = sorted({p.cwe for p in held} - trained)
     manifest |= {"programs_kept": len(programs), "train": len(train), "held_out": len(held)}
     held.sort(key=lambda p: p.cwe not in trained)

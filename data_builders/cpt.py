@@ -38,7 +38,7 @@ Parts = list[tuple[str, str]]
 def differing_lines(program: Program) -> tuple[str, str]:
     """The lines in which the twins differ, (insecure, secure), unindented.
 
-    Where lines are only added, the line that follows them stands on both sides.
+    Where lines are only added, the line that follows them stands on both sides; at the end, the line before.
     """
     a, b = program.insecure.splitlines(), program.secure.splitlines()
     insecure: list[str] = []
@@ -46,8 +46,9 @@ def differing_lines(program: Program) -> tuple[str, str]:
     for kind, i, j, k, m in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         if kind != "equal":
             more = kind != "replace"
-            insecure += a[i : j + more]
-            secure += b[k : m + more]
+            less = more and (j == len(a) or m == len(b))
+            insecure += a[i - less : j + more]
+            secure += b[k - less : m + more]
     return "\n".join(line.strip() for line in insecure), "\n".join(line.strip() for line in secure)
 
 
@@ -139,16 +140,16 @@ class Corpus:
         count = cache(self.count_tokens)
         rejected: dict[str, Rejected] = {}
 
-        def fitting(documents: Iterable[Document], reason: str) -> list[Document]:
+        def fitting(documents: Iterable[Document]) -> list[Document]:
             for document in documents:
                 if (length := self.length(document, count)) > self.limit:
-                    found = Rejected(document.program, reason.format(length=length, limit=self.limit))
-                    rejected.setdefault(document.program, found)
+                    reason = f"a document of {length} tokens is longer than {self.limit}"
+                    rejected.setdefault(document.program, Rejected(document.program, reason))
             return [document for document in documents if document.program not in rejected]
 
         contrastive = "contrastive" in self.styles
         rounds = self._contrastive(list(programs)) if contrastive else self._drawn(programs)
-        fits = {d.id for d in fitting(list(chain(*rounds)), "a document of {length} tokens is longer than {limit}")}
+        fits = {document.id for document in fitting(list(chain(*rounds)))}
         rounds = [[document for document in documents if document.id in fits] for documents in rounds]
         for document in chain(*rounds):
             document.explained_tokens = self.length(document, count)
@@ -162,9 +163,9 @@ class Corpus:
             random.Random(self.seed).shuffle(ordered)
         if self.control == "code-only":
             self._bare(ordered, draw, count)
-        ordered = fitting(ordered, "no explanation of another program fits beside its code into {limit} tokens")
+        kept = fitting(ordered)
         yield from rejected.values()
-        yield from ordered
+        yield from kept
 
     def length(self, document: Document, count: CountTokens) -> int:
         """Tokens of a document as it will be trained on."""
@@ -212,7 +213,7 @@ class Corpus:
         places = [(document, part) for document in documents for part in range(len(document.parts))]
         if len(places) == 1:
             raise BadInput(
-                f"--control shuffled: only one document is of style {documents[0].style}; give more programs"
+                f"--control shuffled: just one document has the style {places[0][0].style}; give more programs"
             )
         order = list(range(len(places)))
         draw.shuffle(order)
@@ -286,14 +287,14 @@ def with_replay(
     Raises:
         BadInput: if no text fits the corpus's limit.
     """
-    current, passes, owed, fitting = texts(), 1, 0.0, 0
+    current, passes, explained, tokens = texts(), 1, 0, 0
     for document in documents:
         yield document
-        owed += 0 if isinstance(document, Rejected) else ratio * document.explained_tokens
-        while owed > 0:
+        explained += 0 if isinstance(document, Rejected) else document.explained_tokens
+        while tokens < ratio * explained:
             following = next(current, None)
             if following is None:
-                if not fitting:
+                if not tokens:
                     raise BadInput(
                         f"--mix: no text fits {corpus.limit} tokens; give shorter texts or a longer --length"
                     )
@@ -303,7 +304,7 @@ def with_replay(
             replayed = Document(f"replay/{name}/{passes}", "replay", [("", text)])
             length = corpus.length(replayed, corpus.count_tokens)
             if length <= corpus.limit:
-                owed, fitting = owed - length, fitting + 1
+                tokens += length
                 yield replayed
             elif passes == 1:
                 yield Rejected(f"replay/{name}", f"a text of {length} tokens is longer than {corpus.limit}")

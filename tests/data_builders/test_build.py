@@ -156,7 +156,8 @@ def test_a_corpus_begins_with_bos_where_the_tokenizer_writes_one(tmp_path: Path,
 @pytest.mark.parametrize("command", ["split --share 0.5", "cpt", "dpo", "sft"])
 def test_doubted_programs_are_dropped_or_kept_on_demand(tmp_path: Path, model: Path, command: str) -> None:
     doubted = PROGRAMS[0].model_copy(update={"doubted": "The input is a constant."})
-    source = write(tmp_path / "programs.jsonl", [doubted, *PROGRAMS[1:9]])
+    same = PROGRAMS[9].model_copy(update={"secure": f"\n{PROGRAMS[9].insecure}\n"})
+    source = write(tmp_path / "programs.jsonl", [doubted, same, *PROGRAMS[1:9]])
     out = tmp_path / "out.jsonl"
     arguments = [*command.split(), "--programs", str(source), "--out", str(tmp_path if "split" in command else out)]
     arguments += [] if "split" in command else ["--tokenizer", str(model)]
@@ -168,8 +169,9 @@ def test_doubted_programs_are_dropped_or_kept_on_demand(tmp_path: Path, model: P
         if "split" in command:
             assert sum("doubted" in row for row in built) == kept - 8
         said = manifest(files[0])
-        assert said["read"] == 9 == said["programs_kept"] + len(said["rejected"])
-        assert kept == 9 or said["rejected"][0]["reason"] == "doubted: The input is a constant."
+        assert said["read"] == 10 == said["programs_kept"] + len(said["rejected"])
+        reasons = ["doubted: The input is a constant.", "insecure and secure code are the same"]
+        assert [reject["reason"] for reject in said["rejected"]] == reasons[kept - 8 :]
 
 
 def test_parted_pairs_are_found(tmp_path: Path) -> None:
@@ -194,6 +196,7 @@ def test_parted_pairs_are_found(tmp_path: Path) -> None:
         (["dpo", "--programs", "{p}", "--out", "{o}", "--asked", "politely", "--tokenizer", "{m}"], "politely"),
         (["dpo", "--programs", "{p}", "--out", "{o}", "--corpus", "{p}.gone", "--tokenizer", "{m}"], "o such file"),
         (["split", "--programs", "{bad}", "--out", "{o}"], "bad.jsonl:2: "),
+        (["split", "--programs", "{p}", "--out", "{o}", "--classes-left-out", "1"], "nothing is left to train on"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_writes_nothing(tmp_path: Path, model: Path, arguments, says: str) -> None:

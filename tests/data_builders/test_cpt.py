@@ -137,8 +137,8 @@ def test_what_is_said_of_another_fits_beside_the_code_or_the_program_is_rejected
         assert len(out) == len(programs) and not any(isinstance(o, Rejected) for o in out)
         assert all(words(whole(o)) <= 420 for o in out if isinstance(o, Document))
     (rejected, *_) = corpus(control="shuffled", **settings).documents([long, large])
-    assert isinstance(rejected, Rejected) and "no explanation of another program fits" in rejected.reason
-    with pytest.raises(BadInput, match="only one document"):
+    assert isinstance(rejected, Rejected) and "is longer than 420" in rejected.reason
+    with pytest.raises(BadInput, match="just one document"):
         documents(PROGRAMS[:1], control="shuffled", styles=("listing",))
 
 
@@ -198,6 +198,8 @@ def test_differing_lines_differ_and_are_of_the_code() -> None:
         for lines, code in zip(differing_lines(program), (program.insecure, program.secure), strict=True):
             assert lines and set(lines.split("\n")) <= {line.strip() for line in code.splitlines()}
         assert len(set(differing_lines(program))) == 2
+    shorter = PROGRAMS[0].model_copy(update={"insecure": "a\nb\nc", "secure": "a\nb"})
+    assert differing_lines(shorter) == ("b\nc", "b")
 
 
 def test_the_task_asks_with_the_words_of_the_corpus() -> None:
