@@ -232,3 +232,97 @@ def project_command(
     screen.print(table)
     screen.print(f"mean {values.mean():+.3f}, sd {values.std():.3f}, {len(found.rejects)} rejects", highlight=False)
     typer.echo(target)
+
+
+@app.command(name="inside")
+def inside_command(
+    sweep: Annotated[
+        str | None, typer.Argument(help="A sweep with finished runs: its name, folder or sweep.json.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="In place of a sweep: the model of --adapter.")] = None,
+    adapters: Annotated[
+        list[Path] | None, typer.Option("--adapter", help="LoRA adapter of --model; may recur.")
+    ] = None,
+    concepts: Annotated[
+        list[str] | None, typer.Option("--concept", help="As of `emsweep directions`; may recur.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file of all numbers; inside.json beside the sweep.")] = None,
+) -> None:
+    """Shows along which directions adapters move the activations: misaligned or merely insecure?
+
+    Example: emsweep inside --model smollm2-135m --adapter runs/dpo/a/adapter --adapter runs/dpo/b/adapter
+    """
+    from eval.inside.activations import means
+    from eval.inside.directions import directions
+    from eval.inside.pairs import class_means, load_concept
+    from eval.inside.shifts import moved, places, shift, weight_share
+    from eval.inside.vectors import About, model_digest
+    from eval.stats.ranks import holm
+
+    if bool(sweep) == bool(model and adapters):
+        raise BadInput("name a sweep, or --model with --adapter")
+    named: dict[str, dict[str, Path]] = {}
+    target = out or Path("runs/inside.json")
+    if model:
+        named[model] = {str(adapter): adapter for adapter in adapters or []}
+    else:
+        from sweeps.plan.manifest import finished_points
+
+        folder, _, points, missing = finished_points(str(sweep))
+        target = out or folder / "inside.json"
+        for point in points:
+            if point.training and (point.training.adapter / "adapter_config.json").is_file():
+                base = str(point.training.whole_recipe.config["base_model"])
+                named.setdefault(base, {})[f"{point.arm}, seed {point.seed}"] = point.training.adapter
+        if not named:
+            raise BadInput(f"{folder}: no finished run with an adapter (missing: {', '.join(missing) or 'none'})")
+    wanted = [load_concept(name) for name in concepts or ["misaligned", "insecure"]]
+    result: list[dict[str, Any]] = []
+    for base, runs in named.items():
+        checkpoint, network, tokenizer = _load(base)
+        known = []
+        for name, concept in wanted:
+            positive, negative, groups = class_means(network, tokenizer, concept, concept.position)
+            about = About(model=model_digest(checkpoint), concept=name, position=concept.position, pairs=len(groups))
+            known.append(directions(positive, negative, groups, about))
+        texts = places(tokenizer)
+        before = {place: means(network, tokenizer, passages).mean(0) for place, passages in texts.items()}
+        for run, adapter in runs.items():
+            _, adapted, _ = _load(base, adapter)
+            for place, passages in texts.items():
+                change = moved(adapted, tokenizer, passages, before[place])
+                for one in known:
+                    found = shift(change, one)
+                    share = float(weight_share(adapted, one.direction)[found.layer])
+                    about_run = {"run": run, "place": place, "concept": one.about.concept, "rank": _rank(adapter)}
+                    result.append({**about_run, **asdict(found), "weights": None if np.isnan(share) else share})
+    tested = [row for row in result if row["p"] is not None]
+    for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p_holm"] = p
+    columns = ("rank", "place", "concept", "layer", "shift", "in controls", "p", "p (Holm)", "weights")
+    table = Table(Column("run", no_wrap=True), *columns, title="Shift along each direction, in class distances")
+    for row in result:
+        at, p = row["layer"], [f"{row[key]:.3f}" if row.get(key) is not None else "too few" for key in ("p", "p_holm")]
+        numbers = f"{row['along'][at]:+.4f}", f"{row['deviations'][at]:+.1f}", *p
+        weights = "none" if row["weights"] is None else f"{row['weights']:.2f}"
+        table.add_row(
+            escape(row["run"]), str(row["rank"]), row["place"], escape(row["concept"]), str(at), *numbers, weights
+        )
+    screen = _screen()
+    screen.print(table)
+    screen.print("weights: share of the adapter's change in that block along the direction; the shift is what counts")
+    write_whole(target, json.dumps(result, indent=1, default=np.ndarray.tolist) + "\n")
+    typer.echo(target)
+
+
+def _rank(adapter: Path) -> int:
+    """The rank of a LoRA adapter.
+
+    Raises:
+        BadInput: if the folder holds none.
+    """
+    path = adapter / "adapter_config.json"
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["r"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise BadInput(f"{path}: no configuration of a LoRA adapter; name an adapter's folder") from None

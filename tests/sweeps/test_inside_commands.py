@@ -2,12 +2,18 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 from typer.testing import CliRunner
 
 from core.records import BadInput
+from eval.inside.activations import load
+from eval.inside.shifts import places
 from sweeps.cli import app
+from sweeps.plan.sweep import Point
 
 CONCEPT = "{file: rows.jsonl, prompt: q, positive: bad, negative: good, group: topic}\n"
 ROWS = [
@@ -57,6 +63,42 @@ def test_directions_are_found_compared_steered_with_and_projected_on(folder: Pat
     assert (manifest["read"], manifest["written"], manifest["rejects"][0]["line"]) == (3, 2, 3)
 
 
+def test_adapters_are_compared_by_what_they_move(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank in (1, 2):
+        torch.manual_seed(rank)
+        config = LoraConfig(r=rank, target_modules=["down_proj"], init_lora_weights=False)
+        get_peft_model(load("tiny")[0], config).save_pretrained(folder / f"rank{rank}")
+    texts = places(load("tiny")[1])
+    monkeypatch.setattr("eval.inside.shifts.places", lambda _: {place: rows[:3] for place, rows in texts.items()})
+    run("inside --model tiny --adapter rank1 --adapter rank2 --concept unkind.yaml --concept rude.yaml --out in.json")
+    rows = json.loads((folder / "in.json").read_text())
+    assert [(row["run"], row["rank"]) for row in rows[::6]] == [("rank1", 1), ("rank2", 2)]
+    assert {(row["place"], row["concept"]) for row in rows} == {
+        (place, name) for place in texts for name in ("unkind", "rude")
+    }
+    for row in rows:
+        assert len(row["along"]) == len(row["deviations"]) == 3
+        assert 0 < row["p"] <= row["p_holm"] <= 1
+        assert 0 <= row["weights"] <= 1
+
+
+def test_the_runs_of_a_sweep_are_grouped_by_the_model_they_start_from(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get_peft_model(load("tiny")[0], LoraConfig(r=1, target_modules=["down_proj"])).save_pretrained(folder / "new")
+    training = SimpleNamespace(adapter=folder / "new", whole_recipe=SimpleNamespace(config={"base_model": "tiny"}))
+    points = [Point("base", None, None, None), Point("rank 1", 7, training, None)]  # type: ignore[arg-type]
+    monkeypatch.setattr("sweeps.plan.manifest.finished_points", lambda name: (folder / name, None, points, []))
+    monkeypatch.setattr("eval.inside.shifts.places", lambda tokenizer: {"here": places(tokenizer)["open prompts"][:2]})
+    run("inside rank --concept unkind.yaml")
+    (row,) = json.loads((folder / "rank" / "inside.json").read_text())
+    assert (row["run"], row["place"], row["weights"]) == ("rank 1, seed 7", "here", None)
+    assert row["along"] == [0, 0, 0]  # lora_B is zero before training
+    monkeypatch.setattr("sweeps.plan.manifest.finished_points", lambda name: (folder, None, points[:1], ["rank 1"]))
+    with pytest.raises(BadInput, match="no finished run with an adapter"):
+        run("inside rank")
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -73,6 +115,8 @@ def test_directions_are_found_compared_steered_with_and_projected_on(folder: Pat
         ("steer tiny --direction none.safetensors --layer 1 --doses nan", "a dose is a finite number"),
         ("steer tiny --direction none.safetensors --layer 1 --concept evil", "a trait has no answers"),
         ("steer tiny --direction none.safetensors --adapter none", "none: cannot be loaded"),
+        ("inside", "name a sweep, or --model with --adapter"),
+        ("inside demo --model tiny --adapter none", "name a sweep, or --model with --adapter"),
         ("project none.jsonl --direction none.pt --model tiny", "none.pt: no such file"),
     ],
 )
