@@ -27,7 +27,7 @@ from sweeps.recipe.compose import Recipe
 from sweeps.run.process import locked
 
 PACKAGES = ("axolotl", "unsloth", "torch", "transformers", "trl", "peft", "datasets", "lm_eval")
-LOGGING = re.compile("logging_.*|(use_)?(wandb|mlflow|comet|trackio|tensorboard).*")
+LOGGING = re.compile("(logging|swanlab|otel|hub)_.*|(use_)?(wandb|mlflow|comet|trackio|swanlab|tensorboard).*")
 PATHS = {"base_model", "output_dir", "dataset_prepared_path"}
 """Recipe keys in whose place digests stand."""
 
@@ -38,8 +38,8 @@ def content_digest(content: Any) -> str:
 
 
 def identity(content: dict[str, Any]) -> dict[str, Any]:
-    """What of a run's content decides the result: no path, no key of logging."""
-    kept = {key: value for key, value in content.items() if key != "paths"}
+    """What of a run's content decides the result: no path, no key of logging, no policy that lora_alpha came by."""
+    kept = {key: value for key, value in content.items() if key not in ("paths", "alpha")}
     if "recipe" in kept:
         recipe, data = kept["recipe"], kept["data"]
         recipe = {key: recipe[key] for key in recipe if key not in PATHS and not LOGGING.fullmatch(key)}
@@ -92,8 +92,9 @@ def find_run(root: Path, stage: str, digest: str) -> Path | None:
 
 
 def run_folder(root: Path, stage: str, digest: str, name: str) -> Path:
-    """The folder of a run, whatever it is called; a new one has the name."""
-    return find_run(root, stage, digest) or root / stage / f"{name}-{digest[:10]}"
+    """The folder of a run, whatever it is called; a new one has the name, as far as a folder's can hold it."""
+    called = name.replace("/", "_").encode()[:200].decode(errors="ignore")
+    return find_run(root, stage, digest) or root / stage / f"{called}-{digest[:10]}"
 
 
 @lru_cache(maxsize=64)

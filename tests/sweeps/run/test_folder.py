@@ -60,6 +60,13 @@ def test_start_is_the_merged_model_of_the_run_before(workspace: Path) -> None:
     assert plan(start=merged).whole_recipe.config["base_model"] == str(merged.model)
 
 
+def test_a_folder_holds_any_name(tmp_path: Path) -> None:
+    for name in ("x" * 300, "\u6f22" * 200, "gate/up"):
+        run = Run("cpt", name, {"name": name}, tmp_path)
+        execute_once(run, dict)
+        assert run.done and run.folder.parent == tmp_path / "cpt"
+
+
 def test_a_run_is_found_by_its_digest_whatever_it_is_called(workspace: Path) -> None:
     run = plan()
     execute_once(run, dict)
@@ -76,6 +83,8 @@ def test_paths_and_logging_retrain_nothing_and_content_does(workspace: Path) -> 
     moved = training_run("x", compose("cpt", "smollm2-135m", "cpu", ["datasets.0.path=copy.jsonl"], extra=extra))
     (workspace / "models/moved").rename(workspace / "models/smollm2-135m")
     assert moved.digest == plan().digest == plan("wandb_project=x", "logging_steps=5").digest
+    by_policy = plan("em.alpha.policy=alpha", f"em.alpha.value={plan().recipe.config['lora_alpha']}")
+    assert by_policy.digest == plan().digest and by_policy.content["alpha"] != plan().content["alpha"]
     assert plan("rl_beta=0.2").digest != plan().digest and plan("datasets.0.type=completion").digest != plan().digest
 
 
