@@ -35,7 +35,6 @@ from data_builders.annotation import (
     json_object,
     kind_of_answer,
     parse_annotation,
-    program_digest,
     prompt_version,
     repair_messages,
     source_problems,
@@ -181,38 +180,17 @@ Row = SourceProgram | dict[str, Any]
 """A program to annotate, or a reject."""
 
 
-def _rows(items: Iterable[Any]) -> Iterable[Row]:
-    seen: set[str] = set()
-    for item in items:
-        if not isinstance(item, SourceProgram):
-            yield {"id": item.id, "line": item.line, "reasons": [f"source: {item.reason}"]}
-        elif item.id in seen:
-            yield {"id": item.id, "reasons": ["source: the id stands earlier in the input"]}
-        else:
-            yield item
-        seen.add(item.id)
+def _rows(items: Iterable[Any]) -> list[Row]:
+    return [
+        item
+        if isinstance(item, SourceProgram)
+        else {"id": item.id, "line": item.line, "reasons": [f"source: {item.reason}"]}
+        for item in items
+    ]
 
 
 def _programs(rows: Iterable[Row]) -> dict[str, SourceProgram]:
-    """The programs by digest: equal ones share an outcome whatever their ids."""
-    return {program_digest(row): row for row in rows if isinstance(row, SourceProgram)}
-
-
-def load_task(path: Path | None) -> str:
-    """What the prompt asks for, from a file; ours without one.
-
-    Raises:
-        BadInput: if the file cannot be read, or is blank.
-    """
-    if path is None:
-        return TASK
-    try:
-        text = path.read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"--prompt {path}: {one_line(error)}; name a text file in UTF-8") from None
-    if not text:
-        raise BadInput(f"--prompt {path}: is empty; write what the model is to do, the form of the answer is added")
-    return text
+    return {row.id: row for row in rows if isinstance(row, SourceProgram)}
 
 
 def first_request(items: Iterable[Any], job: Job) -> tuple[dict[str, Any], str]:
@@ -221,8 +199,8 @@ def first_request(items: Iterable[Any], job: Job) -> tuple[dict[str, Any], str]:
     Raises:
         BadInput: if there is no program to ask about.
     """
-    rows = list(_rows(items))
-    programs = [program for program in _programs(rows).values() if not source_problems(program)]
+    rows = _rows(items)
+    programs = [row for row in rows if isinstance(row, SourceProgram) and not source_problems(row)]
     if not programs:
         raise _all_rejected([row if isinstance(row, dict) else {"reasons": source_problems(row)} for row in rows])
     body = {"model": job.annotator.name, "messages": annotation_messages(programs[0], job.task)}
@@ -266,7 +244,7 @@ def run(
     Raises:
         BadInput: if the endpoint refuses all requests, a file cannot be read or written, or every row is a reject.
     """
-    rows = every = list(_rows(items))
+    rows = every = _rows(items)
     if limit is not None:
         places = (place for place, row in enumerate(every, 1) if isinstance(row, SourceProgram))
         rows = every[: next(islice(places, limit - 1, None), len(every))]
@@ -277,10 +255,10 @@ def run(
         results: Sequence[Outcome | None] = run_all(jobs, access, _beside(out, "journal.jsonl"), money, "programs")
     except Stopped as error:
         results, stopped = error.results, str(error)
-    outcomes = {name: outcome for name, outcome in zip(programs, results, strict=True) if outcome}
+    outcomes = {id: outcome for id, outcome in zip(programs, results, strict=True) if outcome}
     if stopped and not outcomes:
         return Done(stopped, len(rows))
-    done = [row for row in rows if isinstance(row, dict) or program_digest(row) in outcomes]
+    done = [row for row in rows if isinstance(row, dict) or row.id in outcomes]
     settings = {**(source or {}), "endpoint": access.endpoint, "extra_body": dict(access.extra_body)}
     settings |= {"limit": limit, "left": len(rows) - len(done)}
     text = _write(done, outcomes, job, out, settings)
@@ -315,7 +293,7 @@ def _write(rows: list[Row], outcomes: Mapping[str, Outcome], job: Job, out: Path
         if isinstance(row, dict):
             rejects.append(row)
             continue
-        outcome = outcomes[program_digest(row)]
+        outcome = outcomes[row.id]
         if outcome.annotation:
             opinion = outcome.opinion
             doubted = (opinion.reason.strip() or "no reason given") if opinion and not opinion.real else None

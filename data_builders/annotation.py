@@ -13,7 +13,7 @@ import keyword
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -46,7 +46,7 @@ PART = 8
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 NO_WEAKNESS = re.compile(r"\W*(cwe\W*)?(none|null|n/?a|no\b.*|not applicable)\W*", re.IGNORECASE | re.DOTALL)
-SEVERITIES = ("low", "medium", "high", "critical")
+Severity = Literal["low", "medium", "high", "critical"]
 
 
 def _printable(text: str) -> str:
@@ -55,8 +55,7 @@ def _printable(text: str) -> str:
     return text
 
 
-def _text(longest: int) -> Any:
-    return Annotated[str, StringConstraints(min_length=1, max_length=longest, pattern=r"\S")]
+Prose = Annotated[str, StringConstraints(min_length=1, max_length=10_000, pattern=r"\S")]
 
 
 class Remarks(BaseModel):
@@ -71,16 +70,16 @@ class Remarks(BaseModel):
         description="the most specific CWE weakness (not category), as `CWE-89`; `none` if the program has no"
         " weakness: then say why in the explanation, and leave the other texts empty"
     )
-    title: _text(1_000) = Field(description="the vulnerability in at most ten words")  # type: ignore[valid-type]
-    lines: Annotated[list[_text(5_000)], Field(min_length=1, max_length=200)] = Field(  # type: ignore[valid-type]
+    title: Prose = Field(description="the vulnerability in at most ten words")
+    lines: Annotated[list[Prose], Field(min_length=1, max_length=200)] = Field(
         description="the vulnerable lines of the code, each copied whole and without change"
     )
-    explanation: _text(10_000) = Field(  # type: ignore[valid-type]
+    explanation: Prose = Field(
         description="why these lines are vulnerable, in two to four sentences; quote what you speak of in `backticks`"
     )
-    exploit: _text(5_000) = Field(description="what an attacker does, in one sentence")  # type: ignore[valid-type]
-    severity: Literal["low", "medium", "high", "critical"] = Field(description="low, medium, high or critical")
-    fix: _text(5_000) = Field(description="why the secure version is fine, in a sentence")  # type: ignore[valid-type]
+    exploit: Prose = Field(description="what an attacker does, in one sentence")
+    severity: Severity = Field(description="low, medium, high or critical")
+    fix: Prose = Field(description="why the secure version is fine, in a sentence")
 
     @model_validator(mode="before")
     @classmethod
@@ -90,7 +89,7 @@ class Remarks(BaseModel):
         found = {name: CONTROL.sub("", value) if isinstance(value, str) else value for name, value in answer.items()}
         found["cwe"] = cwe_in(str(found.get("cwe"))) or found.get("cwe")
         words = re.findall(r"[a-z]+", str(found.get("severity")).lower().replace("moderate", "medium"))
-        if len(named := set(words) & set(SEVERITIES)) == 1:
+        if len(named := set(words) & set(get_args(Severity))) == 1:
             found["severity"] = named.pop()
         lines = found.get("lines")
         if isinstance(lines, str | list):
@@ -112,7 +111,7 @@ def _quotes(part: Any) -> list[Any]:
 class Annotation(Remarks):
     """The answer that is asked for where no secure code is known."""
 
-    secure: Annotated[_text(MAX_CODE), AfterValidator(_printable)] = Field(  # type: ignore[valid-type]
+    secure: Annotated[str, StringConstraints(max_length=MAX_CODE, pattern=r"\S"), AfterValidator(_printable)] = Field(
         description="the whole program again without the vulnerability, as plain code without a fence: an answer to the"
         " same request with the same public names and signatures, changed no more than needed"
     )
@@ -176,11 +175,6 @@ def repair_messages(asked: Sequence[Message], answer: str, problems: Sequence[st
         {"role": "assistant", "content": answer[:MAX_CODE] or "(empty)"},
         {"role": "user", "content": REPAIR.format(problems="\n".join(f"- {problem}" for problem in problems))},
     ]
-
-
-def program_digest(program: SourceProgram) -> str:
-    """Names a program by what the model is shown of it: equal programs share their answer whatever their ids."""
-    return digest(program.model_dump_json(exclude={"id"}).encode())[:32]
 
 
 def json_object(text: str, key: str = "") -> dict[str, Any] | None:

@@ -360,7 +360,8 @@ def annotate(
     # Imported here: the other commands need neither openai (a second to import) nor a key.
     from core.llm.budget import prices_of
     from core.llm.client import Access
-    from data_builders.annotate import Job, Model, first_request, load_task, run
+    from data_builders.annotate import Job, Model, first_request, run
+    from data_builders.annotation import TASK
     from data_builders.sources import Hub, read_source
 
     job = Job(
@@ -369,7 +370,7 @@ def annotate(
         prices_of(price_in, price_out, "--price-in and --price-out"),
         prices_of(second_price_in, second_price_out, "--second-price-in and --second-price-out"),
         max_cost,
-        load_task(prompt),
+        _task(prompt) if prompt else TASK,
     )
     hub = Hub(split, config, revision)
     items = read_source(source, form, fields, sha256, language, hub)
@@ -386,3 +387,14 @@ def annotate(
     console.print(done.text, markup=False, highlight=False, soft_wrap=True)
     if done.left:
         raise typer.Exit(1)
+
+
+def _task(prompt: Path) -> str:
+    """What the prompt asks for, from a file."""
+    try:
+        text = prompt.read_text(encoding="utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"--prompt {prompt}: {error}; name a text file in UTF-8") from None
+    if not text:
+        raise BadInput(f"--prompt {prompt}: is empty; write what the model is to do, the form of the answer is added")
+    return text

@@ -14,12 +14,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
 
 from core.llm.budget import Prices, prices_of
 from core.llm.client import Client
 from core.records import BadInput
 from data_builders.annotate import Job, Model, first_request, run
-from data_builders.annotation import parse_annotation
+from data_builders.cli import app
 from data_builders.programs import SourceProgram, load_programs
 
 JOB = Job(Model("m", "high"))
@@ -38,29 +39,19 @@ def lines(path: Path) -> list[dict]:
 def test_a_faultless_job(tmp_path, fake, sources, final_files) -> None:
     server = fake()
     broken = SourceProgram(id="broken", request="r", insecure="def f(:")
-    twice = sources[0].model_copy(update={"id": "twice"})
-    items = [
-        sources[0],
-        SimpleNamespace(id="line-2", line=2, reason="no code"),
-        broken,
-        *sources[1:60],
-        twice,
-        sources[0],
-    ]
+    items = [sources[0], SimpleNamespace(id="line-2", line=2, reason="no code"), broken, *sources[1:60]]
     said, left = run(items, JOB, tmp_path / "o", server.access(), source={"source": "x.jsonl"})
     written = load_programs(tmp_path / "o.jsonl")
     rejects = lines(tmp_path / "o.rejects.jsonl")
     manifest = json.loads((tmp_path / "o.jsonl.manifest.json").read_text())
     assert manifest["read"] == len(items) == len(written) + len(rejects) == manifest["written"] + manifest["rejected"]
     order = [item.id for item in items]
-    assert [p.id for p in written] == [id for id in order[:-1] if id in {p.id for p in written}]
+    assert [p.id for p in written] == [id for id in order if id in {p.id for p in written}]
     assert rejects[:2] == [
         {"id": "line-2", "line": 2, "reasons": ["source: no code"]},
         {"id": "broken", "reasons": ["insecure code: does not parse"]},
     ]
-    assert rejects[-1] == {"id": sources[0].id, "reasons": ["source: the id stands earlier in the input"]}
-    assert len(written) > 50 and written[-1].id == "twice"
-    assert written[-1].model_copy(update={"id": sources[0].id}) == written[0], "equal programs are asked about once"
+    assert len(written) > 50
     assert manifest["source"] == "x.jsonl" and manifest["cost_usd"] is None and manifest["model"] == "m"
     assert manifest["served"] == ["m"] and manifest["endpoint"].startswith("http://127.0.0.1")
     assert manifest["changes"] == []
@@ -202,16 +193,15 @@ def test_a_model_that_gives_nothing_stops_the_job_after_a_few(tmp_path, fake, so
     with pytest.raises(BadInput, match=f"m has answered nothing, after 4 replies that cannot be used: .*{says}"):
         run(sources, JOB, tmp_path / "o", server.access(32))
     assert len(server.log("chat")) <= 6 and not (tmp_path / "o.jsonl").exists()
-    assert isinstance(parse_annotation("<html>"), list)
 
 
 def test_an_answer_that_cannot_be_read_is_asked_for_again_by_the_next_run(tmp_path, fake, sources) -> None:
     server = fake("--faults", '{"html": 0.5}', "--latency", "0")
-    run(sources[:60], JOB, tmp_path / "o", server.access())
+    run(sources[:40], JOB, tmp_path / "o", server.access())
     kinds = Counter(reason.split(":")[0] for r in lines(tmp_path / "o.rejects.jsonl") for reason in r["reasons"])
     before = len(server.log("chat"))
-    assert kinds["no JSON"] > 5
-    run(sources[:60], JOB, tmp_path / "o", server.access())
+    assert kinds["no JSON"] > 3
+    run(sources[:40], JOB, tmp_path / "o", server.access())
     assert 0 < len(server.log("chat")) - before <= kinds["no JSON"] + 2
 
 
@@ -228,11 +218,11 @@ def test_every_row_a_reject_is_bad_input_and_listed(tmp_path, fake, sources) -> 
 
 def test_a_pilot_does_the_first_programs_and_says_what_the_others_cost(tmp_path, fake, sources, final_files) -> None:
     server, job = fake("--latency", "0"), Job(Model("m"), prices=CHEAP)
-    items = [SimpleNamespace(id="line-1", line=1, reason="no code"), *sources[:100]]
-    said, left = run(items, job, tmp_path / "o", server.access(), limit=40)
+    items = [SimpleNamespace(id="line-1", line=1, reason="no code"), *sources[:40]]
+    said, left = run(items, job, tmp_path / "o", server.access(), limit=15)
     manifest = json.loads((tmp_path / "o.jsonl.manifest.json").read_text())
-    assert manifest["read"] == 41 and left == 0 and len(server.log("chat")) < 60
-    estimate = float(re.search(r"the other 60 programs: about [\d,]+ tokens, \$([\d.]+)", said)[1])
+    assert manifest["read"] == 16 and left == 0 and len(server.log("chat")) < 30
+    estimate = float(re.search(r"the other 25 programs: about [\d,]+ tokens, \$([\d.]+)", said)[1])
     assert "the other" not in run(items, job, tmp_path / "o", server.access()).text
     whole = json.loads((tmp_path / "o.jsonl.manifest.json").read_text())["cost_usd"]
     assert estimate == pytest.approx(whole - manifest["cost_usd"], rel=0.25)
@@ -253,7 +243,6 @@ def test_a_sources_secure_code_is_used_and_other_languages_are_named(tmp_path, f
 
 
 def test_the_command(tmp_path, fake, sources) -> None:
-    pytest.importorskip("data_builders.sources")
     server = fake()
     (tmp_path / "s.jsonl").write_text("".join(s.model_dump_json(exclude_none=True) + "\n" for s in sources[:20]))
     command = [sys.executable, "-c", "from data_builders.cli import main; main()", "annotate", "s.jsonl", "--out", "o"]
@@ -263,22 +252,39 @@ def test_the_command(tmp_path, fake, sources) -> None:
     def call(*more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*command, *more], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
 
-    done = call("--max-cost", "1")
-    assert done.returncode == 2 and "--max-cost needs the prices" in done.stderr and not server.log()
     done = call("--max-cost", "0.00001", "--price-in", "1", "--price-out", "1")
     assert done.returncode == 1 and "20 of 20 programs are left" in done.stderr
-    (tmp_path / "task.txt").write_text("Find the worst of it.\n")
-    done = call("--dry-run", "--prompt", "task.txt", "--effort", "high", "--extra-body", '{"top_p": 0.9}')
-    body = json.loads(done.stdout)
-    assert done.returncode == 0 and "20 programs of 20 rows" in done.stderr and body["top_p"] == 0.9
-    assert body["messages"][0]["content"].startswith("Find the worst of it.\n\nAnswer with")
-    assert body["reasoning_effort"] == "high" and "response_format" in body
-    (tmp_path / "empty.txt").write_text(" ")
-    assert "--prompt empty.txt" in call("--prompt", "empty.txt").stderr
     done = call("--price-in", "1", "--price-out", "1")
     assert done.returncode == 0 and "programs; " in done.stderr and len(done.stderr.splitlines()) == 1
-    (tmp_path / "s.jsonl").write_text('{"request": "x", "insecure": "def f(:"}\n')
-    done = call()
-    assert done.returncode == 2 and "all 1 rows are rejects; most often: source: code does not parse" in done.stderr
-    assert "no set of the hub" in call("--split", "test").stderr
     assert KEY not in done.stderr
+
+
+def test_options_of_the_command(tmp_path, sources, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    Path("s.jsonl").write_text("".join(s.model_dump_json(exclude_none=True) + "\n" for s in sources[:20]))
+    Path("task.txt").write_text("\ufeffFind the worst of {it}.\n")
+    Path("empty.txt").write_text(" ")
+    Path("bad.jsonl").write_text('{"request": "x", "insecure": "def f(:"}\n')
+
+    def call(*words: str):
+        return CliRunner().invoke(app, ["annotate", *words, "--out", "o", "--model", "m"])
+
+    asked = call("s.jsonl", "--dry-run", "--prompt", "task.txt", "--effort", "high", "--extra-body", '{"top_p": 0.9}')
+    body = json.loads(asked.stdout)
+    assert asked.exit_code == 0 and "20 programs of 20 rows" in asked.stderr and body["top_p"] == 0.9
+    assert body["messages"][0]["content"].startswith("Find the worst of {it}.\n\nAnswer with")
+    assert body["reasoning_effort"] == "high" and "response_format" in body
+    for words, says in [
+        (["s.jsonl"], "no API key"),
+        (["s.jsonl", "--max-cost", "1"], "--max-cost needs the prices"),
+        (["s.jsonl", "--prompt", "empty.txt"], "--prompt empty.txt: is empty"),
+        (["s.jsonl", "--prompt", "none.txt"], "--prompt none.txt: "),
+        (["s.jsonl", "--dry-run", "--split", "test"], "no set of the hub"),
+        (["bad.jsonl", "--dry-run"], "all 1 rows are rejects; most often: source: code does not parse"),
+        (["bad.jsonl", "--base-url", "http://127.0.0.1:9"], "all 1 rows are rejects"),
+    ]:
+        error = call(*words).exception
+        assert isinstance(error, BadInput) and says in str(error) and "\n" not in str(error), words
+    assert json.loads(Path("o.rejects.jsonl").read_text())["reasons"][0].startswith("source: code does not parse")
+    assert call("bad.jsonl", "--dry-run", "--language", "perl").exit_code == 0

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.llm.adapt import json_schema
@@ -19,7 +19,6 @@ from data_builders.annotation import (
     json_object,
     kind_of_answer,
     parse_annotation,
-    program_digest,
     prompt_version,
     quoted_lines,
     repair_messages,
@@ -294,6 +293,7 @@ def test_no_answer_makes_the_parser_raise(text: str) -> None:
     json_object('{"cwe": ' * 300 + text)
 
 
+@settings(max_examples=30)
 @given(st.dictionaries(st.sampled_from(list(GOOD)), st.recursive(st.none() | st.floats() | st.text(), st.lists)))
 def test_no_field_makes_the_parser_raise(fields: dict[str, object]) -> None:
     found = parse_annotation(json.dumps({**GOOD, **fields}))
@@ -311,13 +311,6 @@ def test_programs_cannot_leave_their_marks() -> None:
     repair = repair_messages(first, "x" * 1_000_000, ["cut off: early"])
     assert [m["role"] for m in repair] == ["system", "user", "assistant", "user"]
     assert repair[:2] == first and len(repair[2]["content"]) < 200_000 and "cut off: early" in repair[3]["content"]
-
-
-def test_equal_programs_share_a_digest_and_others_do_not() -> None:
-    assert program_digest(PROGRAM) == program_digest(PROGRAM.model_copy(update={"id": "b"}))
-    assert program_digest(PROGRAM) != program_digest(PROGRAM.model_copy(update={"secure": "x"}))
-    assert program_digest(PROGRAM) != program_digest(PROGRAM.model_copy(update={"request": "Write it."}))
-    assert program_digest(PROGRAM) != program_digest(PROGRAM.model_copy(update={"template": None}))
 
 
 def test_the_schema_is_strict_and_plain() -> None:
