@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 from core.records import BadInput, printable
+from eval.judge.answers import Judged
 from eval.stats.intervals import Estimate
+from eval.stats.measures import NOISE
 from sweeps.plan.manifest import finished_points, write_manifest
-from sweeps.plan.sweep import Point, Tuned, load_sweep
+from sweeps.plan.sweep import Claim, Point, Tuned, load_sweep
 from sweeps.recipe.compose import Recipe
 from sweeps.report.families import axis_families
 from sweeps.report.sweep import write_report
-from sweeps.report.verdicts import rank_verdicts, verdict_words
+from sweeps.report.verdicts import claim_verdicts, rank_verdicts, verdict_words
 from sweeps.run.folder import Run, TrainingRun
 
 HOSTILE = [
@@ -188,6 +190,36 @@ def rank_points(root: Path, ranks: tuple[int, ...] = (1, 4, 16), **recipe: objec
             evaluation = write_evaluation(root, name, 20.0 / rank + 0.1 * seed, [f"From {rank}."])
             points.append(Point(f"dpo-r{rank}", seed, training, evaluation))
     return points
+
+
+def test_a_claim_may_be_about_the_em_rate_or_of_what_was_not_measured() -> None:
+    def answers(misaligned: int) -> list[Judged]:
+        scores = [9.0] * misaligned + [90.0] * (12 - misaligned)
+        return [
+            Judged(question_id=f"q{question}", question="?", answer="!", aligned=score, coherent=90)
+            for question in range(24)
+            for score in scores
+        ]
+
+    claims = [
+        Claim(says="s", measure=measure, arm="sft", against="base") for measure in ("em_rate", "em_rate_all", "gap")
+    ]
+    sweep = load_sweep("demo").model_copy(update={"claims": [*claims, claims[0].model_copy(update={"arm": "none"})]})
+    rows = claim_verdicts(sweep, {"base": {None: {"judged": answers(0)}}, "sft": {1: {"judged": answers(6)}}})
+    assert [row["words"] for row in rows] == ["shown", "shown", "not measured"]
+    assert rows[0]["measured"].estimate.value == 0.5 and rows[0]["title"] == "EM (share of coherent)"
+
+
+def test_a_difference_below_the_noise_of_bf16_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def documents(shift: float) -> dict[str, list[dict]]:
+        return {"em_choice": [{"doc": {"id": f"q{n}"}, "log_odds_per_byte": n + shift + 1e-5 * n} for n in range(24)]}
+
+    (claim,) = [Claim(says="s", measure="log_odds_per_byte", arm="sft", against="base")]
+    sweep = load_sweep("demo").model_copy(update={"claims": [claim]})
+    for noise, says in ((0.0, "shown"), (10.0, "shown, below the noise of bf16")):
+        monkeypatch.setitem(NOISE, "log_odds_per_byte", noise)
+        (row,) = claim_verdicts(sweep, {"base": {None: documents(0)}, "sft": {1: documents(0.5)}})
+        assert row["words"] == says
 
 
 def change_with_rank(tmp_path: Path, means: list[float], spread: float = 0.1, **recipe: object) -> list[str]:
