@@ -15,7 +15,7 @@ from sweeps.run.folder import MergeRun, TrainingRun, content_digest, execute_onc
 from sweeps.run.inputs import digest_of, hub_commits, is_local, model_folder, start_digest
 from sweeps.run.process import RunFailed, RunRefused, call, console, tool
 from sweeps.run.source import plugin_source
-from sweeps.run.tensors import WrongAdapter, changed_tensors, check_adapter, tensors
+from sweeps.run.tensors import changed_tensors, check_adapter, tensors
 
 
 def training_run(name: str, recipe: Recipe, *, start: MergeRun | None = None, root: Path = Path("runs")) -> TrainingRun:
@@ -68,7 +68,7 @@ def _train(run: TrainingRun) -> dict[str, Any]:
     base = str(whole.config["base_model"])
     try:
         trained = check_adapter(weights, whole.config, model_folder(base, whole.config.get("revision_of_model")))
-    except WrongAdapter as error:
+    except ValueError as error:
         raise RunRefused(f"{title}: {error}") from None
     record = {
         "resumed_from": resumed.name if resumed else None,

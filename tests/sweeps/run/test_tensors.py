@@ -8,7 +8,11 @@ import torch
 from safetensors.torch import save_file
 
 from core.records import BadInput
+from sweeps.recipe.compose import Recipe
+from sweeps.run.folder import TrainingRun
+from sweeps.run.process import RunRefused
 from sweeps.run.tensors import WrongAdapter, changed_tensors, check_adapter
+from sweeps.run.train import train
 
 HIDDEN, INNER, LAYERS = 4, 6, 3
 SHAPES = {"mlp.up_proj": (INNER, HIDDEN), "mlp.down_proj": (HIDDEN, INNER), "self_attn.q_proj": (HIDDEN, HIDDEN)}
@@ -97,6 +101,26 @@ def test_an_adapter_that_is_another(tmp_path: Path, base: Path, tensors: dict, r
 def test_without_the_model_an_adapter_must_still_agree_with_itself(tmp_path: Path, tensors: dict, recipe: dict) -> None:
     with pytest.raises(WrongAdapter):
         check(tmp_path, tensors, None, **recipe)
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_a_run_whose_adapter_is_another_fails_in_one_line_without_a_record(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    config = {**RECIPE, "lora_r": rank, "base_model": str(base), "bf16": True, "datasets": []}
+    run = TrainingRun("sft", "x", {"recipe": config, "data": {}}, tmp_path, recipe=Recipe("sft", config, {}))
+
+    def training(*_: object) -> None:
+        run.adapter.mkdir()
+        save_file(adapter(), run.adapter / "adapter_model.safetensors")
+
+    monkeypatch.setattr("sweeps.run.train.call", training)
+    if rank == 2:
+        assert train(run)["trained_parameters"] == 120 and run.done
+        return
+    with pytest.raises(RunRefused, match=r"^sft x: .*120 trained parameters are not what the recipe says: .* rank 1"):
+        train(run)
+    assert not run.done
 
 
 def test_changes_of_a_merge_are_counted(tmp_path: Path) -> None:
