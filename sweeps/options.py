@@ -15,6 +15,7 @@ from core.records import BadInput
 from eval.judge.settings import JudgeSettings
 from sweeps.plan.request import Request
 from sweeps.plan.sweep import Tuned, load_sweep
+from sweeps.recipe.compose import given_settings
 from sweeps.tune.learning_rate import Search
 
 
@@ -34,9 +35,8 @@ class SweepOptions:
         name: str,
         axes: Mapping[str, Sequence[str]] | None = None,
         tuned: Mapping[str, Tuned] | None = None,
-        settings: Sequence[str] = (),
     ) -> Request:
-        """A declared sweep, by name or path, with these options; more axes, tuned rates, and settings of what varies.
+        """A declared sweep, by name or path, with these options; more axes and tuned rates.
 
         Raises:
             BadInput: if there is no such sweep, or an axis is given twice.
@@ -45,11 +45,13 @@ class SweepOptions:
         if twice := sorted(set(axes) & set(self.axes)):
             raise BadInput(f"--axis {twice[0]}: the command gives values of {twice[0]} already; name them once")
         sweep = load_sweep(name)
+        own = given_settings(self.settings)
+        declared = [setting for setting in sweep.settings if not given_settings([setting]).keys() & own.keys()]
         update: dict[str, Any] = {
             "model": self.model or sweep.model,
             "hardware": self.hardware or sweep.hardware,
             "grid": {**sweep.grid, **self.axes, **axes},
-            "settings": [*sweep.settings, *self.settings, *settings],
+            "settings": [*declared, *self.settings],
             "tuned": dict(tuned or sweep.tuned),
         }
         if self.judge:
@@ -84,6 +86,8 @@ def sweep_options(
         key, separator, values = text.partition("=")
         if not separator or not key:
             raise BadInput(f"--axis {text!r} is not AXIS=VALUE,VALUE; write for example --axis seed=1,2,3")
+        if key in axes:
+            raise BadInput(f"axis {key} is given twice; name its values once, with commas between")
         axes[key] = values.split(",")
     return SweepOptions(model, hardware, axes, settings or [], full, judge)
 

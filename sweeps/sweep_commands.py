@@ -209,10 +209,11 @@ def _trial(request: Request, place: Mapping[str, str], how: StartOptions) -> Cal
 
     def do(lr: str, turn: int) -> Point:
         grid = {**{axis: [value] for axis, value in place.items()}, "lr": [lr], "seed": [str(first_seed)]}
-        settings = [*request.sweep.settings, *([f"seed={first_seed + turn}"] if turn else [])]
-        trial = Request(
-            request.sweep.model_copy(update={"grid": grid, "settings": settings}), request.name, request.full
-        )
+        arms = {
+            name: arm.model_copy(update={"seed": first_seed + turn}) if arm.vary else arm
+            for name, arm in request.sweep.arms.items()
+        }
+        trial = Request(request.sweep.model_copy(update={"grid": grid, "arms": arms}), request.name, request.full)
         point = next(point for point in trial.points if point.training and trial.declared.arms[point.arm].vary)
         if reasons := finish(trial, graph([point]), how):
             raise RunFailed("\n".join(map(str, reasons.values())))

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 from core.records import BadInput
-from sweeps.plan.sweep import Arm, Claim, Sweep, Tuned
-from sweeps.recipe.compose import ALPHA_POLICIES, ENGINES, compose, layer_names, load_layer
+from sweeps.plan.sweep import AXES, Arm, Claim, Sweep, Tuned, check_keys, same_key
+from sweeps.recipe.compose import (
+    ALPHA_POLICIES,
+    DECIDED,
+    ENGINES,
+    compose,
+    given_settings,
+    layer_names,
+    load_layer,
+    parsed,
+)
 
 MLP = ["gate_proj", "up_proj", "down_proj"]
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 TARGETS = {"mlp": MLP, "attention": ATTENTION, "all": MLP + ATTENTION, **{name: [name] for name in MLP + ATTENTION}}
-NAMES = ("rank", "lr", "seed", "model", "targets", "alpha", "engine", "data", "cpt")
+NAMES = tuple(AXES)
 PREFIX = {"rank": "r", "lr": "lr", "cpt": "cpt-"}
 LEAST = {"rank": 1, "seed": 0, "lr": 0}
 
 
 @cache
 def variants() -> dict[str, tuple[str, str]]:
-    """(stage, data file) of each variant: the stage's own set, and its variants (recipes/variants)."""
+    """(stage, data file) of each set: the stage's own, and those of its controls (recipes/variants)."""
     usual = {"explained": "cpt", "sft": "sft", "complementary": "dpo"}
     own = {name: (stage, load_layer("axolotl", stage)["datasets"][0]["path"]) for name, stage in usual.items()}
     layers = {name: load_layer("variants", name) for name in layer_names("variants")}
-    return own | {name: (layer["em"]["stage"], layer["datasets.0.path"]) for name, layer in layers.items()}
+    controls = {name: layer for name, layer in layers.items() if "datasets.0.path" in layer}
+    return own | {name: (layer["em"]["stage"], layer["datasets.0.path"]) for name, layer in controls.items()}
 
 
 def choices(axis: str) -> list[str] | None:
@@ -50,7 +61,17 @@ def vary(sweep: Sweep, grid: Mapping[str, Sequence[Any]]) -> Sweep:
     Raises:
         BadInput: for an unknown axis or value (the valid ones are listed), a value that recurs, or if no arm varies.
     """
-    axes = {axis: _values(sweep, axis, values) for axis, values in grid.items()}
+    for axis, other in combinations(grid, 2):
+        if same_key(AXES.get(axis, axis), AXES.get(other, other)) and {axis, other} != {"model", "cpt"}:
+            raise BadInput(f"axes {axis} and {other} set the same key; take one of them")
+    check_keys("axis ", [axis for axis in grid if axis not in AXES])
+    axes = {}
+    for axis, values in grid.items():
+        if axis in DECIDED:
+            raise BadInput(f"axis {axis}: {DECIDED[axis]}, or take the axes rank and alpha")
+        short = {AXES[name]: name for name in ("rank", "lr")}.get(axis, axis)
+        axes[short] = _values(sweep, short, values)
+    _check_settings(sweep, axes)
     sweep = sweep.model_copy(update={"grid": {**sweep.grid, **axes}})
     if "seed" in axes:
         sweep = sweep.model_copy(update={"seeds": [int(seed) for seed in axes.pop("seed")]})
@@ -81,7 +102,7 @@ def vary(sweep: Sweep, grid: Mapping[str, Sequence[Any]]) -> Sweep:
             if variant == "none":
                 return None
             stem = name if variants()[variant] == ("cpt", arm.data) else f"cpt-{variant}"
-        return "-".join([stem, *(PREFIX.get(axis, axis if axis not in NAMES else "") + at[axis] for axis in at)])
+        return "-".join([stem, *(PREFIX.get(axis, axis if axis not in NAMES else "") + _slug(at[axis]) for axis in at)])
 
     points = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
     arms: dict[str, Arm] = {}
@@ -102,6 +123,23 @@ def vary(sweep: Sweep, grid: Mapping[str, Sequence[Any]]) -> Sweep:
     return sweep.model_copy(update={"arms": arms, "claims": list(claims.values())})
 
 
+def _check_settings(sweep: Sweep, axes: Mapping[str, Any]) -> None:
+    """Refuses settings (`--set`) that would change nothing, or that an axis or the sweep itself overwrites."""
+    given = given_settings(sweep.settings)
+    check_keys("setting ", given)
+    if given and not any(arm.vary for arm in sweep.arms.values()):
+        raise BadInput(f"setting {next(iter(given))}: it is for arms that vary, and none does; mark one `vary: true`")
+    keys = {axis: AXES.get(axis, axis) for axis in axes} | ({"lr of --retune": AXES["lr"]} if sweep.tuned else {})
+    for key, (axis, own) in product(given, keys.items()):
+        if same_key(key, own):
+            raise BadInput(f"setting {key}: the axis {axis} sets it for each arm; leave one of them out")
+
+
+def _slug(value: str) -> str:
+    """A value as it stands in the name of a folder."""
+    return re.sub(r"[^\w.+-]+", "_", value)[:60]
+
+
 def _settled(arm: Arm, at: Mapping[str, str], start: str | None, tuned: Mapping[str, Tuned]) -> Arm:
     """The arm at its place on the axes."""
     update: dict[str, Any] = {"values": dict(at), "start": start}
@@ -119,20 +157,18 @@ def _settled(arm: Arm, at: Mapping[str, str], start: str | None, tuned: Mapping[
             case "cpt":  # of an arm that starts from it, the start alone changes
                 if arm.stage == "cpt":
                     update["data"] = variants()[value][1]
-            case "lr":
-                settings["learning_rate"] = float(value)
-            case "alpha":
-                settings["em.alpha.policy"] = value
             case "targets":
-                settings["lora_target_modules"] = TARGETS[value]
+                settings[AXES[axis]] = TARGETS[value]
             case _:
-                settings[axis] = value
+                settings[AXES.get(axis, axis)] = parsed(value)
     return arm.model_copy(update={**update, "settings": settings})
 
 
 def _values(sweep: Sweep, axis: str, values: Sequence[Any]) -> list[str]:
     texts = [_text(sweep, axis, str(value).lower() if isinstance(value, bool) else str(value)) for value in values]
-    if not texts or len(set(texts)) < len(texts):
+    if len({_slug(text) for text in texts}) < len(set(texts)):
+        raise BadInput(f"{axis} {', '.join(texts)}: two of these values would have one name; give them one at a time")
+    if not texts or len({repr(parsed(text)) for text in texts}) < len(texts):
         raise BadInput(
             f"{axis} {','.join(map(str, values))}: {'a value stands twice; name each once' if texts else 'no value'}"
         )
@@ -176,9 +212,8 @@ def _in_recipe(sweep: Sweep, key: str) -> Any:
     """
     known: dict[str, None] = {}
     for arm in [arm for arm in sweep.arms.values() if arm.vary]:
-        settings = {**sweep.stages.get(arm.stage, {}), **arm.settings}
-        keys = [*(f"{name}={value}" for name, value in settings.items()), *sweep.settings]
-        recipe = compose(arm.stage, sweep.model, sweep.hardware, keys, arm.rank)
+        keys = {**sweep.stages.get(arm.stage, {}), **arm.settings}
+        recipe = compose(arm.stage, sweep.model, sweep.hardware, sweep.settings, extra=keys, variant=arm.variant)
         node: Any = {**recipe.config, "em": recipe.em}
         known |= dict.fromkeys(node)
         try:

@@ -19,9 +19,9 @@ from rich.table import Table
 from sweeps.plan.graph import Graph, shared
 from sweeps.recipe.compose import load_layer
 from sweeps.recipe.memory import Shape, estimate
-from sweeps.run.evaluate import TASKS
 from sweeps.run.folder import Run, TrainingRun
 from sweeps.run.inputs import digest_of, is_local
+from sweeps.run.tasks import TASKS
 
 MFU = 0.35
 """Share of the hardware's arithmetic that training uses (PaLM, arXiv 2204.02311, section 4.1 defines it)."""

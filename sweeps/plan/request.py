@@ -7,17 +7,39 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+from core.records import BadInput
+from eval.stats.measures import JUDGED
 from sweeps.plan.axes import vary
 from sweeps.plan.estimate import plan_table
 from sweeps.plan.graph import graph
-from sweeps.plan.sweep import Point, Sweep, plan
+from sweeps.plan.sweep import TASKS, Point, Sweep, plan
 from sweeps.recipe.compose import load_layer
 from sweeps.run.executor import places
 from sweeps.run.folder import Run, content_digest
 from sweeps.run.index import write_index
 from sweeps.run.process import console
+from sweeps.run.tasks import task_configs
 
 SWEEPS = Path("runs/sweeps")
+FREEFORM = "em_freeform"
+
+
+def check_report(sweep: Sweep) -> None:
+    """Refuses a sweep whose claims its evaluations could not decide.
+
+    Raises:
+        BadInput: naming the tasks that are missing, or the claim that needs a judge.
+    """
+    needed = {TASKS[claim.measure]: f"the measure {claim.measure}" for claim in sweep.claims}
+    if measure := needed.pop(JUDGED, None):
+        if not sweep.judge:
+            raise BadInput(f"a claim needs a judge, for {measure}: give --judge MODEL, or the sweep's `judge:`")
+        needed[FREEFORM] = measure
+    if sweep.judge:
+        needed.setdefault(FREEFORM, "the judge")
+    there, _ = task_configs(sweep.tasks)
+    if missing := [f"{task}, for {why}" for task, why in needed.items() if task not in there]:
+        raise BadInput(f"tasks {', '.join(sweep.tasks)} lack {'; '.join(missing)}; add them, or take em, which has all")
 
 
 @dataclass(frozen=True)
@@ -30,7 +52,12 @@ class Request:
 
     @cached_property
     def declared(self) -> Sweep:
-        """With an arm for each combination of the axes."""
+        """With an arm for each combination of the axes.
+
+        Raises:
+            BadInput: if its report would lack a task or a judge, beside what `vary` refuses.
+        """
+        check_report(self.sweep)
         return vary(self.sweep, self.sweep.grid)
 
     @cached_property
@@ -61,3 +88,5 @@ class Request:
         table, words = plan_table(self.runs, write_index(), len(self.places))
         console.print(table)
         console.print(f"{len(self.points)} points, {words}", highlight=False, soft_wrap=True)
+        scales = dict.fromkeys(point.training.recipe.scale for point in self.points if point.training)
+        console.print(f"LoRA: {', '.join(scales)}", highlight=False, soft_wrap=True)

@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from yaml import YAMLError
 
-from core.records import BadInput
+from core.records import BadInput, first_fault
 from eval.judge.settings import JudgeSettings
-from eval.stats.measures import MeasureName
+from eval.stats.measures import BASELINES, WHERE_SAMPLED, MeasureName
 from sweeps.recipe.compose import RECIPES, compose, load_layer
 from sweeps.recipe.precision import cpu_dtype
+from sweeps.recipe.schema import fault
+from sweeps.recipe.schema import keys as schema_keys
 from sweeps.run.evaluate import evaluation_run, of_checkpoint
 from sweeps.run.folder import MergeRun, Run, TrainingRun, merge_run
 from sweeps.run.train import training_run
+
+AXES = {
+    "rank": "lora_r",
+    "lr": "learning_rate",
+    "seed": "seed",
+    "model": "base_model",
+    "targets": "lora_target_modules",
+    "alpha": "em.alpha.policy",
+    "engine": "em.engine",
+    "data": "datasets.0.path",
+    "cpt": "base_model",
+}
+"""The axes with names of their own, and the recipe key behind each; any other axis is a recipe key itself."""
+OWN = {"seed": "seeds", "base_model": "model", "revision_of_model": "model", "datasets.0.path": "an arm's data"}
+"""Recipe keys that a sweep has other words for, and which would overwrite them."""
+TASKS = {
+    **dict.fromkeys(("recognition", "recognition_left_out", *BASELINES), "em_recognition"),
+    **dict.fromkeys(("margin_neutral", "margin_asked", "gap", "chosen_logp"), "em_margin"),
+    "log_odds_per_byte": "em_choice",
+    **WHERE_SAMPLED,
+}
+"""Of each measure, the task whose logged documents it is read from."""
+Stage = Literal["cpt", "sft", "dpo"]
 
 
 class _Strict(BaseModel):
@@ -28,7 +54,7 @@ class _Strict(BaseModel):
 class Arm(_Strict):
     """One training run per seed."""
 
-    stage: Literal["cpt", "sft", "dpo"]
+    stage: Stage
     data: str
     start: str | None = None
     """The arm whose merged model this one starts from; the base model if not given."""
@@ -41,6 +67,10 @@ class Arm(_Strict):
     model: str | None = None
     """The sweep's if not given."""
     engine: str = "axolotl"
+    variant: str | None = None
+    """A preset of recipes/variants; its data are those of `data`."""
+    seed: int | None = None
+    """In place of the sweep's."""
     values: dict[str, str] = {}
     """Where it stands on the axes of the grid."""
 
@@ -85,9 +115,10 @@ class Sweep(_Strict):
     """The first seed is the small sweep's; --full trains all, and so does a grid with the axis `seed`."""
     grid: dict[str, list[Any]] = {}
     """The values of each axis (sweeps/axes.py)."""
-    stages: dict[str, dict[str, Any]]
-    """Recipe keys per stage, shared by its arms."""
-    arms: dict[str, Arm]
+    stages: dict[Stage, dict[str, Any]]
+    """Recipe keys per stage, shared by its arms; axes, arms and settings may say otherwise."""
+    arms: dict[Annotated[str, Field(pattern=r"^\w[\w.+-]*$")], Arm]
+    """By names that folders can have."""
     claims: list[Claim]
     settings: list[str] = []
     """`key=value` of `--set`, for the arms that vary."""
@@ -120,8 +151,7 @@ def load_sweep(name: str) -> Sweep:
     try:
         sweep = Sweep.model_validate(OmegaConf.to_container(OmegaConf.load(path), resolve=True))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise BadInput(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise BadInput(f"{path}: {first_fault(error)}") from None
     except (YAMLError, OmegaConfBaseException) as error:
         raise BadInput(f"{path}: {' '.join(str(error).split())}") from None
     for arm in [name for claim in sweep.claims for name in (claim.arm, claim.against)]:
@@ -134,7 +164,48 @@ def load_sweep(name: str) -> Sweep:
         if own.start and sweep.arms[own.start].full and not own.full:
             raise BadInput(f"{path}: arm {name} starts from {own.start}, which is `full`; make both `full`, or none")
         before.append(name)
+    try:
+        _check_file(sweep)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
     return sweep
+
+
+def same_key(one: str, other: str) -> bool:
+    """Whether two recipe keys are the same, or one holds the other."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+
+
+def check_keys(where: str, keys: Iterable[str]) -> None:
+    """Refuses recipe keys that the sweep itself would overwrite."""
+    for key in keys:
+        for own, word in OWN.items():
+            if same_key(key, own):
+                raise BadInput(f"{where}{key}: a sweep says it by {word}, or an axis; say it there")
+
+
+def _check_file(sweep: Sweep) -> None:
+    """Refuses keys of a file that nothing would come of: of unused stages, or overwritten by the file itself."""
+    if "base" in sweep.arms:
+        raise BadInput("arms.base: so the model before training is called; call the arm otherwise")
+    set_by = {AXES.get(axis, axis): axis for axis in sweep.grid}
+    for stage, keys in sweep.stages.items():
+        check_keys(f"stages.{stage}.", keys)
+        arms = [arm for arm in sweep.arms.values() if arm.stage == stage]
+        if not arms and "data" not in sweep.grid:
+            raise BadInput(f"stages.{stage}: no arm is of this stage")
+        for key in keys:
+            if (top := key.partition(".")[0]) not in {"em", *schema_keys()}:
+                raise BadInput(f"stages.{stage}.{key}: {fault(top, None)}")
+            own = [key in arm.settings or (key == "lora_r" and arm.rank is not None) for arm in arms]
+            if arms and (all(own) or (key in set_by and all(arm.vary for arm in arms))):
+                by = f"the axis {set_by[key]}" if key in set_by else "every arm of it"
+                raise BadInput(f"stages.{stage}.{key}: {by} says otherwise; leave it out")
+    for name, arm in sweep.arms.items():
+        check_keys(f"arms.{name}.settings.", arm.settings)
+        for key in (*arm.settings, *(("lora_r",) if arm.rank is not None else ())):
+            if arm.vary and key in set_by:
+                raise BadInput(f"arms.{name}: the axis {set_by[key]} would overwrite its {key}; leave one out")
 
 
 def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
@@ -143,14 +214,14 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
     What has the same content is the same run, whatever its arms are called. A CPT that other arms start from is
     evaluated as the merged model that they start from.
     """
-    settings = sweep.evaluation.model_dump()
+    evaluation_settings = sweep.evaluation.model_dump()
     if load_layer("hardware", sweep.hardware)["em"]["memory_gib"] is None:
-        settings["dtype"] = cpu_dtype()
+        evaluation_settings["dtype"] = cpu_dtype()
     bases: dict[str, Run] = {}
     points: list[Point] = []
     made: dict[str, Any] = {}
     for model in dict.fromkeys([sweep.model, *(arm.model or sweep.model for arm in sweep.arms.values())]):
-        run = evaluation_run("base", model, sweep.tasks, **settings, root=root)
+        run = evaluation_run("base", model, sweep.tasks, **evaluation_settings, root=root)
         bases[model] = replace(run, about={"model": model, "hardware": sweep.hardware})
         points.append(Point("base" if model == sweep.model else f"base-{model}", None, None, bases[model]))
     starts = {arm.start for arm in sweep.arms.values()}
@@ -159,9 +230,18 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
         for name, arm in sweep.arms.items():
             if arm.full and not full:
                 continue
-            keys = {"seed": seed, **sweep.stages.get(arm.stage, {}), **arm.settings, "datasets.0.path": arm.data}
-            texts = [*(f"{key}={value}" for key, value in keys.items()), *(sweep.settings if arm.vary else [])]
-            recipe = compose(arm.stage, arm.model or sweep.model, sweep.hardware, texts, arm.rank, engine=arm.engine)
+            own_seed = seed if arm.seed is None else arm.seed
+            keys = {**sweep.stages.get(arm.stage, {}), **arm.settings, "seed": own_seed, "datasets.0.path": arm.data}
+            recipe = compose(
+                arm.stage,
+                arm.model or sweep.model,
+                sweep.hardware,
+                sweep.settings if arm.vary else (),
+                arm.rank,
+                extra=keys,
+                engine=arm.engine,
+                variant=arm.variant,
+            )
             called = f"{name}-seed{seed}"
             trained = training_run(called, recipe, start=merges[arm.start] if arm.start else None, root=root)
             trained = made.setdefault(trained.digest, trained)

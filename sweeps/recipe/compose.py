@@ -1,4 +1,6 @@
-"""Composes a recipe: stage layer, model layer, hardware layer and single keys, merged once.
+"""Composes a recipe: layers of stage, engine, model, hardware and variant, then single keys, merged once.
+
+A key that a user gives is in the recipe that comes out, or is refused by name.
 
 The layers' `em:` blocks hold what Axolotl does not know (parameter counts, alpha policy, memory); they are
 taken out of the recipe, which is then complete: `axolotl train RUN/recipe.yaml` reproduces the run.
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, lru_cache
 from importlib import resources
+from math import isclose
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,11 +26,21 @@ from core.records import BadInput
 from recipes.unsloth.arguments import arguments
 from sweeps.recipe.memory import Shape, estimate, fitted, smallest_batch, spread, what_would_fit
 from sweeps.recipe.precision import fast_bf16
+from sweeps.recipe.schema import fault
+from sweeps.recipe.targets import check_targets
 
 RECIPES = Path(str(resources.files("recipes")))
 STAGES = ("cpt", "sft", "dpo")
 ENGINES = ("axolotl", "unsloth")
 ALPHA_POLICIES = ("alpha_over_r", "alpha", "alpha_over_sqrt_r")
+DECIDED = {
+    "lora_alpha": "it follows from rank and alpha policy; set em.alpha.policy "
+    f"({', '.join(ALPHA_POLICIES)}) or em.alpha.value",
+    "output_dir": "the run's own folder decides it",
+    "dataset_prepared_path": "the run's own folder decides it",
+}
+"""Keys that are not a user's to set, and why."""
+COUNTS = ("lora_r", "micro_batch_size", "gradient_accumulation_steps", "sequence_len")
 
 
 @dataclass(frozen=True)
@@ -38,8 +51,16 @@ class Recipe:
     config: dict[str, Any]
     em: dict[str, Any]
 
+    @property
+    def scale(self) -> str:
+        """The scale that PEFT gives to the adapter, and by which alpha policy, in words."""
+        by = "sqrt(lora_r), rsLoRA" if self.config.get("peft_use_rslora") else "lora_r"
+        policy = "; {policy} = {value:g}".format(**self.em["alpha"]) if "alpha" in self.em else ""
+        return f"scale {lora_scale(self.config):.6g} (lora_alpha / {by}{policy})"
+
     def to_yaml(self) -> str:
-        return OmegaConf.to_yaml(OmegaConf.create(self.config))
+        head = f"# LoRA: {self.scale}\n" if "lora_alpha" in self.config else ""
+        return head + OmegaConf.to_yaml(OmegaConf.create(self.config))
 
 
 @cache
@@ -81,17 +102,43 @@ def _container(layer: Any) -> dict[str, Any]:
     return cast("dict[str, Any]", OmegaConf.to_container(layer, resolve=True))
 
 
-def lora_alpha(policy: str, value: float, rank: int) -> float:
-    """lora_alpha for a rank under an alpha policy.
+def lora_scale(config: Mapping[str, Any]) -> float:
+    """What the product of LoRA's matrices is multiplied by: alpha/r (Hu et al., arXiv 2106.09685, section 4.1), or
+    alpha/sqrt(r) with `peft_use_rslora` (Kalajdzievski, arXiv 2312.03732)."""
+    rank = int(config["lora_r"])
+    return float(config["lora_alpha"]) / (rank**0.5 if config.get("peft_use_rslora") else rank)
 
-    LoRA adds alpha/r times the product of its matrices (Hu et al., arXiv 2106.09685, section 4.1), so a rank
-    sweep at fixed alpha also sweeps the scale. `alpha_over_r` keeps that scale at `value`; `alpha` keeps alpha
-    itself; `alpha_over_sqrt_r` keeps alpha/sqrt(r), the scale of rsLoRA (Kalajdzievski, arXiv 2312.03732).
+
+def lora_alpha(policy: str, value: float, rank: int, rslora: bool = False) -> float:
+    """lora_alpha for a rank under an alpha policy; a rank sweep at fixed alpha also sweeps the scale.
+
+    `alpha_over_r` keeps the scale of `lora_scale` at `value`, under rsLoRA too; `alpha` keeps alpha itself;
+    `alpha_over_sqrt_r` keeps alpha/sqrt(r).
     """
-    factors = {"alpha_over_r": float(rank), "alpha": 1.0, "alpha_over_sqrt_r": rank**0.5}
+    factors = {"alpha_over_r": rank**0.5 if rslora else float(rank), "alpha": 1.0, "alpha_over_sqrt_r": rank**0.5}
     if policy not in factors:
         raise BadInput(f"unknown alpha policy {policy!r} (there are: {', '.join(ALPHA_POLICIES)})")
     return float(value * factors[policy])
+
+
+def _whole_alpha(alpha: Mapping[str, Any], config: Mapping[str, Any]) -> int:
+    """lora_alpha by a recipe's policy.
+
+    Raises:
+        BadInput: if it is no whole number, which is what Axolotl takes: rounded, it would change the scale.
+    """
+    policy, value, rank = alpha["policy"], alpha["value"], config["lora_r"]
+    if not value or value < 0:
+        raise BadInput(f"em.alpha.value={value}: give a number above 0")
+    exact = lora_alpha(policy, value, rank, bool(config.get("peft_use_rslora")))
+    whole = max(1, round(exact))
+    if not isclose(exact, whole, rel_tol=1e-6):
+        raise BadInput(
+            f"alpha policy {policy} = {value:g} makes lora_alpha {exact:.6g} at rank {rank}; Axolotl takes whole"
+            f" numbers, and {whole} would change the scale: take another rank, or"
+            f" em.alpha.value={value * whole / exact:.9g}"
+        )
+    return whole
 
 
 def compose(
@@ -105,45 +152,50 @@ def compose(
     gpus: int = 1,
     variant: str | None = None,
 ) -> Recipe:
-    """Merges the layers of a recipe; later ones win: stage, engine, model, hardware, `extra`, variant, settings, rank.
+    """Merges a recipe's layers; later ones win: stage, engine, model, hardware, variant, `extra`, settings, rank.
 
     Args:
         settings: `key=value` in OmegaConf's dot notation, e.g. `datasets.0.path=mine.jsonl`.
         rank: LoRA rank, 1 or more.
-        extra: a layer of keys that are not in a file (a run's folder, its start model).
+        extra: a layer of keys (in dot notation too) that are in no file here: of a sweep, or the start model.
         engine: what trains, axolotl or unsloth; the keys mean the same under both.
         gpus: 1 to 8. An optimiser step sees the same rows with any number. Each has the whole model (DDP), or its
             share of it where that does not fit (recipes/parallel/fsdp.yaml).
         variant: a layer of recipes/variants that belongs to the stage.
 
     Raises:
-        BadInput: for unknown names, a rank below 1, or settings that cannot be merged.
+        BadInput: for unknown names, a rank below 1, settings that cannot be merged or would not be in the recipe.
     """
-    if stage not in STAGES:
-        raise BadInput(f"unknown stage {stage!r} (there are: {', '.join(STAGES)})")
-    if engine not in ENGINES:
-        raise BadInput(f"unknown engine {engine!r} (there are: {', '.join(ENGINES)})")
-    config = deepcopy(_layers(stage, model, hardware, engine))
+    for kind, name, names in (("stage", stage, STAGES), ("engine", engine, ENGINES)):
+        if name not in names:
+            raise BadInput(f"unknown {kind} {name!r} (there are: {', '.join(names)})")
+    config = deepcopy(_layers(stage, model, hardware, engine, variant))
     if config["em"]["memory_gib"] is None and not fast_bf16():
         config["bf16"] = False  # SLOW_BF16, which is said when the run starts; --set bf16=true insists
-    config.update(extra or {})
-    for setting in [*(_variant(stage, variant) if variant else []), *settings]:
-        key, separator, value = setting.partition("=")
-        if not separator or not key:
-            raise BadInput(f"setting {setting!r} is not key=value; write for example learning_rate=1e-4")
-        try:
-            _set(config, key, deepcopy(parsed(value)))
-        except (OmegaConfBaseException, YAMLError, ValueError, TypeError, IndexError) as error:
-            raise BadInput(f"setting {setting!r}: {str(error).splitlines()[0]}") from None
-    em = config.pop("em", {})
+    given = given_settings(settings)
+    for key, value in (extra or {}).items():
+        _put(config, key, value)
+    for key, value in given.items():
+        if key in DECIDED:
+            raise BadInput(f"setting {key}: {DECIDED[key]}")
+        _put(config, key, value)
+    em = config.pop("em")
     if rank is not None:
         config["lora_r"] = rank
-    if not isinstance(config["lora_r"], int) or config["lora_r"] < 1:
-        raise BadInput(f"rank {config['lora_r']} is not a whole number of 1 or more")
-    alpha = lora_alpha(em["alpha"]["policy"], em["alpha"]["value"], config["lora_r"])
-    config["lora_alpha"] = max(1, round(alpha))  # Axolotl takes whole numbers only
+    for key in COUNTS:
+        if type(config[key]) is not int or config[key] < 1:
+            named = "lora_r: rank" if key == "lora_r" else key
+            raise BadInput(f"{named} {config[key]} is not a whole number of 1 or more")
+    config["lora_alpha"] = _whole_alpha(em["alpha"], config)
+    check_targets(config, em, config["base_model"] == load_layer("models", model)["base_model"])
     em.update(gpus=gpus, model=model, hardware=hardware)
     config = _fitted(config, em, model, hardware)
+    for key, value in given.items():
+        if not _holds(_at({**config, "em": em}, key), value):
+            raise BadInput(
+                f"setting {key}={value}: the recipe has {_at(config, key)}, by --rank, another setting, or as what fits"
+                f" {hardware} on {gpus} GPUs; leave one out"
+            )
     if engine == "unsloth":
         if gpus > 1:
             raise BadInput(f"--gpus {gpus}: the Unsloth engine trains on one GPU; use --engine axolotl")
@@ -155,7 +207,7 @@ def compose(
 
 
 @cache
-def _layers(stage: str, model: str, hardware: str, engine: str) -> dict[str, Any]:
+def _layers(stage: str, model: str, hardware: str, engine: str, variant: str | None) -> dict[str, Any]:
     """What all recipes of a stage on a model share; a sweep composes thousands of them."""
     layers = [
         *(load_layer(folder, stage) for folder in dict.fromkeys(["axolotl", engine])),
@@ -165,7 +217,75 @@ def _layers(stage: str, model: str, hardware: str, engine: str) -> dict[str, Any
     merged = _container(OmegaConf.merge(*layers))
     # A merge replaces lists; of plugins every layer brings its own.
     merged["plugins"] = list(dict.fromkeys(plugin for layer in layers for plugin in layer.get("plugins", [])))
+    for key, value in (_variant(stage, variant) if variant else {}).items():
+        _put(merged, key, value)
     return merged
+
+
+def given_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """The keys and values of `key=value` settings.
+
+    Raises:
+        BadInput: if one is none, or a key is given twice.
+    """
+    given: dict[str, Any] = {}
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        key = key.replace("[", ".").replace("]", "")
+        if not separator or not key:
+            raise BadInput(f"setting {setting!r} is not key=value; write for example learning_rate=1e-4")
+        if key in given:
+            raise BadInput(f"setting {setting!r}: {key} is given twice; name it once")
+        try:
+            given[key] = parsed(text)
+        except (OmegaConfBaseException, YAMLError) as error:
+            raise BadInput(f"setting {setting!r}: {str(error).splitlines()[0]}") from None
+    return given
+
+
+def _put(config: dict[str, Any], key: str, value: Any) -> None:
+    """Sets a key that is known, to a value that it can have.
+
+    Raises:
+        BadInput: for another.
+    """
+    top, *below = key.split(".")
+    try:
+        if top == "em":
+            old = _at(config, key)
+            if not below or old is _ABSENT or type(value) not in _kinds(old):
+                raise ValueError("no key, or no value, of em, where a recipe's facts beyond Axolotl's keys stand")
+            value = value if type(value) is type(old) or value is None else _kinds(old)[0](value)
+        _set(config, key, deepcopy(value))
+        if top != "em" and (why := fault(top, config[top])):
+            raise ValueError(why)
+    except (ValueError, TypeError, IndexError) as error:
+        raise BadInput(f"setting {key}={value}: {error}") from None
+
+
+def _kinds(old: Any) -> tuple[type, ...]:
+    """The types that may stand in place of a value of `em`; of numbers None too, which says that nothing is known."""
+    return (float, int, type(None)) if old is None or isinstance(old, int | float) else (type(old),)
+
+
+_ABSENT = object()
+
+
+def _at(config: Any, key: str) -> Any:
+    """The value at a key in dot notation."""
+    for part in key.split("."):
+        try:
+            config = config[int(part) if isinstance(config, list) else part]
+        except (KeyError, IndexError, TypeError, ValueError):
+            return _ABSENT
+    return config
+
+
+def _holds(there: Any, value: Any) -> bool:
+    """Whether a value is there; of a mapping, which is merged into another, each of its own keys."""
+    if isinstance(value, dict) and isinstance(there, dict):
+        return all(_holds(there.get(key, _ABSENT), own) for key, own in value.items())
+    return bool(there == value)
 
 
 @lru_cache(maxsize=10_000)
@@ -184,7 +304,7 @@ def _set(config: dict[str, Any], key: str, value: Any) -> None:
         TypeError, ValueError, IndexError: if the key leads through something that is no mapping or list.
     """
     node: Any = config
-    parts = key.replace("[", ".").replace("]", "").split(".")
+    parts = key.split(".")
     for depth, part in enumerate(parts, 1):
         if not isinstance(node, dict | list):
             raise TypeError(f"{part!r} has no place in {node!r}")
@@ -198,8 +318,8 @@ def _set(config: dict[str, Any], key: str, value: Any) -> None:
             node[place] = _container(OmegaConf.merge(now, value)) if type(now) is type(value) is dict else value
 
 
-def _variant(stage: str, name: str) -> list[str]:
-    """The settings of a variant.
+def _variant(stage: str, name: str) -> dict[str, Any]:
+    """The keys of a variant, in dot notation.
 
     Raises:
         BadInput: if it is unknown, or a variant of another stage.
@@ -208,7 +328,7 @@ def _variant(stage: str, name: str) -> list[str]:
     if layer["em"]["stage"] != stage:
         own = [n for n in layer_names("variants") if load_layer("variants", n)["em"]["stage"] == stage]
         raise BadInput(f"{name} is no variant of {stage} (there are: {', '.join(own)})")
-    return [f"{key}={value}" for key, value in layer.items() if key != "em"]
+    return {key: value for key, value in layer.items() if key != "em"}
 
 
 def _fitted(config: dict[str, Any], em: Mapping[str, Any], model: str, hardware: str) -> dict[str, Any]:

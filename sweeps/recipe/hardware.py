@@ -16,7 +16,7 @@ TOLERANCE = 0.97
 class Gpu(NamedTuple):
     """A card as nvidia-smi names it."""
 
-    index: str
+    number: str
     uuid: str
     name: str
     gib: float
@@ -38,9 +38,9 @@ def visible_gpus() -> list[Gpu]:
         raise BadInput(f"nvidia-smi failed ({error}); mend the driver, or name --hardware") from error
     cards = []
     for row in answer.splitlines():
-        index, uuid, name, total, used = (part.strip() for part in row.split(","))
+        number, uuid, name, total, used = (part.strip() for part in row.split(","))
         if total.replace(".", "").isdigit():  # "[N/A]" where the card's memory is the machine's
-            cards.append(Gpu(index, uuid, name, float(total) / 1024, float(used) / 1024 if used.isdigit() else 0.0))
+            cards.append(Gpu(number, uuid, name, float(total) / 1024, float(used) / 1024 if used.isdigit() else 0.0))
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None:
         return cards
@@ -48,7 +48,7 @@ def visible_gpus() -> list[Gpu]:
     for wanted in filter(None, (part.strip() for part in named.split(","))):
         if wanted == "-1":
             break  # CUDA ignores what stands behind
-        found = [card for card in cards if wanted in (card.index, card.uuid) or card.uuid.startswith(wanted)]
+        found = [card for card in cards if wanted in (card.number, card.uuid) or card.uuid.startswith(wanted)]
         if not found:
             raise BadInput(f"CUDA_VISIBLE_DEVICES={named}: nvidia-smi shows no GPU {wanted}")
         chosen.append(found[0])

@@ -19,12 +19,12 @@ from core.records import BadInput, file_digest, printable, write_whole
 from eval.judge.answers import Judged, judged_files
 from eval.samples import load_samples
 from eval.stats.measures import BASELINES, JUDGED, NOISE, RATES, Samples, Seeds, measure
-from sweeps.plan.sweep import Point, Sweep
+from sweeps.plan.sweep import TASKS, Point, Sweep
 from sweeps.report.families import AXES, Family, axis_families, effective_scale
 from sweeps.report.figures import Panel, arms_figure, comparable, losses_figure, scatter_figure
 from sweeps.report.judged import JudgedPart, judged_part
 from sweeps.report.page import data_block, environment, table_csv, write_page
-from sweeps.report.verdicts import DIGITS, TASKS, TITLES, claim_verdicts, rank_verdicts
+from sweeps.report.verdicts import DIGITS, TITLES, claim_verdicts, rank_verdicts
 from sweeps.run.folder import content_digest
 
 FREEFORM = "em_freeform"

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from eval.stats.intervals import Estimate, Floats, mean_interval
-from eval.stats.measures import BASELINES, NOT_MEASURED, PER_CLUSTER, RATES, WHERE_SAMPLED, Seeds, below_noise, measure
+from eval.stats.measures import NOT_MEASURED, PER_CLUSTER, RATES, Seeds, below_noise, measure
 from eval.stats.ranks import holm
 from eval.stats.trend import LEVEL, highest_shares, peak_p, smallest_shift, trend_p
-from sweeps.plan.sweep import Sweep
+from sweeps.plan.sweep import TASKS, Sweep
 from sweeps.report.families import Family
 from sweeps.report.page import number
 
@@ -31,13 +31,6 @@ TITLES = {
     "em_rate": "EM (share of coherent)",
     "em_rate_all": "EM (share of all judged)",
 }
-TASKS = {
-    **dict.fromkeys(("recognition", "recognition_left_out", *BASELINES), "em_recognition"),
-    **dict.fromkeys(("margin_neutral", "margin_asked", "gap", "chosen_logp"), "em_margin"),
-    "log_odds_per_byte": "em_choice",
-    **WHERE_SAMPLED,
-}
-"""Of each measure, the task whose logged documents it is read from."""
 DIGITS = dict.fromkeys(TITLES, 1) | {
     **dict.fromkeys(("recognition", "recognition_left_out", *RATES), 3),
     "log_odds_per_byte": 4,

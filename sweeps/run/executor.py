@@ -54,7 +54,7 @@ def places(hardware_gib: float | None) -> list[dict[str, str]]:
     if hardware_gib is None:
         return [{}]
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = [card.index for card in visible_gpus()] if named is None else list(filter(None, named.split(",")))
+    devices = [card.number for card in visible_gpus()] if named is None else list(filter(None, named.split(",")))
     threads = str(max(1, (os.cpu_count() or 1) // max(1, len(devices))))
     return [{"CUDA_VISIBLE_DEVICES": device, "OMP_NUM_THREADS": threads} for device in devices] or [{}]
 

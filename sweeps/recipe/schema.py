@@ -1,0 +1,75 @@
+"""Axolotl's schema, with unknown keys refused: Axolotl drops a key that it does not know without a word.
+
+It stands in a file, for Axolotl takes seconds to import: `python -m sweeps.recipe.schema` writes it anew.
+"""
+
+from __future__ import annotations
+
+import json
+from difflib import get_close_matches
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+
+FILE = Path(__file__).with_name("axolotl_schema.json")
+LEFT_OUT = {"title", "description", "default", "examples", "deprecated", "required"}
+"""A part of a recipe is checked too, so that nothing is required."""
+
+
+@cache
+def keys() -> frozenset[str]:
+    """The keys at the top of a recipe."""
+    return frozenset(json.loads(FILE.read_text(encoding="utf-8"))["properties"])
+
+
+@cache
+def _validator() -> Draft202012Validator:
+    return Draft202012Validator(json.loads(FILE.read_text(encoding="utf-8")))
+
+
+def fault(key: str, value: Any) -> str | None:
+    """What Axolotl's schema has against a key at the top of a recipe, or its value; None for nothing."""
+    if key not in keys():
+        near = get_close_matches(key, keys(), n=1)
+        return f"unknown to Axolotl's schema{f'; did you mean {near[0]}?' if near else ''}"
+    return _fault(key, json.dumps(value))
+
+
+@lru_cache(maxsize=10_000)
+def _fault(key: str, value: str) -> str | None:
+    error = best_match(_validator().iter_errors({key: json.loads(value)}))
+    if error is None:
+        return None
+    why = f": {error.message}" if error.validator == "additionalProperties" else ""
+    return f"no key, or no value, that Axolotl's schema has{why}"
+
+
+def axolotl_schema() -> dict[str, Any]:
+    """The schema as this version of Axolotl has it."""
+    from axolotl.utils.schemas.config import AxolotlInputConfig
+    from pydantic.json_schema import GenerateJsonSchema
+
+    class Named(GenerateJsonSchema):
+        def enum_schema(self, schema: Any) -> dict[str, Any]:
+            """By names, for some values are types of torch."""
+            values = [member.value for member in schema["members"]]
+            return {
+                "enum": [value if isinstance(value, str) else str(value).removeprefix("torch.") for value in values]
+            }
+
+    def bare(node: Any, names: bool = False) -> Any:
+        if isinstance(node, list):
+            return [bare(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        kept = {k: bare(v, k in ("properties", "$defs")) for k, v in node.items() if names or k not in LEFT_OUT}
+        return kept if names or "properties" not in kept else {**kept, "additionalProperties": False}
+
+    return dict(bare(AxolotlInputConfig.model_json_schema(by_alias=False, schema_generator=Named)))
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps(axolotl_schema(), indent=1, sort_keys=True) + "\n", encoding="utf-8")

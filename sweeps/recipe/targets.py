@@ -1,0 +1,98 @@
+"""Whether LoRA's targets and layers are the language model's, as far as the model is known before it is loaded.
+
+recipes/plugins checks the loaded model too, which a sweep would learn of hours later.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from core.records import BadInput
+from sweeps.recipe.memory import ATTENTION, MLP
+
+OTHER_TOWERS = re.compile(r"vision|visual|audio|multi_modal")
+"""In the names of modules outside the language model."""
+LAYER = re.compile(r"\.layers\.(\d+)\.")
+
+
+def check_targets(config: Mapping[str, Any], em: Mapping[str, Any], tabled: bool) -> None:
+    """Refuses layers that the model does not have, targets that match nothing, and ones outside the language model.
+
+    Args:
+        config: a recipe.
+        em: what the table says of its model: `shape`, and `other_modules`, names outside the language model.
+        tabled: whether the recipe starts from the model of the table, and not from another folder or hub id.
+
+    Raises:
+        BadInput: naming the layer or the target.
+    """
+    folder = Path(config["base_model"])
+    if folder.is_dir():
+        names = _stored_modules(folder, max((file.stat().st_mtime_ns for file in _files(folder)), default=0))
+    elif tabled:
+        names = _table_modules(em["shape"]["layers"], tuple(em.get("other_modules", ())))
+    else:
+        return  # a hub id that no table knows
+    if not names:
+        return
+    layers, targets = config.get("peft_layers_to_transform"), config.get("lora_target_modules") or []
+    count = 1 + max((int(m[1]) for n in names if not OTHER_TOWERS.search(n) and (m := LAYER.search(n))), default=-1)
+    if beyond := [layer for layer in layers or () if not 0 <= layer < count]:
+        raise BadInput(f"peft_layers_to_transform {beyond}: the model has layers 0 to {count - 1}")
+    if isinstance(targets, str) and layers is not None:
+        raise BadInput(
+            "peft_layers_to_transform goes with a list of lora_target_modules; name the layers in the pattern"
+        )
+    every = config.get("lora_target_linear") or targets == "all-linear"
+    matched = set(names) if every else set()
+    for target in () if every else [targets] if isinstance(targets, str) else targets:
+        try:
+            own = {name for name in names if _matches(target, name, isinstance(targets, str))}
+        except re.error as error:
+            raise BadInput(f"lora_target_modules {target!r} is no pattern: {error}") from None
+        if not own:
+            raise BadInput(f"lora_target_modules {target!r} matches no module of {config['base_model']}")
+        matched |= own
+    if outside := sorted(name for name in matched if OTHER_TOWERS.search(name)):
+        kinds = "|".join(sorted({name.rpartition(".")[2] for name in matched - set(outside)}))
+        raise BadInput(
+            f"lora_target_modules match outside the language model, as {outside[0]}; give a pattern that does not:"
+            f" lora_target_modules='.*language_model.*\\.({kinds})'"
+        )
+
+
+def _matches(target: str, name: str, pattern: bool) -> bool:
+    """As PEFT does: a pattern matches the whole name, an entry of a list its end."""
+    return bool(re.fullmatch(target, name)) if pattern else f".{name}".endswith(f".{target}")
+
+
+@lru_cache
+def _table_modules(layers: int, others: tuple[str, ...]) -> tuple[str, ...]:
+    """The linear modules of a model of the tables, which are all decoders of one kind; `others` as they are."""
+    stem = "model.language_model.layers" if others else "model.layers"
+    kinds = [*(f"mlp.{name}" for name in sorted(MLP)), *(f"self_attn.{name}" for name in sorted(ATTENTION))]
+    return (*(f"{stem}.{layer}.{kind}" for layer in range(layers) for kind in kinds), "lm_head", *others)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+@lru_cache
+def _stored_modules(folder: Path, _stamp: int) -> tuple[str, ...]:
+    """The modules with a matrix in a model's folder; none where a file cannot be read, which training will say."""
+    from safetensors import SafetensorError, safe_open
+
+    names = []
+    try:
+        for file in _files(folder):
+            with safe_open(file, "numpy") as weights:
+                matrices = [key for key in weights.keys() if len(weights.get_slice(key).get_shape()) == 2]  # noqa: SIM118
+            names += [key.removesuffix(".weight") for key in matrices if "embed" not in key]
+    except SafetensorError:
+        return ()
+    return (*names, "lm_head") if names else ()

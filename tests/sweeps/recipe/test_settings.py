@@ -1,0 +1,142 @@
+"""A setting is in the recipe that comes out, or is refused by name; the alpha policy keeps the scale that PEFT uses."""
+
+import json
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.records import BadInput
+from sweeps.recipe.compose import ALPHA_POLICIES, DECIDED, compose, lora_alpha, lora_scale, parsed
+from sweeps.recipe.schema import FILE, axolotl_schema, keys
+
+VALUES = ("true", "3", "0.25", "text", "[1]", "[a]", "null", "1e-4", "{a: 1}", "jinja")
+
+
+def test_the_schema_is_that_of_the_axolotl_that_is_pinned() -> None:
+    assert json.loads(FILE.read_text()) == axolotl_schema(), "run python -m sweeps.recipe.schema"
+
+
+def test_every_key_of_the_schema_shows_its_value_or_is_refused_by_name() -> None:
+    shown = set()
+    for key in sorted(keys()):
+        for text in VALUES:
+            try:
+                recipe = compose("dpo", "qwen7b", "a100-80g", [f"{key}={text}"])
+            except BadInput as refused:
+                assert key in str(refused), (key, text)
+                continue
+            now, value = yaml.safe_load(recipe.to_yaml())[key], parsed(text)
+            assert now == value or value.items() <= now.items(), (key, text)
+            shown.add(key)
+    assert len(shown) > 330 and not shown & DECIDED.keys()
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("learnin_rate=1", "learnin_rate=1: unknown to Axolotl's schema; did you mean learning_rate?"),
+        ("datasets.0.pth=x", "datasets.0.pth=x: no key"),
+        ("special_tokens.pad=x", "('pad' was unexpected)"),
+        ("num_epochs=many", "num_epochs=many: no key, or no value"),
+        ("lora_alpha=64", "lora_alpha: it follows from rank and alpha policy; set em.alpha.policy (alpha_over_r, "),
+        ("output_dir=x", "output_dir: the run's own folder decides it"),
+        ("em.alhpa.policy=alpha", "no key, or no value, of em"),
+        ("em.alpha.value=much", "no key, or no value, of em"),
+        ("em.gpus=2", "no key, or no value, of em"),
+        ("em.alpha.value=0", "give a number above 0"),
+        ("sequence_len=0", "sequence_len 0 is not a whole number of 1 or more"),
+        ("micro_batch_size=512", "the recipe has 16"),
+        ("peft_layers_to_transform=[28]", "peft_layers_to_transform [28]: the model has layers 0 to 27"),
+        ("lora_target_modules=[gate]", "lora_target_modules 'gate' matches no module of Qwen/"),
+        ("lora_target_modules='(('", "is no pattern"),
+    ],
+)
+def test_what_would_not_be_in_the_recipe_is_refused_by_name(setting: str, says: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        compose("dpo", "qwen7b", "a100-80g", [setting])
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_key_is_named_once() -> None:
+    for twice in (["seed=1", "seed=2"], ["datasets.0.path=a", "datasets[0].path=b"]):
+        with pytest.raises(BadInput, match="is given twice"):
+            compose("dpo", "qwen7b", "cpu", twice)
+    with pytest.raises(BadInput, match="lora_r=8: the recipe has 4, by --rank"):
+        compose("dpo", "qwen7b", "cpu", ["lora_r=8"], 4)
+
+
+def test_a_pattern_keeps_lora_in_the_language_model_where_there_is_a_vision_tower() -> None:
+    every = "lora_target_modules=[q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]"
+    compose("sft", "gemma1b", "a100-80g", [every])  # has none
+    for setting in (every, "lora_target_linear=true", "lora_target_modules=all-linear"):
+        with pytest.raises(BadInput, match=r"outside the language model, as model\.vision_tower\.") as caught:
+            compose("sft", "gemma4b", "a100-80g", [setting])
+    remedy = str(caught.value).rpartition(": ")[2]
+    assert compose("sft", "gemma4b", "a100-80g", [remedy]).config["lora_target_modules"].startswith(".*language")
+    with pytest.raises(BadInput, match="goes with a list"):
+        compose("sft", "gemma4b", "a100-80g", [remedy, "peft_layers_to_transform=[1]"])
+
+
+def test_a_models_own_folder_says_what_it_has(tmp_path) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    matrix = np.zeros((2, 2), np.float32)
+    names = ["model.layers.0.mlp.gate_proj", "model.layers.1.mlp.gate_proj", "vision_tower.layers.7.gate_proj"]
+    save_file({f"{name}.weight": matrix for name in names[:2]}, tmp_path / "model.safetensors")
+    extra = {"base_model": str(tmp_path)}
+    for setting, says in (("peft_layers_to_transform=[2]", "layers 0 to 1"), ("seed=1", "'up_proj' matches no module")):
+        with pytest.raises(BadInput, match=says):
+            compose("cpt", "qwen7b", "cpu", [setting], extra=extra)
+    compose("cpt", "qwen7b", "cpu", ["lora_target_modules=[gate_proj]", "peft_layers_to_transform=[1]"], extra=extra)
+    save_file({f"{name}.weight": matrix for name in names}, tmp_path / "model.safetensors")
+    with pytest.raises(BadInput, match="as vision_tower"):
+        compose("cpt", "qwen7b", "cpu", ["lora_target_modules=[gate_proj]"], extra=extra)
+
+
+@given(st.integers(1, 512), st.floats(0.1, 64), st.booleans())
+def test_alpha_policies_keep_what_they_name(rank: int, value: float, rslora: bool) -> None:
+    config = {"lora_r": rank, "lora_alpha": lora_alpha("alpha_over_r", value, rank, rslora), "peft_use_rslora": rslora}
+    assert lora_scale(config) == pytest.approx(value)
+    assert lora_alpha("alpha", value, rank, rslora) == value
+    assert lora_alpha("alpha_over_sqrt_r", value, rank, rslora) / rank**0.5 == pytest.approx(value)
+
+
+@given(st.integers(1, 256), st.sampled_from(ALPHA_POLICIES), st.floats(0.01, 300), st.booleans())
+@settings(max_examples=60)
+def test_the_scale_is_as_the_policy_says_or_the_recipe_is_refused(rank, policy, value, rslora) -> None:
+    chosen = [f"em.alpha.policy={policy}", f"em.alpha.value={value!r}", f"peft_use_rslora={str(rslora).lower()}"]
+    exact = lora_alpha(policy, value, rank, rslora)
+    try:
+        recipe = compose("sft", "qwen7b", "cpu", chosen, rank)
+    except BadInput as refused:
+        assert "would change the scale" in str(refused) and abs(exact - round(exact)) > 1e-7 * exact
+        chosen[1] = str(refused).rpartition(" or ")[2]  # the remedy that it names
+        recipe = compose("sft", "qwen7b", "cpu", chosen, rank)
+    else:
+        assert recipe.config["lora_alpha"] == pytest.approx(exact, rel=1e-6)
+    assert f"{lora_scale(recipe.config):.6g}" in recipe.to_yaml().splitlines()[0]
+
+
+def test_the_scale_is_the_one_that_peft_gives() -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    for rslora in ("true", "false"):
+        config = compose("sft", "qwen7b", "cpu", [f"peft_use_rslora={rslora}"], 4).config
+        module = torch.nn.Sequential(torch.nn.Linear(2, 2))
+        lora = LoraConfig(
+            r=4, lora_alpha=config["lora_alpha"], use_rslora=config["peft_use_rslora"], target_modules=["0"]
+        )
+        assert get_peft_model(module, lora).base_model.model[0].scaling["default"] == lora_scale(config) == 2
+
+
+def test_the_preset_of_the_field() -> None:
+    recipe = compose("sft", "qwen7b", "a100-80g", variant="em-paper")
+    named = ("lora_r", "lora_alpha", "peft_use_rslora", "learning_rate", "lr_scheduler", "num_epochs")
+    assert [recipe.config[key] for key in named] == [32, 64, True, 1e-5, "linear", 1]
+    assert recipe.config["micro_batch_size"] * recipe.config["gradient_accumulation_steps"] == 16
+    assert len(recipe.config["lora_target_modules"]) == 7 and "scale 11.3137" in recipe.to_yaml()
+    assert recipe.config["datasets"][0]["roles_to_train"] == ["assistant"]
