@@ -204,7 +204,7 @@ class Fake:
         elif self.refuses(body):
             fault = "status_400"
         kind = "proof" if program == "proof" else "chat"
-        self.note(kind=kind, program=program, round=round_, fault=fault)
+        self.note(kind=kind, program=program, round=round_, fault=fault, seed=body.get("seed"))
         if fault == "status_429":
             wait = {"Retry-After": str(self.options.retry_after)}
             return web.json_response(

@@ -12,7 +12,12 @@ from core.llm.journal import Answer, Journal
 from core.records import BadInput
 
 FIRST_GUESS = 500
-"""Tokens that an answer is taken to have before one has come; a prompt is taken at four characters a token."""
+"""Tokens that an answer is taken to have before one has come."""
+
+
+def prompt_tokens(request: Mapping[str, Any]) -> int:
+    """About how many tokens the messages of a request have."""
+    return sum(len(message["content"]) for message in request["messages"]) // 4
 
 
 class Prices(NamedTuple):
@@ -92,7 +97,7 @@ class Money:
             Spent: if it cannot, even alone.
         """
         model = request["model"]
-        tokens = sum(len(message["content"]) for message in request["messages"]) // 4
+        tokens = prompt_tokens(request)
         if model in self._highest:
             price = max(self._highest[model], self._cost(model, tokens, 0))
         else:

@@ -22,7 +22,7 @@ import aiohttp
 from pydantic import BaseModel
 
 from core.llm.adapt import Adaptation, json_schema, response_format
-from core.llm.budget import Money, Spent
+from core.llm.budget import Money, Spent, prompt_tokens
 from core.llm.journal import Answer, Journal
 from core.llm.replies import FILTERED, Completion, ServerError, read_completion, retry_after, server_error
 from core.records import BadInput, digest, one_line
@@ -209,13 +209,16 @@ class Client:
         self, key: str, request: Mapping[str, Any], problem: Callable[[Answer], str], attempts: int
     ) -> Answer:
         model, why = request["model"], ""
+        seed = {"seed": request["seed"]} if "seed" in request else {}
         for _ in range(attempts):
-            if "seed" in request:
-                request = {**request, "seed": len(self._journal.answers.get(key, ()))}
+            request = {**request, **{name: n + len(self._journal.answers.get(key, ())) for name, n in seed.items()}}
             async with self._money.lend(request):
                 if self.stopped is not None:
                     raise Stopped(self.stopped)
                 completion, changes = await self._send(request)
+                if not completion.tokens_in:  # a server that does not count
+                    guess = {"tokens_in": prompt_tokens(request), "tokens_out": len(completion.text) // 4 + 1}
+                    completion = completion._replace(**guess)
                 answer = Answer(key=key, model=model, changes=changes, **completion._asdict())
                 await self._journal.append(answer)
                 self._money.count(answer)

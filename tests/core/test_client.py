@@ -38,6 +38,7 @@ def test_a_setting_that_differs_is_another_request(tmp_path: Path, fake) -> None
     ]
     answers = run_all(jobs, server.access(1), tmp_path / "j.jsonl", Money({"m": None}), "requests")
     assert len({answer.key for answer in answers}) == len(server.log("chat")) == 3
+    assert [entry["seed"] for entry in server.log("chat")] == [0, 1, 2]
 
 
 def test_a_wait_that_one_request_is_told_holds_for_all(tmp_path: Path, fake) -> None:

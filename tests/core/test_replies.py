@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from core.llm.adapt import Adaptation
-from core.llm.budget import Money
+from core.llm.budget import Money, Prices
 from core.llm.client import Access, Client, Filtered, Stopped, Unanswered, run_all
 from core.llm.journal import Answer
 from core.llm.replies import ServerError, read_completion, retry_after, server_error, without_reasoning
@@ -230,3 +230,15 @@ def test_addresses_as_they_are_copied(tmp_path: Path, url: str) -> None:
 def test_an_extra_body_is_an_object_of_other_fields(text: str) -> None:
     with pytest.raises(BadInput, match="--extra-body"):
         Access.from_environment("NONE", "http://localhost/v1", 1, 1.0, text)
+
+
+def test_a_server_that_does_not_count_tokens_is_paid_by_estimate(tmp_path: Path) -> None:
+    def reply(body: Body, _: int) -> Reply:
+        status, content, headers = completion("x" * 400)
+        return status, {**content, "usage": None}, headers
+
+    money = Money({"m": Prices(10.0, 10.0)}, 0.007)
+    with serving(reply) as server, pytest.raises(Stopped, match="the money is spent"):
+        jobs = [lambda client, n=n: client.ask("m", [{"role": "user", "content": f"{n:400}"}]) for n in range(10)]
+        run_all(jobs, Access("none", server.url, 4), tmp_path / "j.jsonl", money, "requests")
+    assert len(server.bodies) == 3 and 0.006 <= money.usd <= 0.007
