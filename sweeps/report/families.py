@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from sweeps.plan.sweep import Point, Tuned
+from sweeps.recipe.compose import lora_scale
 from sweeps.run.folder import TrainingRun
 
 Axis = Literal["rank", "lr"]
@@ -69,18 +69,8 @@ def _differing(configs: Sequence[Mapping[str, Any]], derived: set[str]) -> tuple
     return tuple(sorted(key for key in keys if any(c.get(key) != configs[0].get(key) for c in configs)))
 
 
-def effective_scale(recipe: Mapping[str, Any]) -> float | None:
-    """What PEFT multiplies the product of LoRA's matrices by: alpha / r, or alpha / sqrt(r) under rsLoRA.
-
-    Source: Hu et al., arXiv 2106.09685, section 4.1; Kalajdzievski, arXiv 2312.03732.
-    """
-    if "lora_alpha" not in recipe:
-        return None
-    return float(recipe["lora_alpha"] / recipe["lora_r"] ** (0.5 if recipe.get("peft_use_rslora") else 1))
-
-
 def _scale(recipes: Sequence[Mapping[str, Any]], tuned: Mapping[str, Tuned]) -> str:
-    scales = {recipe["lora_r"]: f"{effective_scale(recipe) or math.nan:.3g}" for recipe in recipes}
+    scales = {recipe["lora_r"]: f"{lora_scale(recipe):.3g}" for recipe in recipes}
     if len(set(scales.values())) > 1:
         listed = ", ".join(f"{scale} at rank {rank}" for rank, scale in sorted(scales.items()))
         return f"Rank and scale are confounded here: the effective scale is {listed}."

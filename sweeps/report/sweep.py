@@ -20,7 +20,8 @@ from eval.judge.answers import Judged, judged_files
 from eval.samples import load_samples
 from eval.stats.measures import BASELINES, JUDGED, NOISE, RATES, Samples, Seeds, measure
 from sweeps.plan.sweep import TASKS, Point, Sweep
-from sweeps.report.families import AXES, Family, axis_families, effective_scale
+from sweeps.recipe.compose import lora_scale
+from sweeps.report.families import AXES, Family, axis_families
 from sweeps.report.figures import Panel, arms_figure, comparable, losses_figure, scatter_figure
 from sweeps.report.judged import JudgedPart, judged_part
 from sweeps.report.page import data_block, environment, table_csv, write_page
@@ -65,7 +66,7 @@ def arm_rows(points: Sequence[Point], samples: Mapping[str, Seeds], measures: Se
             "arm": arm,
             "seeds": len(seeds),
             "rank": runs[0].recipe.config["lora_r"] if runs else None,
-            "scale": effective_scale(runs[0].recipe.config) if runs else None,
+            "scale": lora_scale(runs[0].recipe.config) if runs else None,
             "trained_parameters": records[0]["trained_parameters"] if records else 0,
             "minutes": round(sum(r["wall_seconds"] for r in records) / 60, 1),
         }

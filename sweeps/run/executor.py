@@ -18,11 +18,11 @@ from rich.live import Live
 from rich.text import Text
 
 from core.records import write_whole
-from sweeps.plan.graph import Graph, State, lost, ready, wanted
 from sweeps.recipe.hardware import visible_gpus
 from sweeps.run.adapters import close_resident_bases, resident_base
 from sweeps.run.evaluate import evaluate
 from sweeps.run.folder import MergeRun, Run, TrainingRun
+from sweeps.run.graph import Graph, State, lost, ready, wanted
 from sweeps.run.index import write_index
 from sweeps.run.process import SLOT, RunFailed, RunHeld, RunRefused, console, locked, stop_children, stopping
 from sweeps.run.status import progress, status_lines

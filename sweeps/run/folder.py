@@ -27,7 +27,9 @@ from sweeps.recipe.compose import Recipe
 from sweeps.run.process import locked
 
 PACKAGES = ("axolotl", "unsloth", "torch", "transformers", "trl", "peft", "datasets", "lm_eval")
-LOGGING = re.compile("(logging|swanlab|otel|hub)_.*|(use_)?(wandb|mlflow|comet|trackio|swanlab|tensorboard).*")
+LOGGING = re.compile(
+    "(logging|hub|profiler|hf_mlflow)_.*|(use_)?(wandb|mlflow|comet|trackio|swanlab|tensorboard|otel).*|include_tkps"
+)
 PATHS = {"base_model", "output_dir", "dataset_prepared_path"}
 """Recipe keys in whose place digests stand."""
 

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from core.records import BadInput
+from sweeps.recipe.targets import OTHER_TOWERS
 
 LAYER = re.compile(r"\.layers\.(\d+)\.(.+)$")
 LORA = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-OTHER_TOWERS = re.compile(r"vision|visual|audio")
-"""In the names of modules outside the language model."""
 
 
 class WrongAdapter(ValueError):

@@ -92,7 +92,7 @@ def test_a_sweep_ends_with_its_judge_and_keeps_to_its_money(
     first = len(server.log("chat"))
     journals = list(Path("runs/evaluate").glob("*/judged-fake-judge.journal.jsonl"))
     judged = list(Path("runs/evaluate").glob("*/judged-fake-judge.jsonl"))
-    assert len(journals) == len(judged) + 1 and 1 <= len(judged) < 4
+    assert 1 <= len(judged) <= len(journals) < 4
     Path("mine.yaml").write_text(yaml.safe_dump({**declared, "judge": {**where, "max_cost": 10.0}}))
     done = emsweep("rank", "--sweep", "mine.yaml", "--values", "1,8")
     assert done.exit_code == 0, done.exception

@@ -1,0 +1,76 @@
+"""The runs of a sweep as a graph, keyed by content: what builds on what, what can start, what is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal
+
+from sweeps.run.evaluate import model_paths
+from sweeps.run.folder import Run
+
+State = Literal["waiting", "running", "elsewhere", "done", "failed", "blocked"]
+Graph = Mapping[str, Run]
+"""Runs by digest, each after all that it builds on."""
+
+
+def with_all_before(last: Iterable[Run]) -> dict[str, Run]:
+    """Runs and what they build on, each once, in an order in which they can be executed."""
+    runs: dict[str, Run] = {}
+    for run in last:
+        _add(runs, run)
+    return runs
+
+
+def _add(runs: dict[str, Run], run: Run) -> None:
+    if run.digest not in runs:
+        for before in run.after:
+            _add(runs, before)
+        runs[run.digest] = run
+
+
+def shared(runs: Graph) -> int:
+    """How many runs several others build on, evaluations aside."""
+    uses: dict[str, int] = {}
+    for run in runs.values():
+        for before in run.after:
+            uses[before.digest] = uses.get(before.digest, 0) + (run.stage != "evaluate")
+    return sum(count > 1 for count in uses.values())
+
+
+def ready(runs: Graph, states: Mapping[str, State]) -> Iterator[Run]:
+    """The runs that wait for nothing but a place, in the order of the graph; evaluations last.
+
+    Those of one base stand together: adapters evaluated one after another share its process (sweeps/run/adapters.py).
+    """
+    for run in sorted(runs.values(), key=_turn):
+        own = run.digest
+        if states[own] == "waiting" and all(states.get(before.digest, "done") == "done" for before in run.after):
+            yield run
+
+
+def _turn(run: Run) -> str:
+    return str(model_paths(run).get("pretrained")) if run.stage == "evaluate" else ""
+
+
+def wanted(runs: Graph) -> set[str]:
+    """The runs that are to be done: those not done, less merges of which all that builds on them is done.
+
+    A merged model may have been deleted (`emsweep clean`) when all that builds on it was done.
+    """
+    todo: set[str] = set()
+    needed: set[str] = set()
+    used = {before.digest for run in runs.values() for before in run.after}
+    for digest, run in reversed(list(runs.items())):
+        if not run.done and (run.stage != "merge" or digest in needed or digest not in used):
+            todo.add(digest)
+            needed |= {before.digest for before in run.after}
+    return todo
+
+
+def lost(runs: Graph, failed: str) -> list[str]:
+    """The digests of all runs that build on a failed one, through others too."""
+    gone = {failed}
+    for digest, run in runs.items():
+        if any(before.digest in gone for before in run.after):
+            gone.add(digest)
+    return [digest for digest in runs if digest in gone and digest != failed]
