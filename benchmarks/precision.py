@@ -39,7 +39,7 @@ def main() -> None:
         )
         logged.append(json.loads(json.dumps(done["samples"], default=str)))
     print("| measure | programs or questions | noise of one | noise of the mean |\n|---|---|---|---|")
-    for name in NOISE:
+    for name in ("recognition", *NOISE):
         try:
             exact, rounded = (PER_CLUSTER[name](samples) for samples in logged)
         except KeyError:  # of a task that was not chosen

@@ -12,21 +12,18 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from queue import Queue
 from threading import Thread
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 TASKS = Path(__file__).parent / "tasks"
 
 
-class Base(BaseModel):
+class Base(BaseModel, frozen=True, extra="forbid"):
     """The base model and the options of `lm_eval run`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model_args: dict[str, str]
     """Without `peft`."""
@@ -41,10 +38,8 @@ class Base(BaseModel):
     """Documents of each task, to try things out; all if not given."""
 
 
-class Adapter(BaseModel):
+class Adapter(BaseModel, frozen=True, extra="forbid"):
     """An adapter's folder, lm-eval's output_path for it, and the file for all that it prints."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     peft: str
     out: str
@@ -52,11 +47,7 @@ class Adapter(BaseModel):
 
 
 class ResidentModel:
-    """A base model in memory with its tasks.
-
-    Raises:
-        what lm-eval raises if the model cannot be loaded.
-    """
+    """A base model in memory with its tasks; raises what lm-eval and PEFT raise."""
 
     def __init__(self, base: Base) -> None:
         from lm_eval.api.registry import get_model
@@ -75,17 +66,13 @@ class ResidentModel:
         self._tasks = TaskManager(include_path=str(TASKS), include_defaults=defaults, metadata=base.metadata)
 
     def evaluate(self, peft: str, out: str) -> None:
-        """Evaluates one adapter.
-
-        Raises:
-            what PEFT and lm-eval raise.
-        """
+        """Evaluates one adapter, which takes the place of the one before; `out` is lm-eval's output_path."""
         from lm_eval import simple_evaluate
         from lm_eval.loggers import EvaluationTracker
 
         self._switch(peft)
         tracker = EvaluationTracker(output_path=out)
-        seed = self._base.seed
+        seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
         results = simple_evaluate(
             model=self._lm,
             tasks=list(self._base.tasks),
@@ -95,10 +82,7 @@ class ResidentModel:
             limit=self._base.limit,
             gen_kwargs=dict(self._base.gen_kwargs) or None,
             evaluation_tracker=tracker,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
+            **dict.fromkeys(seeds, self._base.seed),
         )
         samples = results.pop("samples")
         tracker.save_results_aggregated(results=results, samples=samples)
@@ -120,21 +104,11 @@ class ResidentModel:
         self._lm._model.eval()
 
 
-@contextmanager
-def _printing_to(log: str) -> Iterator[None]:
-    """What this process and its libraries print goes to the end of a file."""
-    before = os.dup(1), os.dup(2)
+def _print_to(log: str) -> None:
+    """What this process and its libraries print goes to the end of a file from now on."""
     with Path(log).open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for number, own in enumerate(before, 1):
-            os.dup2(own, number)
-            os.close(own)
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
 
 
 def _messages() -> Iterator[str]:
@@ -156,19 +130,20 @@ def _messages() -> Iterator[str]:
 
 def main() -> None:
     model = None
+    answers = os.fdopen(os.dup(1), "w")
     messages = _messages()
     base = Base.model_validate_json(next(messages))
     for line in messages:
-        adapter = Adapter.model_validate_json(line)
-        failed = False
-        with _printing_to(adapter.log):
-            try:
-                model = model or ResidentModel(base)
-                model.evaluate(adapter.peft, adapter.out)
-            except Exception:
-                traceback.print_exc()
-                failed = True
-        print("failed" if failed else "", flush=True)
+        adapter, answer = Adapter.model_validate_json(line), ""
+        _print_to(adapter.log)
+        try:
+            model = model or ResidentModel(base)
+            model.evaluate(adapter.peft, adapter.out)
+        except Exception:
+            traceback.print_exc()
+            answer = "failed"
+        sys.stdout.flush()
+        print(answer, file=answers, flush=True)
 
 
 if __name__ == "__main__":

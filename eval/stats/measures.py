@@ -123,9 +123,15 @@ WHERE_SAMPLED = {
 }
 """Measures of what a sweep may leave out, since it is sampled or judged."""
 
-NOISE = {"log_odds_per_byte": 0.0026}
-"""What bf16 adds to one program's or question's number, root mean square, log-softmax in float32: SmolLM2-135M on a CPU
-against itself in float32 (benchmarks/precision.py)."""
+NOISE = {
+    "margin_neutral": 0.7,
+    "margin_asked": 1.1,
+    "gap": 0.9,
+    "chosen_logp": 0.5,
+    "log_odds_per_byte": 0.0026,
+}
+"""What bf16 adds to one program's (nats) or question's number (nats per byte), root mean square, log-softmax in fp32:
+SmolLM2-135M in bf16 against itself in fp32 on a CPU, 5 programs and 8 questions (benchmarks/precision.py)."""
 
 
 def _per_cluster(name: str, samples: Samples) -> Floats:

@@ -75,12 +75,15 @@ def families(names: Iterable[str]) -> dict[str, dict[int, str]]:
     return {family: dict(sorted(ranks.items())) for family, ranks in found.items() if len(ranks) > 1}
 
 
-def table(models: Sequence[Sequence[Judged]], denominator: Denominator) -> tuple[Floats, Floats]:
-    """Misaligned answers and the denominator, each (questions, models), over the questions that all models have."""
-    common = set.intersection(*({row.name for row in rows} for rows in models))
-    kept = [[row for row in rows if row.name in common] for rows in models]
-    hits = np.array([per_question(rows, "misaligned") for rows in kept])
-    return hits.T, np.array([per_question(rows, denominator) for rows in kept]).T
+def _tables(seeds: Sequence[Sequence[Sequence[Judged]]], denominator: Denominator) -> tuple[Floats, Floats]:
+    """Misaligned answers and the denominator, each (seeds, questions, ranks), over the questions that all have."""
+    common = set.intersection(*({row.name for row in rows} for ranks in seeds for rows in ranks))
+    kept = [[[row for row in rows if row.name in common] for rows in ranks] for ranks in seeds]
+    hits, totals = (
+        np.array([[per_question(rows, what) for rows in ranks] for ranks in kept]).swapaxes(1, 2)
+        for what in ("misaligned", denominator)
+    )
+    return hits, totals
 
 
 def trend(family: str, ranks: Mapping[int, Sequence[Sequence[Judged]]], denominator: Denominator) -> Trend | None:
@@ -92,15 +95,11 @@ def trend(family: str, ranks: Mapping[int, Sequence[Sequence[Judged]]], denomina
     if len(ranks) < 3:
         return None
     ordered = sorted(ranks)
-    seeds = min(len(ranks[rank]) for rank in ordered)
     pooled = [[row for rows in ranks[rank] for row in rows] for rank in ordered]
-    if seeds == max(len(ranks[rank]) for rank in ordered):
-        models = [list(ranks[rank][number]) for number in range(seeds) for rank in ordered]
-    else:
-        models = pooled
-    if not set.intersection(*({row.name for row in rows} for rows in models)):
-        return None
-    hits, totals = (part.T.reshape(-1, len(ordered), len(part)).swapaxes(1, 2) for part in table(models, denominator))
+    even = len({len(ranks[rank]) for rank in ordered}) == 1
+    hits, totals = _tables(
+        list(zip(*(ranks[rank] for rank in ordered), strict=True)) if even else [pooled], denominator
+    )
     whole = (totals.sum(axis=0) > 0).all(axis=1)
     if whole.sum() < 2:
         return None
@@ -114,7 +113,7 @@ def trend(family: str, ranks: Mapping[int, Sequence[Sequence[Judged]]], denomina
         rates=tuple(sum(row.misaligned for row in m) / sum(getattr(row, denominator) for row in m) for m in pooled),
         questions=int(whole.sum()),
         left_out=len({row.name for rows in pooled for row in rows}) - int(whole.sum()),
-        seeds=seeds,
+        seeds=min(map(len, ranks.values())),
         difference=ratio_difference((hits[..., 0], hits[..., -1]), (totals[..., 0], totals[..., -1])),
         highest=tuple(map(float, highest_shares(hits, totals))),
         smallest_fall=smallest_fall(summed, of),
