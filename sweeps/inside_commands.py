@@ -297,13 +297,14 @@ def inside_command(
                     about_run = {"run": run, "place": place, "concept": one.about.concept, "rank": _rank(adapter)}
                     result.append({**about_run, **asdict(found), "weights": None if np.isnan(share) else share})
     tested = [row for row in result if row["p"] is not None]
-    for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
-        row["p_holm"] = p
+    for row, corrected in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p_holm"] = corrected
     columns = ("rank", "place", "concept", "layer", "shift", "in controls", "p", "p (Holm)", "weights")
     table = Table(Column("run", no_wrap=True), *columns, title="Shift along each direction, in class distances")
     for row in result:
-        at, p = row["layer"], [f"{row[key]:.3f}" if row.get(key) is not None else "too few" for key in ("p", "p_holm")]
-        numbers = f"{row['along'][at]:+.4f}", f"{row['deviations'][at]:+.1f}", *p
+        at = row["layer"]
+        tests = [f"{row[key]:.3f}" if row.get(key) is not None else "too few" for key in ("p", "p_holm")]
+        numbers = f"{row['along'][at]:+.4f}", f"{row['deviations'][at]:+.1f}", *tests
         weights = "none" if row["weights"] is None else f"{row['weights']:.2f}"
         table.add_row(
             escape(row["run"]), str(row["rank"]), row["place"], escape(row["concept"]), str(at), *numbers, weights
