@@ -45,10 +45,12 @@ class ChecksPlugin(BasePlugin):  # type: ignore[misc]
                 check(f"{data.path}, row {row.get('id', number)}", row)
 
     def pre_lora_load(self, cfg: Any, model: Any) -> None:
-        self.implied = check_targets(model, cfg.lora_r, cfg.lora_target_modules, cfg.peft_layers_to_transform)
+        if cfg.adapter:
+            self.implied = check_targets(model, cfg.lora_r, cfg.lora_target_modules, cfg.peft_layers_to_transform)
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
-        check_parameters(trainer.model, self.implied)
+        if cfg.adapter:
+            check_parameters(trainer.model, self.implied)
 
 
 def _check_of(cfg: Any, index: int, data: Any, tokenizer: Any) -> Callable[[str, Any], None]:
