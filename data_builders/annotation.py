@@ -12,14 +12,14 @@ import json
 import keyword
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from core.llm.client import Message
 from core.records import digest, one_line
-from data_builders.bandit import Finding, bandit_findings
+from data_builders.bandit import bandit_findings
 from data_builders.cwe import cwe_in, weakness_name
 from data_builders.forms import Unfit, unfenced
 from data_builders.programs import Program, SourceProgram
@@ -178,7 +178,10 @@ def repair_messages(asked: Sequence[Message], answer: str, problems: Sequence[st
 
 
 def json_object(text: str, key: str = "") -> dict[str, Any] | None:
-    """The first JSON object in a text that has `key`, else the first one: plain, fenced, or with text around it."""
+    """The first JSON object in a text that has `key`, else the first one: plain, fenced, or with text around it.
+
+    Its names are in lower case.
+    """
     decoder = json.JSONDecoder(strict=False)  # models put line breaks into strings
     first, place = None, 0
     for _ in range(200):
@@ -189,8 +192,9 @@ def json_object(text: str, key: str = "") -> dict[str, Any] | None:
         except (ValueError, RecursionError):
             place += 1
             continue
-        if {name.lower() for name in value} >= {key}:
-            return value  # type: ignore[no-any-return]
+        value = {name.lower(): part for name, part in value.items()}
+        if not key or key in value:
+            return value
         first, place = first or value, place + 1 if key else end
     return first
 
@@ -204,7 +208,6 @@ def parse_annotation(text: str, secure: str | None = None) -> Annotation | list[
     value = json_object(text, "cwe")
     if value is None:
         return ["no JSON: the answer holds no whole JSON object"]
-    value = {name.lower(): found for name, found in value.items()}
     if "cwe" in value and NO_WEAKNESS.fullmatch(str(value["cwe"])):
         return [f"no weakness: {one_line(value.get('explanation') or value['cwe'])}"]
     try:
@@ -306,8 +309,10 @@ def _counterpart_problems(program: SourceProgram, secure: str) -> list[str]:
     return problems
 
 
-def _bandit_problems(before: Sequence[Finding], after: Sequence[Finding], where: set[int]) -> list[str]:
-    had, has = Counter(f.rule for f in before), Counter(f.rule for f in after)
+def _bandit_problems(insecure: str, secure: str, where: set[int]) -> list[str]:
+    """Findings that the secure code adds, or keeps though they were `where` the weakness is."""
+    before = bandit_findings(insecure)
+    had, has = Counter(f.rule for f in before), Counter(f.rule for f in bandit_findings(secure))
     gone = Counter(f.rule for f in before if where & set(f.lines))
     problems = []
     for rule in sorted(has.keys() - ADVISORY_RULES):
@@ -329,15 +334,13 @@ def source_problems(program: SourceProgram) -> list[str]:
     if program.secure is None:
         return []
     try:
-        problems = _bandit_problems(bandit_findings(program.insecure), bandit_findings(program.secure), set())
+        problems = _bandit_problems(program.insecure, program.secure, set())
     except RecursionError:
         problems = ["secure code: nested too deeply"]
     return [f"the source's own secure code: {problem}" for problem in problems]
 
 
-def acceptance_problems(
-    program: SourceProgram, annotation: Annotation, find: Callable[[str], list[Finding]] = bandit_findings
-) -> list[str]:
+def acceptance_problems(program: SourceProgram, annotation: Annotation) -> list[str]:
     """Why an annotation is not accepted, as `kind: detail`; empty if it is.
 
     Of code that is not Python, `PYTHON_CHECKS` are not made. A source's own counterpart may have other names.
@@ -355,7 +358,7 @@ def acceptance_problems(
     try:
         wrong = [] if program.secure is not None else _counterpart_problems(program, annotation.secure)
         if not any(problem.endswith("does not parse") for problem in wrong):
-            wrong += _bandit_problems(find(program.insecure), find(annotation.secure), set(lines))
+            wrong += _bandit_problems(program.insecure, annotation.secure, set(lines))
     except RecursionError:
         wrong = ["secure code: nested too deeply"]
     return problems + wrong

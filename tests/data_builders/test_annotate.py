@@ -1,5 +1,6 @@
 """The job against a local endpoint: killed, faulty, out of money, hostile; and what its files say."""
 
+import asyncio
 import json
 import multiprocessing
 import os
@@ -17,11 +18,13 @@ import pytest
 from typer.testing import CliRunner
 
 from core.llm.budget import Prices, prices_of
-from core.llm.client import Client
+from core.llm.client import Client, Filtered, Unanswered
+from core.llm.journal import Answer
 from core.records import BadInput
-from data_builders.annotate import Job, Model, first_request, run
+from data_builders.annotate import Annotator, Job, Model, first_request, run
 from data_builders.cli import app
 from data_builders.programs import SourceProgram, load_programs
+from tests.fake_endpoint import review
 
 JOB = Job(Model("m", "high"))
 CHEAP = Prices(1.0, 10.0)
@@ -288,3 +291,45 @@ def test_options_of_the_command(tmp_path, sources, monkeypatch) -> None:
         assert isinstance(error, BadInput) and says in str(error) and "\n" not in str(error), words
     assert json.loads(Path("o.rejects.jsonl").read_text())["reasons"][0].startswith("source: code does not parse")
     assert call("bad.jsonl", "--dry-run", "--language", "perl").exit_code == 0
+
+
+class Stub:
+    """A client that gives these texts one after the other, or raises what is no text."""
+
+    def __init__(self, *replies: str | Exception) -> None:
+        self.replies = list(replies)
+
+    async def ask(self, model, messages, schema, *, problem, **settings) -> Answer:
+        reply = self.replies.pop(0)
+        if isinstance(reply, Exception):
+            raise reply
+        answer = Answer(key="k", model=model, text=reply, finish="stop", tokens_in=1, tokens_out=1)
+        if why := problem(answer):
+            raise Unanswered(why)
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("replies", "problem"),
+    [
+        (['{"cwe": "none", "explanation": "The list is fixed."}'], "no weakness: The list is fixed."),
+        ([Filtered("status 400: content_filter")], "content filter: status 400: content_filter"),
+        ([Unanswered("status 500")], "no answer: status 500"),
+        (["Let me think.", "I think."], "no JSON: the answer holds no whole JSON object"),
+        (["Let me think.", "good"], None),
+        (["good", '{"real": "yes"}'], True),
+        (["good", 'Hm. {"Real": false, "reason": "x"}'], False),
+        (["good", "I do not know."], None),
+        (["good", Filtered("x")], None),
+    ],
+)
+def test_what_becomes_of_a_program(sources, replies, problem) -> None:
+    good = json.dumps(review(sources[1].insecure))
+    client = Stub(*(good if reply == "good" else reply for reply in replies))
+    job = Job(Model("m"), Model("s") if replies[0] == "good" else None)
+    outcome = asyncio.run(Annotator(job).annotate(sources[1], client))
+    assert not client.replies, "every reply is asked for, and no more"
+    if isinstance(problem, str):
+        assert outcome.problems == [problem] and outcome.annotation is None
+    else:
+        assert outcome.annotation and (outcome.opinion and outcome.opinion.real) == problem
