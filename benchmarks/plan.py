@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 from sweeps.plan.axes import vary
-from sweeps.plan.graph import graph, shared
-from sweeps.plan.sweep import load_sweep, plan
+from sweeps.plan.sweep import graph, load_sweep, plan
+from sweeps.run.graph import shared
 
 
 def main() -> None:

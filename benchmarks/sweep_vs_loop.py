@@ -28,8 +28,7 @@ import yaml
 
 from core.records import write_whole
 from sweeps.plan.axes import vary
-from sweeps.plan.graph import graph
-from sweeps.plan.sweep import load_sweep, plan
+from sweeps.plan.sweep import graph, load_sweep, plan
 from sweeps.run.evaluate import TASKS
 from sweeps.run.process import child_environment, tool
 

@@ -18,11 +18,11 @@ from core.records import BadInput
 from sweeps.options import StartOptions, SweepOptions, search_options, start_options, sweep_options, takes
 from sweeps.plan.estimate import judging
 from sweeps.plan.export import write_slurm
-from sweeps.plan.graph import Graph, graph, wanted
 from sweeps.plan.manifest import find_manifest, finished_points, write_manifest
 from sweeps.plan.request import SWEEPS, Request
-from sweeps.plan.sweep import Point, Tuned
+from sweeps.plan.sweep import Point, Tuned, graph
 from sweeps.run.executor import execute, execute_all, in_place, launch
+from sweeps.run.graph import Graph, wanted
 from sweeps.run.index import write_index
 from sweeps.run.process import RunFailed, console
 from sweeps.run.status import STATES, all_statuses, status_lines

@@ -16,10 +16,10 @@ from typing import Any
 
 from rich.table import Table
 
-from sweeps.plan.graph import Graph, shared
 from sweeps.recipe.compose import load_layer
 from sweeps.recipe.memory import Shape, estimate
 from sweeps.run.folder import Run, TrainingRun
+from sweeps.run.graph import Graph, shared
 from sweeps.run.inputs import digest_of, is_local
 from sweeps.run.tasks import TASKS
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from core.records import write_whole
-from sweeps.plan.graph import wanted
 from sweeps.plan.manifest import write_manifest
 from sweeps.plan.request import Request
 from sweeps.run.folder import Run, TrainingRun
+from sweeps.run.graph import wanted
 
 
 def write_slurm(request: Request, command: str) -> Path:

@@ -11,8 +11,7 @@ from core.records import BadInput
 from eval.stats.measures import JUDGED
 from sweeps.plan.axes import vary
 from sweeps.plan.estimate import plan_table
-from sweeps.plan.graph import graph
-from sweeps.plan.sweep import TASKS, Point, Sweep, plan
+from sweeps.plan.sweep import TASKS, Point, Sweep, graph, plan
 from sweeps.recipe.compose import load_layer
 from sweeps.run.executor import places
 from sweeps.run.folder import Run, content_digest

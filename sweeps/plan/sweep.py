@@ -21,6 +21,7 @@ from sweeps.recipe.schema import fault
 from sweeps.recipe.schema import keys as schema_keys
 from sweeps.run.evaluate import evaluation_run, of_checkpoint
 from sweeps.run.folder import MergeRun, Run, TrainingRun, merge_run
+from sweeps.run.graph import with_all_before
 from sweeps.run.train import training_run
 
 AXES = {
@@ -206,6 +207,11 @@ def _check_file(sweep: Sweep) -> None:
         for key in (*arm.settings, *(("lora_r",) if arm.rank is not None else ())):
             if arm.vary and key in set_by:
                 raise BadInput(f"arms.{name}: the axis {set_by[key]} would overwrite its {key}; leave one out")
+
+
+def graph(points: Iterable[Point]) -> dict[str, Run]:
+    """The runs of all points, by digest, in an order in which they can be executed."""
+    return with_all_before(run for point in points for run in (point.training, point.evaluation) if run)
 
 
 def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:

@@ -13,10 +13,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from core.records import BadInput
 from sweeps.plan.axes import NAMES, choices, vary
-from sweeps.plan.graph import graph, lost, ready, shared, wanted
-from sweeps.plan.sweep import Arm, Claim, Sweep, load_sweep, plan
+from sweeps.plan.sweep import Arm, Claim, Sweep, graph, load_sweep, plan
 from sweeps.recipe.compose import _set, parsed
 from sweeps.run.folder import Run
+from sweeps.run.graph import lost, ready, shared, wanted
 
 SWEEP = Sweep(
     model="smollm2-135m",

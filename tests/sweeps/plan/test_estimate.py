@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 from sweeps.cli import app
 from sweeps.plan.axes import vary
 from sweeps.plan.estimate import History, judging, plan_table, run_cost, steps_of
-from sweeps.plan.graph import graph
-from sweeps.plan.sweep import load_sweep, plan
+from sweeps.plan.sweep import graph, load_sweep, plan
 from sweeps.run.folder import Run, TrainingRun
 from sweeps.run.index import COLUMNS, write_index
 

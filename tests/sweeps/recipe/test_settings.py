@@ -1,6 +1,7 @@
 """A setting is in the recipe that comes out, or is refused by name; the alpha policy keeps the scale that PEFT uses."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from core.records import BadInput
 from sweeps.recipe.compose import ALPHA_POLICIES, DECIDED, compose, lora_alpha, lora_scale, parsed
 from sweeps.recipe.schema import FILE, axolotl_schema, keys
+from sweeps.run.folder import LOGGING
 
 VALUES = ("true", "3", "0.25", "text", "[1]", "[a]", "null", "1e-4", "{a: 1}", "jinja")
 
@@ -57,6 +59,13 @@ def test_what_would_not_be_in_the_recipe_is_refused_by_name(setting: str, says: 
     with pytest.raises(BadInput) as caught:
         compose("dpo", "qwen7b", "a100-80g", [setting])
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_no_key_of_logging_is_part_of_a_runs_digest() -> None:
+    trackers = re.compile("wandb|mlflow|comet|trackio|tensorboard|swanlab|otel|^logging_|tkps|profiler|hub_")
+    found = [key for key in keys() if trackers.search(key) and key != "push_dataset_to_hub"]
+    assert len(found) > 25 and not [key for key in found if not LOGGING.fullmatch(key)]
+    assert not [key for key in ("learning_rate", "seed", "save_steps", "lora_r") if LOGGING.fullmatch(key)]
 
 
 def test_a_key_is_named_once() -> None:
