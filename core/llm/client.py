@@ -134,7 +134,10 @@ class Client:
         self._resume = 0.0
         self._busy = self._failures = 0
         self._latest_success = time.monotonic()
-        parts = urlsplit(access.base_url or OPENAI)
+        try:
+            parts = urlsplit(access.base_url or OPENAI)
+        except ValueError:
+            parts = urlsplit("")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise BadInput(f"--base-url {self.clean(access.base_url or '')}: no address; give it as https://host/v1")
         path = parts.path.removesuffix("/").removesuffix("/chat/completions")
@@ -217,8 +220,8 @@ class Client:
                     raise Stopped(self.stopped)
                 completion, changes = await self._send(request)
                 if not completion.tokens_in:  # a server that does not count
-                    guess = {"tokens_in": prompt_tokens(request), "tokens_out": len(completion.text) // 4 + 1}
-                    completion = completion._replace(**guess)
+                    out = len(completion.text) // 4 + 1
+                    completion = completion._replace(tokens_in=prompt_tokens(request), tokens_out=out)
                 answer = Answer(key=key, model=model, changes=changes, **completion._asdict())
                 await self._journal.append(answer)
                 self._money.count(answer)

@@ -242,3 +242,9 @@ def test_a_server_that_does_not_count_tokens_is_paid_by_estimate(tmp_path: Path)
         jobs = [lambda client, n=n: client.ask("m", [{"role": "user", "content": f"{n:400}"}]) for n in range(10)]
         run_all(jobs, Access("none", server.url, 4), tmp_path / "j.jsonl", money, "requests")
     assert len(server.bodies) == 3 and 0.006 <= money.usd <= 0.007
+
+
+@pytest.mark.parametrize("url", ["localhost:8000/v1", "https://", "http://[", "ftp://host/v1"])
+def test_what_is_no_address_is_told_at_once(tmp_path: Path, url: str) -> None:
+    with pytest.raises(BadInput, match="give it as https://host/v1"):
+        run_all([], Access("none", url, 1), tmp_path / "j.jsonl", Money({"m": None}), "requests")

@@ -82,7 +82,7 @@ def test_a_judge_ends_with_the_right_rates_or_one_true_sentence(app, answers: Pa
 
 def test_a_token_a_digit_gives_the_score_of_the_number(app, answers: Path) -> None:
     scores = []
-    for name in ("openai", "vllm_qwen", "sglang", "llama_cpp", "together"):
+    for name in ("openai", "vllm_qwen"):
         with serving(name) as server:
             assert judged(app, answers, server.url).exit_code == 0
         path = answers.with_name("answers.judged-m.jsonl")
