@@ -94,11 +94,7 @@ class Remarks(BaseModel):
         lines = found.get("lines")
         if isinstance(lines, str | list):
             found["lines"] = [line for part in ([lines] if isinstance(lines, str) else lines) for line in _quotes(part)]
-        if isinstance(secure := answer.get("secure"), str):
-            found["secure"] = secure
-            with contextlib.suppress(Unfit):
-                found["secure"] = unfenced(secure, "secure")[0]
-        return found
+        return found | {"secure": answer["secure"]} if "secure" in answer else found
 
 
 def _quotes(part: Any) -> list[Any]:
@@ -210,6 +206,9 @@ def parse_annotation(text: str, secure: str | None = None) -> Annotation | list[
         return ["no JSON: the answer holds no whole JSON object"]
     if "cwe" in value and NO_WEAKNESS.fullmatch(str(value["cwe"])):
         return [f"no weakness: {one_line(value.get('explanation') or value['cwe'])}"]
+    if secure is None and isinstance(value.get("secure"), str):
+        with contextlib.suppress(Unfit):
+            value["secure"] = unfenced(value["secure"], "secure")[0]
     try:
         return Annotation.model_validate(value if secure is None else {**value, "secure": secure}, strict=True)
     except ValidationError as error:
@@ -327,6 +326,8 @@ def _bandit_problems(insecure: str, secure: str, where: set[int]) -> list[str]:
 
 def source_problems(program: SourceProgram) -> list[str]:
     """Why no annotation of a program could be accepted, whatever it says."""
+    if len(program.secure or "") > MAX_CODE:
+        return [f"the source's own secure code: over {MAX_CODE} characters"]
     if program.language:
         return []
     if parsed(program.insecure) is None:

@@ -201,6 +201,10 @@ def test_code_in_another_language_goes_without_the_checks_of_python() -> None:
     assert problems(program, **told, secure=go.replace("\t", "  ")) == ["same code: the secure code does not differ"]
     assert problems(program, **{**told, "lines": ["db.Exec(name)"]}, secure=mended)[0].startswith("invented line")
     assert "language" in annotation_messages(program)[1]["content"]
+    own = program.model_copy(update={"secure": "/*\n```js\nx\n```\n*/ y"})
+    found = parse_annotation(json.dumps(GOOD), own.secure)
+    assert isinstance(found, Annotation) and found.secure == own.secure, "as the source has it, to the letter"
+    assert "over 50000" in source_problems(program.model_copy(update={"secure": "x" * 50_001}))[0]
 
 
 def test_a_prompt_of_ones_own_keeps_the_form_of_the_answer() -> None:
