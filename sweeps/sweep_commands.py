@@ -53,6 +53,7 @@ def start(request: Request, options: StartOptions) -> None:
         for point in request.points:
             typer.echo(point.training.folder if point.training else point.evaluation.folder)
         return
+    request.show_scales()
     judge = _judge(request)  # a key that is missing is missed before training
     write_manifest(request, _command())
     reasons = finish(request, request.runs, options)
@@ -240,6 +241,7 @@ def plan(
     if request.sweep.judge and not prices:
         prices = prices_of(request.sweep.judge.price_in, request.sweep.judge.price_out, "judge: price_in and price_out")
     request.show_plan()
+    request.show_scales()
     if prices:
         answers, usd = judging([run for run in request.runs.values() if run.stage == "evaluate"], prices)
         console.print(f"judging {answers:,} answers once: about {usd:.2f} USD", highlight=False)

@@ -87,5 +87,8 @@ class Request:
         table, words = plan_table(self.runs, write_index(), len(self.places))
         console.print(table)
         console.print(f"{len(self.points)} points, {words}", highlight=False, soft_wrap=True)
+
+    def show_scales(self) -> None:
+        """Prints the scales that PEFT will use."""
         scales = dict.fromkeys(point.training.recipe.scale for point in self.points if point.training)
         console.print(f"LoRA: {', '.join(scales)}", highlight=False, soft_wrap=True)

@@ -95,7 +95,7 @@ def test_what_is_usual_keeps_its_runs(prepared: Path) -> None:
 
 
 VALUES_OF = {
-    "rank": [1, 8],
+    "rank": [2, 8],
     "lr": [1e-4, 1e-3],
     "model": ["smollm2-135m", "qwen0.5b"],
     "targets": ["mlp", "all"],

@@ -88,4 +88,6 @@ def test_the_command_plans_with_its_settings(prepared: Path) -> None:
     assert result.exit_code == 0 and "dpo-pairs-r2-seed21" in result.output
     plain = CliRunner().invoke(app, ["rank", "--values", "1,2", "--dry-run"])
     changed = set(result.output.split()) ^ set(plain.output.split())
-    assert {Path(folder).name.split("-seed")[0] for folder in changed} == {"dpo-pairs-r1", "dpo-pairs-r2"}
+    assert {Path(folder).name.split("-seed")[0] for folder in changed} == {
+        "dpo-pairs-r2"
+    }  # alpha is 2 at rank 1 by both
