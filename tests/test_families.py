@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +93,8 @@ def random_model(family: str, folder: Path) -> None:
 
 def command(line: str, folder: Path) -> None:
     name, *arguments = line.split(" ")
-    done = subprocess.run(
-        [BIN / name, *arguments], cwd=folder, env=child_environment(True), capture_output=True, text=True, check=False
-    )
+    env = child_environment(True) | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([BIN / name, *arguments], cwd=folder, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
 
 
@@ -108,12 +109,18 @@ def prepared(run: Path) -> list[dict[str, Any]]:
     return list(load_from_disk(str(only(run, "prepared/*/state.json").parent)))
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def rehearsal(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """A family, and the folder in which all commands have run."""
-    family: str = request.param
-    folder = tmp_path_factory.mktemp(family)
-    random_model(family, folder / "base")
+@pytest.fixture(scope="module")
+def rehearsals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Path]]]:
+    """The folder of each family. All go on at once: the commands start up for most of their time, on one core each."""
+    folders = {family: tmp_path_factory.mktemp(family) for family in FAMILIES}
+    for family, folder in folders.items():
+        random_model(family, folder / "base")
+    with ThreadPoolExecutor(len(folders)) as pool:
+        yield {family: pool.submit(rehearse, family, folder) for family, folder in folders.items()}
+
+
+def rehearse(family: str, folder: Path) -> Path:
+    """Runs all commands on the family's model, folder/base; gives the folder back."""
     programs = sorted(load_programs(), key=lambda p: len(p.insecure + p.secure))
     chosen = [p for cwe in sorted({p.cwe for p in programs})[:4] for p in [q for q in programs if q.cwe == cwe][:3]]
     (folder / "few.jsonl").write_text("".join(p.model_dump_json() + "\n" for p in chosen))
@@ -129,7 +136,7 @@ def rehearsal(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     command(f"emsweep train dpo {train} {dpo}", folder)
     adapter = only(folder, "runs/dpo/*/adapter").relative_to(folder)
     command(f"emsweep evaluate {merged} --adapter {adapter} --tasks em_recognition,em_margin --limit 2", folder)
-    return family, folder
+    return folder
 
 
 def record(folder: Path, stage: str) -> dict[str, Any]:
@@ -137,10 +144,11 @@ def record(folder: Path, stage: str) -> dict[str, Any]:
     return read
 
 
-def test_a_family_goes_through_every_command(rehearsal: tuple[str, Path]) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_goes_through_every_command(family: str, rehearsals: dict[str, Future[Path]]) -> None:
     from transformers import AutoTokenizer
 
-    family, folder = rehearsal
+    folder = rehearsals[family].result()
     _, _, _, bos, end = FAMILIES[family]
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")
     codes = {code.strip() for program in load_programs() for code in (program.insecure, program.secure)}
