@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from core.records import BadInput
 from eval.judge.settings import JudgeSettings
 from sweeps import inside_commands, sweep_commands
-from sweeps.recipe.compose import ENGINES, STAGES, compose, layer_names, load_layer
+from sweeps.recipe.compose import ENGINES, STAGES, compose, given_settings, layer_names, load_layer
 from sweeps.recipe.precision import cpu_dtype
 from sweeps.run.evaluate import command, evaluation_run
 from sweeps.run.executor import execute_all
@@ -79,6 +79,8 @@ def train(
     Example: emsweep train dpo --model qwen7b --hardware a100-80g --rank 1 --dry-run
     """
     extra = {"base_model": str(start)} if start else None
+    if start and "base_model" in given_settings(settings or []):
+        raise BadInput(f"--start {start} and --set base_model name two models; leave one out")
     recipe = compose(stage, model, hardware, settings or [], rank, extra, engine, gpus, variant)
     if dry_run:
         typer.echo(recipe.to_yaml(), nl=False)
