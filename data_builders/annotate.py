@@ -261,13 +261,13 @@ def run(
     done = [row for row in rows if isinstance(row, dict) or row.id in outcomes]
     settings = {**(source or {}), "endpoint": access.endpoint, "extra_body": dict(access.extra_body)}
     settings |= {"limit": limit, "left": len(rows) - len(done)}
-    text = _write(done, outcomes, job, out, settings)
+    text = f"{_write(done, outcomes, job, out, settings)}; {money}"
     if limit is not None and (rest := len(_programs(every).keys() - programs.keys())):
         spent, share = _money(job, outcomes), rest / max(1, len(outcomes))
         usd = f", ${spent.usd * share:.2f}" if spent.known else ""
         tokens = f"{(spent.tokens_in + spent.tokens_out) * share:,.0f} tokens"
         text += f"\nthe other {rest:,} programs: about {tokens}{usd}; run it again without --limit to go on"
-    return Done(f"{text}; {money}\n{stopped}".strip(), len(rows) - len(done))
+    return Done(f"{text}\n{stopped}".strip(), len(rows) - len(done))
 
 
 def _beside(out: Path, ending: str) -> Path:
