@@ -53,7 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # By its importable name, so that the class is registered once.
-    from eval.inside.em_steered import main as run
-
-    run()
+    main()

@@ -1,5 +1,7 @@
 """Steering: slopes are derivatives, hooks do what they say, and lm-eval's own tasks see the same model."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +144,12 @@ def test_em_steered_refuses_another_models_direction(tiny_model: Path, concept: 
     write_directions(tmp_path / "c.safetensors", Directions(about, concept.direction, concept.midpoint, concept.sums))
     with pytest.raises(BadInput, match="directions of another model"):
         SteeredModel(str(tiny_model), str(tmp_path / "c.safetensors"), device="cpu")
+
+
+def test_the_command_of_em_steered_starts_and_refuses_in_one_line(tiny_model: Path, tmp_path: Path) -> None:
+    arguments = f"pretrained={tiny_model},direction={tmp_path}/none.safetensors,layer=1"
+    command = [sys.executable, "-m", "eval.inside.em_steered", "run", "--model", "em_steered", "--device", "cpu"]
+    options = ["--model_args", arguments, "--include_path", str(TASKS), "--tasks", "em_choice"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"em_steered: {tmp_path}/none.safetensors: no such file")
