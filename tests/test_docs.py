@@ -126,7 +126,7 @@ def test_paths_and_links_exist(page: Path) -> None:
 def test_the_readme_says_what_each_dependency_is_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     optional = [name for names in project["optional-dependencies"].values() for name in names]
-    names = {re.split("[[=<>]", name)[0] for name in [*project["dependencies"], *optional]}
+    names = {re.split(r"[\[=<>]", name)[0] for name in [*project["dependencies"], *optional]}
     table = (ROOT / "README.md").read_text().partition("## Dependencies")[2]
     rows = re.findall(r"^\| ([\w.-]+)", table, re.M)
     assert not [name for name in names if name not in table]

@@ -16,9 +16,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
-import aiohttp
 from pydantic import BaseModel
 
 from core.llm.adapt import Adaptation, json_schema, response_format
@@ -140,17 +139,21 @@ class Client:
             parts = urlsplit("")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise BadInput(f"--base-url {self.clean(access.base_url or '')}: no address; give it as https://host/v1")
+        # Imported here: it takes a second, and who reads stored answers does not need it.
+        import openai
+
         path = parts.path.removesuffix("/").removesuffix("/chat/completions")
-        self._url = urlunsplit(parts._replace(path=f"{path}/chat/completions", fragment=""))
-        self._session = aiohttp.ClientSession(
-            headers={"Authorization": f"Bearer {access.key}", "api-key": access.key},  # the second is Azure's
-            timeout=aiohttp.ClientTimeout(total=access.timeout),
-            connector=aiohttp.TCPConnector(limit=0),
-            trust_env=True,
+        self._openai = openai.AsyncOpenAI(
+            api_key=access.key,
+            base_url=urlunsplit(parts._replace(path=path, query="", fragment="")),
+            default_query=dict(parse_qsl(parts.query)),
+            default_headers={"api-key": access.key},  # Azure's name for it
+            timeout=access.timeout,
+            max_retries=0,  # openai gives up where a server asks for more than two minutes
         )
 
     async def aclose(self) -> None:
-        await self._session.close()
+        await self._openai.close()
 
     async def ask(
         self,
@@ -253,6 +256,8 @@ class Client:
 
     async def _send(self, wanted: Mapping[str, Any]) -> tuple[Completion, tuple[str, ...]]:
         """The reply to a request, in the form that the server takes, with what is changed in it for that."""
+        import openai
+
         adaptation, failed = self._adaptations[wanted["model"]], 0
         while True:
             while (pause := self._resume - time.monotonic()) > 0:
@@ -275,8 +280,8 @@ class Client:
                     raise Refused(why) from None
             except TimeoutError:
                 why = "no answer in time"
-            except aiohttp.ClientError as error:
-                why = one_line(f"no connection: {self.clean(str(error))}")
+            except openai.APIConnectionError as error:
+                why = one_line(f"no connection: {self.clean(str(error.__cause__ or error))}")
             except (ValueError, RecursionError):
                 why = "the response is no chat completion"
             else:
@@ -290,16 +295,27 @@ class Client:
             await asyncio.sleep(min(FIRST_WAIT * 2 ** (failed - 1), LONGEST_WAIT))
 
     async def _post(self, body: Mapping[str, Any]) -> Completion:
+        import openai
+        from httpx2 import Response  # openai's transport
+
         sent = {name: value for name, value in {**body, **self._access.extra_body}.items() if value is not None}
-        async with self._session.post(self._url, json=sent) as response:
-            text = self.clean((await response.read()).decode(errors="replace"))
-        if response.status < 400:
+        wait = asyncio.timeout(self._access.timeout)  # of the whole, where httpx counts each read
+        try:
+            # The plain response: openai's types refuse what some servers add, and take as long again to build.
+            async with wait:
+                response = await self._openai.post("/chat/completions", body=sent, cast_to=Response)
+        except openai.APITimeoutError:
+            raise TimeoutError from None
+        except openai.APIStatusError as error:
+            response = error.response
+        text = self.clean(response.content.decode(errors="replace"))
+        if response.status_code < 400:
             return read_completion(json.loads(text))
         try:
             content = json.loads(text)
         except (ValueError, RecursionError):
             content = text
-        raise server_error(response.status, content, retry_after(response.headers))
+        raise server_error(response.status_code, content, retry_after(response.headers))
 
     def _fault(self, model: str, error: ServerError) -> str:
         """What a server's error says, in one line.
