@@ -1,10 +1,9 @@
 # One-line fronts. Two commands on a fresh machine: `make demo` and `make test`.
 MODEL    ?= smollm2-135m
-HARDWARE ?= cpu
 PYTHON   ?= python3
 BIN      := .venv/bin
 ENGINE   ?= axolotl
-FLAGS     = --model $(MODEL) --hardware $(HARDWARE) --engine $(ENGINE) $(if $(RANK),--rank $(RANK)) $(if $(START),--start $(START)) $(if $(GPUS),--gpus $(GPUS)) $(if $(VARIANT),--variant $(VARIANT)) \
+FLAGS     = --model $(MODEL) $(if $(HARDWARE),--hardware $(HARDWARE)) --engine $(ENGINE) $(if $(RANK),--rank $(RANK)) $(if $(START),--start $(START)) $(if $(GPUS),--gpus $(GPUS)) $(if $(VARIANT),--variant $(VARIANT)) \
             $(foreach s,$(SET),--set $(s)) $(if $(DRY_RUN),--dry-run)
 
 .PHONY: help env model data demo test lint cpt sft dpo merge eval report docs unsloth

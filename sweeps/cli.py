@@ -17,6 +17,7 @@ from core.records import BadInput
 from eval.judge.settings import JudgeSettings
 from sweeps import inside_commands, sweep_commands
 from sweeps.recipe.compose import ENGINES, STAGES, compose, given_settings, layer_names, load_layer
+from sweeps.recipe.hardware import this_machine
 from sweeps.recipe.precision import cpu_dtype
 from sweeps.run.evaluate import command, evaluation_run
 from sweeps.run.executor import execute_all
@@ -28,7 +29,9 @@ from sweeps.run.train import training_run
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 Model = Annotated[str, typer.Option(help="Short name of a model (`emsweep recipes` lists them).")]
-Hardware = Annotated[str, typer.Option(help="Short name of a hardware profile (recipes/hardware).")]
+Hardware = Annotated[
+    str | None, typer.Option(help="Short name of a hardware profile (recipes/hardware); this machine's if not given.")
+]
 Engine = Annotated[str, typer.Option(help="What trains: axolotl or unsloth.")]
 Variant = Annotated[str | None, typer.Option(help="Short name of a control or preset (recipes/variants).")]
 Gpus = Annotated[int, typer.Option(help="GPUs of the hardware profile's kind, 1 to 8.")]
@@ -64,7 +67,7 @@ def _screen() -> Console:
 def train(
     stage: Annotated[str, typer.Argument(help="cpt, sft or dpo.")],
     model: Model = "smollm2-135m",
-    hardware: Hardware = "cpu",
+    hardware: Hardware = None,
     rank: Rank = None,
     settings: Settings = None,
     start: Start = None,
@@ -81,7 +84,7 @@ def train(
     extra = {"base_model": str(start)} if start else None
     if start and "base_model" in given_settings(settings or []):
         raise BadInput(f"--start {start} and --set base_model name two models; leave one out")
-    recipe = compose(stage, model, hardware, settings or [], rank, extra, engine, gpus, variant)
+    recipe = compose(stage, model, hardware or this_machine(model), settings or [], rank, extra, engine, gpus, variant)
     if dry_run:
         typer.echo(recipe.to_yaml(), nl=False)
         return

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from core.records import BadInput
+from sweeps.recipe.compose import layer_names, load_layer
 
+LARGEST_ON_CPU = 1e9
+"""Parameters of a model that is trained on a CPU unasked."""
 TOLERANCE = 0.97
 """nvidia-smi reports a few per cent less than a card is sold with."""
 
@@ -84,3 +88,22 @@ def profile_of(cards: list[Gpu], profiles: Mapping[str, Mapping[str, Any]]) -> t
     if rank(best)[0] and fitting[best]["memory_gib"] >= card.gib * TOLERANCE:
         return best, f"{card.name}{others}: hardware profile {best}"
     return best, f"{card.name}{others} ({card.gib:.0f} GiB) has no profile of its own: the nearest smaller, {best}"
+
+
+def this_machine(model: str) -> str:
+    """The profile of this machine for a model, by its short name; says on standard error which it is.
+
+    Raises:
+        BadInput: if there is no GPU and the model is too large for a CPU, or the card is smaller than every profile's.
+    """
+    name, why = profile_of(
+        visible_gpus(), {name: load_layer("hardware", name)["em"] for name in layer_names("hardware")}
+    )
+    parameters = load_layer("models", model)["em"]["parameters"]
+    if name == "cpu" and parameters > LARGEST_ON_CPU:
+        raise BadInput(
+            f"no GPU here, and {model} has {parameters / 1e9:.1f} billion parameters: name --hardware, such as a100-80g"
+            " to look at its recipe with --dry-run, or cpu to train here all the same"
+        )
+    print(why, file=sys.stderr)
+    return name

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from core.records import BadInput
+from sweeps.cli import app
 from sweeps.recipe.compose import layer_names, load_layer
-from sweeps.recipe.hardware import profile_of, visible_gpus
+from sweeps.recipe.hardware import profile_of, this_machine, visible_gpus
 
 PROFILES = {name: load_layer("hardware", name)["em"] for name in layer_names("hardware")}
 
@@ -80,3 +82,13 @@ def test_a_small_card_and_a_broken_driver_are_refused(tmp_path: Path, monkeypatc
 def test_no_driver_is_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert profile_of(visible_gpus(), PROFILES) == ("cpu", "no GPU here: hardware profile cpu")
+    assert this_machine("smollm2-135m") == "cpu"
+    with pytest.raises(BadInput, match=r"no GPU here, and qwen7b has 7\.6 billion parameters"):
+        this_machine("qwen7b")
+
+
+def test_train_composes_for_the_card_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found(tmp_path, monkeypatch, ("NVIDIA H100 80GB HBM3", 81559))
+    result = CliRunner().invoke(app, ["train", "dpo", "--model", "qwen7b", "--rank", "1", "--dry-run"])
+    assert "tf32: true" in result.stdout and "CpuPlugin" not in result.stdout
+    assert "H100 80GB HBM3: hardware profile h100-80g" in result.stderr
