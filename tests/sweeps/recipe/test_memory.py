@@ -11,7 +11,7 @@ from sweeps.recipe.memory import GIB, Shape, adapter_parameters, estimate, fitte
 
 QWEN7B = load_layer("models", "qwen7b")["em"]
 SHAPE, PARAMETERS = Shape(**QWEN7B["shape"]), QWEN7B["parameters"]
-RECIPE = compose("dpo", "qwen7b", "h200-141g").config
+RECIPE = compose("dpo", "qwen7b", "h200-141g", ["gradient_checkpointing=true"]).config
 
 
 @pytest.mark.parametrize(
@@ -99,3 +99,14 @@ def test_the_estimate_is_the_trace_of_the_models_class(model: str) -> None:
 )
 def test_the_estimate_is_the_trace_of_whole_models(model: str, settings: dict[str, object]) -> None:
     _agree(model, **settings)
+
+
+def test_activations_are_recomputed_only_where_they_do_not_fit() -> None:
+    composed = {card: compose("dpo", "qwen7b", card).config for card in ("a100-80g", "rtx5090")}
+    assert {card: config["gradient_checkpointing"] for card, config in composed.items()} == {
+        "a100-80g": False,
+        "rtx5090": True,
+    }
+    assert composed["a100-80g"]["micro_batch_size"] == 4
+    insisted = compose("dpo", "qwen7b", "a100-80g", ["gradient_checkpointing=true"]).config
+    assert insisted["gradient_checkpointing"] is True
