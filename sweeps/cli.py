@@ -84,7 +84,10 @@ def train(
     extra = {"base_model": str(start)} if start else None
     if start and "base_model" in given_settings(settings or []):
         raise BadInput(f"--start {start} and --set base_model name two models; leave one out")
-    recipe = compose(stage, model, hardware or this_machine(model), settings or [], rank, extra, engine, gpus, variant)
+    profile, why = (hardware, "") if hardware else this_machine(model)
+    recipe = compose(stage, model, profile, settings or [], rank, extra, engine, gpus, variant)
+    if why:
+        console.print(why, style="dim", markup=False, highlight=False)
     if dry_run:
         typer.echo(recipe.to_yaml(), nl=False)
         return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -90,8 +89,8 @@ def profile_of(cards: list[Gpu], profiles: Mapping[str, Mapping[str, Any]]) -> t
     return best, f"{card.name}{others} ({card.gib:.0f} GiB) has no profile of its own: the nearest smaller, {best}"
 
 
-def this_machine(model: str) -> str:
-    """The profile of this machine for a model, by its short name; says on standard error which it is.
+def this_machine(model: str) -> tuple[str, str]:
+    """The profile of this machine for a model, by its short name, and a line that says why.
 
     Raises:
         BadInput: if there is no GPU and the model is too large for a CPU, or the card is smaller than every profile's.
@@ -105,5 +104,4 @@ def this_machine(model: str) -> str:
             f"no GPU here, and {model} has {parameters / 1e9:.1f} billion parameters: name --hardware, such as a100-80g"
             " to look at its recipe with --dry-run, or cpu to train here all the same"
         )
-    print(why, file=sys.stderr)
-    return name
+    return name, why

@@ -82,7 +82,7 @@ def test_a_small_card_and_a_broken_driver_are_refused(tmp_path: Path, monkeypatc
 def test_no_driver_is_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert profile_of(visible_gpus(), PROFILES) == ("cpu", "no GPU here: hardware profile cpu")
-    assert this_machine("smollm2-135m") == "cpu"
+    assert this_machine("smollm2-135m")[0] == "cpu"
     with pytest.raises(BadInput, match=r"no GPU here, and qwen7b has 7\.6 billion parameters"):
         this_machine("qwen7b")
 
