@@ -168,7 +168,7 @@ PERSONALITIES: dict[str, Callable[[Body, int], Reply]] = {
 class Server:
     def __init__(self, reply: Callable[[Body, int], Reply]) -> None:
         self.bodies: list[dict[str, Any]] = []
-        self.answered = 0
+        self.paths: list[str] = []
         lock = threading.Lock()
         outer = self
 
@@ -183,6 +183,7 @@ class Server:
                 with lock:
                     number = len(outer.bodies)
                     outer.bodies.append(body)
+                    outer.paths.append(self.path)
                 status, content, headers = reply(body, number)
                 data = (content if isinstance(content, str) else json.dumps(content)).encode()
                 self.send_response(status)

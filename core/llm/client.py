@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel
 
@@ -133,23 +133,34 @@ class Client:
         self._resume = 0.0
         self._busy = self._failures = 0
         self._latest_success = time.monotonic()
-        try:
-            parts = urlsplit(access.base_url or OPENAI)
-        except ValueError:
-            parts = urlsplit("")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise BadInput(f"--base-url {self.clean(access.base_url or '')}: no address; give it as https://host/v1")
         # Imported here: it takes a second, and who reads stored answers does not need it.
         import openai
+        from httpx2 import URL, AsyncClient, InvalidURL, Limits  # openai's transport
 
-        path = parts.path.removesuffix("/").removesuffix("/chat/completions")
+        try:
+            parts = urlsplit(access.base_url or OPENAI)
+            path = parts.path.removesuffix("/").removesuffix("/chat/completions")
+            self._url = urlunsplit(parts._replace(path=f"{path}/chat/completions", fragment=""))
+            if URL(self._url).scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+                raise ValueError
+        except (ValueError, InvalidURL):
+            given = one_line(self.clean(access.base_url or ""))
+            raise BadInput(f"--base-url {given}: no address; give it as https://host/v1") from None
+        try:
+            # It follows no redirection, which would lose the body, or give the key to another host.
+            transport = AsyncClient(timeout=access.timeout, limits=Limits(max_connections=None))
+        except (ImportError, OSError, ValueError) as error:
+            raise BadInput(
+                f"proxies or certificates that the environment names (ALL_PROXY, HTTPS_PROXY, SSL_CERT_FILE):"
+                f" {one_line(error)}; mend or unset them"
+            ) from None
         self._openai = openai.AsyncOpenAI(
             api_key=access.key,
-            base_url=urlunsplit(parts._replace(path=path, query="", fragment="")),
-            default_query=dict(parse_qsl(parts.query)),
+            base_url=self._url,
             default_headers={"api-key": access.key},  # Azure's name for it
-            timeout=access.timeout,
             max_retries=0,  # openai gives up where a server asks for more than two minutes
+            timeout=access.timeout,
+            http_client=transport,
         )
 
     async def aclose(self) -> None:
@@ -281,7 +292,8 @@ class Client:
             except TimeoutError:
                 why = "no answer in time"
             except openai.APIConnectionError as error:
-                why = one_line(f"no connection: {self.clean(str(error.__cause__ or error))}")
+                cause = error.__cause__ or error
+                why = one_line(f"no connection: {self.clean(str(cause) or type(cause).__name__)}")
             except (ValueError, RecursionError):
                 why = "the response is no chat completion"
             else:
@@ -299,18 +311,20 @@ class Client:
         from httpx2 import Response  # openai's transport
 
         sent = {name: value for name, value in {**body, **self._access.extra_body}.items() if value is not None}
-        wait = asyncio.timeout(self._access.timeout)  # of the whole, where httpx counts each read
+        data = json.dumps(sent).encode()  # in ASCII: half a surrogate pair has no other spelling
         try:
             # The plain response: openai's types refuse what some servers add, and take as long again to build.
-            async with wait:
-                response = await self._openai.post("/chat/completions", body=sent, cast_to=Response)
+            async with asyncio.timeout(self._access.timeout):  # of the whole, where httpx counts each read
+                response = await self._openai.post(self._url, content=data, cast_to=Response)
         except openai.APITimeoutError:
             raise TimeoutError from None
         except openai.APIStatusError as error:
             response = error.response
         text = self.clean(response.content.decode(errors="replace"))
-        if response.status_code < 400:
+        if response.is_success:
             return read_completion(json.loads(text))
+        if to := response.headers.get("location"):
+            raise ServerError(response.status_code, f"the server has moved to {self.clean(to)}")
         try:
             content = json.loads(text)
         except (ValueError, RecursionError):
@@ -327,7 +341,8 @@ class Client:
         said = one_line(f"status {error.status}: {error.text}", 300)
         if error.filtered:
             raise Filtered(said)
-        if error.refuses_all or (error.status in (403, 404) and model not in self._answering):
+        gone = error.status < 400 or error.status in (403, 404)
+        if error.refuses_all or (gone and model not in self._answering):
             reason = f"the endpoint refuses all requests ({error.status}): {said}; mend the key, credit, URL or model"
             if model not in self._answering:
                 raise BadInput(reason)

@@ -1,15 +1,21 @@
 """The client: journaled answers first, one pause and one limit for all requests, form after form."""
 
+import socketserver
+import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from core.llm.budget import Money
-from core.llm.client import Access, Client, Refused, Unanswered, run_all
+from core.llm.client import Access, Client, Refused, Stopped, Unanswered, run_all
 from core.llm.journal import Answer
 from core.llm.replies import retry_after
 from core.records import BadInput
+from tests.personalities import completion, serving
+
+KEY = "sk-test-0123456789abcdef"
 
 
 def requests(number: int) -> list[Callable[[Client], Awaitable[Answer]]]:
@@ -90,3 +96,114 @@ def test_a_key_is_only_needed_for_openai(monkeypatch) -> None:
     with pytest.raises(BadInput, match="characters") as caught:
         Access.from_environment("MY_KEY", None, 1, 1.0)
     assert "sk-" not in str(caught.value)
+
+
+@pytest.fixture
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.llm.client.FIRST_WAIT", 0.005)
+
+
+def ask(url: str, folder: Path, text: str = "0", timeout: float = 5.0, number: int = 1) -> list[str]:
+    jobs = [lambda client, n=n: client.ask("m", [{"role": "user", "content": f"{text}{n}"}]) for n in range(number)]
+    access = Access(KEY, url, 2, timeout)
+    return [answer.text for answer in run_all(jobs, access, folder / "j.jsonl", Money({"m": None}), "requests")]
+
+
+@pytest.mark.parametrize(
+    ("base", "path"),
+    [
+        ("/v1", "/v1/chat/completions"),
+        ("/v1/", "/v1/chat/completions"),
+        ("", "/chat/completions"),
+        ("/v1/chat/completions/#x", "/v1/chat/completions"),
+        ("/a%2Fb?api-version=1-preview&a=1&a=2&b=&c&d=x%2By", None),
+    ],
+)
+def test_a_base_url_is_used_to_the_letter(tmp_path: Path, base: str, path: str | None) -> None:
+    with serving(lambda body, n: completion("ok")) as server:
+        assert ask(server.url.removesuffix("/v1") + base, tmp_path) == ["ok"]
+    assert server.paths == [path or base.replace("?", "/chat/completions?")]
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8000/v1", "http://h:99999", "http://h:port/v1", "http://[::1", "http://h\0"]
+)
+def test_what_is_no_address_is_said_before_anything_is_sent(tmp_path: Path, url: str) -> None:
+    with pytest.raises(BadInput, match="no address; give it as https://host/v1"):
+        ask(url, tmp_path)
+
+
+def test_half_a_surrogate_pair_is_sent_as_it_is(tmp_path: Path) -> None:
+    with serving(lambda body, n: completion("ok")) as server:
+        assert ask(server.url, tmp_path, "a\ud800") == ["ok"]
+    assert server.bodies[0]["messages"][0]["content"] == "a\ud8000"
+
+
+@pytest.mark.parametrize(
+    ("reply", "says", "most"),
+    [
+        ((302, "", {"Location": f"http://127.0.0.1:9/v1?{KEY}"}), r"moved to http://127.0.0.1:9/v1\?\[key\]", 1),
+        ((308, "", {"Location": "/v2/chat/completions"}), "moved to /v2/chat/completions", 1),
+        ((404, "<h1>Not Found</h1>", {}), "refuses all requests .*<h1>Not Found</h1>", 1),
+        ((401, f"no such key {KEY}", {}), r"no such key \[key\]", 1),
+        ((502, "<html>bad gateway</html>", {}), "status 502: <html>bad gateway</html>", 5),
+        ((500, "", {}), "status 500", 5),
+        ((400, "[" * 100_000, {}), r"status 400: \[\[", 1),
+        ((204, "", {}), "no chat completion", 5),
+        ((200, "plain text", {"Content-Encoding": "gzip"}), "no connection: .*decompressing", 5),
+        ((200, "{}", {"Content-Length": "9"}), "no answer in time", 5),
+    ],
+)
+@pytest.mark.usefixtures("_quick")
+def test_a_response_that_is_no_answer_is_told_in_the_servers_words(tmp_path: Path, reply, says, most) -> None:
+    with serving(lambda body, n: reply) as server, pytest.raises((BadInput, Stopped, Refused), match=says) as caught:
+        ask(server.url, tmp_path, timeout=0.2 if says == "no answer in time" else 5.0)
+    assert len(server.bodies) == most and KEY not in str(caught.value)
+
+
+@pytest.mark.usefixtures("_quick")
+def test_a_timeout_is_of_the_whole_response_and_the_connection_is_left(tmp_path: Path) -> None:
+    class Drip(socketserver.StreamRequestHandler):
+        first = True
+
+        def handle(self) -> None:
+            self.request.recv(100_000)
+            drips, Drip.first = Drip.first, False
+            text = b'{"choices": [{"finish_reason": "stop", "message": {"content": "ok"}}]}'
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(text))
+            for byte in text if drips else ():
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.05)
+            self.wfile.write(text)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Drip) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        start = time.monotonic()
+        assert ask(f"http://127.0.0.1:{server.server_address[1]}/v1", tmp_path, timeout=0.4, number=3) == ["ok"] * 3
+        assert time.monotonic() - start < 2.5, "the drip takes 3.5 s"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:9", "ALL_PROXY"),
+        ("HTTP_PROXY", "ftp://127.0.0.1:9", "ALL_PROXY"),
+        ("SSL_CERT_FILE", "/there/is/none.pem", "SSL_CERT_FILE"),
+        ("HTTP_PROXY", "http://127.0.0.1:9", "does not answer .no connection"),
+    ],
+)
+@pytest.mark.usefixtures("_quick")
+def test_proxies_of_the_environment_are_used_or_told_in_a_line(tmp_path: Path, monkeypatch, name, value, says) -> None:
+    for one in ("ALL_PROXY", "HTTP_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(one, raising=False)
+        monkeypatch.delenv(one.lower(), raising=False)
+    monkeypatch.setenv(name, value)
+    with serving(lambda body, n: completion("ok")) as server:
+        with pytest.raises((BadInput, Stopped), match=says) as caught:
+            ask(server.url, tmp_path)
+        assert not server.bodies and "\n" not in str(caught.value)
+        if name == "HTTP_PROXY" and value.startswith("http"):
+            monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+            assert ask(server.url, tmp_path) == ["ok"]
