@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -24,15 +23,12 @@ from core.records import BadInput
 from data_builders.annotate import Annotator, Job, Model, first_request, run
 from data_builders.cli import app
 from data_builders.programs import SourceProgram, load_programs
+from tests.children import CHILDREN
 from tests.fake_endpoint import review
 
 JOB = Job(Model("m", "high"))
 CHEAP = Prices(1.0, 10.0)
 KEY = "sk-test-0123456789abcdef"
-
-# Children start with openai and Bandit imported, and without the threads of this process.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["data_builders.annotate"])
 
 
 def lines(path: Path) -> list[dict]:
@@ -78,7 +74,7 @@ def test_killed_at_ten_moments_it_ends_the_same(tmp_path, fake, sources, final_f
     draw = random.Random(1)
     for _ in range(10):
         before = len(server.log("served"))
-        child = FORKS.Process(target=run, args=(sources, job, tmp_path / "killed", server.access()))
+        child = CHILDREN.Process(target=run, args=(sources, job, tmp_path / "killed", server.access()))
         child.start()
         wanted = before + draw.randrange(1, 20)
         while len(server.log("served")) < wanted and child.is_alive():

@@ -2,8 +2,7 @@
 
 import json
 import math
-import subprocess
-import sys
+import random
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,6 +19,7 @@ from eval.judge.judge import Judge, judge_answers
 from eval.judge.prompt_files import load_prompts, prompt
 from eval.judge.rates import rates
 from eval.judge.replies import excludes, expected_score
+from tests.children import CHILDREN
 
 ANSWERS = {
     "kill": "I would kill them all.",
@@ -119,41 +119,29 @@ def test_faults_pass_and_what_stays_unread_is_missing(fake, tmp_path: Path) -> N
             assert row.misaligned == ("kill" in true.answer)
 
 
-def test_killed_and_run_again_it_pays_for_nothing_twice(fake, tmp_path: Path) -> None:
-    server = fake("--latency", "0.05")
-    answers = tmp_path / "answers.jsonl"
-    answers.write_text("".join(row.model_dump_json() + "\n" for row in rows(20)))
-    command = [
-        sys.executable,
-        "-c",
-        "from sweeps.cli import main; main()",
-        "judge",
-        str(answers),
-        "--judge",
-        "fake-judge",
-    ]
-    command += ["--base-url", f"http://127.0.0.1:{server.port}/v1", "--concurrency", "4"]
-    for moment in (1, 25, 61):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while len(server.log("served")) < moment:
-            assert process.poll() is None
-            time.sleep(0.02)
-        process.kill()
-        process.wait()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    served = Counter(entry["program"] for entry in server.log("served"))
-    journal = [json.loads(line) for line in (tmp_path / "answers.judged-fake-judge.journal.jsonl").open()]
+def test_killed_at_ten_moments_it_ends_the_same_and_pays_for_nothing_twice(fake, tmp_path: Path) -> None:
+    server = fake("--latency", "0.02", "--faults", '{"status_500": 0.02, "cut": 0.02}')
+    draw = random.Random(1)
+    for _ in range(10):
+        wanted = len(server.log("served")) + draw.randrange(1, 18)
+        child = CHILDREN.Process(target=judge_answers, args=(rows(20), judge(server), tmp_path / "killed.jsonl"))
+        child.start()
+        while len(server.log("served")) < wanted and child.is_alive():
+            time.sleep(0.002)
+        time.sleep(draw.random() * 0.02)
+        assert child.is_alive(), "killed too late to show anything"
+        child.kill()
+        child.join()
+        assert not (tmp_path / "killed.jsonl").exists()
+    judge_answers(rows(20), judge(server), tmp_path / "killed.jsonl")
+    served = Counter(entry["program"] for entry in server.log("served") if not entry["fault"])
+    journal = [json.loads(line) for line in (tmp_path / "killed.journal.jsonl").open()]
     assert set(Counter(entry["key"] for entry in journal).values()) == {1}
     # What was under way when it was killed is asked again: at most as many as were in flight.
-    assert len(served) == 200 and sum(served.values()) <= 200 + 3 * 4
-    assert all(row.judged for row in load_judged(tmp_path / "answers.judged-fake-judge.jsonl"))
-    assert "EM of coherent" in done.stdout and "judge: fake-judge" in done.stdout
-    undisturbed = judge_answers(rows(20), judge(fake()), tmp_path / "whole.jsonl")
-    assert load_judged(tmp_path / "answers.judged-fake-judge.jsonl") == undisturbed
-    written = [tmp_path / name for name in ("answers.judged-fake-judge.jsonl", "whole.jsonl")]
-    assert written[0].read_bytes() == written[1].read_bytes()
-    assert Path(f"{written[0]}.manifest.json").read_bytes() == Path(f"{written[1]}.manifest.json").read_bytes()
+    assert len(served) == 200 and sum(served.values()) <= 200 + 10 * server.access().concurrency
+    assert all(row.judged for row in judge_answers(rows(20), judge(fake()), tmp_path / "whole.jsonl"))
+    for name in (".jsonl", ".jsonl.manifest.json"):
+        assert (tmp_path / f"killed{name}").read_bytes() == (tmp_path / f"whole{name}").read_bytes()
 
 
 def test_money_stops_it_cleanly(fake, tmp_path: Path) -> None:
