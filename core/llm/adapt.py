@@ -78,8 +78,9 @@ class Adaptation:
         for field in named & (set(OPTIONAL) - {"logprobs", "top_logprobs"}):
             wanted = "max_tokens" if field == "max_completion_tokens" and "max_tokens" in self._changes else field
             self._changes[wanted] = None
-        wants_json = re.search(r"json|schema|structured|grammar|guided|response.format", error.text, re.I)
-        if "response_format" in open_fields and (wants_json or (again if error.status >= 500 else not named)):
+        words = r"schema|structured|grammar|guided|response.format" + ("" if named else "|json")
+        of_form = re.search(words, error.text, re.I)  # where another field is named, "invalid JSON" is the whole body
+        if "response_format" in open_fields and (of_form or (again if error.status >= 500 else not named)):
             strict = body["response_format"].get("type") == "json_schema"
             self._changes["response_format"] = "json_object" if strict else None
 

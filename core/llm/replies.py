@@ -79,6 +79,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 def server_error(status: int, body: Any, wait: float | None = None) -> ServerError:
     """The error in a response's body, in any of the forms that servers give it; `body` is parsed JSON or text."""
+    if isinstance(body, list) and len(body) == 1:  # Google's
+        body = body[0]
     found = body.get("error", body) if isinstance(body, dict) else body
     fields = found if isinstance(found, dict) else {}
     own = str(fields.get("code") or fields.get("type") or "")
