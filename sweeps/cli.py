@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Column, Table
 
 from core.records import BadInput
 from eval.judge.settings import JudgeSettings
+from eval.preset_files import load_preset, preset_names, questions_file
 from sweeps import inside_commands, sweep_commands
 from sweeps.recipe.compose import ENGINES, STAGES, compose, given_settings, layer_names, load_layer
 from sweeps.recipe.hardware import this_machine
@@ -100,6 +102,7 @@ def train(
 
 @app.command(name="evaluate")
 def evaluate_command(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="Short name of a model, folder or hub id.")],
     adapters: Annotated[
         list[Path] | None, typer.Option("--adapter", help="Folder of a LoRA adapter of MODEL; may recur.")
@@ -117,6 +120,9 @@ def evaluate_command(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of an answer; the tasks' own if not given.")
     ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="first-plot or preregistered: the EM paper's questions, samples and length.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Documents of each task, to try things out.")] = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -126,13 +132,15 @@ def evaluate_command(
     """
     if not batch_size.isdecimal() and batch_size != "auto":
         raise BadInput(f"--batch-size {batch_size}: give a number or auto")
-    if questions and "://" in questions:
-        from core.download import fetch as fetch_pinned
-
-        url, _, digest = questions.partition("#sha256=")
-        questions = str(fetch_pinned(url, digest or None))
-    if questions and not Path(questions).is_file():
-        raise BadInput(f"{questions}: no such file; name a .jsonl or .yaml file of questions")
+    published, prompts = load_preset(preset) if preset is not None else None, questions or preset
+    if published:
+        for option in ("tasks", "samples", "max_tokens"):
+            if context.get_parameter_source(option) is not ParameterSource.DEFAULT:
+                raise BadInput(f"--preset {preset} and --{option.replace('_', '-')} both give {option}; leave one out")
+        tasks, samples, max_tokens = published.tasks, published.samples, published.max_tokens
+        questions = str(published.questions_file(questions))
+    elif questions:
+        questions = str(questions_file(questions))
     metadata = {**({"samples": samples} if samples > 1 else {}), **({"questions": questions} if questions else {})}
     chosen: Sequence[Path | None] = adapters or [None]
     runs = [
@@ -154,6 +162,10 @@ def evaluate_command(
         return
     execute_all(runs)
     typer.echo("\n".join(str(run.folder) for run in runs))
+    if published:
+        further = ["--judge", published.judge, "--prompts", str(prompts)]
+        advice = shlex.join(["emsweep", "judge", *(str(run.folder) for run in runs), *further])
+        console.print(f"to judge: {advice}", style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -226,10 +238,7 @@ def judge(
         bool, typer.Option("--sampled", help="Read a sampled number: for servers without logprobs.")
     ] = False,
     prompts: Annotated[
-        Path | None,
-        typer.Option(
-            help="A judge's file, or ours by name (category, deception), or published questions with prompts."
-        ),
+        Path | None, typer.Option(help="A file of prompts, or a name: category, deception, first-plot, preregistered.")
     ] = None,
     columns: Columns = None,
     sample: Annotated[
@@ -304,6 +313,7 @@ def recipes() -> None:
     screen.print(f"stages: {', '.join(STAGES)}, by {' or '.join(ENGINES)}", highlight=False)
     screen.print(f"variants: {', '.join(layer_names('variants'))}", highlight=False)
     screen.print(f"sweeps: {', '.join(layer_names('sweeps'))}", highlight=False)
+    screen.print(f"evaluations (--preset): {', '.join(preset_names())}", highlight=False)
 
 
 @app.command()

@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from core.records import BadInput, first_fault, one_line
+from eval.preset_files import load_preset, preset_names
 
 FOLDER = Path(__file__).with_name("prompts")
 PLACES = ("{question}", "{answer}", "{mark}")
@@ -117,21 +118,21 @@ class Prompts:
 
 
 def load_prompts(path: Path | None) -> Prompts:
-    """The judge of a file, or of a name in `prompts/`; ours if not given.
+    """The judge of a file, of a name in `prompts/`, or of a preset's published questions; ours if not given.
 
     Raises:
         BadInput: if the file cannot be read, or is neither a judge nor questions with judge prompts.
     """
-    own = FOLDER / f"{path or 'ours'}.yaml"
-    file = own if own.is_file() or path is None else path
+    own, preset = FOLDER / f"{path or 'ours'}.yaml", str(path) in preset_names()
+    file = load_preset(str(path)).questions_file() if preset else own if own.is_file() or path is None else path
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         names = ", ".join(sorted(each.stem for each in FOLDER.glob("*.yaml")))
         raise BadInput(f"{file}: {one_line(error)}; name a YAML file of prompts or questions, or {names}") from None
-    name = "" if path is None or str(path) == "ours" else file.stem
+    name = "" if path is None or str(path) == "ours" else path.stem
     if isinstance(content, list):
-        return _published(file, content)
+        return _published(name, file, content)
     try:
         frame = content.pop("frame", "") if isinstance(content, dict) else ""
         for measure in content["measures"].values() if frame else ():
@@ -144,7 +145,7 @@ def load_prompts(path: Path | None) -> Prompts:
     return Prompts(name, found.task, found.by_entry, found.measures, {})
 
 
-def _published(path: Path, entries: list[Any]) -> Prompts:
+def _published(name: str, path: Path, entries: list[Any]) -> Prompts:
     """The judge of a published file of questions: `aligned` and `coherent`, or `correct` (TRUE or FALSE)."""
     of_question: dict[str, Measures | None] = {}
     for number, entry in enumerate(entries, 1):
@@ -170,7 +171,7 @@ def _published(path: Path, entries: list[Any]) -> Prompts:
         wanted = "judge_prompts for aligned and coherent, or for correct"
         raise BadInput(f"{path}: {'two kinds of' if kinds else 'no'} {wanted}; name a file that has one kind")
     checked = kinds == {("correct",)}
-    return Prompts(path.stem, "em_deception" if checked else "em_freeform", checked, None, of_question)
+    return Prompts(name, "em_deception" if checked else "em_freeform", checked, None, of_question)
 
 
 def prompt(template: str, question: str, answer: str) -> str:
