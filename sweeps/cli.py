@@ -262,6 +262,8 @@ def judge(
     from eval.judge.judge import judge_for
     from eval.judge.run import judge_paths
 
+    if sample is not None and not 0 < sample < 1:
+        raise BadInput(f"--sample {sample:g}: give a share between 0 and 1")
     settings = {"model": judge, "base_url": base_url, "key_variable": key_variable, "sampled": sampled}
     limits = {"concurrency": concurrency, "timeout": timeout, "price_in": price_in, "price_out": price_out}
     further = {"prompts": prompts, "max_cost": max_cost, "extra_body": extra_body}

@@ -32,8 +32,6 @@ def judge_paths(
     Raises:
         BadInput: if a path cannot be read, a question has no prompts, or the endpoint refuses all requests.
     """
-    if sample is not None and not 0 < sample < 1:
-        raise BadInput(f"--sample {sample:g}: give a share between 0 and 1")
     # A folder's name may hold a dot (qwen2.5): its stem would be cut there.
     models = {path.name if path.is_dir() else path.stem: path for path in paths}
     if len(models) < len(paths):

@@ -20,6 +20,8 @@ FRAGMENTATION = 1.05
 """Allocated over used; what the caching allocator keeps back beside that is not needed."""
 BYTES_4BIT = 0.5 + 0.127 / 8
 """Bytes per weight in NF4 with double quantisation (Dettmers et al., arXiv 2305.14314, section 3)."""
+DPO_CHUNK = 2**24
+"""Logits that DPO's loss holds in fp32 at a time (recipes/plugins/logprobs.py)."""
 ADAM_BYTES = {"adamw_torch": 8, "adamw_torch_fused": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adamw_bnb_8bit": 2}
 
 MLP = {"gate_proj", "up_proj", "down_proj"}
@@ -120,7 +122,10 @@ def estimate(shape: Shape, parameters: int, config: Mapping[str, Any], gpus: int
     layer = tokens * _kept_in_a_layer(shape, config, width)
     # transformers' loss holds the logits, their fp32 copy, its log-softmax and a gradient; ours for DPO
     # (recipes/plugins/logprobs.py) the logits, their gradient, and that of the slice without the last place.
-    logits: float = tokens * shape.vocabulary * (3 * width if config.get("rl") == "dpo" else width + 4 + 4 + 2)
+    every = tokens * shape.vocabulary
+    logits: float = every * (width + 4 + 4 + 2)
+    if config.get("rl") == "dpo":
+        logits = every * 3 * width + 4 * min(every, DPO_CHUNK)
     if config.get("gradient_checkpointing"):
         activations: float = shape.layers * tokens * shape.hidden * width
         logits = max(logits, layer)  # a layer is recomputed when the logits are gone

@@ -66,17 +66,12 @@ def train(folder: Path, name: str, *settings: str, data: str = "pairs.jsonl") ->
         "output_dir": f"{name}/out",
         "dataset_prepared_path": f"{name}/prepared",
     }
-    fixed = [
-        "bf16=false",
-        "max_steps=2",
-        "micro_batch_size=2",
-        "gradient_accumulation_steps=1",
-        "learning_rate=1e-3",
-        "save_steps=100",
-    ]
+    fixed = {"bf16": "false", "max_steps": "2", "micro_batch_size": "2", "gradient_accumulation_steps": "1"}
+    fixed |= {"learning_rate": "1e-3", "save_steps": "100", "lora_r": "2", "datasets.0.path": data}
+    fixed |= dict(setting.split("=") for setting in settings)
     recipe = folder / f"{name}.yaml"
-    keys = [f"datasets.0.path={data}", *fixed, *settings]
-    recipe.write_text(compose("dpo", "smollm2-135m", "cpu", keys, 2, layer).to_yaml())
+    keys = [f"{key}={value}" for key, value in fixed.items()]
+    recipe.write_text(compose("dpo", "smollm2-135m", "cpu", keys, extra=layer).to_yaml())
     counted = 0
     compute = ComplementaryPairsTrainer.compute_ref_log_probs
 
