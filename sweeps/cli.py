@@ -65,6 +65,12 @@ def _screen() -> Console:
     return screen if screen.is_terminal else Console(width=220)
 
 
+def _say(words: str) -> None:
+    """A line to standard error, once nothing is refused any more."""
+    if words:
+        console.print(words, style="dim", markup=False, highlight=False)
+
+
 @app.command()
 def train(
     stage: Annotated[str, typer.Argument(help="cpt, sft or dpo.")],
@@ -88,14 +94,14 @@ def train(
         raise BadInput(f"--start {start} and --set base_model name two models; leave one out")
     profile, why = (hardware, "") if hardware else this_machine(model)
     recipe = compose(stage, model, profile, settings or [], rank, extra, engine, gpus, variant)
-    if why:
-        console.print(why, style="dim", markup=False, highlight=False)
     if dry_run:
+        _say(why)
         typer.echo(recipe.to_yaml(), nl=False)
         return
     name = "-".join([model, *([variant] if variant else []), f"r{recipe.config['lora_r']}"])
     run = training_run(name, recipe)
     merged = merge_run(run)
+    _say(why)
     execute_all([run, merged] if merge else [run])
     typer.echo(merged.model if merge else run.adapter)
 
