@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -135,6 +135,18 @@ def write_whole(path: Path, text: str | bytes) -> None:
 def digest(data: bytes) -> str:
     """The SHA-256 of `data`, in hex."""
     return hashlib.sha256(data).hexdigest()
+
+
+def weights_digest(folder: Path, digest_of: Callable[[Path], str] | None = None) -> str:
+    """The digests of a model folder's safetensors, in the order of their names; `digest_of` a file, if not its own.
+
+    Raises:
+        BadInput: if it holds none.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise BadInput(f"{folder}: no *.safetensors in this model folder; name a model's folder, or fetch it again")
+    return "+".join(map(digest_of or file_digest, files))
 
 
 def file_digest(path: Path) -> str:

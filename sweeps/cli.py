@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Annotated
 
 import typer
 from click.core import ParameterSource
-from rich.console import Console
 from rich.table import Column, Table
 
 from core.records import BadInput
@@ -20,12 +18,12 @@ from eval.preset_files import load_preset, preset_names, questions_file
 from sweeps import inside_commands, sweep_commands
 from sweeps.recipe.compose import ENGINES, STAGES, compose, given_settings, layer_names, load_layer
 from sweeps.recipe.hardware import this_machine
-from sweeps.recipe.precision import cpu_dtype
+from sweeps.recipe.precision import machine_dtype
 from sweeps.run.evaluate import command, evaluation_run
 from sweeps.run.executor import execute_all
 from sweeps.run.fetch_model import fetch_smollm2
 from sweeps.run.folder import merge_run
-from sweeps.run.process import RunFailed, console
+from sweeps.run.process import RunFailed, console, screen
 from sweeps.run.train import training_run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -57,12 +55,6 @@ def main() -> None:
     except RunFailed as error:
         console.print(f"emsweep: {error}", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(1) from None
-
-
-def _screen() -> Console:
-    """Standard output; wide where no one watches, for a table in a file or a pipe must not be cut."""
-    screen = Console()
-    return screen if screen.is_terminal else Console(width=220)
 
 
 def _say(words: str) -> None:
@@ -155,7 +147,7 @@ def evaluate_command(
             model,
             [*tasks.split(","), *(["em_guard"] if guard else [])],
             adapter=adapter,
-            dtype=dtype or ("bfloat16" if shutil.which("nvidia-smi") else cpu_dtype()),
+            dtype=dtype or machine_dtype(),
             batch_size=int(batch_size) if batch_size != "auto" else "auto",
             metadata=metadata,
             gen_kwargs={"max_gen_toks": max_tokens} if max_tokens else None,
@@ -190,10 +182,10 @@ def rates(
     from eval.judge.rates import rank_trends, rates_table
 
     models = judged_files(files, columns_of(columns))
-    screen = _screen()
-    screen.print(rates_table(models, judged_by))
+    out = screen()
+    out.print(rates_table(models, judged_by))
     for sentence in rank_trends(models):
-        screen.print(sentence, highlight=False)
+        out.print(sentence, highlight=False)
 
 
 @app.command()
@@ -276,7 +268,7 @@ def judge(
     chosen = judge_for(JudgeSettings.model_validate({**settings, **limits, **further}))
     table, left = judge_paths(paths, chosen, columns_of(columns), sample)
     if table:
-        _screen().print(table)
+        screen().print(table)
     if left:
         typer.echo(left, err=True)
         raise typer.Exit(1)
@@ -298,7 +290,7 @@ def agree(
     half = len(files) // 2
     judges = judge_of(files[:half], first, "--first"), judge_of(files[half:], second, "--second")
     for table in (scores_table, shifts_table):
-        _screen().print(table(models, *judges))
+        screen().print(table(models, *judges))
 
 
 @app.command()
@@ -315,13 +307,13 @@ def recipes() -> None:
         table.add_row(
             name, em["hub_id"], f"{size / 1e9:.2f} B", f"{body / 1e9:.2f} B", f"{tokens:.3g}", f"{size / tokens:.1e}"
         )
-    screen = _screen()
-    screen.print(table)
-    screen.print(f"hardware: {', '.join(layer_names('hardware'))}", highlight=False)
-    screen.print(f"stages: {', '.join(STAGES)}, by {' or '.join(ENGINES)}", highlight=False)
-    screen.print(f"variants: {', '.join(layer_names('variants'))}", highlight=False)
-    screen.print(f"sweeps: {', '.join(layer_names('sweeps'))}", highlight=False)
-    screen.print(f"evaluations (--preset): {', '.join(preset_names())}", highlight=False)
+    out = screen()
+    out.print(table)
+    out.print(f"hardware: {', '.join(layer_names('hardware'))}", highlight=False)
+    out.print(f"stages: {', '.join(STAGES)}, by {' or '.join(ENGINES)}", highlight=False)
+    out.print(f"variants: {', '.join(layer_names('variants'))}", highlight=False)
+    out.print(f"sweeps: {', '.join(layer_names('sweeps'))}", highlight=False)
+    out.print(f"evaluations (--preset): {', '.join(preset_names())}", highlight=False)
 
 
 @app.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
@@ -11,14 +10,14 @@ from typing import Annotated, Any, get_args
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
 from core.records import BadInput, printable, write_records, write_whole
 from eval.stats.intervals import Estimate, mean_interval
 from sweeps.recipe.compose import layer_names, load_layer
-from sweeps.recipe.precision import cpu_dtype
+from sweeps.recipe.precision import machine_dtype
+from sweeps.run.process import screen
 
 app = typer.Typer()
 
@@ -32,22 +31,15 @@ def _load(name: str, adapter: Path | None = None) -> tuple[str, Any, Any]:
     from eval.inside.activations import load
 
     checkpoint = str(load_layer("models", name)["base_model"]) if name in layer_names("models") else name
-    dtype = "bfloat16" if shutil.which("nvidia-smi") else cpu_dtype()
-    return checkpoint, *load(checkpoint, dtype, str(adapter) if adapter else None)
+    return checkpoint, *load(checkpoint, machine_dtype(), str(adapter) if adapter else None)
 
 
 def _read(path: Path, checkpoint: str, model: Any) -> Any:
     """The directions of a file, for this model."""
-    from eval.inside.activations import blocks
+    from eval.inside.activations import residual_shape
     from eval.inside.vectors import model_digest, read_directions
 
-    shape = len(blocks(model)) + 1, model.config.get_text_config().hidden_size
-    return read_directions(path, shape, model_digest(checkpoint))
-
-
-def _screen() -> Console:
-    screen = Console()
-    return screen if screen.is_terminal else Console(width=160)
+    return read_directions(path, residual_shape(model), model_digest(checkpoint))
 
 
 def _interval(estimate: Estimate | None, digits: int = 2) -> str:
@@ -106,9 +98,9 @@ def directions_command(
         few = f"under {FEW} groups"
         null = ("too few", few) if tested.null is None else (f"{tested.null:.3f}", f"{tested.p:.3f}")
         table.add_row(escape(name), place, *counts, *areas, *null)
-    screen = _screen()
-    screen.print(table)
-    screen.print(
+    console = screen()
+    console.print(table)
+    console.print(
         "layer N is the residual behind N blocks; flipped: median of the highest AUC of any layer", markup=False
     )
     crossings = {
@@ -123,7 +115,7 @@ def directions_command(
                 table.add_row(
                     escape(names), str(crossing.layer), shares, f"{crossing.raw:+.2f}", _interval(crossing.cosine)
                 )
-        screen.print(table)
+        console.print(table)
     content = {"concepts": summary, "crossover": {key: [asdict(one) for one in row] for key, row in crossings.items()}}
     write_whole(folder / "directions.json", json.dumps(content, indent=1) + "\n")
     typer.echo(folder)
@@ -149,6 +141,7 @@ def steer_command(
     from eval.inside.directions import FEW, halves
     from eval.inside.pairs import Answers, load_concept, load_pairs
     from eval.inside.steering import gradients, preferences, response, slopes
+    from eval.inside.vectors import chosen_layer
 
     try:
         amounts = [float(dose) for dose in doses.split(",")]
@@ -161,19 +154,16 @@ def steer_command(
         raise BadInput(f"--concept {concept}: a trait has no answers to prefer; take one with answers")
     checkpoint, network, tokenizer = _load(model, adapter)
     known = _read(direction, checkpoint, network)
-    at = known.about.layer if layer is None else layer
-    if at is None:
-        raise BadInput(f"{direction}: names no layer of its own; give --layer")
-    known.at(at)
+    at = chosen_layer(direction, known, layer)
     pairs = load_pairs(wanted, tokenizer)
     pairs = pairs[:: max(1, len(pairs) // limit)][:limit] if limit else pairs
     found = slopes(gradients(network, tokenizer, pairs), pairs, known)
-    screen = _screen()
+    console = screen()
     table = Table("layer", "slope", "sd of controls", "slope in sd", title="Slope of log odds, nats per byte and dose")
     for number, (slope, deviation) in enumerate(zip(found.direction, found.deviations, strict=True)):
         spread = f"{found.controls[:, number].std(ddof=1):.5f}" if len(found.controls) else "too few groups"
         table.add_row(str(number), f"{slope:+.5f}", spread, f"{deviation:+.1f}")
-    screen.print(table)
+    console.print(table)
     plain = preferences(network, tokenizer, pairs)
     groups = len(known.about.groups)
     flips = halves(groups, controls if groups >= FEW else 0)
@@ -186,7 +176,7 @@ def steer_command(
             by_group = [change[[pair.group == group for pair in pairs]].mean() for group in {p.group for p in pairs}]
             interval = mean_interval(by_group) if len(by_group) > 1 else None
             table.add_row(escape(name), "taken out" if dose is None else f"{dose:+g}", _interval(interval, 5))
-    screen.print(table)
+    console.print(table)
 
 
 @app.command(name="project")
@@ -206,12 +196,11 @@ def project_command(
     Example: emsweep project data/sft-insecure.jsonl --direction runs/directions/smollm2-135m/misaligned.safetensors
     """
     from eval.inside.project import project
+    from eval.inside.vectors import chosen_layer
 
     checkpoint, network, tokenizer = _load(model, adapter)
     known = _read(direction, checkpoint, network)
-    at = known.about.layer if layer is None else layer
-    if at is None:
-        raise BadInput(f"{direction}: names no layer of its own; give --layer")
+    at = chosen_layer(direction, known, layer)
     found = project(network, tokenizer, file, known, at)
     target = out or file.with_suffix(f".projected{file.suffix}")
     manifest = {
@@ -224,13 +213,13 @@ def project_command(
     }
     write_records(target, found.projections, manifest)
     values = np.array([row["projection"] for row in found.projections])
-    screen = _screen()
+    console = screen()
     table = Table("line", "projection", "answer", title=f"Highest along {escape(known.about.concept)} at layer {at}")
     for row in sorted(found.projections, key=lambda row: -row["projection"])[:top]:
         start = escape(printable(row["answer"][:80]).replace("\n", " "))
         table.add_row(str(row["line"]), f"{row['projection']:+.2f}", start)
-    screen.print(table)
-    screen.print(f"mean {values.mean():+.3f}, sd {values.std():.3f}, {len(found.rejects)} rejects", highlight=False)
+    console.print(table)
+    console.print(f"mean {values.mean():+.3f}, sd {values.std():.3f}, {len(found.rejects)} rejects", highlight=False)
     typer.echo(target)
 
 
@@ -252,7 +241,7 @@ def inside_command(
 
     Example: emsweep inside --model smollm2-135m --adapter runs/dpo/a/adapter --adapter runs/dpo/b/adapter
     """
-    from eval.inside.activations import means
+    from eval.inside.activations import attached, means
     from eval.inside.directions import directions
     from eval.inside.pairs import class_means, load_concept
     from eval.inside.shifts import moved, places, shift, weight_share
@@ -288,7 +277,7 @@ def inside_command(
         texts = places(tokenizer)
         before = {place: means(network, tokenizer, passages).mean(0) for place, passages in texts.items()}
         for run, adapter in runs.items():
-            _, adapted, _ = _load(base, adapter)
+            adapted = attached(network, str(adapter))
             for place, passages in texts.items():
                 change = moved(adapted, tokenizer, passages, before[place])
                 for one in known:
@@ -296,6 +285,7 @@ def inside_command(
                     share = float(weight_share(adapted, one.direction)[found.layer])
                     about_run = {"run": run, "place": place, "concept": one.about.concept, "rank": _rank(adapter)}
                     result.append({**about_run, **asdict(found), "weights": None if np.isnan(share) else share})
+            network = adapted.unload()
     tested = [row for row in result if row["p"] is not None]
     for row, corrected in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p_holm"] = corrected
@@ -309,9 +299,9 @@ def inside_command(
         table.add_row(
             escape(row["run"]), str(row["rank"]), row["place"], escape(row["concept"]), str(at), *numbers, weights
         )
-    screen = _screen()
-    screen.print(table)
-    screen.print("weights: share of the adapter's change in that block along the direction; the shift is what counts")
+    console = screen()
+    console.print(table)
+    console.print("weights: share of the adapter's change in that block along the direction; the shift is what counts")
     write_whole(target, json.dumps(result, indent=1, default=np.ndarray.tolist) + "\n")
     typer.echo(target)
 

@@ -39,17 +39,33 @@ def load(name: str, dtype: str = "float32", adapter: str | None = None) -> tuple
     Raises:
         BadInput: if there is no such model or adapter.
     """
-    from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    try:
+    with _loading(name):
         model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
         tokenizer: Any = AutoTokenizer.from_pretrained(name)
-        if adapter:
-            model = PeftModel.from_pretrained(model, adapter)
+    model = model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
+    return attached(model, adapter) if adapter else model, tokenizer
+
+
+def attached(model: Any, adapter: str) -> Any:
+    """A loaded model with a LoRA adapter in it; its `unload()` gives the model back.
+
+    Raises:
+        BadInput: if there is no such adapter.
+    """
+    from peft import PeftModel
+
+    with _loading(adapter):
+        return PeftModel.from_pretrained(model, adapter).eval().requires_grad_(False).to(model.device)
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, RuntimeError) as error:
-        raise BadInput(f"{adapter or name}: cannot be loaded: {one_line(error)}; name a model of safetensors") from None
-    return model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+        raise BadInput(f"{name}: cannot be loaded: {one_line(error)}; name a model of safetensors") from None
 
 
 def decoder(model: Any) -> Any:
@@ -68,6 +84,11 @@ def blocks(model: Any) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
     raise BadInput(f"{type(model).__name__}: no list of {count} blocks in its decoder; name a decoder-only model")
+
+
+def residual_shape(model: Any) -> tuple[int, int]:
+    """(L + 1, width): what directions of this model have."""
+    return len(blocks(model)) + 1, model.config.get_text_config().hidden_size
 
 
 @contextmanager

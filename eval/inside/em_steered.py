@@ -18,9 +18,9 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
 from core.records import BadInput
-from eval.inside.activations import blocks
+from eval.inside.activations import residual_shape
 from eval.inside.steering import steered
-from eval.inside.vectors import model_digest, read_directions
+from eval.inside.vectors import chosen_layer, model_digest, read_directions
 
 
 @register_model("em_steered")
@@ -33,13 +33,10 @@ class SteeredModel(HFLM):  # type: ignore[misc]
 
     def __init__(self, pretrained: str, direction: str, layer: int | None = None, dose: float = 1.0, **options: Any):
         super().__init__(pretrained=pretrained, **options)
-        shape = len(blocks(self.model)) + 1, self.model.config.get_text_config().hidden_size
-        directions = read_directions(Path(direction), shape, model_digest(pretrained))
-        layer = directions.about.layer if layer is None else int(layer)
-        if layer is None:
-            raise BadInput(f"{direction}: names no layer of its own; give layer=N")
+        directions = read_directions(Path(direction), residual_shape(self.model), model_digest(pretrained))
+        at = chosen_layer(Path(direction), directions, None if layer is None else int(layer))
         self._hooks = ExitStack()
-        self._hooks.enter_context(steered(self.model, layer, directions.at(layer), float(dose)))
+        self._hooks.enter_context(steered(self.model, at, directions.at(at), float(dose)))
 
 
 def main() -> None:

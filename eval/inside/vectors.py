@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from core.records import BadInput, file_digest, first_fault, one_line, write_whole
+from core.records import BadInput, first_fault, one_line, weights_digest, write_whole
 from eval.inside.activations import Singles
 
 CONVENTION = "index N is the residual behind N blocks; 0 is the embeddings"
@@ -66,18 +66,26 @@ class Directions:
         return vector
 
 
+def chosen_layer(path: Path, directions: Directions, given: int | None) -> int:
+    """The index that was given, or else the file's own.
+
+    Raises:
+        BadInput: if it has none of its own, or no direction there.
+    """
+    layer = directions.about.layer if given is None else given
+    if layer is None:
+        raise BadInput(f"{path}: names no layer of its own; give the layer")
+    directions.at(layer)
+    return layer
+
+
 def model_digest(name: str) -> str:
     """What identifies a model: the digests of its weight files if it is a local folder, else its hub id.
 
     Raises:
         BadInput: if it is a folder without weights.
     """
-    if not Path(name).is_dir():
-        return name
-    weights = sorted(Path(name).glob("*.safetensors"))
-    if not weights:
-        raise BadInput(f"{name}: no *.safetensors in this model folder; name a model's folder")
-    return "+".join(map(file_digest, weights))
+    return weights_digest(Path(name)) if Path(name).is_dir() else name
 
 
 def write_directions(path: Path, directions: Directions) -> None:

@@ -51,7 +51,7 @@ def check_targets(config: Mapping[str, Any], em: Mapping[str, Any], tabled: bool
     matched = set(names) if every else set()
     for target in () if every else [targets] if isinstance(targets, str) else targets:
         try:
-            own = {name for name in names if _matches(target, name, isinstance(targets, str))}
+            own = {name for name in names if matches(target, name, isinstance(targets, str))}
         except re.error as error:
             raise BadInput(f"lora_target_modules {target!r} is no pattern: {error}") from None
         if not own:
@@ -65,7 +65,7 @@ def check_targets(config: Mapping[str, Any], em: Mapping[str, Any], tabled: bool
         )
 
 
-def _matches(target: str, name: str, pattern: bool) -> bool:
+def matches(target: str, name: str, pattern: bool) -> bool:
     """As PEFT does: a pattern matches the whole name, an entry of a list its end."""
     return bool(re.fullmatch(target, name)) if pattern else f".{name}".endswith(f".{target}")
 

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from core.records import BadInput, file_digest
+from core.records import BadInput, file_digest, weights_digest
 from sweeps.run.folder import content_digest
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "config.json")
@@ -52,10 +52,7 @@ def model_digest(model: str) -> str:
         if is_local(model):
             raise BadInput(f"{model}: no such model folder; `emsweep fetch smollm2-135m` makes the CPU default")
         return model
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise BadInput(f"{folder}: no *.safetensors in this model folder; fetch the model again")
-    return "+".join(digest_of(path) for path in weights)
+    return weights_digest(folder, digest_of)
 
 
 def start_digest(model: Path) -> str:

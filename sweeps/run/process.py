@@ -20,6 +20,12 @@ from rich.console import Console
 console = Console(stderr=True)
 
 
+def screen() -> Console:
+    """Standard output; wide where no one watches, for a table in a file or a pipe must not be cut."""
+    own = Console()
+    return own if own.is_terminal else Console(width=220)
+
+
 REFUSAL = re.compile(r"^refused: (.+)$", re.MULTILINE)
 """What a plugin's Refused prints as it ends a training; the launcher's own traceback may follow."""
 LAST_WORDS = 16_000

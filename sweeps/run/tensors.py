@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from core.records import BadInput
-from sweeps.recipe.targets import OTHER_TOWERS
+from sweeps.recipe.targets import OTHER_TOWERS, matches
 
 LAYER = re.compile(r"\.layers\.(\d+)\.(.+)$")
 LORA = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
@@ -82,9 +82,8 @@ def _targeted(name: str, targets: Any, recipe: Mapping[str, Any]) -> bool:
     """Whether PEFT takes a module for a target: a regular expression matches its name, or one of a list ends it."""
     if recipe.get("lora_target_linear") or targets == "all-linear":
         return _place(name)[0] >= 0
-    if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
-    return any(f".{name}".endswith(f".{target}") for target in targets)
+    pattern = isinstance(targets, str)
+    return any(matches(target, name, pattern) for target in ([targets] if pattern else targets))
 
 
 def _modules(

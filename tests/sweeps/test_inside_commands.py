@@ -25,7 +25,7 @@ ROWS = [
 @pytest.fixture
 def folder(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sweeps.inside_commands.cpu_dtype", lambda: "float32")
+    monkeypatch.setattr("sweeps.recipe.precision.cpu_dtype", lambda: "float32")
     (tmp_path / "tiny").symlink_to(tiny_model)
     for name in ("unkind", "rude"):
         (tmp_path / f"{name}.yaml").write_text(CONCEPT)
@@ -80,6 +80,10 @@ def test_adapters_are_compared_by_what_they_move(folder: Path, monkeypatch: pyte
         assert len(row["along"]) == len(row["deviations"]) == 3
         assert 0 < row["p"] <= row["p_holm"] <= 1
         assert 0 <= row["weights"] <= 1
+    # The first adapter leaves nothing behind in the model that both share.
+    run("inside --model tiny --adapter rank2 --concept unkind.yaml --concept rude.yaml --out alone.json")
+    alone = json.loads((folder / "alone.json").read_text())
+    assert [row["along"] for row in alone] == [row["along"] for row in rows if row["run"] == "rank2"]
 
 
 def test_the_runs_of_a_sweep_are_grouped_by_the_model_they_start_from(
