@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -111,8 +112,12 @@ def response_format(kind: type[BaseModel]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": kind.__name__, "strict": True, "schema": json_schema(kind)}}
 
 
+@cache
 def json_schema(kind: type[BaseModel]) -> dict[str, Any]:
-    """The JSON schema of `kind` in the strict form that servers take: no bounds, all keys required, no others."""
+    """The JSON schema of `kind` in the strict form that servers take: no bounds, all keys required, no others.
+
+    Made once, for every request asks for it twice; do not change what comes back.
+    """
 
     def bare(node: Any) -> Any:
         if isinstance(node, dict):
