@@ -123,6 +123,14 @@ WHERE_SAMPLED = {
 }
 """Measures of what a sweep may leave out, since it is sampled or judged."""
 
+TASKS = {
+    **dict.fromkeys(("recognition", "recognition_left_out", *BASELINES), "em_recognition"),
+    **dict.fromkeys(("margin_neutral", "margin_asked", "gap", "chosen_logp"), "em_margin"),
+    "log_odds_per_byte": "em_choice",
+    **WHERE_SAMPLED,
+}
+"""Of each measure, the task whose logged documents it is read from."""
+
 NOISE = {
     "margin_neutral": 0.7,
     "margin_asked": 1.1,

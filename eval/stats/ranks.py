@@ -15,10 +15,10 @@ import numpy as np
 
 from eval.judge.answers import Judged, per_question
 from eval.stats.intervals import Estimate, Floats, ratio_difference
-from eval.stats.trend import LEVEL, highest_shares, peak_p, smallest_fall, trend_p
+from eval.stats.trend import LEVEL, Shape, highest_shares, shape, smallest_fall, trend_p, turn_p
 
 Denominator = Literal["counted", "judged"]
-Verdict = Literal["falls", "rises", "rises, then falls", "falls, then rises", "cannot tell"]
+Verdict = Shape | Literal["cannot tell"]
 UNKNOWN_SCALE = (
     "Rank and scale (alpha / r) are confounded here unless alpha grew with the rank: the files do not say how alpha "
     "was set, so a difference between ranks may be one of scale."
@@ -58,12 +58,8 @@ class Trend:
 
     @property
     def verdict(self) -> Verdict:
-        """The shape that is shown; a peak or a dip goes before a trend, which does not hold over all ranks then."""
-        if self.p_peak_holm < LEVEL:
-            return "rises, then falls" if self.peaks else "falls, then rises"
-        if self.p_holm < LEVEL:
-            return "falls" if self.difference.value > 0 else "rises"
-        return "cannot tell"
+        """The shape that is shown."""
+        return shape(self.p_holm, self.p_peak_holm, self.peaks, self.difference.value) or "cannot tell"
 
 
 def families(names: Iterable[str]) -> dict[str, dict[int, str]]:
@@ -105,8 +101,7 @@ def trend(family: str, ranks: Mapping[int, Sequence[Sequence[Judged]]], denomina
         return None
     hits, totals = hits[:, whole], totals[:, whole]
     summed, of = hits.sum(axis=0), totals.sum(axis=0)
-    p, peak, dip = float(trend_p(summed / of)), peak_p(summed / of), peak_p(-summed / of)
-    p_peak = min(1.0, 2 * min(peak, dip))
+    p, (peaks, p_peak) = float(trend_p(summed / of)), turn_p(summed / of)
     return Trend(
         family=family,
         ranks=tuple(ordered),
@@ -122,7 +117,7 @@ def trend(family: str, ranks: Mapping[int, Sequence[Sequence[Judged]]], denomina
         p_peak=p_peak,
         p_holm=p,
         p_peak_holm=p_peak,
-        peaks=peak <= dip,
+        peaks=peaks,
     )
 
 

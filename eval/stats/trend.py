@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
 from eval.tasks.em.scores import Floats
 
+Shape = Literal["falls", "rises", "rises, then falls", "falls, then rises"]
 PERMUTATIONS = 1999
 DRAWS = 400
 POWER = 0.8
@@ -55,6 +57,25 @@ def peak_p(table: Floats) -> float:
         return float((statistic >= statistic[0] - 1e-9 * np.abs(columns).max()).mean())
 
     return max(above(table[:, 1:]), above(table[:, -2::-1]))
+
+
+def turn_p(table: Floats) -> tuple[bool, float]:
+    """Whether the likelier turn between the ends is a peak, and not a dip; its p value, twice the smaller one."""
+    peak, dip = peak_p(table), peak_p(-table)
+    return peak <= dip, min(1.0, 2 * min(peak, dip))
+
+
+def shape(p_trend: float, p_turn: float, peaks: bool, fall: float) -> Shape | None:
+    """What is shown, if anything; a peak or a dip goes before a trend, which does not hold over all columns then.
+
+    Args:
+        fall: the first column less the last.
+    """
+    if p_turn < LEVEL:
+        return "rises, then falls" if peaks else "falls, then rises"
+    if p_trend < LEVEL:
+        return "falls" if fall > 0 else "rises"
+    return None
 
 
 def highest_shares(hits: Floats, totals: Floats, resamples: int = 2000) -> Floats:

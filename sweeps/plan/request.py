@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from core.records import BadInput
-from eval.stats.measures import JUDGED
+from eval.stats.measures import JUDGED, TASKS
 from sweeps.plan.axes import vary
 from sweeps.plan.estimate import plan_table
-from sweeps.plan.sweep import TASKS, Point, Sweep, graph, plan
+from sweeps.plan.sweep import Point, Sweep, graph, plan
 from sweeps.recipe.compose import load_layer
 from sweeps.run.executor import places
 from sweeps.run.folder import Run, content_digest

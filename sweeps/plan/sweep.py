@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from core.records import BadInput, first_fault
 from eval.judge.settings import JudgeSettings
-from eval.stats.measures import BASELINES, WHERE_SAMPLED, MeasureName
+from eval.stats.measures import MeasureName
 from sweeps.recipe.compose import RECIPES, compose, load_layer
 from sweeps.recipe.precision import cpu_dtype
 from sweeps.recipe.schema import fault
@@ -38,13 +38,6 @@ AXES = {
 """The axes with names of their own, and the recipe key behind each; any other axis is a recipe key itself."""
 OWN = {"seed": "seeds", "base_model": "model", "revision_of_model": "model", "datasets.0.path": "an arm's data"}
 """Recipe keys that a sweep has other words for, and which would overwrite them."""
-TASKS = {
-    **dict.fromkeys(("recognition", "recognition_left_out", *BASELINES), "em_recognition"),
-    **dict.fromkeys(("margin_neutral", "margin_asked", "gap", "chosen_logp"), "em_margin"),
-    "log_odds_per_byte": "em_choice",
-    **WHERE_SAMPLED,
-}
-"""Of each measure, the task whose logged documents it is read from."""
 Stage = Literal["cpt", "sft", "dpo"]
 
 

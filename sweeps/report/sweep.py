@@ -18,8 +18,8 @@ from rich.markdown import Markdown
 from core.records import BadInput, file_digest, printable, write_whole
 from eval.judge.answers import Judged, judged_files
 from eval.samples import load_samples
-from eval.stats.measures import BASELINES, JUDGED, NOISE, RATES, Samples, Seeds, measure
-from sweeps.plan.sweep import TASKS, Point, Sweep
+from eval.stats.measures import BASELINES, JUDGED, NOISE, RATES, TASKS, Samples, Seeds, measure
+from sweeps.plan.sweep import Point, Sweep
 from sweeps.recipe.compose import lora_scale
 from sweeps.report.families import AXES, Family, axis_families
 from sweeps.report.figures import Panel, arms_figure, comparable, losses_figure, scatter_figure

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from eval.stats.intervals import Estimate, Floats, mean_interval
-from eval.stats.measures import NOT_MEASURED, PER_CLUSTER, RATES, Seeds, below_noise, measure
+from eval.stats.measures import NOT_MEASURED, PER_CLUSTER, RATES, TASKS, Seeds, below_noise, measure
 from eval.stats.ranks import holm
-from eval.stats.trend import LEVEL, highest_shares, peak_p, smallest_shift, trend_p
-from sweeps.plan.sweep import TASKS, Sweep
+from eval.stats.trend import highest_shares, shape, smallest_shift, trend_p, turn_p
+from sweeps.plan.sweep import Sweep
 from sweeps.report.families import Family
 from sweeps.report.page import number
 
@@ -72,24 +72,20 @@ def rank_verdicts(ranks: Sequence[Family], samples: Mapping[str, Seeds], measure
 
     Values are means over seeds. Holm's correction is for all sentences together.
     """
-    tested: list[tuple[Family, str, Floats, str, float, float]] = []
+    tested: list[tuple[Family, str, Floats, bool, float, float]] = []
     for family in (family for family in ranks if not family.differ and len(family.members) > 2):
         for name in measures:
             seeds = [[PER_CLUSTER[name](one) for one in samples[arm].values()] for arm in family.members.values()]
             table = np.array([np.mean(own, axis=0) for own in seeds]).T
             if np.isfinite(table).all():
-                peak, dip = peak_p(table), peak_p(-table)
-                found = "rises, then falls" if peak <= dip else "falls, then rises"
-                tested.append((family, name, table, found, float(trend_p(table)), min(1.0, 2 * min(peak, dip))))
+                peaks, p_turn = turn_p(table)
+                tested.append((family, name, table, peaks, float(trend_p(table)), p_turn))
     sentences = [family.refusal for family in ranks if family.differ]
     p_trends, p_peaks = holm([row[4] for row in tested]), holm([row[5] for row in tested])
-    for (family, name, table, turn, *_), p_trend, p_peak in zip(tested, p_trends, p_peaks, strict=True):
+    for (family, name, table, peaks, *_), p_trend, p_peak in zip(tested, p_trends, p_peaks, strict=True):
         members, difference = [f"{rank:g}" for rank in family.members], mean_interval(table[:, 0] - table[:, -1])
-        verdict = "no change with rank is shown"
-        if p_peak < LEVEL:
-            verdict = turn
-        elif p_trend < LEVEL:
-            verdict = "falls with rank" if difference.value > 0 else "rises with rank"
+        shown = shape(p_trend, p_peak, peaks, difference.value)
+        verdict = f"{shown} with rank" if shown in ("falls", "rises") else shown or "no change with rank is shown"
         shares = highest_shares(table[None], np.ones_like(table[None]))
         least = smallest_shift(table)
         seen = f"an even change by {least:.{DIGITS[name]}f} would be seen" if least else "nothing could have been seen"
