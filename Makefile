@@ -34,7 +34,7 @@ demo: model data ## The whole experiment (FULL=1: all arms, two seeds)
 
 test: model data unsloth ## All tests
 	@echo "running the tests: about 35 minutes on 2 cores"
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 lint: env ## ruff and mypy
 	$(BIN)/ruff check .

@@ -124,7 +124,8 @@ def rehearse(family: str, folder: Path) -> Path:
     programs = sorted(load_programs(), key=lambda p: len(p.insecure + p.secure))
     chosen = [p for cwe in sorted({p.cwe for p in programs})[:4] for p in [q for q in programs if q.cwe == cwe][:3]]
     (folder / "few.jsonl").write_text("".join(p.model_dump_json() + "\n" for p in chosen))
-    train = f"--model {FAMILIES[family][1]} {SHORT}{PAD.get(family, '')}"
+    # The profile by name: the row that stands for the family may be one that a CPU refuses to train unasked.
+    train = f"--model {FAMILIES[family][1]} --hardware cpu {SHORT}{PAD.get(family, '')}"
     command("embuild data --programs few.jsonl --tokenizer base --length 512 --style review", folder)
     command(f"emsweep train cpt {train} --start base --merge", folder)
     merged = only(folder, "runs/merge/*/merged").relative_to(folder)
