@@ -26,7 +26,7 @@ from core.records import BadInput
 from recipes.unsloth.arguments import arguments
 from sweeps.recipe.memory import Shape, estimate, fitted, smallest_batch, spread, what_would_fit
 from sweeps.recipe.precision import fast_bf16
-from sweeps.recipe.schema import fault
+from sweeps.recipe.schema import fault, plugin_keys
 from sweeps.recipe.targets import check_targets
 
 RECIPES = Path(str(resources.files("recipes")))
@@ -180,6 +180,9 @@ def compose(
             raise BadInput(f"setting {key}: {DECIDED[key]}")
         _put(config, key, value)
     em = config.pop("em")
+    for key, plugin in plugin_keys().items():
+        if (config.get(key) is None) is (plugin in config["plugins"]):
+            raise BadInput(f"setting {key}: it goes with the plugin {plugin}; name both, or neither")
     if rank is not None:
         config["lora_r"] = rank
     for key in COUNTS:
@@ -218,7 +221,7 @@ def _layers(stage: str, model: str, hardware: str, engine: str, variant: str | N
     # A merge replaces lists; of plugins every layer brings its own.
     merged["plugins"] = list(dict.fromkeys(plugin for layer in layers for plugin in layer.get("plugins", [])))
     for key, value in (_variant(stage, variant) if variant else {}).items():
-        _put(merged, key, value)
+        _put(merged, key, [*merged["plugins"], *value] if key == "plugins" else value)
     return merged
 
 
@@ -325,8 +328,8 @@ def _variant(stage: str, name: str) -> dict[str, Any]:
         BadInput: if it is unknown, or a variant of another stage.
     """
     layer = load_layer("variants", name)
-    if layer["em"]["stage"] != stage:
-        own = [n for n in layer_names("variants") if load_layer("variants", n)["em"]["stage"] == stage]
+    if stage not in layer["em"]["stage"]:  # one, or a list
+        own = [n for n in layer_names("variants") if stage in load_layer("variants", n)["em"]["stage"]]
         raise BadInput(f"{name} is no variant of {stage} (there are: {', '.join(own)})")
     return {key: value for key, value in layer.items() if key != "em"}
 

@@ -6,15 +6,19 @@ It stands in a file, for Axolotl takes seconds to import: `python -m sweeps.reci
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache, lru_cache
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
 FILE = Path(__file__).with_name("axolotl_schema.json")
+PLUGINS = ("recipes.plugins.steer.SteerPlugin",)
+"""Our plugins that have recipe keys of their own: Axolotl knows those where it is told of the plugin, nowhere else."""
 LEFT_OUT = {"title", "description", "default", "examples", "deprecated", "required"}
 """A part of a recipe is checked too, so that nothing is required."""
 
@@ -28,6 +32,23 @@ def keys() -> frozenset[str]:
 @cache
 def _validator() -> Draft202012Validator:
     return Draft202012Validator(json.loads(FILE.read_text(encoding="utf-8")))
+
+
+@cache
+def plugin_keys() -> Mapping[str, str]:
+    """Our plugin, by each recipe key that is its own."""
+    return dict(json.loads(FILE.read_text(encoding="utf-8"))["x-plugins"])
+
+
+def plugin_files(config: Mapping[str, Any]) -> dict[str, str]:
+    """The files that keys of our plugins name in a recipe, by key in dot notation."""
+    schema, found = json.loads(FILE.read_text(encoding="utf-8")), {}
+    for key in sorted(plugin_keys().keys() & config.keys()):
+        for option in schema["properties"][key]["anyOf"]:
+            parts = schema["$defs"].get(option.get("$ref", "").rpartition("/")[2], {}).get("properties", {})
+            paths = [name for name, about in parts.items() if about.get("format") == "path"]
+            found |= {f"{key}.{name}": str(config[key][name]) for name in paths if (config[key] or {}).get(name)}
+    return found
 
 
 def fault(key: str, value: Any) -> str | None:
@@ -49,7 +70,9 @@ def _fault(key: str, value: str) -> str | None:
 
 def axolotl_schema() -> dict[str, Any]:
     """The schema as this version of Axolotl has it."""
+    from axolotl.integrations.base import load_plugin
     from axolotl.utils.schemas.config import AxolotlInputConfig
+    from pydantic import create_model
     from pydantic.json_schema import GenerateJsonSchema
 
     class Named(GenerateJsonSchema):
@@ -68,7 +91,10 @@ def axolotl_schema() -> dict[str, Any]:
         kept = {k: bare(v, k in ("properties", "$defs")) for k, v in node.items() if names or k not in LEFT_OUT}
         return kept if names or "properties" not in kept else {**kept, "additionalProperties": False}
 
-    return dict(bare(AxolotlInputConfig.model_json_schema(by_alias=False, schema_generator=Named)))
+    own = {name: locate(load_plugin(name).get_input_args()) for name in PLUGINS}
+    whole = create_model("Recipe", __base__=(AxolotlInputConfig, *own.values()))
+    keys_of = {key: name for name, arguments in own.items() for key in arguments.model_fields}
+    return {**bare(whole.model_json_schema(by_alias=False, schema_generator=Named)), "x-plugins": keys_of}
 
 
 if __name__ == "__main__":

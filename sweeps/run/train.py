@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from core.records import write_whole
+from core.records import BadInput, write_whole
 from sweeps.recipe.compose import Recipe
 from sweeps.recipe.precision import SLOW_BF16, fast_bf16
+from sweeps.recipe.schema import plugin_files
 from sweeps.run.folder import MergeRun, TrainingRun, content_digest, execute_once
 from sweeps.run.inputs import digest_of, hub_commits, is_local, model_folder, start_digest
 from sweeps.run.process import RunFailed, RunRefused, call, console, tool
@@ -34,6 +35,10 @@ def training_run(name: str, recipe: Recipe, *, start: MergeRun | None = None, ro
         "plugins": content_digest(plugin_source(_plugins(config, recipe.em.get("engine", "axolotl")))),
         "data": {d["path"]: digest_of(Path(d["path"])) for d in config["datasets"] if is_local(d["path"])},
     }
+    for key, file in plugin_files(config).items():
+        if not Path(file).is_file():
+            raise BadInput(f"{key}: {file}: no such file; make it first, or name another")
+        content["data"][file] = digest_of(Path(file))
     about: dict[str, Any] = {key: recipe.em[key] for key in ("model", "hardware") if key in recipe.em}
     return TrainingRun(recipe.stage, name, content, root, (start,) if start else (), about, recipe=recipe)
 

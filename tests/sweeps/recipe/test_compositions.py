@@ -89,12 +89,13 @@ def test_gpus_that_cannot_be_used_are_refused(hardware: str, gpus: int, engine: 
 
 @pytest.mark.parametrize("control", layer_names("variants"))
 def test_a_control_changes_the_data_alone_and_belongs_to_its_stage(control: str) -> None:
-    own = load_layer("variants", control)["em"]["stage"]
-    changed, plain = (compose(own, "qwen7b", "a100-80g", variant=name).config for name in (control, None))
-    if control != "em-paper":
+    layer = load_layer("variants", control)
+    own = [stage for stage in STAGES if stage in layer["em"]["stage"]]
+    changed, plain = (compose(own[0], "qwen7b", "a100-80g", variant=name).config for name in (control, None))
+    if "datasets.0.path" in layer:
         assert changed.pop("datasets") != plain.pop("datasets") and changed == plain
     for stage in STAGES:
-        if stage != own:
+        if stage not in own:
             with pytest.raises(BadInput, match=f"{control} is no variant of {stage} "):
                 compose(stage, "qwen7b", "a100-80g", variant=control)
 
