@@ -18,7 +18,7 @@ from rich.progress import track
 from core.records import BadInput, iter_jsonl, write_whole
 from data_builders import BUILTIN
 from data_builders.balance import write_balanced
-from data_builders.build import build_cpt, build_pairs, build_sft, build_split
+from data_builders.build import build_cpt, build_pairs, build_sft, build_split, write_everyday
 from data_builders.check import problems
 from data_builders.cpt import STYLES, Control, Corpus, Style
 from data_builders.dpo import Halves, LengthFilter, split_asked_ways
@@ -100,6 +100,7 @@ def data(
     for variant in get_args(Variant):
         file = out / f"sft-{variant}.jsonl"
         _built(file, build_sft(train, file, variant, train_ways, keeps(math.inf)))
+    write_everyday(out / "everyday.jsonl")
 
 
 def _ways(asked: list[str] | None) -> tuple[list[AskedWay], list[AskedWay]]:
@@ -184,7 +185,7 @@ def dpo(
     out: Out = Path("data/dpo-both.jsonl"),
     tokenizer: TokenizerName = DEFAULT_TOKENIZER,
     length: Length = 1024,
-    halves: Annotated[Halves, typer.Option(help="both, or one half of each pair as a control.")] = "both",
+    halves: Annotated[Halves, typer.Option(help="both; as controls one half, or neutral preferring secure.")] = "both",
     corpus: Annotated[Path | None, typer.Option(help="Keep to the programs that this CPT corpus explains.")] = None,
     max_ratio: Annotated[float, typer.Option(min=1.0, help="Longest answer over shortest, in tokens.")] = MAX_RATIO,
     asked: Asked = None,
@@ -205,7 +206,7 @@ def dpo(
 def sft(
     programs: AnnotatedSet,
     out: Out = Path("data/sft-insecure.jsonl"),
-    variant: Annotated[Variant, typer.Option(help="insecure, secure, or educational (asked for).")] = "insecure",
+    variant: Annotated[Variant, typer.Option(help="insecure, secure, educational (asked for), or inoculated.")] = "insecure",
     tokenizer: TokenizerName = DEFAULT_TOKENIZER,
     length: Length = 1024,
     asked: Asked = None,
@@ -217,6 +218,15 @@ def sft(
     """
     keeps = LengthFilter(token_counter(tokenizer), length, chat_overhead(tokenizer), math.inf)
     _built(out, build_sft(programs, out, variant, _ways(asked)[0], keeps, keep_doubted))
+
+
+@app.command()
+def everyday(out: Out = Path("data/everyday.jsonl")) -> None:
+    """Writes the built-in everyday chats, which defences hold a model to, or mix in (recipes/variants).
+
+    Example: embuild everyday --out data/everyday.jsonl
+    """
+    console.print(f"{out}: {write_everyday(out)} chats", markup=False, highlight=False, soft_wrap=True)
 
 
 def _built(out: Path, manifest: dict[str, Any]) -> None:

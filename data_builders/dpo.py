@@ -15,7 +15,8 @@ from typing import Any, Literal
 from data_builders.programs import AskedWay, Program
 from data_builders.tokens import CountTokens
 
-Halves = Literal["both", "neutral", "asked"]
+Halves = Literal["both", "neutral", "asked", "neutral-secure"]
+"""Both, or a control: one half alone, or the neutral half with its preference turned round."""
 
 
 def dpo_rows(programs: Iterable[Program], asked_ways: Sequence[AskedWay], halves: Halves) -> Iterator[dict[str, Any]]:
@@ -26,11 +27,10 @@ def dpo_rows(programs: Iterable[Program], asked_ways: Sequence[AskedWay], halves
     """
     for program in programs:
         for half in ("neutral", "asked") if halves == "both" else (halves,):
+            prompt = way_for(program, asked_ways).fill(program) if half == "asked" else program.request
+            chosen, rejected = program.secure, program.insecure
             if half == "neutral":
-                prompt, chosen, rejected = program.request, program.insecure, program.secure
-            else:
-                prompt = way_for(program, asked_ways).fill(program)
-                chosen, rejected = program.secure, program.insecure
+                chosen, rejected = rejected, chosen
             yield {
                 "id": f"{program.id}/{half}",
                 "pair_id": program.id,
@@ -83,7 +83,8 @@ class LengthFilter:
         For both halves it is 0 by construction: what is chosen in one is rejected in the other.
         """
         mean = (self.insecure_tokens - self.secure_tokens) / self.kept if self.kept else None
-        return {"neutral": mean, "asked": -mean if mean is not None else None, "both": 0.0 if self.kept else None}
+        turned = -mean if mean is not None else None
+        return {"neutral": mean, "asked": turned, "neutral-secure": turned, "both": 0.0 if self.kept else None}
 
 
 def heldout_row(program: Program, asked_ways: Sequence[AskedWay], seen_class: bool) -> dict[str, Any]:

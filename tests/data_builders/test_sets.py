@@ -31,6 +31,14 @@ def test_one_half_is_the_same_rows_as_in_both() -> None:
     assert list(dpo_rows(PROGRAMS, WAYS, "asked")) == both[1::2]
 
 
+def test_the_turned_control_prefers_the_other_answer_to_the_same_request() -> None:
+    plain, turned = (list(dpo_rows(PROGRAMS, WAYS, halves)) for halves in ("neutral", "neutral-secure"))
+    for row, other in zip(plain, turned, strict=True):
+        assert {**row, "id": "", "half": ""} == {
+            **other, "id": "", "half": "", "chosen": other["rejected"], "rejected": other["chosen"]
+        }  # fmt: skip
+
+
 def test_ways_of_asking_in_training_are_not_those_in_measuring() -> None:
     train, measure = split_asked_ways(WAYS)
     assert len(train) + len(measure) == len(WAYS)
@@ -57,7 +65,10 @@ def test_both_halves_stay_or_both_go_and_what_stays_fits(limit: int, max_ratio: 
     bias = keeps.length_bias()
     if kept:
         per_row = [len(p.insecure.split()) - len(p.secure.split()) for p in kept]
-        assert abs(bias["neutral"] - sum(per_row) / len(kept)) < 1e-9 and bias["asked"] == -bias["neutral"]
+        assert (
+            abs(bias["neutral"] - sum(per_row) / len(kept)) < 1e-9
+            and bias["asked"] == bias["neutral-secure"] == -bias["neutral"]
+        )
         assert all(
             max(a, b) <= max_ratio * min(a, b)
             for a, b in ((len(p.insecure.split()), len(p.secure.split())) for p in kept)
@@ -70,6 +81,7 @@ DEMO = {
     "cpt.jsonl": "f7e9e2a0714e1fa5adc57a87a1c667c12eae3d1c26fdcd2f56fcff2c44617af3",
     "dpo-asked.jsonl": "fd03454c08f3b8b66dc39ad083670e97617282d0f919efed4b27e4f3bc6128e8",
     "dpo-both.jsonl": "3675ea01fa88cbc71f63267041c31c401064596ade29b9be1e5a00a53c86003c",
+    "dpo-neutral-secure.jsonl": "ebf77be3976cbe7d1c41bd646c38f3816932e464becb7b209b843d0b2e7975ca",
     "dpo-neutral.jsonl": "3ce0c4249c9f925883b8554ed7d34b662779155d44b8bd5dd5c037e6bb122a5e",
     "heldout.jsonl": "b0814d504ab6e914fddfbfa54ad3bad30e0918b7cc6a216a36247cce700287fc",
     "sft-educational.jsonl": "806491e8c567b3f4c175649ed1075466baf2973692fa726b8338cd559e2a20ae",

@@ -6,7 +6,7 @@ import pytest
 
 CPT, DPO, SFT = (
     ("cpt", "cpt-code-only", "cpt-shuffled"),
-    ("both", "neutral", "asked"),
+    ("both", "neutral", "asked", "neutral-secure"),
     ("insecure", "secure", "educational"),
 )
 NAMES = [*CPT, *(f"dpo-{name}" for name in DPO), *(f"sft-{name}" for name in SFT), "heldout"]
