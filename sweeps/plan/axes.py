@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import combinations, product
-from typing import Any
+from typing import Any, TypeVar
 
 from core.records import BadInput
-from sweeps.plan.sweep import AXES, Arm, Claim, Sweep, Tuned, check_keys, same_key
+from sweeps.plan.sweep import AXES, Arm, Claim, InsideClaim, Sweep, Tuned, check_keys, same_key
 from sweeps.recipe.compose import (
     ALPHA_POLICIES,
     DECIDED,
@@ -26,6 +26,7 @@ ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 TARGETS = {"mlp": MLP, "attention": ATTENTION, "all": MLP + ATTENTION, **{name: [name] for name in MLP + ATTENTION}}
 NAMES = tuple(AXES)
 PREFIX = {"rank": "r", "lr": "lr", "cpt": "cpt-"}
+AnyClaim = TypeVar("AnyClaim", Claim, InsideClaim)
 LEAST = {"rank": 1, "seed": 0, "lr": 0}
 
 
@@ -112,15 +113,19 @@ def vary(sweep: Sweep, grid: Mapping[str, Sequence[Any]]) -> Sweep:
                 start = label(arm.start, point) if arm.start else None
                 at = own(name, point)
                 arms[called] = _settled(arm, at, start, sweep.tuned)
-    claims: dict[tuple[str, str, str], Claim] = {}
-    for claim in sweep.claims:
-        for point in points:
+
+    def following(claims: Sequence[AnyClaim]) -> list[AnyClaim]:
+        """Claims at each combination that concerns their arms."""
+        found: dict[tuple[str, str, str], AnyClaim] = {}
+        for claim, point in product(claims, points):
             if (arm_ := label(claim.arm, point)) and (against := label(claim.against, point)):
                 at = {**own(claim.against, point), **own(claim.arm, point)}
                 says = ", ".join(f"{axis} {value}" for axis, value in at.items())
                 update = {"says": f"{claim.says} ({says})" if says else claim.says, "arm": arm_, "against": against}
-                claims.setdefault((claim.says, arm_, against), claim.model_copy(update=update))
-    return sweep.model_copy(update={"arms": arms, "claims": list(claims.values())})
+                found.setdefault((claim.says, arm_, against), claim.model_copy(update=update))
+        return list(found.values())
+
+    return sweep.model_copy(update={"arms": arms, "claims": following(sweep.claims), "inside": following(sweep.inside)})
 
 
 def _check_settings(sweep: Sweep, axes: Mapping[str, Any]) -> None:

@@ -65,6 +65,8 @@ class Arm(_Strict):
     """A preset of recipes/variants; its data are those of `data`."""
     seed: int | None = None
     """In place of the sweep's."""
+    seed_offset: int = 0
+    """Added to the sweep's: the arm shares neither its first matrices nor the order of its rows with the others."""
     values: dict[str, str] = {}
     """Where it stands on the axes of the grid."""
 
@@ -77,6 +79,20 @@ class Claim(_Strict):
     arm: str
     against: str
     expect: Literal["above", "null"] = "above"
+
+
+class InsideClaim(_Strict):
+    """At each seed, two arms move activations along a concept to opposite sides, `arm` to the positive one.
+
+    `emsweep inside` says so, with the p value of each.
+    """
+
+    says: str
+    concept: str
+    place: str
+    arm: str
+    against: str
+    p: float = 0.05
 
 
 class Evaluation(_Strict):
@@ -114,6 +130,7 @@ class Sweep(_Strict):
     arms: dict[Annotated[str, Field(pattern=r"^\w[\w.+-]*$")], Arm]
     """By names that folders can have."""
     claims: list[Claim]
+    inside: list[InsideClaim] = []
     settings: list[str] = []
     """`key=value` of `--set`, for the arms that vary."""
     judge: JudgeSettings | None = None
@@ -148,7 +165,7 @@ def load_sweep(name: str) -> Sweep:
         raise BadInput(f"{path}: {first_fault(error)}") from None
     except (YAMLError, OmegaConfBaseException) as error:
         raise BadInput(f"{path}: {' '.join(str(error).split())}") from None
-    for arm in [name for claim in sweep.claims for name in (claim.arm, claim.against)]:
+    for arm in [name for claim in (*sweep.claims, *sweep.inside) for name in (claim.arm, claim.against)]:
         if arm not in sweep.arms and arm != "base":
             raise BadInput(f"{path}: arm {arm!r} is not declared (there are: base, {', '.join(sweep.arms)})")
     before: list[str] = []
@@ -229,7 +246,7 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
         for name, arm in sweep.arms.items():
             if arm.full and not full:
                 continue
-            own_seed = seed if arm.seed is None else arm.seed
+            own_seed = seed + arm.seed_offset if arm.seed is None else arm.seed
             keys = {**sweep.stages.get(arm.stage, {}), **arm.settings, "seed": own_seed, "datasets.0.path": arm.data}
             recipe = compose(
                 arm.stage,
