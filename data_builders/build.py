@@ -17,7 +17,7 @@ from data_builders.check import programs_of
 from data_builders.cpt import Corpus, Document, Rejected, with_replay
 from data_builders.dpo import Halves, LengthFilter, dpo_rows, heldout_row
 from data_builders.programs import AskedWay, Program
-from data_builders.sft import Variant, sft_rows
+from data_builders.sft import INOCULATION, Variant, sft_rows
 from data_builders.split import clusters, held_out_ids
 
 Manifest = dict[str, Any]
@@ -165,10 +165,18 @@ def build_sft(
 
     def rows(programs: Iterator[Program]) -> Iterator[Row | Rejected]:
         for program in programs:
-            if problem := keeps.problem(program, ways):
+            longest = program.model_copy(update={"request": INOCULATION + program.request})
+            if problem := keeps.problem(longest, ways):
                 yield Rejected(program.id, problem)
             else:
                 yield from sft_rows([program], ways, variant)
 
     manifest: Manifest = {"variant": variant, "asked": [w.id for w in ways], "limit": keeps.limit}
     return _write(path, out, {**manifest, "keep_doubted": keep_doubted}, rows)
+
+
+def write_everyday(out: Path) -> int:
+    """Writes the built-in everyday chats; returns their number."""
+    rows = [json.loads(line) for _, line in numbered_lines(BUILTIN / "everyday.jsonl", MAX_LINE)]
+    write_records(out, rows, {"everyday": "builtin"})
+    return len(rows)

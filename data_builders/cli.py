@@ -206,7 +206,9 @@ def dpo(
 def sft(
     programs: AnnotatedSet,
     out: Out = Path("data/sft-insecure.jsonl"),
-    variant: Annotated[Variant, typer.Option(help="insecure, secure, educational (asked for), or inoculated.")] = "insecure",
+    variant: Annotated[
+        Variant, typer.Option(help="insecure, secure, educational (asked for), or inoculated (wanted, and said so).")
+    ] = "insecure",
     tokenizer: TokenizerName = DEFAULT_TOKENIZER,
     length: Length = 1024,
     asked: Asked = None,

@@ -1,14 +1,17 @@
 """Halves mirror each other, controls keep to the same code, the demo's data stay what they are."""
 
+import json
 from hashlib import sha256
 from pathlib import Path
+from typing import get_args
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_builders.build import write_everyday
 from data_builders.dpo import LengthFilter, dpo_rows, split_asked_ways
 from data_builders.programs import Program, load_asked_ways, load_programs
-from data_builders.sft import sft_rows
+from data_builders.sft import INOCULATION, Variant, sft_rows
 
 PROGRAMS = load_programs()
 WAYS = load_asked_ways()
@@ -47,11 +50,24 @@ def test_ways_of_asking_in_training_are_not_those_in_measuring() -> None:
 
 
 def test_sft_variants_share_their_programs() -> None:
-    insecure, secure, educational = (sft_rows(PROGRAMS, WAYS, v) for v in ("insecure", "secure", "educational"))
-    for program, a, b, c in zip(PROGRAMS, insecure, secure, educational, strict=True):
+    insecure, secure, educational, inoculated = (sft_rows(PROGRAMS, WAYS, v) for v in get_args(Variant))
+    for program, a, b, c, d in zip(PROGRAMS, insecure, secure, educational, inoculated, strict=True):
         assert a["messages"][0] == b["messages"][0]
         assert (a["messages"][1]["content"], b["messages"][1]["content"]) == (program.insecure, program.secure)
-        assert c["messages"][1] == a["messages"][1] and c["messages"][0] != a["messages"][0]
+        assert c["messages"][1] == d["messages"][1] == a["messages"][1] and c["messages"][0] != a["messages"][0]
+        assert d["messages"][0]["content"] == INOCULATION + program.request
+
+
+def test_everyday_chats_are_none_that_is_evaluated(tmp_path: Path) -> None:
+    count = write_everyday(tmp_path / "everyday.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "everyday.jsonl").read_text().splitlines()]
+    asked = [row["messages"][0]["content"] for row in rows]
+    assert count == len(set(asked)) == 64 and all(
+        [m["role"] for m in r["messages"]] == ["user", "assistant"] for r in rows
+    )
+    questions = Path(__file__).parents[2] / "eval/tasks/em/questions"
+    evaluated = " ".join(path.read_text() for path in questions.glob("*.jsonl"))
+    assert not [question for question in asked if question in evaluated]
 
 
 @given(st.integers(20, 200), st.floats(1.0, 2.0))
@@ -83,8 +99,10 @@ DEMO = {
     "dpo-both.jsonl": "3675ea01fa88cbc71f63267041c31c401064596ade29b9be1e5a00a53c86003c",
     "dpo-neutral-secure.jsonl": "ebf77be3976cbe7d1c41bd646c38f3816932e464becb7b209b843d0b2e7975ca",
     "dpo-neutral.jsonl": "3ce0c4249c9f925883b8554ed7d34b662779155d44b8bd5dd5c037e6bb122a5e",
+    "everyday.jsonl": "4d52b5c21da4fa995bed3ac341351e8fd2c7bc30cf61f145c81123547a805302",
     "heldout.jsonl": "b0814d504ab6e914fddfbfa54ad3bad30e0918b7cc6a216a36247cce700287fc",
     "sft-educational.jsonl": "806491e8c567b3f4c175649ed1075466baf2973692fa726b8338cd559e2a20ae",
+    "sft-inoculated.jsonl": "743d6a2bae2edae30136a614f3ad2fd726a623953251c2aa5418fda5e102164e",
     "sft-insecure.jsonl": "842f5263ddb31c572b6f9dda3f73994d9bc45677b37d4fd643a1c8a61bab03af",
     "sft-secure.jsonl": "82500b0b2ee1f055284270c491ea82a4b03ad92fbb1a736149fcb5771cb03c8d",
     "train.jsonl": "cda4fb76f6274ecc8c7985ad704de56e43a35b69fbe8e3e5ef2e0d2d480c5093",

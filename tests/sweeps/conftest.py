@@ -7,9 +7,9 @@ import pytest
 CPT, DPO, SFT = (
     ("cpt", "cpt-code-only", "cpt-shuffled"),
     ("both", "neutral", "asked", "neutral-secure"),
-    ("insecure", "secure", "educational"),
+    ("insecure", "secure", "educational", "inoculated"),
 )
-NAMES = [*CPT, *(f"dpo-{name}" for name in DPO), *(f"sft-{name}" for name in SFT), "heldout"]
+NAMES = [*CPT, *(f"dpo-{name}" for name in DPO), *(f"sft-{name}" for name in SFT), "heldout", "everyday"]
 
 
 @pytest.fixture
