@@ -74,6 +74,7 @@ def train(
     engine: Engine = "axolotl",
     gpus: Gpus = 1,
     variant: Variant = None,
+    data: Annotated[str | None, typer.Option(help="Folder of the sets, in place of data.")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into the model afterwards.")] = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -85,7 +86,7 @@ def train(
     if start and "base_model" in given_settings(settings or []):
         raise BadInput(f"--start {start} and --set base_model name two models; leave one out")
     profile, why = (hardware, "") if hardware else this_machine(model)
-    recipe = compose(stage, model, profile, settings or [], rank, extra, engine, gpus, variant)
+    recipe = compose(stage, model, profile, settings or [], rank, extra, engine, gpus, variant, data)
     if dry_run:
         _say(why)
         typer.echo(recipe.to_yaml(), nl=False)

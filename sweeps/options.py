@@ -14,7 +14,7 @@ import typer
 from core.records import BadInput
 from eval.judge.settings import JudgeSettings
 from sweeps.plan.request import Request
-from sweeps.plan.sweep import Tuned, load_sweep
+from sweeps.plan.sweep import Tuned, read_sweep
 from sweeps.recipe.compose import given_settings
 from sweeps.tune.learning_rate import Search
 
@@ -29,6 +29,7 @@ class SweepOptions:
     settings: Sequence[str]
     full: bool
     judge: str | None
+    data: str | None = None
 
     def request(
         self,
@@ -44,12 +45,11 @@ class SweepOptions:
         axes = axes or {}
         if twice := sorted(set(axes) & set(self.axes)):
             raise BadInput(f"--axis {twice[0]}: the command gives values of {twice[0]} already; name them once")
-        sweep = load_sweep(name)
+        sweep, machine = read_sweep(name, self.hardware, self.model)
         own = given_settings(self.settings)
         declared = [setting for setting in sweep.settings if not given_settings([setting]).keys() & own.keys()]
         update: dict[str, Any] = {
-            "model": self.model or sweep.model,
-            "hardware": self.hardware or sweep.hardware,
+            "data": self.data or sweep.data,
             "grid": {**sweep.grid, **self.axes, **axes},
             "settings": [*declared, *self.settings],
             "tuned": dict(tuned or sweep.tuned),
@@ -59,12 +59,15 @@ class SweepOptions:
             if where.get("model") != self.judge:  # another model has other prices
                 where |= {"price_in": None, "price_out": None}
             update["judge"] = JudgeSettings.model_validate({**where, "model": self.judge})
-        return Request(sweep.model_copy(update=update), Path(name).stem, self.full)
+        return Request(sweep.model_copy(update=update), Path(name).stem, self.full, machine)
 
 
 def sweep_options(
     model: Annotated[str | None, typer.Option(help="Model; the sweep's if not given.")] = None,
-    hardware: Annotated[str | None, typer.Option(help="Hardware profile; the sweep's if not given.")] = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="Hardware profile; the sweep's, or else this machine's, if not given.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Folder of the sets, in place of data.")] = None,
     alpha_policy: Annotated[
         str | None, typer.Option(help="alpha_over_r, alpha, alpha_over_sqrt_r, or several with commas between.")
     ] = None,
@@ -89,7 +92,7 @@ def sweep_options(
         if key in axes:
             raise BadInput(f"axis {key} is given twice; name its values once, with commas between")
         axes[key] = values.split(",")
-    return SweepOptions(model, hardware, axes, settings or [], full, judge)
+    return SweepOptions(model, hardware, axes, settings or [], full, judge, data)
 
 
 @dataclass(frozen=True)

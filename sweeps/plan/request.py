@@ -48,6 +48,8 @@ class Request:
     sweep: Sweep
     name: str
     full: bool
+    machine: str = ""
+    """Why its hardware profile was taken, where nobody named one."""
 
     @cached_property
     def declared(self) -> Sweep:
@@ -85,6 +87,8 @@ class Request:
     def show_plan(self) -> None:
         """Prints what the sweep will take."""
         table, words = plan_table(self.runs, write_index(), len(self.places))
+        if self.machine:
+            console.print(self.machine, style="dim", highlight=False, soft_wrap=True)
         console.print(table)
         console.print(f"{len(self.points)} points, {words}", highlight=False, soft_wrap=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,11 +15,13 @@ from yaml import YAMLError
 from core.records import BadInput, first_fault
 from eval.judge.settings import JudgeSettings
 from eval.stats.measures import MeasureName
-from sweeps.recipe.compose import RECIPES, compose, load_layer
+from sweeps.recipe.compose import RECIPES, compose, in_folder, load_layer
+from sweeps.recipe.hardware import this_machine
+from sweeps.recipe.memory import Shape, evaluation_batch
 from sweeps.recipe.precision import cpu_dtype
 from sweeps.recipe.schema import fault
 from sweeps.recipe.schema import keys as schema_keys
-from sweeps.run.evaluate import evaluation_run, of_checkpoint
+from sweeps.run.evaluate import PROGRAMS, evaluation_run, of_checkpoint
 from sweeps.run.folder import MergeRun, Run, TrainingRun, merge_run
 from sweeps.run.graph import with_all_before
 from sweeps.run.train import training_run
@@ -98,7 +100,8 @@ class InsideClaim(_Strict):
 class Evaluation(_Strict):
     """How lm-eval runs; part of what names an evaluation."""
 
-    batch_size: int | Literal["auto"] = 8
+    batch_size: int | Literal["auto"] | None = None
+    """What fits the hardware's memory if not given (sweeps/recipe/memory.py); 8 where that is not known."""
     attention: str = "sdpa"
     metadata: dict[str, Any] = {}
     """Settings of the tasks (lm-eval's --metadata), such as `samples`."""
@@ -137,6 +140,8 @@ class Sweep(_Strict):
     """Scores the free-form answers when all runs are done; without it they are there to be read."""
     tuned: dict[str, Tuned] = {}
     """Learning rate of the arms that vary, by rank (`emsweep rank --retune`)."""
+    data: str | None = None
+    """The folder in place of `data/`, of training and of held-out programs."""
 
 
 @dataclass(frozen=True)
@@ -149,22 +154,53 @@ class Point:
     evaluation: Run
 
 
-def load_sweep(name: str) -> Sweep:
-    """Reads recipes/sweeps/NAME.yaml, or the file that `name` is the path of.
+def load_sweep(name: str, hardware: str | None = None, model: str | None = None) -> Sweep:
+    """`read_sweep` without its line."""
+    return read_sweep(name, hardware, model)[0]
+
+
+def read_sweep(name: str, hardware: str | None = None, model: str | None = None) -> tuple[Sweep, str]:
+    """Reads recipes/sweeps/NAME.yaml, or the file that `name` is the path of; and a line that says why this hardware.
+
+    Hardware is what is given, or else the file's, or else that of this machine. What the file has under `profiles` for
+    it stands in place of the file's own keys; `model`, if given, in place of theirs.
 
     Raises:
-        BadInput: for an unknown name, a key that does not belong there, or an arm that is not declared.
+        BadInput: for an unknown name, a key that does not belong there, or an arm that is not declared; for a model
+            that this machine trains only if the hardware is named.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / "sweeps" / f"{name}.yaml"
     if not path.is_file():
         names = ", ".join(sorted(p.stem for p in (RECIPES / "sweeps").glob("*.yaml")))
         raise BadInput(f"unknown sweep {name!r} (there are: {names}; or give the path of a .yaml file)")
     try:
-        sweep = Sweep.model_validate(OmegaConf.to_container(OmegaConf.load(path), resolve=True))
-    except ValidationError as error:
-        raise BadInput(f"{path}: {first_fault(error)}") from None
+        layer = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (YAMLError, OmegaConfBaseException) as error:
         raise BadInput(f"{path}: {' '.join(str(error).split())}") from None
+    if not isinstance(layer, dict):
+        raise BadInput(f"{path}: no keys; write a sweep's, as recipes/sweeps has them")
+    profiles = layer.pop("profiles", None) or {}
+    if not isinstance(profiles, dict) or not all(isinstance(keys, dict) for keys in profiles.values()):
+        raise BadInput(f"{path}: profiles: give a hardware profile's name and, below it, its keys")
+    named = hardware or layer.get("hardware")
+    profile, why = (str(named), "") if named else this_machine()
+    # The others are looked at too: a fault in them would else show on another machine.
+    own = {name: _declared(path, {**layer, **keys}, str(name)) for name, keys in profiles.items()}
+    sweep = own.get(profile) or _declared(path, layer, profile)
+    if model:
+        sweep = sweep.model_copy(update={"model": model})
+    if not named:
+        this_machine(sweep.model)
+    return sweep, why
+
+
+def _declared(path: Path, layer: Mapping[Any, Any], hardware: str) -> Sweep:
+    """The sweep that the keys of a file declare for a hardware profile."""
+    load_layer("hardware", hardware)
+    try:
+        sweep = Sweep.model_validate({**layer, "hardware": hardware})
+    except ValidationError as error:
+        raise BadInput(f"{path}: {first_fault(error)}") from None
     for arm in [name for claim in (*sweep.claims, *sweep.inside) for name in (claim.arm, claim.against)]:
         if arm not in sweep.arms and arm != "base":
             raise BadInput(f"{path}: arm {arm!r} is not declared (there are: base, {', '.join(sweep.arms)})")
@@ -231,12 +267,19 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
     evaluated as the merged model that they start from.
     """
     evaluation_settings = sweep.evaluation.model_dump()
-    if load_layer("hardware", sweep.hardware)["em"]["memory_gib"] is None:
+    gib = load_layer("hardware", sweep.hardware)["em"]["memory_gib"]
+    if gib is None:
         evaluation_settings["dtype"] = cpu_dtype()
+    if sweep.data:
+        built = {key: in_folder(path, sweep.data) for key, (_, path) in PROGRAMS.items()}
+        evaluation_settings["metadata"] = built | sweep.evaluation.metadata
     bases: dict[str, Run] = {}
     points: list[Point] = []
     made: dict[str, Any] = {}
     for model in dict.fromkeys([sweep.model, *(arm.model or sweep.model for arm in sweep.arms.values())]):
+        if sweep.evaluation.batch_size is None:
+            em = load_layer("models", model)["em"]
+            evaluation_settings["batch_size"] = evaluation_batch(Shape(**em["shape"]), em["parameters"], gib)
         run = evaluation_run("base", model, sweep.tasks, **evaluation_settings, root=root)
         bases[model] = replace(run, about={"model": model, "hardware": sweep.hardware})
         points.append(Point("base" if model == sweep.model else f"base-{model}", None, None, bases[model]))
@@ -257,6 +300,7 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
                 extra=keys,
                 engine=arm.engine,
                 variant=arm.variant,
+                data=sweep.data,
             )
             called = f"{name}-seed{seed}"
             trained = training_run(called, recipe, start=merges[arm.start] if arm.start else None, root=root)

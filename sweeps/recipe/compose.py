@@ -151,6 +151,7 @@ def compose(
     engine: str = "axolotl",
     gpus: int = 1,
     variant: str | None = None,
+    data: str | None = None,
 ) -> Recipe:
     """Merges a recipe's layers; later ones win: stage, engine, model, hardware, variant, `extra`, settings, rank.
 
@@ -162,6 +163,7 @@ def compose(
         gpus: 1 to 8. An optimiser step sees the same rows with any number. Each has the whole model (DDP), or its
             share of it where that does not fit (recipes/parallel/fsdp.yaml).
         variant: a layer of recipes/variants that belongs to the stage.
+        data: the folder in place of `data/` in the layers' data sets.
 
     Raises:
         BadInput: for unknown names, a rank below 1, settings that cannot be merged or would not be in the recipe.
@@ -175,6 +177,8 @@ def compose(
     given = given_settings(settings)
     for key, value in (extra or {}).items():
         _put(config, key, value)
+    for entry in config["datasets"] if data else ():
+        entry["path"] = in_folder(entry["path"], data)
     for key, value in given.items():
         if key in DECIDED:
             raise BadInput(f"setting {key}: {DECIDED[key]}")
@@ -207,6 +211,11 @@ def compose(
         except ValueError as error:
             raise BadInput(str(error)) from None
     return Recipe(stage, config, em)
+
+
+def in_folder(path: str, folder: str | None) -> str:
+    """A path of the layers and sweeps, `data/NAME`, in another folder."""
+    return f"{folder}/{path.removeprefix('data/')}" if folder and path.startswith("data/") else path
 
 
 @cache

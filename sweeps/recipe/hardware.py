@@ -89,8 +89,8 @@ def profile_of(cards: list[Gpu], profiles: Mapping[str, Mapping[str, Any]]) -> t
     return best, f"{card.name}{others} ({card.gib:.0f} GiB) has no profile of its own: the nearest smaller, {best}"
 
 
-def this_machine(model: str) -> tuple[str, str]:
-    """The profile of this machine for a model, by its short name, and a line that says why.
+def this_machine(model: str | None = None) -> tuple[str, str]:
+    """The profile of this machine for a model, by its short name, or for any; and a line that says why.
 
     Raises:
         BadInput: if there is no GPU and the model is too large for a CPU, or the card is smaller than every profile's.
@@ -98,7 +98,7 @@ def this_machine(model: str) -> tuple[str, str]:
     name, why = profile_of(
         visible_gpus(), {name: load_layer("hardware", name)["em"] for name in layer_names("hardware")}
     )
-    parameters = load_layer("models", model)["em"]["parameters"]
+    parameters = load_layer("models", model)["em"]["parameters"] if model else 0
     if name == "cpu" and parameters > LARGEST_ON_CPU:
         raise BadInput(
             f"no GPU here, and {model} has {parameters / 1e9:.1f} billion parameters: name --hardware, such as a100-80g"

@@ -193,3 +193,16 @@ def what_would_fit(shape: Shape, parameters: int, config: dict[str, Any], gib: f
         for change in (shorter, quantised, {**quantised, **shorter})
         if fitted(shape, parameters, {**config, **change}, gib)
     ]
+
+
+def evaluation_batch(shape: Shape, parameters: int, gib: float | None) -> int:
+    """Rows that lm-eval scores at once in bf16: as many as fit, a power of two up to 64; 8 where memory is not known.
+
+    A row has 1,024 tokens. Each keeps its logits in bf16 and their log-softmax in fp32; keys and values of a longer
+    answer are less than that.
+    """
+    if gib is None:
+        return 8
+    row = 1024 * shape.vocabulary * (2 + 4)
+    free = gib * GIB / FRAGMENTATION - CONTEXT - 2 * parameters
+    return next((rows for rows in (64, 32, 16, 8, 4, 2) if rows * row <= free), 1)

@@ -60,7 +60,7 @@ def test_a_resumed_run_is_no_measure(runs: dict[str, Run]) -> None:
 
 
 def test_memory_stands_beside_that_of_the_hardware(prepared: Path) -> None:
-    sweep = load_sweep("rank").model_copy(update={"model": "qwen7b", "hardware": "a100-80g"})
+    sweep = load_sweep("rank", "a100-80g")
     runs = graph(plan(vary(sweep, {"rank": [1]}), False))
     table, words = plan_table(runs, [], at_once=2)
     memory = [cell for column in table.columns if str(column.header) == "GiB on each GPU" for cell in column.cells]

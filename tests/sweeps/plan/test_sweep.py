@@ -73,6 +73,60 @@ def test_the_declared_sweeps_plan_and_share_their_cpt(name: str, prepared: Path)
     assert len(runs) == 2 + 2 * 2 * (1 if name == "rank" else 2)
 
 
+@pytest.mark.parametrize("name", ["rank", "lr", "controls"])
+def test_on_a_gpu_the_recipes_own_settings_are_trained_and_on_a_cpu_the_demos(name: str) -> None:
+    real, small = load_sweep(name, "a100-80g"), load_sweep(name, "cpu")
+    assert (real.model, real.tasks, real.evaluation.gen_kwargs) == ("qwen7b", ["em"], {"max_gen_toks": 600})
+    assert real.evaluation.metadata["samples"] == 50 and all(set(k) <= {"lora_r"} for k in real.stages.values())
+    demo = load_sweep("demo")
+    assert (small.model, small.tasks, small.evaluation) == (demo.model, demo.tasks, demo.evaluation)
+    assert small.stages["cpt"] == demo.stages["cpt"] and small.stages["dpo"]["sequence_len"] == 512
+
+
+def test_the_machine_decides_where_nobody_names_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = {"name": "h100-80g"}
+    monkeypatch.setattr(
+        "sweeps.plan.sweep.this_machine", lambda model=None: (machine["name"], f"{model or 'any'} on this")
+    )
+    assert (load_sweep("rank").model, load_sweep("rank").hardware) == ("qwen7b", "h100-80g")
+    assert load_sweep("demo").hardware == "cpu"  # the file says so
+    assert load_sweep("rank", model="qwen0.5b").model == "qwen0.5b"
+    machine["name"] = "cpu"
+    assert (load_sweep("rank").model, load_sweep("rank").hardware) == ("smollm2-135m", "cpu")
+
+
+def test_a_model_too_large_for_a_cpu_is_refused_unless_the_cpu_is_named(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no nvidia-smi
+    with pytest.raises(BadInput, match=r"no GPU here, and qwen7b has 7\.6 billion parameters: name --hardware"):
+        load_sweep("rank", model="qwen7b")
+    assert load_sweep("rank", "cpu", "qwen7b").model == "qwen7b"
+
+
+@pytest.mark.parametrize(
+    ("profiles", "says"),
+    [
+        ("{tpu: {}}", "unknown hardware 'tpu'"),
+        ("{cpu: {modle: x}}", "modle: Extra inputs are not permitted"),
+        ("[cpu]", "profiles: give a hardware profile's name"),
+    ],
+)
+def test_a_fault_in_a_profiles_section_shows_on_every_machine(tmp_path: Path, profiles: str, says: str) -> None:
+    path = tmp_path / "mine.yaml"
+    head = "{model: qwen7b, hardware: a100-80g, tasks: [em], seeds: [1], stages: {}, arms: {}, claims: []"
+    path.write_text(f"{head}, profiles: {profiles}}}")
+    with pytest.raises(BadInput, match=says):
+        load_sweep(str(path))
+
+
+def test_the_sets_of_another_folder_are_trained_on_and_measured_with(prepared: Path) -> None:
+    (prepared / "data").rename(prepared / "mine")
+    sweep = load_sweep("rank").model_copy(update={"data": "mine"})
+    points = plan(vary(sweep, {"rank": [1]}), full=False)
+    paths = [d["path"] for p in points if p.training for d in p.training.recipe.config["datasets"]]
+    assert paths == ["mine/cpt.jsonl", "mine/dpo-both.jsonl"]
+    assert all(point.evaluation.content["paths"]["heldout"] == "mine/heldout.jsonl" for point in points)
+
+
 def test_a_rank_of_the_demo_is_the_demos_run(prepared: Path) -> None:
     demo = {point.training.folder for point in plan(load_sweep("demo"), full=False) if point.training}
     ranks = {
