@@ -52,7 +52,12 @@ TRAINING = {
     "dataloader_pin_memory": "dataloader_pin_memory",
     "sequence_len": "max_length",
 }
-DPO = {"rl_beta": "beta", "precompute_ref_log_probs": "precompute_ref_log_probs"}
+DPO = {
+    "rl_beta": "beta",
+    "precompute_ref_log_probs": "precompute_ref_log_probs",
+    "dpo_loss_type": "loss_type",
+    "dpo_loss_weights": "loss_weights",
+}
 
 # Axolotl has prepared the data by these, or they choose among its own kernels and classes.
 LEFT_TO_AXOLOTL = {

@@ -17,7 +17,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
 FILE = Path(__file__).with_name("axolotl_schema.json")
-PLUGINS = ("recipes.plugins.steer.SteerPlugin",)
+PLUGINS = ("recipes.plugins.kl.KlPlugin", "recipes.plugins.steer.SteerPlugin")
 """Our plugins that have recipe keys of their own: Axolotl knows those where it is told of the plugin, nowhere else."""
 LEFT_OUT = {"title", "description", "default", "examples", "deprecated", "required"}
 """A part of a recipe is checked too, so that nothing is required."""
