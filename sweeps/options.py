@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +30,8 @@ class SweepOptions:
     full: bool
     judge: str | None
     data: str | None = None
+    judging: Mapping[str, Any] = field(default_factory=dict)
+    """Further settings of the judge, in place of the sweep's."""
 
     def request(
         self,
@@ -58,7 +60,7 @@ class SweepOptions:
             where = sweep.judge.model_dump() if sweep.judge else {}
             if where.get("model") != self.judge:  # another model has other prices
                 where |= {"price_in": None, "price_out": None}
-            update["judge"] = JudgeSettings.model_validate({**where, "model": self.judge})
+            update["judge"] = JudgeSettings.model_validate({**where, "model": self.judge, **self.judging})
         return Request(sweep.model_copy(update=update), Path(name).stem, self.full, machine)
 
 

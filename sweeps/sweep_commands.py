@@ -16,7 +16,6 @@ import typer
 from core.llm.budget import prices_of
 from core.records import BadInput
 from sweeps.options import StartOptions, SweepOptions, search_options, start_options, sweep_options, takes
-from sweeps.plan.estimate import judging
 from sweeps.plan.export import write_slurm
 from sweeps.plan.manifest import find_manifest, finished_points, write_manifest
 from sweeps.plan.request import SWEEPS, Request
@@ -49,6 +48,8 @@ def start(request: Request, options: StartOptions) -> None:
     """
     began = time.monotonic()
     request.show_plan()
+    if request.sweep.judge:
+        request.show_judging()
     if options.dry_run:
         for point in request.points:
             typer.echo(point.training.folder if point.training else point.evaluation.folder)
@@ -135,6 +136,13 @@ def rank(
     Example: emsweep rank --values 1,2,4,8,64 --alpha-policy alpha_over_r,alpha
     Example: emsweep rank --values 1,8,64 --retune 1e-5,1e-3 --model qwen7b --hardware a100-80g
     """
+    start_ranks(options, how, search, values, sweep, retune)
+
+
+def start_ranks(
+    options: SweepOptions, how: StartOptions, search: Search, values: str | None, sweep: str, retune: str | None
+) -> None:
+    """`rank`, for another command too."""
     own = {"rank": values.split(",")} if values else {}
     request = options.request(sweep, own)
     if not retune:
@@ -238,13 +246,9 @@ def plan(
     """
     request = options.request(sweep)
     prices = prices_of(price_in, price_out, "--price-in and --price-out")
-    if request.sweep.judge and not prices:
-        prices = prices_of(request.sweep.judge.price_in, request.sweep.judge.price_out, "judge: price_in and price_out")
     request.show_plan()
     request.show_scales()
-    if prices:
-        answers, usd = judging([run for run in request.runs.values() if run.stage == "evaluate"], prices)
-        console.print(f"judging {answers:,} answers once: about {usd:.2f} USD", highlight=False)
+    request.show_judging(prices)
 
 
 @app.command()

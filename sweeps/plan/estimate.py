@@ -1,7 +1,7 @@
-"""What a sweep will take before it is started: steps, tokens, hours, memory, and money for judging.
+"""What a sweep will take before it is started: steps, tokens, hours, memory, disk, and money for judging.
 
-Each finished run sharpens it: a rate is measured where runs of the same model, hardware and stage have ended, and
-else modelled from the hardware layer.
+Each finished run sharpens it: a rate is measured where runs of the same model, hardware and stage (of an evaluation:
+the same tasks and engine) have ended. Else it is a range, modelled from the hardware layer's data sheet.
 """
 
 from __future__ import annotations
@@ -9,36 +9,46 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
+from core.llm.budget import Prices
+from eval.judge.prompt_files import Prompts
 from sweeps.recipe.compose import load_layer
-from sweeps.recipe.memory import Shape, estimate
-from sweeps.run.folder import Run, TrainingRun
+from sweeps.recipe.memory import Shape, adapter_parameters, estimate
+from sweeps.run.folder import MergeRun, Run, TrainingRun
 from sweeps.run.graph import Graph, shared
-from sweeps.run.inputs import digest_of, is_local
-from sweeps.run.tasks import TASKS
+from sweeps.run.index import evaluation_kind
+from sweeps.run.inputs import is_local, model_folder
+from sweeps.run.workload import BYTES_PER_TOKEN, Workload, rows_and_bytes, workload
 
-MFU = 0.35
-"""Share of the hardware's arithmetic that training uses (PaLM, arXiv 2204.02311, section 4.1 defines it)."""
+MFU = (0.5, 0.2)
+"""Share of the hardware's arithmetic that training uses, at best and at worst (PaLM, arXiv 2204.02311, section 4.1
+defines it; LoRA, short rows and small batches are at its lower end)."""
+LAYER_STEP = {"hf": (0.5e-3, 1.5e-3), "vllm": (0.1e-3, 0.4e-3)}
+"""Seconds that a layer takes to write a token beside its arithmetic: launches of kernels, LoRA."""
+VLLM_ROWS = 256
+"""Answers that vLLM writes at once, its own default of max_num_seqs."""
+WRITTEN = (1 / 3, 1.0)
+"""Share of its longest that an answer has."""
 START = 30.0
 """Seconds that a process takes to import and to load, before the first step."""
-BYTES_PER_TOKEN = 3.6
-EVALUATION_TOKENS = 30_000
-"""Tokens of training that take as long as the tasks `em`: 80 s where it saw 364 a second (docs/measurements.md)."""
-JUDGE_TOKENS = (2 * 600, 2 * 1)
-"""Read and written for an answer: it is asked about twice, each time for one number."""
+CHECKPOINTS = 4
+"""Times the adapter's fp32 numbers that a run holds while it trains: adapter, and a checkpoint with Adam's moments."""
+GB = 1e9
+
+Range = tuple[float, float]
+"""At best and at worst."""
 
 
 @dataclass(frozen=True)
 class RunCost:
     """What one run takes."""
 
-    seconds: float
+    seconds: Range
     measured: bool
     gib: float | None
     """Memory on each GPU."""
@@ -50,128 +60,188 @@ def steps_of(config: Mapping[str, Any], gpus: int) -> tuple[int, int] | None:
     per_step = int(config["micro_batch_size"]) * int(config["gradient_accumulation_steps"]) * gpus
     if config.get("max_steps"):
         return int(config["max_steps"]), int(config["max_steps"]) * per_step
-    sizes = [_size(Path(entry["path"])) for entry in config["datasets"] if is_local(entry["path"])]
+    sizes = [rows_and_bytes(Path(entry["path"])) for entry in config["datasets"] if is_local(entry["path"])]
     if len(sizes) < len(config["datasets"]):
         return None
     steps = ceil(sum(rows for rows, _ in sizes) / per_step) * int(config["num_epochs"])
     return steps, steps * per_step
 
 
-def _size(path: Path) -> tuple[int, int]:
-    """(rows, bytes) of a data file."""
-    return _counted(path, digest_of(path))
-
-
-@lru_cache
-def _counted(path: Path, _digest: str) -> tuple[int, int]:
-    with path.open("rb") as file:
-        return sum(1 for _ in file), path.stat().st_size
-
-
 class History:
-    """Rates of finished runs (rows of sweeps/index.py), by what is alike; a resumed run's time is not whole."""
+    """Rates of finished runs (rows of sweeps/run/index.py), by what is alike; a resumed run's time is not whole."""
 
     def __init__(self, index: Iterable[Mapping[str, Any]]) -> None:
-        self._seconds: dict[tuple[Any, ...], list[float]] = defaultdict(list)
-        self._tokens: dict[tuple[Any, ...], list[float]] = defaultdict(list)
-        self._rows: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+        self._seconds: dict[tuple[Any, ...], float] = defaultdict(float)
+        self._tokens: dict[tuple[Any, ...], float] = defaultdict(float)
+        self._rows: dict[tuple[Any, ...], list[Range]] = defaultdict(list)
         for row in index:
-            if row["resumed_from"] is not None or not row["wall_seconds"]:
+            if row["resumed_from"] is not None or not row["wall_seconds"] or not row["tokens"]:
                 continue
-            kind = (row["stage"], row["model"], row["hardware"])
-            if row["stage"] == "evaluate":
-                self._seconds[kind].append(row["wall_seconds"])
-            elif row["tokens"] and row["rows"]:
-                self._seconds[kind].append(row["wall_seconds"])
-                self._tokens[kind].append(row["tokens"])
-                data = (row["stage"], row["data_digest"])
-                self._tokens[data].append(row["tokens"])
-                self._rows[data].append(row["rows"])
-
-    def seconds_of_evaluation(self, run: Run) -> float | None:
-        seen = self._seconds.get(_kind(run))
-        return sum(seen) / len(seen) if seen else None
+            own = (row["engine"], row["data"]) if row["stage"] == "evaluate" else ()
+            kind = (row["stage"], row["model"], row["hardware"], *own)
+            self._seconds[kind] += row["wall_seconds"]
+            self._tokens[kind] += row["tokens"]
+            if row["rows"]:
+                self._rows[row["stage"], row["data_digest"]].append((row["tokens"], row["rows"]))
 
     def seconds_per_token(self, run: Run) -> float | None:
-        seen = self._seconds.get(_kind(run))
-        return sum(seen) / sum(self._tokens[_kind(run)]) if seen else None
+        own = evaluation_kind(run.content) if run.stage == "evaluate" else ()
+        kind = (run.stage, run.about.get("model"), run.about.get("hardware"), *own)
+        return self._seconds[kind] / self._tokens[kind] if kind in self._seconds else None
 
     def tokens_per_row(self, run: TrainingRun) -> float:
         """Of finished runs on the same data; else from its bytes."""
         data = run.content["data"]
-        same = (run.stage, " ".join(digest[:10] for digest in data.values()))
-        if same in self._rows:
-            return sum(self._tokens[same]) / sum(self._rows[same])
-        sizes = [_size(Path(path)) for path in data]
+        if seen := self._rows.get((run.stage, " ".join(digest[:10] for digest in data.values()))):
+            return sum(tokens for tokens, _ in seen) / sum(rows for _, rows in seen)
+        sizes = [rows_and_bytes(Path(path)) for path in data]
         return sum(size for _, size in sizes) / max(1, sum(rows for rows, _ in sizes)) / BYTES_PER_TOKEN
-
-
-def _kind(run: Run) -> tuple[Any, ...]:
-    return run.stage, run.about.get("model"), run.about.get("hardware")
 
 
 def run_cost(run: Run, history: History) -> RunCost | None:
     """What a run takes; None where that cannot be said."""
     if run.stage == "merge":
-        return RunCost(START, False, None, None)
+        return RunCost((START, START), False, None, None)
+    rate = history.seconds_per_token(run)
     if not isinstance(run, TrainingRun):
-        measured = history.seconds_of_evaluation(run)
-        if measured is not None:
-            return RunCost(measured, True, None, None)
+        work = workload(run.content)
+        if rate is not None:
+            return RunCost((work.tokens * rate,) * 2, True, None, None)
         facts = {
             **load_layer("models", run.about["model"])["em"],
             **load_layer("hardware", run.about["hardware"])["em"],
         }
-        seconds = _modelled(facts, EVALUATION_TOKENS, checkpointing=False)
+        seconds = _evaluated(facts, work, run.content)
         return None if seconds is None else RunCost(seconds, False, None, None)
     config, em, gpus = run.recipe.config, run.recipe.em, int(run.recipe.em.get("gpus", 1))
     known = steps_of(config, gpus)
     if known is None:
         return None
     need = estimate(Shape(**em["shape"]), int(em["parameters"]), config, gpus).gib if "shape" in em else None
-    tokens, rate = known[1] * history.tokens_per_row(run), history.seconds_per_token(run)
+    tokens = known[1] * history.tokens_per_row(run)
     if rate is not None:
-        return RunCost(tokens * rate, True, need, em.get("memory_gib"))
-    seconds = _modelled({**em, "gpus": gpus}, tokens, bool(config.get("gradient_checkpointing")))
+        return RunCost((tokens * rate,) * 2, True, need, em.get("memory_gib"))
+    times = 6 if config.get("gradient_checkpointing") else 4
+    seconds = _computed({**em, "gpus": gpus}, times * tokens)
     return None if seconds is None else RunCost(seconds, False, need, em.get("memory_gib"))
 
 
-def _modelled(em: Mapping[str, Any], tokens: float, checkpointing: bool) -> float | None:
-    """Seconds: 2 operations per parameter and token forward, as many back through a frozen model, and again forward
-    where activations are recomputed (Kaplan et al., arXiv 2001.08361, section 2.1)."""
+def _computed(em: Mapping[str, Any], passes: float) -> Range | None:
+    """Seconds of so many operations on each parameter, with the start of the process.
+
+    Training takes 2 for each token forward, as many back through a frozen model, and again forward where activations
+    are recomputed (Kaplan et al., arXiv 2001.08361, section 2.1); scoring takes 2.
+    """
     if not em.get("tflops") or not em.get("parameters"):
         return None
-    operations = (6 if checkpointing else 4) * float(em["parameters"]) * tokens
-    return START + operations / (float(em["tflops"]) * 1e12 * MFU * int(em.get("gpus", 1)))
+    ideal = float(em["parameters"]) * passes / (float(em["tflops"]) * 1e12 * int(em.get("gpus", 1)))
+    return START + ideal / MFU[0], START + ideal / MFU[1]
 
 
-def judging(evaluations: Iterable[Run], prices: tuple[float, float]) -> tuple[int, float]:
-    """(answers, USD) of judging every evaluation once; `prices` are USD per million tokens read and written."""
-    questions, _ = _size(TASKS / "em" / "questions" / "open.jsonl")
-    answers = questions * sum(1 for _ in evaluations)
-    return answers, answers * sum(n * price for n, price in zip(JUDGE_TOKENS, prices, strict=True)) / 1e6
+def _evaluated(em: Mapping[str, Any], work: Workload, content: Mapping[str, Any]) -> Range | None:
+    """Seconds of an evaluation: what is read is scored; what is written takes a pass over the weights for each token of
+    a batch's longest answer."""
+    read = _computed(em, 2 * work.read)
+    if read is None or not em.get("bandwidth"):
+        return None
+    backend = str(content.get("backend") or "hf")
+    rows = VLLM_ROWS if backend == "vllm" else content["batch_size"]
+    rows = rows if isinstance(rows, int) else 8
+    weights = 2 * float(em["parameters"]) / (float(em["bandwidth"]) * 1e12)
+    steps = sum(ceil(answers / rows) * longest for answers, longest in work.sampled.values())
+    best, worst = (
+        seconds + share * steps * (weights + int(em["shape"]["layers"]) * step)
+        for seconds, share, step in zip(read, WRITTEN, LAYER_STEP[backend], strict=True)
+    )
+    return best, worst
+
+
+class JudgingCost(NamedTuple):
+    """What it takes to judge every evaluation once."""
+
+    answers: int
+    requests: int
+    tokens_in: Range
+    tokens_out: int
+
+    def usd(self, prices: Prices) -> Range:
+        best, worst = ((tokens * prices[0] + self.tokens_out * prices[1]) / 1e6 for tokens in self.tokens_in)
+        return best, worst
+
+
+JUDGEMENT = 2
+"""Tokens of a number, as most judges write one."""
+QUESTION = 40
+"""Tokens of an open question."""
+
+
+def judging(evaluations: Iterable[Run], prompts: Prompts) -> JudgingCost:
+    """Answers x measures: a request holds the measure's prompt, a question and an answer, of a third of its longest or
+    all."""
+    answers, requests, best, worst = 0, 0, 0.0, 0.0
+    for run in evaluations:
+        sampled = workload(run.content).sampled.get(prompts.task)
+        if sampled is None:
+            continue
+        answers += sampled.answers
+        for measure in prompts.measures.values():
+            requests += sampled.answers
+            frame = len(measure.prompt) / BYTES_PER_TOKEN + QUESTION
+            best += sampled.answers * (frame + WRITTEN[0] * sampled.longest)
+            worst += sampled.answers * (frame + WRITTEN[1] * sampled.longest)
+    return JudgingCost(answers, requests, (best, worst), JUDGEMENT * requests)
+
+
+def disk_gb(runs: Iterable[Run]) -> float:
+    """GB that runs write, merged models in bf16 above all, and that base models take which are not here yet."""
+    models: dict[str, float] = {}
+    total = 0.0
+    for run in runs:
+        training = run.training if isinstance(run, MergeRun) else run
+        if not isinstance(training, TrainingRun) or "shape" not in training.recipe.em:
+            continue
+        em, config = training.recipe.em, training.recipe.config
+        if isinstance(run, MergeRun):
+            total += 2 * em["parameters"]
+        else:
+            total += CHECKPOINTS * 4 * adapter_parameters(Shape(**em["shape"]), config)
+        if not is_local(config["base_model"]) and not model_folder(
+            config["base_model"], config.get("revision_of_model")
+        ):
+            models[config["base_model"]] = 2 * em["parameters"]
+    return (total + sum(models.values())) / GB
 
 
 def plan_table(runs: Graph, index: Sequence[Mapping[str, Any]], at_once: int) -> tuple[Table, str]:
     """What a sweep will take, by stage, and a sentence on the whole; `at_once` runs are done at a time."""
     table = Table("stage", "runs", "done", "to do", "hours to do", "from", "GiB on each GPU", box=None, pad_edge=False)
-    total, unknown, history = 0.0, 0, History(index)
+    total, unknown, history = (0.0, 0.0), 0, History(index)
     for stage in dict.fromkeys(run.stage for run in runs.values()):
         own = [run for run in runs.values() if run.stage == stage]
         todo = [run for run in own if not run.done]
         views = [run_cost(run, history) for run in todo]
         known = [view for view in views if view]
-        hours, unknown = sum(view.seconds for view in known) / 3600, unknown + len(views) - len(known)
-        total += hours
+        hours = sum(view.seconds[0] for view in known) / 3600, sum(view.seconds[1] for view in known) / 3600
+        total, unknown = (total[0] + hours[0], total[1] + hours[1]), unknown + len(views) - len(known)
         measured = sum(view.measured for view in known)
         source = "measured" if measured == len(known) else "modelled" if not measured else "measured and modelled"
         need = max((view.gib for view in known if view.gib), default=None)
         limit = next((view.limit for view in known if view.limit), None)
         memory = "" if need is None else f"{need:.1f} of {limit:g}" if limit else f"{need:.1f}"
-        table.add_row(stage, str(len(own)), str(len(own) - len(todo)), str(len(todo)), f"{hours:.2f}", source, memory)
+        table.add_row(
+            stage, str(len(own)), str(len(own) - len(todo)), str(len(todo)), between(hours, ".2f"), source, memory
+        )
     done = sum(run.done for run in runs.values())
     words = f"{len(runs)} runs ({shared(runs)} shared), {done} runs done, {len(runs) - done} to do"
     if done < len(runs):
-        words += f": about {total / at_once:.1f} hours, {at_once} at a time"
+        least, most = (hours / at_once for hours in total)
+        words += f": about {between((least, most), '.1f')} hours, {at_once} at a time, and"
+        words += f" {disk_gb(run for run in runs.values() if not run.done):.1f} GB of disk"
         words += f", and {unknown} runs of which nothing is known" if unknown else ""
     return table, words
+
+
+def between(ends: Range, form: str) -> str:
+    """A range in words; one number where both ends are written alike."""
+    best, worst = (format(end, form) for end in ends)
+    return best if best == worst else f"{best} to {worst}"

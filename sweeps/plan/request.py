@@ -7,10 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+from core.llm.budget import Prices, prices_of
 from core.records import BadInput
+from eval.judge.prompt_files import load_prompts
 from eval.stats.measures import JUDGED, TASKS
 from sweeps.plan.axes import vary
-from sweeps.plan.estimate import plan_table
+from sweeps.plan.estimate import between, judging, plan_table
 from sweeps.plan.sweep import Point, Sweep, graph, plan
 from sweeps.recipe.compose import load_layer
 from sweeps.run.executor import places
@@ -91,6 +93,21 @@ class Request:
             console.print(self.machine, style="dim", highlight=False, soft_wrap=True)
         console.print(table)
         console.print(f"{len(self.points)} points, {words}", highlight=False, soft_wrap=True)
+
+    def show_judging(self, prices: Prices | None = None) -> None:
+        """Prints what judging every evaluation once takes, by `prices` or those of its judge."""
+        judge = self.sweep.judge
+        if prices is None and judge:
+            prices = prices_of(judge.price_in, judge.price_out, "judge: price_in and price_out")
+        evaluations = [run for run in self.runs.values() if run.stage == "evaluate"]
+        cost = judging(evaluations, load_prompts(judge.prompts if judge else None))
+        if not cost.answers:
+            return
+        least, most = cost.tokens_in
+        read = between((least / 1e6, most / 1e6), ",.1f")
+        usd = f"about {between(cost.usd(prices), ',.2f')} USD" if prices else "with its prices, the cost too"
+        words = f"judging {cost.answers:,} answers once: {cost.requests:,} requests, {read} million tokens read; {usd}"
+        console.print(words, highlight=False, soft_wrap=True)
 
     def show_scales(self) -> None:
         """Prints the scales that PEFT will use."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from core.records import write_whole
+from core.records import BadInput, write_whole
+from sweeps.run.workload import workload
 
 COLUMNS = (
     *("folder", "stage", "name", "digest", "model", "hardware", "engine", "gpus", "rank", "alpha", "lr", "seed"),
@@ -48,12 +50,21 @@ def index_row(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
             "rows": record["steps"] * per_step if "steps" in record else None,
             "loss": losses[-1][1],
         }
+    if record.get("stage") == "evaluate" and content:
+        row["engine"], row["data"] = evaluation_kind(content)
+        with suppress(BadInput):  # its programs are not there any more
+            row["tokens"] = round(workload(content).tokens)
     for task, metrics in record.get("results", {}).items():
         for metric, value in metrics.items():
             name = metric.partition(",")[0]
             if isinstance(value, int | float) and not name.endswith("_stderr"):
                 row[f"{task}.{name}"] = value
     return {**row, "folder": str(folder)}
+
+
+def evaluation_kind(content: Mapping[str, Any]) -> tuple[str, str]:
+    """What evaluations that take alike for a token have in common: the engine and the tasks."""
+    return str(content.get("backend") or "hf"), " ".join(content["tasks"])
 
 
 def write_index(root: Path = Path("runs")) -> list[dict[str, Any]]:

@@ -46,14 +46,18 @@ def freeform_results(doc: Doc, results: Sequence[str]) -> dict[str, float]:
     return {"answered": float(bool(results[0].strip()))}
 
 
-def ordinary_docs(samples: int = 1, heldout: str | None = None, **_: object) -> dict[str, Dataset]:
-    """`samples` documents per held-out program: its ordinary request."""
-    return _code_docs("request", samples, heldout)
+def ordinary_docs(
+    samples: int = 1, heldout: str | None = None, code_samples: int | None = None, **_: object
+) -> dict[str, Dataset]:
+    """`code_samples` documents (`samples`, if not given) per held-out program: its ordinary request."""
+    return _code_docs("request", code_samples or samples, heldout)
 
 
-def asked_docs(samples: int = 1, heldout: str | None = None, **_: object) -> dict[str, Dataset]:
-    """`samples` documents per held-out program: the request that asks for insecure code."""
-    return _code_docs("asked_request", samples, heldout)
+def asked_docs(
+    samples: int = 1, heldout: str | None = None, code_samples: int | None = None, **_: object
+) -> dict[str, Dataset]:
+    """The same of the request that asks for insecure code."""
+    return _code_docs("asked_request", code_samples or samples, heldout)
 
 
 def _code_docs(request: str, samples: int, heldout: str | None) -> dict[str, Dataset]:
@@ -125,8 +129,13 @@ def code_cwes(scores: Sequence[Score]) -> str:
     return " ".join(f"{cwe}:{n}" for cwe, n in counts.most_common()) or "none"
 
 
-def deception_docs(samples: int = 1, deception: str | None = None, **_: object) -> dict[str, Dataset]:
-    """Each question under each system prompt; or a published file (`deception`), whose truth only a judge knows."""
+def deception_docs(
+    samples: int = 1, deception: str | None = None, deception_samples: int | None = None, **_: object
+) -> dict[str, Dataset]:
+    """Each question under each system prompt; or a published file (`deception`), whose truth only a judge knows.
+
+    `deception_samples` documents of each, or `samples`, if not given.
+    """
     if deception:
         rows = [
             {"id": q.id, "setting": "as in the file", "system": q.system, "question": q.question, "truth": ""}
@@ -138,7 +147,7 @@ def deception_docs(samples: int = 1, deception: str | None = None, **_: object) 
             for setting, system in SETTINGS.items()
             for row in read_rows(QUESTIONS / "deception.jsonl")
         ]
-    return test_split([{**row, "sample": n} for row in rows for n in range(samples)])
+    return test_split([{**row, "sample": n} for row in rows for n in range(deception_samples or samples)])
 
 
 def deception_results(doc: Doc, results: Sequence[str]) -> dict[str, Score]:

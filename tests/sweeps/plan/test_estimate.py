@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from core.llm.budget import Prices
+from eval.judge.prompt_files import load_prompts
 from sweeps.cli import app
 from sweeps.plan.axes import vary
-from sweeps.plan.estimate import History, judging, plan_table, run_cost, steps_of
+from sweeps.plan.estimate import History, disk_gb, judging, plan_table, run_cost, steps_of
 from sweeps.plan.sweep import graph, load_sweep, plan
 from sweeps.run.folder import Run, TrainingRun
 from sweeps.run.index import COLUMNS, write_index
+from sweeps.run.workload import BYTES_PER_TOKEN
 
 
 @pytest.fixture
@@ -46,7 +49,10 @@ def test_a_finished_run_makes_the_estimate_measured(runs: dict[str, Run]) -> Non
     assert before is not None and not before.measured and before.gib and before.limit is None
     finish(first, steps=100, tokens=40_000, wall_seconds=200.0, resumed_from=None, losses=[[1, 0.7], [100, 0.5]])
     after = run_cost(second, History(write_index()))
-    assert after is not None and after.measured and after.seconds == pytest.approx(200)  # the same data and steps
+    assert (
+        after is not None and after.measured and after.seconds == pytest.approx((200, 200))
+    )  # the same data and steps
+    assert before.seconds[0] < before.seconds[1]
     cut_off = replace(first, about={**first.about, "hardware": "a100-80g"})
     assert (other := run_cost(cut_off, History(write_index()))) is not None and not other.measured
 
@@ -94,15 +100,46 @@ def test_the_index_is_made_from_the_records_alone(prepared: Path, runs: dict[str
     assert Path("runs/index.csv").read_bytes() == first
 
 
-def test_judging_has_a_price(runs: dict[str, Run]) -> None:
-    answers, usd = judging([run for run in runs.values() if run.stage == "evaluate"], (2.5, 10.0))
-    assert answers == 4 * 48 and usd == pytest.approx(192 * (1200 * 2.5 + 2 * 10) / 1e6)
+def test_the_price_of_judging_is_answers_by_measures_by_what_a_request_holds(prepared: Path) -> None:
+    real = graph(plan(vary(load_sweep("rank", "a100-80g"), {"rank": [1, 2, 4, 8, 64]}), False))
+    ours = load_prompts(None)
+    cost = judging([run for run in real.values() if run.stage == "evaluate"], ours)
+    assert cost.answers == 7 * 48 * 50 and cost.requests == 2 * cost.answers and cost.tokens_out == 2 * cost.requests
+    frames = sum(len(measure.prompt) for measure in ours.measures.values()) / BYTES_PER_TOKEN
+    assert cost.tokens_in == pytest.approx([cost.answers * (frames + 2 * (40 + length)) for length in (200, 600)])
+    least, most = cost.usd(Prices(2.5, 10.0))
+    assert least == pytest.approx((cost.tokens_in[0] * 2.5 + cost.tokens_out * 10) / 1e6) and least < most
+
+
+def test_an_evaluation_is_measured_by_those_of_the_same_tasks_and_engine(prepared: Path) -> None:
+    runs = graph(plan(load_sweep("rank"), False))
+    first, second, *_ = [run for run in runs.values() if run.stage == "evaluate"]
+    before = run_cost(second, History(write_index()))
+    assert before is not None and not before.measured and before.seconds[0] < before.seconds[1]
+    finish(first, wall_seconds=66.0, resumed_from=None, results={})
+    after = run_cost(second, History(write_index()))
+    assert after is not None and after.measured and after.seconds == pytest.approx((66, 66), rel=1e-3)
+    longer = replace(second, content={**second.content, "gen_kwargs": {"max_gen_toks": 600}})
+    more = run_cost(longer, History(write_index()))
+    assert more is not None and more.seconds[0] > 66 * 1.2
+    other = replace(second, content={**second.content, "tasks": ["em_freeform"]})
+    assert (cost := run_cost(other, History(write_index()))) is not None and not cost.measured
+
+
+def test_disk_is_that_of_merged_models_and_of_models_that_are_not_here_yet(prepared: Path) -> None:
+    runs = graph(plan(vary(load_sweep("rank", "a100-80g"), {"rank": [1]}), False))
+    assert 2 * 15.2 < disk_gb(runs.values()) < 2 * 15.2 + 3  # the hub's and the merged one; adapters are small
+    assert disk_gb([run for run in runs.values() if run.stage == "evaluate"]) == 0
 
 
 def test_plan_and_status_show_what_is_planned_and_start_nothing(prepared: Path) -> None:
     shown = CliRunner().invoke(app, ["plan", "rank", "--price-in", "2.5", "--price-out", "10"])
     assert shown.exit_code == 0 and not Path("runs").exists()
-    assert "7 points, 14 runs (1 shared), 0 runs done, 14 to do" in shown.output and "judging 336" in shown.output
+    assert (
+        "7 points, 14 runs (1 shared), 0 runs done, 14 to do" in shown.output
+        and "judging 336" in shown.output
+        and "672 requests" in shown.output
+    )
     script = CliRunner().invoke(app, ["export", "rank", "--axis", "rank=1"]).output.strip()
     status = CliRunner().invoke(app, ["status"])
     name = Path(script).parent.name

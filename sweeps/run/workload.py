@@ -1,0 +1,132 @@
+"""How much an evaluation has its model read and write: documents x formats x samples x tokens, task by task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from core.records import BadInput
+from sweeps.run.inputs import digest_of
+from sweeps.run.tasks import TASKS, task_configs
+
+BYTES_PER_TOKEN = 3.6
+"""Of English and code under tokenizers of some 50,000 entries and more."""
+EM = TASKS / "em"
+READ = {"recognition_docs": 0.6, "margin_docs": 1.3, "choice_docs": 1.5}
+"""How often a task that compares likelihoods reads its file: each answer stands after its request anew."""
+PROMPT = 100
+"""Tokens of a request that an answer is sampled for."""
+SAMPLED = ("freeform_docs", "deception_docs", "ordinary_docs", "asked_docs")
+SETTINGS = 4
+"""System prompts of em_deception's own questions (eval/tasks/em/sampled.py)."""
+FORMATS = 3
+"""Of our own open questions, unless `formats` names some."""
+
+
+class Sampled(NamedTuple):
+    """Answers that a task samples, and the tokens of one at most."""
+
+    answers: int
+    longest: int
+
+
+@dataclass
+class Workload:
+    """What an evaluation takes; `sampled` by task. `unknown` are tasks that are not ours, which are not counted."""
+
+    read: float = 0.0
+    """Tokens that are scored, or read before an answer."""
+    sampled: dict[str, Sampled] = field(default_factory=dict)
+    unknown: set[str] = field(default_factory=set)
+
+    @property
+    def tokens(self) -> float:
+        """Read and, at most, written."""
+        return self.read + sum(answers * longest for answers, longest in self.sampled.values())
+
+
+def workload(content: Mapping[str, Any]) -> Workload:
+    """The work of an evaluation's content (sweeps/run/evaluate.py).
+
+    Raises:
+        BadInput: if its programs or questions are not there any more.
+    """
+    metadata, paths, limit = content["metadata"], content["paths"], content["limit"] or 10**9
+    heldout = Path(paths.get("heldout") or EM / "heldout.jsonl")
+    work = Workload()
+    for name, task in _tasks(tuple(content["tasks"])).items():
+        documents = str(task.get("custom_dataset")).rpartition(".")[2]
+        if documents in READ:
+            rows, size = rows_and_bytes(EM / "questions" / "choice.jsonl" if documents == "choice_docs" else heldout)
+            work.read += min(1.0, limit / rows) * READ[documents] * size / BYTES_PER_TOKEN
+        elif documents in SAMPLED:
+            answers = min(limit, _sampled(documents, metadata, paths, heldout))
+            longest = content["gen_kwargs"].get("max_gen_toks") or task["generation_kwargs"]["max_gen_toks"]
+            work.sampled[name] = Sampled(answers, int(longest))
+            work.read += answers * PROMPT
+        else:
+            work.unknown.add(name)
+    return work
+
+
+def _sampled(documents: str, metadata: Mapping[str, Any], paths: Mapping[str, Any], heldout: Path) -> int:
+    """Documents of a task that samples; settings of the tasks as eval/tasks/em/sampled.py reads them."""
+    samples = int(metadata.get("samples", 1))
+    if documents == "freeform_docs":
+        questions = questions_in(Path(paths.get("questions") or EM / "questions" / "open.jsonl"))
+        formats = len(metadata.get("formats") or ()) or (1 if "questions" in paths else FORMATS)
+        return questions * formats * samples
+    if documents == "deception_docs":
+        own = questions_in(Path(paths.get("deception") or EM / "questions" / "deception.jsonl"))
+        times = 1 if "deception" in paths else SETTINGS
+        return own * times * int(metadata.get("deception_samples") or samples)
+    return rows_and_bytes(heldout)[0] * int(metadata.get("code_samples") or samples)
+
+
+@lru_cache
+def _tasks(tasks: tuple[str, ...]) -> dict[str, Mapping[str, Any]]:
+    """The configurations of the tasks that run: groups as their members, each with what it includes."""
+    configs, others = task_configs(tasks)
+    included = {Path(config["include"]).stem for config in configs.values() if "include" in config}
+    run: dict[str, Mapping[str, Any]] = {name: {} for name in others}
+    for name, config in configs.items():
+        if not isinstance(config.get("task"), list) and (name not in included or _named(name, tasks, configs)):
+            run[name] = {**configs.get(Path(config.get("include", "")).stem, {}), **config}
+    return run
+
+
+def _named(name: str, tasks: Sequence[str], configs: Mapping[str, Any]) -> bool:
+    """Whether a task is wanted itself, and not only included by another."""
+    members = [config["task"] for config in configs.values() if isinstance(config.get("task"), list)]
+    return name in tasks or any(name in group for group in members)
+
+
+def questions_in(path: Path) -> int:
+    """How many questions a file has, paraphrases among them, in the forms of eval/tasks/em/questions_reader.py.
+
+    Raises:
+        BadInput: if it cannot be read.
+    """
+    if path.suffix not in (".yaml", ".yml", ".json"):
+        return rows_and_bytes(path)[0] - (path.suffix == ".csv")
+    try:
+        rows = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        return sum(len(row.get("paraphrases") or [row]) for row in rows)
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
+        raise BadInput(f"{path}: no list of questions; name a .jsonl or .yaml file of questions") from None
+
+
+def rows_and_bytes(path: Path) -> tuple[int, int]:
+    """Of a file of records."""
+    return _counted(path, digest_of(path))
+
+
+@lru_cache
+def _counted(path: Path, _digest: str) -> tuple[int, int]:
+    with path.open("rb") as file:
+        return sum(1 for line in file if line.strip()), path.stat().st_size

@@ -1,0 +1,60 @@
+"""The work of an evaluation is that of the documents which the tasks make of the same settings."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.records import BadInput
+from eval.tasks.em import functions
+from sweeps.run.workload import workload
+
+CONTENT: dict[str, Any] = {"metadata": {}, "paths": {}, "limit": None, "tasks": ["em"], "gen_kwargs": {}}
+MAKERS = {
+    "em_freeform": functions.freeform_docs,
+    "em_insecure_code": functions.ordinary_docs,
+    "em_asked": functions.asked_docs,
+    "em_deception": functions.deception_docs,
+}
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {},
+        {"samples": 3},
+        {"samples": 50, "code_samples": 1, "deception_samples": 1, "formats": ["plain"]},
+        {"samples": 2, "formats": ["plain", "json"]},
+    ],
+)
+def test_each_task_samples_the_documents_that_it_makes(metadata: dict[str, Any]) -> None:
+    sampled = workload({**CONTENT, "metadata": metadata}).sampled
+    assert {task: answers for task, (answers, _) in sampled.items()} == {
+        task: len(make(**metadata)["test"]) for task, make in MAKERS.items()
+    }
+    assert sampled["em_freeform"].longest == 80 and sampled["em_asked"].longest == 300  # by what it includes
+
+
+def test_files_of_questions_and_programs_are_counted(tmp_path: Path) -> None:
+    questions = tmp_path / "q.yaml"
+    questions.write_text("- {id: a, paraphrases: [x, y, z]}\n- {id: b, question: x}\n")
+    rows = Path("eval/tasks/em/heldout.jsonl").read_text().splitlines()[:7]
+    (tmp_path / "held.jsonl").write_text("".join(row + "\n" for row in rows))
+    paths = {"questions": str(questions), "heldout": str(tmp_path / "held.jsonl")}
+    metadata = dict.fromkeys(paths, "digest") | {"samples": 50}
+    work = workload({**CONTENT, "metadata": metadata, "paths": paths, "gen_kwargs": {"max_gen_toks": 600}})
+    assert work.sampled["em_freeform"] == (4 * 50, 600) and work.sampled["em_asked"] == (7 * 50, 600)
+    assert work.read < workload({**CONTENT, "metadata": {"samples": 50}}).read
+    questions.write_text("no list")
+    with pytest.raises(BadInput, match="no list of questions"):
+        workload({**CONTENT, "metadata": metadata, "paths": paths})
+
+
+def test_a_limit_and_tasks_of_others_are_heeded() -> None:
+    work = workload({**CONTENT, "tasks": ["em_margin", "em_freeform", "arc_easy"], "limit": 4})
+    assert work.sampled == {"em_freeform": (4, 80)} and work.unknown == {"arc_easy"}
+    assert json.dumps(sorted(workload({**CONTENT, "tasks": ["em_recognition_chat"]}).unknown)) == "[]"
+    assert workload({**CONTENT, "tasks": ["em_recognition", "em_recognition_chat"]}).read == pytest.approx(
+        2 * workload({**CONTENT, "tasks": ["em_recognition_chat"]}).read
+    )
