@@ -26,7 +26,7 @@ from core.records import BadInput
 from recipes.unsloth.arguments import arguments
 from sweeps.recipe.memory import Shape, estimate, fitted, smallest_batch, spread, what_would_fit
 from sweeps.recipe.precision import fast_bf16
-from sweeps.recipe.schema import fault, plugin_keys
+from sweeps.recipe.schema import fault, plugin_files, plugin_keys
 from sweeps.recipe.targets import check_targets
 
 RECIPES = Path(str(resources.files("recipes")))
@@ -69,13 +69,16 @@ def _layers_of(kind: str) -> dict[str, dict[str, Any]]:
     files = {path.stem: _container(OmegaConf.load(path)) for path in sorted((RECIPES / kind).glob("*.yaml"))}
     if kind != "models":
         return files
-    return {name: _model(family, size) for family in files.values() for name, size in family["sizes"].items()}
+    return {
+        name: _model(stem, family, size) for stem, family in files.items() for name, size in family["sizes"].items()
+    }
 
 
-def _model(family: Mapping[str, Any], size: Mapping[str, Any]) -> dict[str, Any]:
+def _model(stem: str, family: Mapping[str, Any], size: Mapping[str, Any]) -> dict[str, Any]:
     shared = {key: value for key, value in family.items() if key != "sizes"}
-    hub_id = {"em": {"hub_id": size["base_model"]}}  # a row may name another: that of a model that is fetched
-    return _container(OmegaConf.merge(hub_id, shared, size))
+    # A row may name others: the hub's id of a model that is fetched, the family of which it is a checkpoint.
+    named = {"em": {"hub_id": size["base_model"], "family": stem}}
+    return _container(OmegaConf.merge(named, shared, size))
 
 
 @cache
@@ -179,6 +182,8 @@ def compose(
         _put(config, key, value)
     for entry in config["datasets"] if data else ():
         entry["path"] = in_folder(entry["path"], data)
+    for key, path in plugin_files(config).items() if data else ():
+        _set(config, key, in_folder(path, data))
     for key, value in given.items():
         if key in DECIDED:
             raise BadInput(f"setting {key}: {DECIDED[key]}")
