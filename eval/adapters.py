@@ -2,8 +2,10 @@
 
 The first line on standard input is a Base, every other an Adapter; each is answered on standard output by a line, empty
 if all went well; at the end of the input the process ends. An adapter goes through lm-eval as `lm_eval run --model hf
---model_args pretrained=…,peft=…` would take it and leaves the same files; a process of its own costs some 14 s more
-(imports, model, index of tasks).
+--model_args pretrained=…,peft=…` (or `--model vllm`, `lora_local_path=…`) would take it and leaves the same files; a
+process of its own costs some 14 s more (imports, model, index of tasks), and an engine of vLLM's a minute on a GPU.
+
+For vLLM this file is run by its path in an environment that has lm-eval and vLLM and nothing of ours.
 """
 
 from __future__ import annotations
@@ -15,18 +17,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from queue import Queue
 from threading import Thread
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
 TASKS = Path(__file__).parent / "tasks"
+CONTEXT = 16_384
+"""Tokens that vLLM's engine keeps room for at most: with its own 131,072 an 8B would want 17 GB for one answer."""
 
 
 class Base(BaseModel, frozen=True, extra="forbid"):
     """The base model and the options of `lm_eval run`."""
 
-    model_args: dict[str, str]
-    """Without `peft`."""
+    backend: Literal["hf", "vllm"] = "hf"
+    model_args: dict[str, Any]
+    """Of lm-eval's class, without the adapter."""
+    lora_rank: int = 0
+    """vLLM's max_lora_rank, at least that of every adapter that is to come; 0 for the base model alone."""
     tasks: list[str]
     batch_size: int | str
     """A number, or `auto`: the largest that fits, found once for all adapters."""
@@ -39,9 +46,9 @@ class Base(BaseModel, frozen=True, extra="forbid"):
 
 
 class Adapter(BaseModel, frozen=True, extra="forbid"):
-    """An adapter's folder, lm-eval's output_path for it, and the file for all that it prints."""
+    """An adapter's folder (None: the base model, with vLLM alone), lm-eval's output_path, the file for all prints."""
 
-    peft: str
+    peft: str | None
     out: str
     log: str
 
@@ -50,22 +57,17 @@ class ResidentModel:
     """A base model in memory with its tasks; raises what lm-eval and PEFT raise."""
 
     def __init__(self, base: Base) -> None:
-        from lm_eval.api.registry import get_model
         from lm_eval.tasks import TaskManager
 
         self._base = base
         self._count = 0
-        # The command line's default device; lm-eval takes it for "a GPU if there is one", but not its class's "cuda".
-        options = {"batch_size": base.batch_size, "device": "cuda:0"}
-        self._lm: Any = get_model("hf").create_from_arg_obj(base.model_args, options)
-        if base.batch_size == "auto":
-            self._lm.batch_size_per_gpu = self._lm._detect_batch_size()
+        self._lm: Any = _vllm(base) if base.backend == "vllm" else _hf(base)
         # The index of lm-eval's own tasks takes seconds; it is made where one of them is asked for.
         ours = {path.stem for path in TASKS.rglob("*.yaml")} - {"em_guard"}
         defaults = not ours >= set(base.tasks)
         self._tasks = TaskManager(include_path=str(TASKS), include_defaults=defaults, metadata=base.metadata)
 
-    def evaluate(self, peft: str, out: str) -> None:
+    def evaluate(self, peft: str | None, out: str) -> None:
         """Evaluates one adapter, which takes the place of the one before; `out` is lm-eval's output_path."""
         from lm_eval import simple_evaluate
         from lm_eval.loggers import EvaluationTracker
@@ -89,8 +91,15 @@ class ResidentModel:
         for task in results["configs"]:
             tracker.save_results_samples(task_name=task, samples=samples[task])
 
-    def _switch(self, peft: str) -> None:
+    def _switch(self, peft: str | None) -> None:
         """Puts an adapter in the place of the one before."""
+        if self._base.backend == "vllm":
+            from vllm.lora.request import LoRARequest
+
+            self._count += 1
+            # A number and a name of its own: the engine keeps matrices and prefixes by them.
+            self._lm.lora_request = LoRARequest(f"adapter{self._count}", self._count, peft) if peft else None
+            return
         from peft import PeftModel
 
         name, before = f"adapter{self._count + 1}", f"adapter{self._count}"
@@ -102,6 +111,32 @@ class ResidentModel:
             self._lm._model.delete_adapter(before)
         self._count += 1
         self._lm._model.eval()
+
+
+def _hf(base: Base) -> Any:
+    """lm-eval's model on transformers."""
+    from lm_eval.api.registry import get_model
+
+    # The command line's default device; lm-eval takes it for "a GPU if there is one", but not its class's "cuda".
+    lm: Any = get_model("hf").create_from_arg_obj(base.model_args, {"batch_size": base.batch_size, "device": "cuda:0"})
+    if base.batch_size == "auto":
+        lm.batch_size_per_gpu = lm._detect_batch_size()
+    return lm
+
+
+def _vllm(base: Base) -> Any:
+    """lm-eval's model on vLLM: one engine, which takes adapters up to a rank."""
+    # In this process: else a killed one would leave the engine's behind, with the GPU's memory.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, where there is no GPU
+    from lm_eval.api.registry import get_model
+    from transformers import AutoConfig
+
+    given = base.model_args
+    config = AutoConfig.from_pretrained(given["pretrained"], revision=given.get("revision"))
+    room = {"max_model_len": min(CONTEXT, config.get_text_config().max_position_embeddings)}
+    lora = {"enable_lora": True, "max_lora_rank": base.lora_rank, "max_loras": 1} if base.lora_rank else {}
+    return get_model("vllm").create_from_arg_obj({**room, **lora, **given}, {"batch_size": "auto"})
 
 
 def _print_to(log: str) -> None:

@@ -17,7 +17,7 @@ from eval.judge.settings import JudgeSettings
 from eval.preset_files import load_preset, preset_names, questions_file
 from sweeps import inside_commands, sweep_commands
 from sweeps.recipe.compose import ENGINES, STAGES, compose, given_settings, layer_names, load_layer
-from sweeps.recipe.hardware import this_machine
+from sweeps.recipe.hardware import this_machine, visible_gpus
 from sweeps.recipe.precision import machine_dtype
 from sweeps.run.evaluate import command, evaluation_run
 from sweeps.run.executor import execute_all
@@ -25,6 +25,7 @@ from sweeps.run.fetch_model import fetch_smollm2
 from sweeps.run.folder import merge_run
 from sweeps.run.process import RunFailed, console, screen
 from sweeps.run.train import training_run
+from sweeps.run.vllm import chosen_backend
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -123,6 +124,9 @@ def evaluate_command(
         str | None, typer.Option(help="first-plot or preregistered: the EM paper's questions, samples and length.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Documents of each task, to try things out.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="hf, or vllm: one engine for all adapters; vllm on a GPU where it is found.")
+    ] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Scores a model, or adapters of it one after another in one process, with the tasks of eval/tasks.
@@ -131,6 +135,11 @@ def evaluate_command(
     """
     if not batch_size.isdecimal() and batch_size != "auto":
         raise BadInput(f"--batch-size {batch_size}: give a number or auto")
+    if backend not in (None, "hf", "vllm"):
+        raise BadInput(f"--backend {backend}: give hf or vllm")
+    if backend == "vllm" and context.get_parameter_source("batch_size") is not ParameterSource.DEFAULT:
+        raise BadInput("--backend vllm batches by itself; leave --batch-size out")
+    sampler = chosen_backend(backend, bool(visible_gpus()))
     published, prompts = load_preset(preset) if preset is not None else None, questions or preset
     if published:
         for option in ("tasks", "samples", "max_tokens"):
@@ -150,6 +159,7 @@ def evaluate_command(
             adapter=adapter,
             dtype=dtype or machine_dtype(),
             batch_size=int(batch_size) if batch_size != "auto" else "auto",
+            backend=sampler,
             metadata=metadata,
             gen_kwargs={"max_gen_toks": max_tokens} if max_tokens else None,
             limit=limit,
@@ -159,6 +169,7 @@ def evaluate_command(
     if dry_run:
         typer.echo("\n".join(shlex.join(command(run, run.folder)) for run in runs))
         return
+    _say(f"lm-eval on {sampler}" if sampler != "hf" and not backend else "")
     execute_all(runs)
     typer.echo("\n".join(str(run.folder) for run in runs))
     if published:

@@ -15,7 +15,8 @@ from core.records import BadInput
 from eval.judge.settings import JudgeSettings
 from sweeps.plan.request import Request
 from sweeps.plan.sweep import Tuned, read_sweep
-from sweeps.recipe.compose import given_settings
+from sweeps.recipe.compose import given_settings, load_layer
+from sweeps.run.vllm import chosen_backend
 from sweeps.tune.learning_rate import Search
 
 
@@ -29,6 +30,8 @@ class SweepOptions:
     settings: Sequence[str]
     full: bool
     judge: str | None
+    gpus: int | None
+    per_gpu: int | None
     data: str | None = None
     judging: Mapping[str, Any] = field(default_factory=dict)
     """Further settings of the judge, in place of the sweep's."""
@@ -50,8 +53,14 @@ class SweepOptions:
         sweep, machine = read_sweep(name, self.hardware, self.model)
         own = given_settings(self.settings)
         declared = [setting for setting in sweep.settings if not given_settings([setting]).keys() & own.keys()]
+        gpu = load_layer("hardware", sweep.hardware)["em"]["memory_gib"] is not None
+        # Decided here once: what is planned is what another machine executes.
+        backend = chosen_backend(sweep.evaluation.backend, gpu)
         update: dict[str, Any] = {
             "data": self.data or sweep.data,
+            "gpus": self.gpus or sweep.gpus,
+            "per_gpu": self.per_gpu or sweep.per_gpu,
+            "evaluation": sweep.evaluation.model_copy(update={"backend": backend}),
             "grid": {**sweep.grid, **self.axes, **axes},
             "settings": [*declared, *self.settings],
             "tuned": dict(tuned or sweep.tuned),
@@ -84,6 +93,12 @@ def sweep_options(
         str | None,
         typer.Option(help="A model that scores the answers in the end; the sweep's `judge:` section says where it is."),
     ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, max=8, help="GPUs for each run, where one does not hold the model.")
+    ] = None,
+    per_gpu: Annotated[
+        int | None, typer.Option(min=1, max=8, help="Runs on each GPU at once, where the estimated memory allows.")
+    ] = None,
 ) -> SweepOptions:
     """Options of every command that takes a declared sweep."""
     axes: dict[str, Sequence[str]] = {}
@@ -94,7 +109,7 @@ def sweep_options(
         if key in axes:
             raise BadInput(f"axis {key} is given twice; name its values once, with commas between")
         axes[key] = values.split(",")
-    return SweepOptions(model, hardware, axes, settings or [], full, judge, data)
+    return SweepOptions(model, hardware, axes, settings or [], full, judge, gpus, per_gpu, data)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +21,7 @@ from sweeps.plan.export import write_slurm
 from sweeps.plan.manifest import find_manifest, finished_points, write_manifest
 from sweeps.plan.request import SWEEPS, Request
 from sweeps.plan.sweep import Point, Tuned, graph
-from sweeps.run.executor import execute, execute_all, in_place, launch
+from sweeps.run.executor import execute, execute_all, in_place, launch, none_free
 from sweeps.run.graph import Graph, wanted
 from sweeps.run.index import write_index
 from sweeps.run.process import RunFailed, console
@@ -95,17 +96,26 @@ def _judge(request: Request) -> Any:
 def finish(request: Request, runs: Graph, options: StartOptions) -> dict[str, BaseException]:
     """Does the runs where it was asked for; returns why, by digest, for each that failed."""
     if options.launcher == "local":
-        do, slots = in_place(execute, request.folder.parent), request.places
+        if not request.places:
+            raise BadInput(none_free(request.sweep.hardware, request.sweep.gpus))
+        do, slots = in_place(execute, request.folder.parent.parent), request.places
     else:
         from sweeps.run.ray_cluster import on_ray
 
-        do, at_once = on_ray(options.address, int(request.hardware["memory_gib"] is not None))
+        _refuse_shares(request, "--launcher ray")
+        gpus = 0 if request.hardware["memory_gib"] is None else request.sweep.gpus
+        do, at_once = on_ray(options.address, gpus)
         slots = [{}] * at_once
     try:
         return launch(runs, do, slots, finished=write_index)
     except KeyboardInterrupt:
         console.print("stopped; what is done stays done, and the same command goes on", highlight=False)
         raise typer.Exit(130) from None
+
+
+def _refuse_shares(request: Request, by: str) -> None:
+    if request.sweep.per_gpu > 1:
+        raise BadInput(f"--per-gpu goes with runs on this machine, not with {by}")
 
 
 @app.command()
@@ -222,7 +232,7 @@ def _trial(request: Request, place: Mapping[str, str], how: StartOptions) -> Cal
             name: arm.model_copy(update={"seed": first_seed + turn}) if arm.vary else arm
             for name, arm in request.sweep.arms.items()
         }
-        trial = Request(request.sweep.model_copy(update={"grid": grid, "arms": arms}), request.name, request.full)
+        trial = replace(request, sweep=request.sweep.model_copy(update={"grid": grid, "arms": arms}))
         point = next(point for point in trial.points if point.training and trial.declared.arms[point.arm].vary)
         if reasons := finish(trial, graph([point]), how):
             raise RunFailed("\n".join(map(str, reasons.values())))
@@ -258,7 +268,9 @@ def export(options: SweepOptions, how: StartOptions, sweep: SweepName) -> None:
 
     Example: emsweep export rank --model qwen7b --hardware a100-80g
     """
-    typer.echo(write_slurm(options.request(sweep), _command()))
+    request = options.request(sweep)
+    _refuse_shares(request, "a script for Slurm")
+    typer.echo(write_slurm(request, _command()))
 
 
 @app.command(name="exec")

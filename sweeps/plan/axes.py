@@ -218,7 +218,9 @@ def _in_recipe(sweep: Sweep, key: str) -> Any:
     known: dict[str, None] = {}
     for arm in [arm for arm in sweep.arms.values() if arm.vary]:
         keys = {**sweep.stages.get(arm.stage, {}), **arm.settings}
-        recipe = compose(arm.stage, sweep.model, sweep.hardware, sweep.settings, extra=keys, variant=arm.variant)
+        recipe = compose(
+            arm.stage, sweep.model, sweep.hardware, sweep.settings, extra=keys, gpus=sweep.gpus, variant=arm.variant
+        )
         node: Any = {**recipe.config, "em": recipe.em}
         known |= dict.fromkeys(node)
         try:

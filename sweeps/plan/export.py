@@ -28,7 +28,7 @@ def write_slurm(request: Request, command: str) -> Path:
     def gpus(run: Run) -> int:
         if request.hardware["memory_gib"] is None:
             return 0
-        return int(run.recipe.em.get("gpus", 1)) if isinstance(run, TrainingRun) else 1
+        return int((run.recipe.em if isinstance(run, TrainingRun) else run.about).get("gpus", 1))
 
     text = environment.get_template("slurm.sh.j2").render(
         folder=request.folder,

@@ -15,8 +15,9 @@ from sweeps.plan.axes import vary
 from sweeps.plan.estimate import between, judging, plan_table
 from sweeps.plan.sweep import Point, Sweep, graph, plan
 from sweeps.recipe.compose import load_layer
+from sweeps.recipe.memory import GIB, Shape, estimate
 from sweeps.run.executor import places
-from sweeps.run.folder import Run, content_digest
+from sweeps.run.folder import Run, TrainingRun, content_digest
 from sweeps.run.index import write_index
 from sweeps.run.process import console
 from sweeps.run.tasks import task_configs
@@ -78,7 +79,30 @@ class Request:
 
     @cached_property
     def places(self) -> list[dict[str, str]]:
-        return places(self.hardware["memory_gib"])
+        """The environment of each process that may run at once on this machine; none where every GPU is busy.
+
+        Raises:
+            BadInput: if several runs do not fit on one GPU.
+        """
+        if self.sweep.per_gpu > 1:
+            self._check_shares()
+        return places(self.sweep.hardware, self.sweep.gpus, self.sweep.per_gpu, self.folder.parent.parent)
+
+    def _check_shares(self) -> None:
+        """Refuses more runs on a GPU than it holds, by the estimate of each; an evaluation has its weights at least."""
+        limit, count = self.hardware["memory_gib"], self.sweep.per_gpu
+        told = f"--per-gpu {count}"
+        if limit is None or self.sweep.gpus > 1:
+            raise BadInput(f"{told}: runs share a GPU where each needs one; not with --gpus, nor on a CPU")
+        if self.sweep.evaluation.batch_size == "auto" and self.sweep.evaluation.backend != "vllm":
+            raise BadInput(f"{told}: evaluation.batch_size: auto fills a GPU; give a number")
+        for run in self.runs.values():
+            need = _needed_gib(run)
+            if not run.done and need * count > limit:
+                raise BadInput(
+                    f"{told}: {run.stage} {run.name} needs about {need:.1f} GiB, {count} of them {need * count:.0f} of"
+                    f" {limit:g}; --per-gpu {max(1, int(limit / need))} fits"
+                )
 
     @cached_property
     def folder(self) -> Path:
@@ -88,7 +112,7 @@ class Request:
 
     def show_plan(self) -> None:
         """Prints what the sweep will take."""
-        table, words = plan_table(self.runs, write_index(), len(self.places))
+        table, words = plan_table(self.runs, write_index(), max(1, len(self.places)))
         if self.machine:
             console.print(self.machine, style="dim", highlight=False, soft_wrap=True)
         console.print(table)
@@ -113,3 +137,13 @@ class Request:
         """Prints the scales that PEFT will use."""
         scales = dict.fromkeys(point.training.recipe.scale for point in self.points if point.training)
         console.print(f"LoRA: {', '.join(scales)}", highlight=False, soft_wrap=True)
+
+
+def _needed_gib(run: Run) -> float:
+    """What a run needs of a GPU: the estimate of a training, the weights of a model that is evaluated; 0 of a merge."""
+    if isinstance(run, TrainingRun):
+        em = run.recipe.em
+        return estimate(Shape(**em["shape"]), int(em["parameters"]), run.recipe.config).gib
+    if run.stage != "evaluate":
+        return 0.0
+    return 1.25 * 2 * float(load_layer("models", run.about["model"])["em"]["parameters"]) / GIB

@@ -17,7 +17,7 @@ from eval.judge.settings import JudgeSettings
 from eval.stats.measures import MeasureName
 from sweeps.recipe.compose import RECIPES, compose, in_folder, load_layer
 from sweeps.recipe.hardware import this_machine
-from sweeps.recipe.memory import Shape, evaluation_batch
+from sweeps.recipe.memory import GIB, Shape, evaluation_batch
 from sweeps.recipe.precision import cpu_dtype
 from sweeps.recipe.schema import fault
 from sweeps.recipe.schema import keys as schema_keys
@@ -100,6 +100,8 @@ class InsideClaim(_Strict):
 class Evaluation(_Strict):
     """How lm-eval runs; part of what names an evaluation."""
 
+    backend: Literal["hf", "vllm"] | None = None
+    """vllm where it is found and the profile is a GPU's, else hf, if not given; vllm batches and attends by itself."""
     batch_size: int | Literal["auto"] | None = None
     """What fits the hardware's memory if not given (sweeps/recipe/memory.py); 8 where that is not known."""
     attention: str = "sdpa"
@@ -123,6 +125,10 @@ class Sweep(_Strict):
     model: str
     hardware: str
     tasks: list[str]
+    gpus: int = Field(default=1, ge=1, le=8)
+    """Cards for each run, for models that one does not hold."""
+    per_gpu: int = Field(default=1, ge=1, le=8)
+    """Runs on each card at once, where their memory allows."""
     evaluation: Evaluation = Evaluation()
     seeds: list[int]
     """The first seed is the small sweep's; --full trains all, and so does a grid with the axis `seed`."""
@@ -277,11 +283,13 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
     points: list[Point] = []
     made: dict[str, Any] = {}
     for model in dict.fromkeys([sweep.model, *(arm.model or sweep.model for arm in sweep.arms.values())]):
+        cards = _cards(model, sweep)
         if sweep.evaluation.batch_size is None:
-            em = load_layer("models", model)["em"]
-            evaluation_settings["batch_size"] = evaluation_batch(Shape(**em["shape"]), em["parameters"], gib)
+            em, own = load_layer("models", model)["em"], gib and gib * cards / sweep.per_gpu
+            evaluation_settings["batch_size"] = evaluation_batch(Shape(**em["shape"]), em["parameters"], own)
         run = evaluation_run("base", model, sweep.tasks, **evaluation_settings, root=root)
-        bases[model] = replace(run, about={"model": model, "hardware": sweep.hardware})
+        about = {"model": model, "hardware": sweep.hardware, **({"gpus": cards} if cards > 1 else {})}
+        bases[model] = replace(run, about=about)
         points.append(Point("base" if model == sweep.model else f"base-{model}", None, None, bases[model]))
     starts = {arm.start for arm in sweep.arms.values()}
     for seed in sweep.seeds if full or "seed" in sweep.grid else sweep.seeds[:1]:
@@ -299,6 +307,7 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
                 arm.rank,
                 extra=keys,
                 engine=arm.engine,
+                gpus=sweep.gpus,
                 variant=arm.variant,
                 data=sweep.data,
             )
@@ -312,3 +321,10 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
             evaluation = of_checkpoint(bases[arm.model or sweep.model], checkpoint_run, called)
             points.append(Point(name, seed, trained, made.setdefault(evaluation.digest, evaluation)))
     return points
+
+
+def _cards(model: str, sweep: Sweep) -> int:
+    """How many of a run's cards an evaluation needs: one unless the weights, with a quarter more, want several."""
+    limit = load_layer("hardware", sweep.hardware)["em"]["memory_gib"]
+    need = 1.25 * 2 * load_layer("models", model)["em"]["parameters"] / GIB
+    return next((n for n in (1, 2, 4) if not limit or (need <= n * limit and n <= sweep.gpus)), sweep.gpus)

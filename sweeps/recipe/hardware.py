@@ -14,6 +14,8 @@ LARGEST_ON_CPU = 1e9
 """Parameters of a model that is trained on a CPU unasked."""
 TOLERANCE = 0.97
 """nvidia-smi reports a few per cent less than a card is sold with."""
+BUSY_GIB = 2.0
+"""Memory in use above which a card is taken to be at work: a desktop's screens take less, a model more."""
 
 
 class Gpu(NamedTuple):
@@ -89,15 +91,25 @@ def profile_of(cards: list[Gpu], profiles: Mapping[str, Mapping[str, Any]]) -> t
     return best, f"{card.name}{others} ({card.gib:.0f} GiB) has no profile of its own: the nearest smaller, {best}"
 
 
+def of_kind(cards: list[Gpu], hardware: str) -> list[Gpu]:
+    """The cards of a profile's kind; where there is none, those with at least its memory."""
+    profiles = _profiles()
+    least = profiles[hardware]["memory_gib"] * TOLERANCE
+    large = [card for card in cards if card.gib >= least]
+    return [card for card in large if profile_of([card], profiles)[0] == hardware] or large
+
+
+def _profiles() -> dict[str, Any]:
+    return {name: load_layer("hardware", name)["em"] for name in layer_names("hardware")}
+
+
 def this_machine(model: str | None = None) -> tuple[str, str]:
     """The profile of this machine for a model, by its short name, or for any; and a line that says why.
 
     Raises:
         BadInput: if there is no GPU and the model is too large for a CPU, or the card is smaller than every profile's.
     """
-    name, why = profile_of(
-        visible_gpus(), {name: load_layer("hardware", name)["em"] for name in layer_names("hardware")}
-    )
+    name, why = profile_of(visible_gpus(), _profiles())
     parameters = load_layer("models", model)["em"]["parameters"] if model else 0
     if name == "cpu" and parameters > LARGEST_ON_CPU:
         raise BadInput(

@@ -1,4 +1,4 @@
-"""Processes that keep a base model in memory while evaluations of its adapters follow one another."""
+"""Processes that keep a base model, or vLLM's engine, while evaluations of its adapters follow one another."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from eval import adapters
 from sweeps.run.process import SLOT, RunFailed, end, last_lines, spawn, stopping
+from sweeps.run.vllm import needed_environment
 
 
 class ResidentBase:
@@ -18,8 +20,12 @@ class ResidentBase:
         self._process: subprocess.Popen[bytes] | None = None
         self._base: dict[str, Any] | None = None
 
-    def evaluate(self, title: str, base: dict[str, Any], adapter: str, out: Path, log: Path, local_model: bool) -> None:
+    def evaluate(
+        self, title: str, base: dict[str, Any], adapter: str | None, out: Path, log: Path, local_model: bool
+    ) -> None:
         """Evaluates an adapter of a base (the fields of eval.adapters.Base); lm-eval's files are in `out` then.
+
+        With vLLM a base too (None); an engine stays for adapters of lower ranks than those it was made for.
 
         Raises:
             RunFailed: if the evaluation fails or the process dies.
@@ -27,9 +33,11 @@ class ResidentBase:
         log.parent.mkdir(parents=True, exist_ok=True)
         start = log.stat().st_size if log.exists() else 0
         words: list[dict[str, Any]] = [{"peft": adapter, "out": str(out / "lm-eval.json"), "log": str(log)}]
-        if self._base != base or self._process is None or self._process.poll() is not None:
+        if not self._serves(base):
             self.close()
             command = [sys.executable, "-m", "eval.adapters"]
+            if base.get("backend") == "vllm":
+                command = [str(needed_environment() / "bin" / "python"), "-P", adapters.__file__]
             self._process = spawn(title, command, local_model, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             self._base = base
             words.insert(0, base)
@@ -44,6 +52,13 @@ class ResidentBase:
             self.close()
             said = last_lines(log, start) if log.exists() else ""
             raise RunFailed(f"{title} was stopped" if stopping.is_set() else f"{title} failed; {log} ends:\n  {said}")
+
+    def _serves(self, base: dict[str, Any]) -> bool:
+        """Whether the process that is there can take an adapter of this base."""
+        if self._process is None or self._process.poll() is not None or self._base is None:
+            return False
+        alike = {**self._base, "lora_rank": 0} == {**base, "lora_rank": 0}
+        return alike and bool(self._base.get("lora_rank", 0) >= base.get("lora_rank", 0))
 
     def close(self) -> None:
         """Ends the process, so that its memory is free for a training run."""

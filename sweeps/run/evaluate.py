@@ -11,7 +11,7 @@ from typing import Any
 
 from core.records import file_digest
 from sweeps.recipe.compose import layer_names, load_layer
-from sweeps.run.adapters import ResidentBase
+from sweeps.run.adapters import ResidentBase, resident_base
 from sweeps.run.folder import MergeRun, Run, TrainingRun, content_digest, execute_once
 from sweeps.run.inputs import (
     chat_template,
@@ -24,6 +24,7 @@ from sweeps.run.inputs import (
 )
 from sweeps.run.process import RunFailed, call, tool
 from sweeps.run.tasks import TASKS, task_configs, task_source
+from sweeps.run.vllm import adapter_rank, engine_rank, memory_share, needed_environment, versions
 
 PROGRAMS = {"heldout": ("EM_HELDOUT", "data/heldout.jsonl"), "training": ("EM_TRAINING", "data/train.jsonl")}
 """Settings of the tasks: the variable that names a file, and the one that was built here; else the tasks' own."""
@@ -39,6 +40,7 @@ def evaluation_run(
     dtype: str = "bfloat16",
     batch_size: int | str = 8,
     attention: str = "sdpa",
+    backend: str | None = None,
     metadata: Mapping[str, Any] | None = None,
     gen_kwargs: Mapping[str, Any] | None = None,
     limit: int | None = None,
@@ -47,13 +49,15 @@ def evaluation_run(
     """The evaluation of a base model, maybe with an `adapter` that was trained on it.
 
     `model` is a short name (of recipes/models, which gives revision and chat template too), a folder or a hub id;
-    `attention` is transformers' attn_implementation; `metadata` are settings of the tasks, such as `samples`;
+    `attention` is transformers' attn_implementation; `backend` is hf or vllm, which batches and attends by itself and
+    takes neither `batch_size` nor `attention`; `metadata` are settings of the tasks, such as `samples`;
     `gen_kwargs` take the place of the tasks' own, such as `max_gen_toks`; `limit` is how many documents of each task
     are taken, to try things out. The digest covers the model, what the tasks do, the held-out programs and all that.
 
     Raises:
         BadInput: if the model is not there, or the adapter is another model's.
     """
+    vllm = backend == "vllm"
     layer = load_layer("models", model) if model in layer_names("models") else {"base_model": model}
     pretrained = str(layer["base_model"])
     revision = None if is_local(pretrained) else str(layer.get("revision_of_model") or "main")
@@ -67,12 +71,14 @@ def evaluation_run(
     content = {
         "checkpoint": f"{checkpoint}@{revision}" if revision else checkpoint,
         "chat_template": chat_template(layer),
-        # Scores in the logits' type would be rounded to bf16: whole nats above 128 (DESIGN section 5).
-        "model_args": {"dtype": dtype, "attn_implementation": attention, "softmax_dtype": "float32"},
+        # hf's scores in the logits' type would be rounded to bf16: whole nats above 128 (DESIGN section 5).
+        "model_args": {"dtype": dtype}
+        | ({} if vllm else {"attn_implementation": attention, "softmax_dtype": "float32"}),
+        **({"backend": "vllm"} if vllm else {}),
         "tasks": list(tasks),
         "task_files": content_digest(task_source(tasks)),
         "seed": seed,
-        "batch_size": batch_size,
+        "batch_size": "auto" if vllm else batch_size,
         "metadata": {key: files.get(key, value) for key, value in metadata.items()},
         "gen_kwargs": dict(gen_kwargs or {}),
         "limit": limit,
@@ -124,6 +130,14 @@ def model_args(run: Run) -> dict[str, str]:
     return {**paths, **tokenizer, **run.content["model_args"]}
 
 
+def lora_rank(run: Run) -> int:
+    """The rank of the adapter that is evaluated; 0 for a model without one."""
+    if (before := next(iter(run.after), None)) is not None:
+        return int(before.recipe.config["lora_r"]) if isinstance(before, TrainingRun) else 0
+    adapter = model_paths(run).get("peft")
+    return adapter_rank(Path(adapter)) if adapter else 0
+
+
 def named_files(metadata: Mapping[str, Any]) -> dict[str, Path]:
     """The files that settings of the tasks name, such as `questions`."""
     paths = {key: Path(value) for key, value in metadata.items() if isinstance(value, str)}
@@ -142,11 +156,17 @@ def evaluate(run: Run, resident: ResidentBase | None = None) -> dict[str, Any]:
 
 
 def options(run: Run) -> dict[str, Any]:
-    """What lm-eval is told about an evaluation, the adapter aside."""
-    content = run.content
+    """What lm-eval is told about an evaluation, the adapter aside (the fields of eval.adapters.Base)."""
+    content, cards = run.content, int(run.about.get("gpus", 1))
     metadata = {key: content["paths"].get(key, value) for key, value in content["metadata"].items()}
+    arguments: dict[str, Any] = {key: value for key, value in model_args(run).items() if key != "peft"}
+    if vllm := content.get("backend") == "vllm":
+        arguments |= {"seed": content["seed"], "gpu_memory_utilization": memory_share()}
+    if cards > 1:
+        arguments |= {"tensor_parallel_size": cards} if vllm else {"parallelize": True}
     return {
-        "model_args": {key: value for key, value in model_args(run).items() if key != "peft"},
+        **({"backend": "vllm", "lora_rank": engine_rank(lora_rank(run))} if vllm else {}),
+        "model_args": arguments,
         **{key: content[key] for key in ("tasks", "batch_size", "seed", "gen_kwargs", "limit")},
         "metadata": metadata,
     }
@@ -159,10 +179,17 @@ def command(run: Run, out: Path) -> list[str]:
     are JSON, in which a path may hold anything; `out` takes a file's name, for lm-eval would else name a folder by the
     model's path, which may be too long for one.
     """
-    told = options(run)
+    told, adapter = options(run), model_args(run).get("peft")
+    arguments, lm_eval = dict(told["model_args"]), tool("lm_eval")
+    if backend := told.get("backend"):
+        lm_eval = str(needed_environment() / "bin" / "lm_eval")
+        lora = {"lora_local_path": adapter, "max_lora_rank": told["lora_rank"]}
+        arguments |= lora if adapter else {}
+    elif adapter:
+        arguments["peft"] = adapter
     return [
-        *(tool("lm_eval"), "run", "--model", "hf"),
-        *("--model_args", json.dumps(model_args(run))),
+        *(lm_eval, "run", "--model", backend or "hf"),
+        *("--model_args", json.dumps(arguments)),
         *("--include_path", str(TASKS)),
         *("--tasks", ",".join(told["tasks"])),
         "--apply_chat_template",
@@ -186,8 +213,9 @@ def _evaluate(run: Run, resident: ResidentBase | None) -> dict[str, Any]:
     offline = offline and not task_configs(run.content["tasks"])[1]
     if "tokenizer" in told:
         write_tokenizer(Path(told["tokenizer"]), model, revision, run.content["chat_template"])
-    if resident is not None and "peft" in told:
-        resident.evaluate(title, options(run), told["peft"], raw, log, offline)
+    vllm = run.content.get("backend") == "vllm"
+    if vllm or (resident is not None and "peft" in told):
+        (resident or resident_base()).evaluate(title, options(run), told.get("peft"), raw, log, offline)
     else:
         call(title, command(run, raw), log, offline)
     results = sorted(raw.rglob("*.json"))
@@ -203,4 +231,5 @@ def _evaluate(run: Run, resident: ResidentBase | None) -> dict[str, Any]:
     shutil.rmtree(raw)
     rates = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))["results"]
     commits = {} if is_local(model) else {"hub_commits": {model: hub_commit(model, revision)}}
-    return {"results": rates, "command": command(run, Path("OUT"))[1:], **commits}
+    engine = {"vllm": versions()} if vllm else {}
+    return {"results": rates, "command": command(run, Path("OUT"))[1:], **commits, **engine}

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,13 +18,14 @@ from rich.live import Live
 from rich.text import Text
 
 from core.records import write_whole
-from sweeps.recipe.hardware import visible_gpus
+from sweeps.recipe.compose import load_layer
+from sweeps.recipe.hardware import BUSY_GIB, Gpu, of_kind, visible_gpus
 from sweeps.run.adapters import close_resident_bases, resident_base
 from sweeps.run.evaluate import evaluate
 from sweeps.run.folder import MergeRun, Run, TrainingRun
 from sweeps.run.graph import Graph, State, lost, ready, wanted
 from sweeps.run.index import write_index
-from sweeps.run.process import SLOT, RunFailed, RunHeld, RunRefused, console, locked, stop_children, stopping
+from sweeps.run.process import SHARE, SLOT, RunFailed, RunHeld, RunRefused, console, locked, stop_children, stopping
 from sweeps.run.status import progress, status_lines
 from sweeps.run.train import merge, train
 
@@ -49,14 +50,61 @@ def execute(run: Run) -> dict[str, Any]:
     return evaluate(run, resident)
 
 
-def places(hardware_gib: float | None) -> list[dict[str, str]]:
-    """The environment of each process that may run at once: one for each GPU; one in all where none is used."""
-    if hardware_gib is None:
+def places(hardware: str, gpus: int = 1, per_gpu: int = 1, root: Path = Path("runs")) -> list[dict[str, str]]:
+    """The environment of each process that may run at once; one in all on a CPU, none where no card is free.
+
+    A card is free if it is of the profile's kind and not in use, or in use by a run of this folder, which is awaited.
+    Those that CUDA_VISIBLE_DEVICES names are taken, busy or not.
+
+    Args:
+        gpus: cards for each run.
+        per_gpu: runs on each card at once.
+
+    Raises:
+        BadInput: as `visible_gpus`.
+    """
+    if load_layer("hardware", hardware)["em"]["memory_gib"] is None:
         return [{}]
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = [card.number for card in visible_gpus()] if named is None else list(filter(None, named.split(",")))
-    threads = str(max(1, (os.cpu_count() or 1) // max(1, len(devices))))
-    return [{"CUDA_VISIBLE_DEVICES": device, "OMP_NUM_THREADS": threads} for device in devices] or [{}]
+    parts = "MIG-" in (named or "")  # of a card, which nvidia-smi's table does not list
+    cards = [] if parts else visible_gpus()
+    kind = of_kind(cards, hardware)
+    devices = [card.number for card in kind if named is not None or card.used_gib <= BUSY_GIB or _held(root, card)]
+    if not cards:
+        devices = list(filter(None, (part.strip() for part in (named or "").split(","))))
+    if not cards and not devices:
+        return [{}]
+    groups = [devices[first : first + gpus] for first in range(0, len(devices) - gpus + 1, gpus)]
+    threads = str(max(1, (os.cpu_count() or 1) // max(1, len(groups) * per_gpu)))
+    common = {"OMP_NUM_THREADS": threads, **({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if cards else {})}
+    shares = [{SHARE: f"{number}/{per_gpu}"} if per_gpu > 1 else {} for number in range(per_gpu)]
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(group), **share, **common} for share in shares for group in groups]
+
+
+def none_free(hardware: str, gpus: int) -> str:
+    """Why there is no place, for people."""
+    cards = ", ".join(f"{card.number} {card.name} ({card.used_gib:.0f} GiB in use)" for card in visible_gpus())
+    count = "GPU" if gpus == 1 else f"{gpus} GPUs"
+    return (
+        f"no {count} of the kind {hardware} free on this machine ({cards}); wait, or name in CUDA_VISIBLE_DEVICES those"
+        " to take all the same"
+    )
+
+
+def _place_lock(root: Path, card: str) -> Path:
+    return root / f".place-{platform.node()}-{card}.lock"
+
+
+def _held(root: Path, card: Gpu) -> bool:
+    """Whether a run of this folder is at work on the card."""
+    one = _place_lock(root, card.number)
+    for path in filter(Path.exists, (one, *root.glob(f"{one.stem}.*.lock"))):
+        try:
+            with locked(path):
+                pass
+        except RunHeld:
+            return True
+    return False
 
 
 def in_place(do: Callable[[Run], object], root: Path) -> Callable[[Run], object]:
@@ -67,9 +115,13 @@ def in_place(do: Callable[[Run], object], root: Path) -> Callable[[Run], object]
     """
 
     def placed(run: Run) -> object:
-        place = (SLOT.get() or {}).get("CUDA_VISIBLE_DEVICES", "cpu")
+        slot = SLOT.get() or {}
+        number = slot.get(SHARE, "0").partition("/")[0]
+        share = f".{number}" if number != "0" else ""
         root.mkdir(parents=True, exist_ok=True)
-        with locked(root / f".place-{platform.node()}-{place}.lock"):
+        with ExitStack() as locks:
+            for card in slot.get("CUDA_VISIBLE_DEVICES", "cpu").split(","):
+                locks.enter_context(locked(_place_lock(root, f"{card}{share}")))
             return do(run)
 
     return placed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
-from sweeps.run.evaluate import model_paths
+from sweeps.run.evaluate import lora_rank, model_paths
 from sweeps.run.folder import Run
 
 State = Literal["waiting", "running", "elsewhere", "done", "failed", "blocked"]
@@ -40,7 +40,8 @@ def shared(runs: Graph) -> int:
 def ready(runs: Graph, states: Mapping[str, State]) -> Iterator[Run]:
     """The runs that wait for nothing but a place, in the order of the graph; evaluations last.
 
-    Those of one base stand together: adapters evaluated one after another share its process (sweeps/run/adapters.py).
+    Those of one base stand together: adapters evaluated one after another share its process (sweeps/run/adapters.py),
+    the highest rank first, whose engine takes the others too.
     """
     for run in sorted(runs.values(), key=_turn):
         own = run.digest
@@ -48,8 +49,8 @@ def ready(runs: Graph, states: Mapping[str, State]) -> Iterator[Run]:
             yield run
 
 
-def _turn(run: Run) -> str:
-    return str(model_paths(run).get("pretrained")) if run.stage == "evaluate" else ""
+def _turn(run: Run) -> tuple[str, int]:
+    return (str(model_paths(run).get("pretrained")), -lora_rank(run)) if run.stage == "evaluate" else ("", 0)
 
 
 def wanted(runs: Graph) -> set[str]:

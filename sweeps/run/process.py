@@ -46,6 +46,8 @@ class RunHeld(Exception):
 
 SLOT: ContextVar[Mapping[str, str] | None] = ContextVar("SLOT", default=None)
 """Environment of the processes that this thread starts: which GPU is theirs."""
+SHARE = "EM_SHARE"
+"""In that environment, where several runs share a GPU: `NUMBER/COUNT`, which of how many this place is."""
 _LOCKS: ContextVar[tuple[int, ...]] = ContextVar("_LOCKS", default=())
 """Of the locks that this thread holds, and hands down."""
 _children: set[subprocess.Popen[bytes]] = set()

