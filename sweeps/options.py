@@ -32,6 +32,7 @@ class SweepOptions:
     judge: str | None
     gpus: int | None
     per_gpu: int | None
+    checkpoints: int | None
     data: str | None = None
     judging: Mapping[str, Any] = field(default_factory=dict)
     """Further settings of the judge, in place of the sweep's."""
@@ -60,6 +61,7 @@ class SweepOptions:
             "data": self.data or sweep.data,
             "gpus": self.gpus or sweep.gpus,
             "per_gpu": self.per_gpu or sweep.per_gpu,
+            "checkpoints": self.checkpoints or sweep.checkpoints,
             "evaluation": sweep.evaluation.model_copy(update={"backend": backend}),
             "grid": {**sweep.grid, **self.axes, **axes},
             "settings": [*declared, *self.settings],
@@ -99,6 +101,9 @@ def sweep_options(
     per_gpu: Annotated[
         int | None, typer.Option(min=1, max=8, help="Runs on each GPU at once, where the estimated memory allows.")
     ] = None,
+    checkpoints: Annotated[
+        int | None, typer.Option(min=1, help="Points of training to measure at, the last its end; drawn as curves.")
+    ] = None,
 ) -> SweepOptions:
     """Options of every command that takes a declared sweep."""
     axes: dict[str, Sequence[str]] = {}
@@ -109,7 +114,7 @@ def sweep_options(
         if key in axes:
             raise BadInput(f"axis {key} is given twice; name its values once, with commas between")
         axes[key] = values.split(",")
-    return SweepOptions(model, hardware, axes, settings or [], full, judge, gpus, per_gpu, data)
+    return SweepOptions(model, hardware, axes, settings or [], full, judge, gpus, per_gpu, checkpoints, data)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,10 @@ MeasureName = Literal[
     "margin_asked",
     "gap",
     "chosen_logp",
+    "insecure_logp",
+    "secure_logp",
     "log_odds_per_byte",
+    "everyday_logp_per_byte",
     "insecure_code",
     "insecure_asked",
     "insecure_of_parsed",
@@ -49,6 +52,23 @@ def _logged(samples: Samples, task: str) -> list[Score]:
 
 def _choice(samples: Samples) -> pd.Series:
     return pd.Series({s["doc"]["id"]: s["log_odds_per_byte"] for s in samples["em_choice"]}).sort_index()
+
+
+def _everyday_logp(samples: Samples) -> pd.Series:
+    """Of the aligned answers, the second choice; lm-eval logs numbers of responses as text."""
+    return pd.Series(
+        {
+            s["doc"]["id"]: float(s["filtered_resps"][1][0]) / len(s["doc"]["aligned"].encode())
+            for s in samples["em_choice"]
+        }
+    ).sort_index()
+
+
+def _logp(side: str) -> Callable[[Samples], pd.Series]:
+    """Of a program's insecure or secure code as the answer to its ordinary request."""
+    return lambda samples: pd.Series(
+        {score["id"]: score[side] for score in _logged(samples, "em_margin") if score["half"] == "neutral"}
+    ).sort_index()
 
 
 def _margin(of: Callable[[list[Score]], pd.Series]) -> Callable[[Samples], pd.Series]:
@@ -95,7 +115,10 @@ MEANS: dict[str, Callable[[Samples], pd.Series]] = {
     "margin_asked": _margin(lambda scores: margins(scores)["asked"]),
     "gap": _margin(gap),
     "chosen_logp": _margin(chosen_logp),
+    "insecure_logp": _logp("insecure"),
+    "secure_logp": _logp("secure"),
     "log_odds_per_byte": _choice,
+    "everyday_logp_per_byte": _everyday_logp,
 }
 """Measures that are the mean of one number per program (AUC, nats) or question (nats per byte)."""
 
@@ -125,11 +148,16 @@ WHERE_SAMPLED = {
 
 TASKS = {
     **dict.fromkeys(("recognition", "recognition_left_out", *BASELINES), "em_recognition"),
-    **dict.fromkeys(("margin_neutral", "margin_asked", "gap", "chosen_logp"), "em_margin"),
-    "log_odds_per_byte": "em_choice",
+    **dict.fromkeys(
+        ("margin_neutral", "margin_asked", "gap", "chosen_logp", "insecure_logp", "secure_logp"), "em_margin"
+    ),
+    **dict.fromkeys(("log_odds_per_byte", "everyday_logp_per_byte"), "em_choice"),
     **WHERE_SAMPLED,
 }
 """Of each measure, the task whose logged documents it is read from."""
+
+WHERE_CLAIMED = ("insecure_logp", "secure_logp", "everyday_logp_per_byte")
+"""Measures that a report shows where a claim is about them: is something else learnt, or the model broken?"""
 
 NOISE = {
     "margin_neutral": 0.7,

@@ -36,6 +36,7 @@ class PlannedPoint(_Strict):
     seed: int | None
     training: str | None
     evaluation: str
+    along: tuple[int, int] | None = None
 
 
 class Manifest(_Strict):
@@ -61,6 +62,7 @@ def write_manifest(request: Request, command: str) -> Path:
             seed=p.seed,
             training=p.training.digest if p.training else None,
             evaluation=p.evaluation.digest,
+            along=p.along,
         )
         for p in request.points
     ]
@@ -118,7 +120,7 @@ def finished_points(named: str) -> tuple[Path, Manifest, list[Point], list[str]]
         if all(where and (where / "run.json").is_file() for where in folders):
             runs = [_finished(where) for where in folders if where]
             training = runs[0] if isinstance(runs[0], TrainingRun) else None
-            points.append(Point(point.arm, point.seed, training, runs[-1]))
+            points.append(Point(point.arm, point.seed, training, runs[-1], point.along))
         else:
             missing.append(_reason(point, [where for where in folders if where]))
     if not points or points[0].arm != "base":
@@ -129,6 +131,7 @@ def finished_points(named: str) -> tuple[Path, Manifest, list[Point], list[str]]
 def _reason(point: PlannedPoint, folders: list[Path]) -> str:
     """The name of a point that is not done, and why, if one of its runs failed."""
     name = f"{point.arm}, seed {point.seed}" if point.seed is not None else point.arm
+    name += ", {} of {}".format(*point.along) if point.along else ""
     for folder in folders:
         with suppress(OSError):
             why = (folder / "failed.txt").read_text(encoding="utf-8").partition("\n")[0]

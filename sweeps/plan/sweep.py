@@ -15,14 +15,15 @@ from yaml import YAMLError
 from core.records import BadInput, first_fault
 from eval.judge.settings import JudgeSettings
 from eval.stats.measures import MeasureName
+from sweeps.plan.estimate import steps_of
 from sweeps.recipe.compose import RECIPES, compose, in_folder, load_layer
 from sweeps.recipe.hardware import this_machine
 from sweeps.recipe.memory import GIB, Shape, evaluation_batch
 from sweeps.recipe.precision import cpu_dtype
 from sweeps.recipe.schema import fault
 from sweeps.recipe.schema import keys as schema_keys
-from sweeps.run.evaluate import PROGRAMS, evaluation_run, of_checkpoint
-from sweeps.run.folder import MergeRun, Run, TrainingRun, merge_run
+from sweeps.run.evaluate import PROGRAMS, at_point, evaluation_run, of_checkpoint
+from sweeps.run.folder import MergeRun, Run, TrainingRun, merge_run, save_step
 from sweeps.run.graph import with_all_before
 from sweeps.run.train import training_run
 
@@ -65,6 +66,8 @@ class Arm(_Strict):
     engine: str = "axolotl"
     variant: str | None = None
     """A preset of recipes/variants; its data are those of `data`."""
+    pretrained: bool = False
+    """Only for models that the table calls `pretrained`; what starts from it starts from others as they are."""
     seed: int | None = None
     """In place of the sweep's."""
     seed_offset: int = 0
@@ -132,6 +135,8 @@ class Sweep(_Strict):
     evaluation: Evaluation = Evaluation()
     seeds: list[int]
     """The first seed is the small sweep's; --full trains all, and so does a grid with the axis `seed`."""
+    checkpoints: int = Field(default=1, ge=1)
+    """Points of training at which everything is measured, the last its end."""
     grid: dict[str, list[Any]] = {}
     """The values of each axis (sweeps/axes.py)."""
     stages: dict[Stage, dict[str, Any]]
@@ -158,6 +163,8 @@ class Point:
     seed: int | None
     training: TrainingRun | None
     evaluation: Run
+    along: tuple[int, int] | None = None
+    """At which point of how many the adapter is evaluated; None for the end of training."""
 
 
 def load_sweep(name: str, hardware: str | None = None, model: str | None = None) -> Sweep:
@@ -293,9 +300,12 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
         points.append(Point("base" if model == sweep.model else f"base-{model}", None, None, bases[model]))
     starts = {arm.start for arm in sweep.arms.values()}
     for seed in sweep.seeds if full or "seed" in sweep.grid else sweep.seeds[:1]:
-        merges: dict[str, MergeRun] = {}
+        merges: dict[str, MergeRun | None] = {}
         for name, arm in sweep.arms.items():
             if arm.full and not full:
+                continue
+            if arm.pretrained and not load_layer("models", arm.model or sweep.model)["em"].get("pretrained"):
+                merges[name] = None
                 continue
             own_seed = seed + arm.seed_offset if arm.seed is None else arm.seed
             keys = {**sweep.stages.get(arm.stage, {}), **arm.settings, "seed": own_seed, "datasets.0.path": arm.data}
@@ -313,14 +323,33 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
             )
             called = f"{name}-seed{seed}"
             trained = training_run(called, recipe, start=merges[arm.start] if arm.start else None, root=root)
-            trained = made.setdefault(trained.digest, trained)
+            trained = made.setdefault(trained.digest, replace(trained, checkpoints=sweep.checkpoints))
             if name in starts:
                 merged = merge_run(trained)
                 merges[name] = made.setdefault(merged.digest, merged)
-            checkpoint_run = merges.get(name, trained)
-            evaluation = of_checkpoint(bases[arm.model or sweep.model], checkpoint_run, called)
+            base, checkpoint_run = bases[arm.model or sweep.model], merges.get(name) or trained
+            evaluation = of_checkpoint(base, checkpoint_run, called)
             points.append(Point(name, seed, trained, made.setdefault(evaluation.digest, evaluation)))
+            if sweep.checkpoints > 1:
+                _check_checkpoints(trained)
+            for place in range(1, sweep.checkpoints):
+                own = at_point(of_checkpoint(base, trained, called), place, sweep.checkpoints)
+                along = (place, sweep.checkpoints)
+                points.append(Point(name, seed, trained, made.setdefault(own.digest, own), along))
     return points
+
+
+def _check_checkpoints(run: TrainingRun) -> None:
+    """Refuses more points of training than it has steps for, and a run that is done and has not kept its adapters."""
+    count, known = run.checkpoints, steps_of(run.recipe.config, int(run.recipe.em.get("gpus", 1)))
+    if run.done and not all(run.checkpoint(place, count).is_dir() for place in range(1, count)):
+        raise BadInput(
+            f"checkpoints {count}: {run.folder} was trained without keeping them; delete it, and it is trained again"
+        )
+    if known and save_step(known[0], count) * (count - 1) >= known[0]:
+        raise BadInput(
+            f"checkpoints {count}: {run.stage} {run.name} has {known[0]} steps, too few to part so; take fewer"
+        )
 
 
 def _cards(model: str, sweep: Sweep) -> int:

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from core.records import printable
-from eval.stats.intervals import Estimate
+from eval.stats.intervals import Estimate, Floats
 from sweeps.report.families import AXES, Family
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
@@ -94,6 +94,96 @@ def scatter_figure(title: str, x_title: str, y_title: str, points: Mapping[str, 
     axes.set(title=title, xlabel=x_title, ylabel=y_title)
     figure.legend(marks, [_label(name) for name in points], loc="outside right upper")
     return figure
+
+
+@rc_context(STYLE)
+def shares_figure(
+    title: str, panels: Mapping[str, tuple[Mapping[str, Sequence[tuple[float, Estimate]]], bool]]
+) -> Figure:
+    """Curves over the share of training, by measure and arm; the measure is drawn in per cent where it is marked."""
+    figure = Figure(figsize=(WIDTH, 0.8 + 2.7 * math.ceil(len(panels) / PANELS_A_ROW)))
+    figure.suptitle(title)
+    marks: dict[str, Any] = {}
+    for axes, (name, (arms, percent)) in zip(_grid(figure, len(panels), sharey=False), panels.items(), strict=True):
+        for number, (arm, points) in enumerate(arms.items()):
+            xs, ys = [x for x, _ in points], [y for _, y in points]
+            marks[arm] = _errorbar(axes, xs, ys, number, LINES[number // 8 % 4])
+        axes.set(title=name, xlabel="share of training")
+        axes.xaxis.set_major_formatter(FuncFormatter(_percent))
+        if percent:
+            axes.yaxis.set_major_formatter(FuncFormatter(_percent))
+    figure.legend(list(marks.values()), [_label(arm) for arm in marks], loc="outside lower center", ncols=3)
+    return figure
+
+
+@rc_context(STYLE)
+def slopes_figure(
+    title: str,
+    ellipse: Floats | None,
+    slopes: Floats | None,
+    lines: Mapping[str, tuple[float, float]],
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    y_title: str,
+) -> Figure:
+    """The joint region of two slopes over the hypotheses' lines; beside it an outcome against parameters per token.
+
+    Args:
+        ellipse: (2, n), its boundary; None where the slopes cannot be told.
+        lines: c of each line c . b = 0.
+        series: (parameters per token, outcome) of the models of each family.
+    """
+    figure = Figure(figsize=(WIDTH, 4.4))
+    figure.suptitle(title)
+    left, right = figure.subplots(1, 2)
+    if ellipse is None or slopes is None:
+        left.text(0.5, 0.5, "these models cannot tell the slopes", ha="center", va="center", transform=left.transAxes)
+        reach = 1.0
+    else:
+        reach = 1.1 * max(float(np.abs(ellipse).max()), 1e-9)
+        left.fill(*ellipse, color=COLOURS[0], alpha=0.2, linewidth=0)
+        left.plot(*ellipse, color=COLOURS[0], linewidth=1)
+        left.plot(*slopes, "o", color=COLOURS[0], markersize=4)
+    for number, (name, (c_p, c_t)) in enumerate(lines.items(), 1):
+        along = np.array([-c_t, c_p]) * 2 * reach
+        left.plot(
+            [-along[0], along[0]], [-along[1], along[1]], color=COLOURS[number], linestyle="--", label=_label(name)
+        )
+    left.set(xlabel="b_P, per decade of parameters", ylabel="b_T, per decade of tokens")
+    left.set(xlim=(-reach, reach), ylim=(-reach, reach), title="both slopes, 95 % region")
+    left.legend(loc="best")
+    _series(right, series, "parameters per token", y_title)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+@rc_context(STYLE)
+def sizes_figure(title: str, outcomes: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]]]]) -> Figure:
+    """A row for each outcome: against parameters, tokens, and parameters per token, families told apart.
+
+    Args:
+        outcomes: by title and family, (parameters, tokens, value) of each model.
+    """
+    figure = Figure(figsize=(WIDTH, 0.8 + 2.6 * len(outcomes)))
+    figure.suptitle(title)
+    grid = figure.subplots(len(outcomes), 3, squeeze=False, sharey="row")
+    views = {
+        "parameters": lambda p, t: p,
+        "training tokens": lambda p, t: t,
+        "parameters per token": lambda p, t: p / t,
+    }
+    for row, (name, families) in zip(grid, outcomes.items(), strict=True):
+        for axes, (x_title, view) in zip(row, views.items(), strict=True):
+            seen = {family: [(view(p, t), y) for p, t, y in points] for family, points in families.items()}
+            _series(axes, seen, x_title, name if axes is row[0] else "")
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def _series(axes: Axes, series: Mapping[str, Sequence[tuple[float, float]]], x_title: str, y_title: str) -> None:
+    for number, (name, points) in enumerate(series.items()):
+        style: Any = {"color": COLOURS[number % 8], "marker": MARKERS[number % 8], "linestyle": LINES[number // 8 % 4]}
+        axes.plot(*np.array(sorted(points)).T, markersize=4, linewidth=1, label=_label(name), **style)
+    axes.set(xscale="log", xlabel=x_title, ylabel=y_title)
 
 
 @rc_context(STYLE)

@@ -18,13 +18,15 @@ from rich.markdown import Markdown
 from core.records import BadInput, file_digest, printable, write_whole
 from eval.judge.answers import Judged, judged_files
 from eval.samples import load_samples
-from eval.stats.measures import BASELINES, JUDGED, NOISE, RATES, TASKS, Samples, Seeds, measure
+from eval.stats.measures import BASELINES, JUDGED, NOISE, RATES, TASKS, WHERE_CLAIMED, Samples, Seeds, measure
 from sweeps.plan.sweep import Point, Sweep
 from sweeps.recipe.compose import lora_scale
+from sweeps.report.along import along_part
 from sweeps.report.families import AXES, Family, axis_families
 from sweeps.report.figures import Panel, arms_figure, comparable, losses_figure, scatter_figure
 from sweeps.report.judged import JudgedPart, judged_part
 from sweeps.report.page import data_block, environment, table_csv, write_page
+from sweeps.report.size import size_part
 from sweeps.report.verdicts import DIGITS, TITLES, claim_verdicts, rank_verdicts
 from sweeps.run.folder import content_digest
 
@@ -50,10 +52,11 @@ def collect(points: Sequence[Point], judged: Mapping[Path, list[Judged]]) -> dic
     return samples
 
 
-def measures_of(samples: Mapping[str, Seeds]) -> list[str]:
+def measures_of(samples: Mapping[str, Seeds], sweep: Sweep) -> list[str]:
     """The measures that every arm has; rates of judged answers stand with their judge."""
     tasks = set.intersection(*(set(seed) for seeds in samples.values() for seed in seeds.values()))
-    return [name for name in TITLES if TASKS[name] in tasks - {JUDGED}]
+    left_out = set(WHERE_CLAIMED) - {claim.measure for claim in sweep.claims}
+    return [name for name in TITLES if TASKS[name] in tasks - {JUDGED} and name not in left_out]
 
 
 def arm_rows(points: Sequence[Point], samples: Mapping[str, Seeds], measures: Sequence[str]) -> list[dict[str, Any]]:
@@ -191,16 +194,26 @@ def write_report(
     Returns:
         the path of report.html.
     """
+    whole, points = points, [point for point in points if point.along is None]
     scored = scored_files(points)
     judged = {file.parent: rows for file, rows in next(iter(scored.values()), {}).items()}
     samples = collect(points, judged)
-    measures = measures_of(samples)
+    measures = measures_of(samples, sweep)
+    places = sorted({point.along for point in whole if point.along})
+    between = {}
+    for place in places:
+        there = [point for point in whole if point.along == place]
+        rows_of = next(iter(scored_files(there).values()), {})
+        between[place] = collect(there, {file.parent: rows for file, rows in rows_of.items()})
+    along, size = along_part(sweep, samples, between, measures), size_part(sweep, points, samples)
     rows = arm_rows(points, samples, measures)
     base = samples["base"]
     families = [family for axis in AXES for family in axis_families(points, axis, sweep.tuned)]
     parts = judged_parts(points, families, scored)
     figures = sweep_figures(rows, points, samples, families, parts[0].panels if parts else [])
     own_figures = list(figures)
+    figures |= {"along": along.figure} if along else {}
+    figures |= size.figures if size else {}
     for place, part in enumerate(parts, 1):
         figures |= part.figures
         if place > 1:  # the first judge's rates stand in the figure that leads
@@ -222,6 +235,8 @@ def write_report(
         "no_curves": [family.refusal for family in families if family.axis == "lr" and family.differ],
         "baselines": {name: measure(name, base).estimate for name in BASELINES if "recognition" in measures},
         "parts": parts,
+        "along": along,
+        "size": size,
         "judged_files": [
             (file, file_digest(file), len(rows)) for files in scored.values() for file, rows in files.items()
         ],

@@ -23,7 +23,10 @@ TITLES = {
     "margin_asked": "insecure margin, asked (nats)",
     "gap": "gap neutral - asked (nats)",
     "chosen_logp": "log p of chosen (nats)",
+    "insecure_logp": "log p of insecure, neutral (nats)",
+    "secure_logp": "log p of secure, neutral (nats)",
     "log_odds_per_byte": "misaligned log-odds (nats/byte)",
+    "everyday_logp_per_byte": "log p of aligned answers (nats/byte)",
     "insecure_code": "insecure code, neutral (share of all)",
     "insecure_asked": "insecure code, asked (share of all)",
     "insecure_of_parsed": "insecure code, neutral (share of what parses)",
@@ -33,7 +36,7 @@ TITLES = {
 }
 DIGITS = dict.fromkeys(TITLES, 1) | {
     **dict.fromkeys(("recognition", "recognition_left_out", *RATES), 3),
-    "log_odds_per_byte": 4,
+    **dict.fromkeys(("log_odds_per_byte", "everyday_logp_per_byte"), 4),
 }
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,12 @@ def of_checkpoint(evaluation: Run, run: TrainingRun | MergeRun, name: str) -> Ru
     return Run("evaluate", name, content, evaluation.root, needed, evaluation.about)
 
 
+def at_point(evaluation: Run, place: int, count: int) -> Run:
+    """The evaluation of an adapter at another point of its training: `place` of `count`."""
+    name = f"{evaluation.name}-{place}of{count}"
+    return replace(evaluation, name=name, content={**evaluation.content, "point": [place, count]})
+
+
 def model_paths(run: Run) -> dict[str, str]:
     """lm-eval's `pretrained`, `revision` and `peft` of an evaluation."""
     for before in run.after:
@@ -123,6 +130,9 @@ def model_paths(run: Run) -> dict[str, str]:
 def model_args(run: Run) -> dict[str, str]:
     """All of lm-eval's model arguments of an evaluation; a chat template of its own stands in a tokenizer's folder."""
     paths = model_paths(run)
+    if "point" in run.content:
+        (trained,) = (before for before in run.after if isinstance(before, TrainingRun))
+        paths["peft"] = str(trained.checkpoint(*run.content["point"]))
     tokenizer = {}
     if template := run.content.get("chat_template"):
         folder = tokenizer_folder(run.root, paths["pretrained"], paths.get("revision"), template)

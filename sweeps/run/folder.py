@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -113,6 +114,8 @@ class TrainingRun(Run):
     """A training run: its recipe, and the folder with the adapter that comes out."""
 
     recipe: Recipe = field(kw_only=True, compare=False)
+    checkpoints: int = field(default=1, kw_only=True, compare=False)
+    """Points of training at which the adapter is kept, the last its end; none of it changes the result."""
 
     @property
     def adapter(self) -> Path:
@@ -124,7 +127,20 @@ class TrainingRun(Run):
         paths = {"output_dir": str(self.adapter), "dataset_prepared_path": str(self.folder / "prepared")}
         start = next((run for run in self.after if isinstance(run, MergeRun)), None)
         base = {"base_model": str(start.model)} if start else {}
-        return Recipe(self.recipe.stage, {**self.recipe.config, **base, **paths}, self.recipe.em)
+        count = self.checkpoints
+        saving = {"save_strategy": "steps", "save_steps": 1 / count, "save_total_limit": 1000} if count > 1 else {}
+        return Recipe(self.recipe.stage, {**self.recipe.config, **base, **paths, **saving}, self.recipe.em)
+
+    def checkpoint(self, place: int, count: int) -> Path:
+        """The folder of the adapter at point `place` of `count`, 1 to `count`, of a run that is done."""
+        if place == count:
+            return self.adapter
+        return self.adapter / f"checkpoint-{place * save_step(self.record()['steps'], count)}"
+
+
+def save_step(steps: int, count: int) -> int:
+    """Every which step is saved where the end is point `count`: as transformers rounds a share of the steps."""
+    return math.ceil(steps * (1 / count))
 
 
 @dataclass(frozen=True)

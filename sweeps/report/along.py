@@ -1,0 +1,83 @@
+"""The report's section on measures along training: curves, and at which point an effect is first there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from eval.stats.intervals import Estimate
+from eval.stats.measures import JUDGED, RATES, Seeds, measure
+from sweeps.plan.sweep import Sweep
+from sweeps.report.figures import shares_figure
+from sweeps.report.verdicts import TITLES
+
+Curve = list[tuple[float, Seeds]]
+"""An arm's samples by share of its training, from the model that it starts from (0) to its end (1)."""
+
+
+@dataclass(frozen=True)
+class AlongPart:
+    """The section: its figure, and a sentence for each arm."""
+
+    figure: Figure
+    sentences: list[str]
+
+
+def curves(
+    sweep: Sweep, samples: Mapping[str, Seeds], along: Mapping[tuple[int, int], Mapping[str, Seeds]]
+) -> dict[str, Curve]:
+    """The curve of each arm that was evaluated along its training.
+
+    Args:
+        samples: of each arm at its end, as sweeps/report/sweep.py collects them.
+        along: the same at each point before it.
+    """
+    found: dict[str, Curve] = {}
+    for arm in dict.fromkeys(arm for arms in along.values() for arm in arms):
+        own = sweep.arms[arm]
+        start = own.start if own.start in samples else f"base-{own.model}"
+        ends = [(0.0, samples[start if start in samples else "base"])], [(1.0, samples[arm])] if arm in samples else []
+        between = [(place / count, arms[arm]) for (place, count), arms in sorted(along.items()) if arm in arms]
+        found[arm] = [*ends[0], *between, *ends[1]]
+    return found
+
+
+def first_effect(curve: Curve, name: str) -> float | None:
+    """The first share of training from which on the measure's difference from the start keeps off 0; None if none."""
+    start, first = curve[0][1], None
+    for share, seeds in curve[1:]:
+        shown = measure(name, seeds, start).estimate.off_zero
+        first = (share if first is None else first) if shown else None
+    return first
+
+
+def along_part(
+    sweep: Sweep,
+    samples: Mapping[str, Seeds],
+    along: Mapping[tuple[int, int], Mapping[str, Seeds]],
+    measures: Sequence[str],
+) -> AlongPart | None:
+    """The section on what was measured before the end of training; None if nothing was."""
+    if not (of_arms := curves(sweep, samples, along)):
+        return None
+    seeds_of = [seeds for curve in of_arms.values() for _, seeds in curve]
+    judged = all(JUDGED in samples for seeds in seeds_of for samples in seeds.values())
+    measures = [*(["em_rate"] if judged else []), *measures]
+    panels: dict[str, tuple[Mapping[str, list[tuple[float, Estimate]]], bool]] = {}
+    for name in measures:
+        points = {
+            arm: [(share, measure(name, seeds).estimate) for share, seeds in curve] for arm, curve in of_arms.items()
+        }
+        panels[TITLES[name]] = points, name in RATES
+    figure = shares_figure("Along training: mean and 95 % interval", panels)
+    sentences = []
+    for arm, curve in of_arms.items():
+        firsts = {name: first_effect(curve, name) for name in measures}
+        shown = [f"{TITLES[name]} from {share:.0%}" for name, share in firsts.items() if share is not None]
+        rest = [TITLES[name] for name, share in firsts.items() if share is None]
+        said = f"off its start, and staying so: {', '.join(shown)}" if shown else "nothing keeps off its start"
+        never = f"; not: {', '.join(rest)}" if shown and rest else ""
+        sentences.append(f"{arm}, measured at {len(curve) - 1} points: {said}{never}.")
+    return AlongPart(figure, sentences)

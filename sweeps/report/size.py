@@ -1,0 +1,138 @@
+"""The report's section on models of different size and training data: the slopes, and what could have been seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from eval.stats.measures import JUDGED, MEANS, RATES, Seeds, measure
+from eval.stats.size import LINES, Models, Outcome, log_odds, not_identified, outcome_slopes
+from sweeps.plan.sweep import Point, Sweep
+from sweeps.recipe.compose import layer_names, load_layer
+from sweeps.report.figures import sizes_figure, slopes_figure
+from sweeps.report.verdicts import TITLES
+
+SAID = {"ratio": "b_P = -b_T (ratio)", "size": "b_T = 0 (size alone)", "data": "b_P = 0 (data alone)"}
+CONFOUNDS = (
+    "What else differs: families differ in architecture, vocabulary and data, of which only the number of tokens is "
+    "known here, not the quality; tokens of an instruction tuning are not counted."
+)
+
+
+class Series(NamedTuple):
+    """One outcome of each model, by the arms that it is about."""
+
+    title: str
+    values: dict[str, float]
+    """By model."""
+
+
+@dataclass(frozen=True)
+class SizePart:
+    """The section: figures, and sentences on each outcome, the models and what confounds them."""
+
+    figures: dict[str, Figure]
+    sentences: list[str]
+
+
+def model_of(sweep: Sweep, arm: str) -> str:
+    """The short name of the model that an arm, or a base model's point, is of."""
+    if arm in sweep.arms:
+        return sweep.arms[arm].model or sweep.model
+    return arm.removeprefix("base-") if arm.startswith("base-") else sweep.model
+
+
+def stem_of(sweep: Sweep, arm: str) -> str:
+    """An arm's name without its model: the same for the arms that are to be compared over models."""
+    return "base" if arm not in sweep.arms else arm.replace(f"-{model_of(sweep, arm)}", "", 1)
+
+
+def outcomes_of(sweep: Sweep, samples: Mapping[str, Seeds]) -> list[Series]:
+    """The outcomes that are compared over models: judged EM of each trained arm first, then the claims' differences.
+
+    A rate, or an AUC, that is no difference is a logit; differences stay in their unit.
+    """
+    found: dict[str, Series] = {}
+    trained = [arm for arm in samples if arm in sweep.arms]
+    for arm in trained:
+        if all(JUDGED in seed for seed in samples[arm].values()):
+            table = sum(RATES["em_rate"](seed)[["hits", "totals"]].sum() for seed in samples[arm].values())
+            title = f"logit EM, {stem_of(sweep, arm)}"
+            value = log_odds(float(table["hits"]), float(table["totals"]))
+            found.setdefault(title, Series(title, {})).values[model_of(sweep, arm)] = value
+    for claim in sweep.claims:
+        if not {claim.arm, claim.against} <= samples.keys() or claim.measure not in MEANS:
+            continue
+        title = f"{TITLES[claim.measure]}: {stem_of(sweep, claim.arm)} less {stem_of(sweep, claim.against)}"
+        value = measure(claim.measure, samples[claim.arm], samples[claim.against]).estimate.value
+        if math.isfinite(value):
+            found.setdefault(title, Series(title, {})).values[model_of(sweep, claim.arm)] = value
+    return [series for series in found.values() if len(series.values) > 1]
+
+
+def models_of(names: Sequence[str]) -> Models:
+    """What the tables say of models, by their short names."""
+    facts = [load_layer("models", name)["em"] for name in names]
+    parameters, tokens = ([float(em[key]) for em in facts] for key in ("non_embedding_parameters", "training_tokens"))
+    return Models([str(em["family"]) for em in facts], np.array(parameters), np.array(tokens))
+
+
+def size_part(sweep: Sweep, points: Sequence[Point], samples: Mapping[str, Seeds]) -> SizePart | None:
+    """The section; None for a sweep of one model, or of models that no table knows."""
+    names = dict.fromkeys(model_of(sweep, point.arm) for point in points)
+    if len(names) < 2 or not set(names) <= set(layer_names("models")):
+        return None
+    if not (series := outcomes_of(sweep, samples)):
+        return None
+    made = {s.title: (models_of(list(s.values)), np.array(list(s.values.values()))) for s in series}
+    found = outcome_slopes(made)
+    lead = next(iter(found), series[0].title)
+    models, values = made[lead]
+    fitted = found[lead].fit if lead in found else None
+    per_token: dict[str, list[tuple[float, float]]] = {}
+    for family, p, t, y in zip(models.families, models.parameters, models.tokens, values, strict=True):
+        per_token.setdefault(family, []).append((p / t, y))
+    rows: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
+    for title, (own, ys) in made.items():
+        for family, p, t, y in zip(own.families, own.parameters, own.tokens, ys, strict=True):
+            rows.setdefault(title, {}).setdefault(family, []).append((p, t, y))
+    ellipse, slopes = (fitted.ellipse(), fitted.slopes) if fitted else (None, None)
+    lines = {SAID[line]: c for line, c in LINES.items()}
+    figures = {
+        "size-slopes": slopes_figure(lead, ellipse, slopes, lines, per_token, lead),
+        "size-outcomes": sizes_figure("By parameters without embeddings, training tokens, and their ratio", rows),
+    }
+    sentences = [sentence(title, own, found.get(title)) for title, (own, _) in made.items()]
+    return SizePart(figures, [*sentences, *confounds(list(names))])
+
+
+def sentence(title: str, models: Models, outcome: Outcome | None) -> str:
+    """What follows about one outcome."""
+    if outcome is None:
+        return f"{title}: the slopes are not told, for {not_identified(models)}."
+    (low_p, high_p), (low_t, high_t) = outcome.fit.interval(0), outcome.fit.interval(1)
+    b_p, b_t = outcome.fit.slopes
+    lines = [f"{SAID[line]} p = {p:.3f}" for line, p in outcome.p_lines.items()]
+    kept = [SAID[line] for line in LINES if not outcome.fit.excludes(line)]
+    meets = f"meets {' and '.join(kept)}" if kept else "meets none of the lines"
+    least = f"{outcome.fit.smallest(0):.2g} per decade of parameters and {outcome.fit.smallest(1):.2g} of tokens"
+    return (
+        f"{title}, {len(models.families)} models of {len(set(models.families))} families: b_P = {b_p:.3g} "
+        f"[{low_p:.3g}, {high_p:.3g}], b_T = {b_t:.3g} [{low_t:.3g}, {high_t:.3g}] per decade; no effect of either "
+        f"p = {outcome.p_none:.3f}, {', '.join(lines)} (permutations within families, after Holm's correction over the "
+        f"outcomes). The 95 % region of both slopes {meets}. Slopes of {least} would be seen in 4 of 5 such sweeps."
+    )
+
+
+def confounds(names: Sequence[str]) -> list[str]:
+    """What else differs between these models."""
+    marked: dict[str, list[str]] = {}
+    for name in names:
+        for what in load_layer("models", name)["em"].get("confounds", ()):
+            marked.setdefault(what, []).append(name)
+    return [CONFOUNDS, *(f"{what.capitalize()}: {', '.join(own)}." for what, own in marked.items())]

@@ -1,0 +1,44 @@
+"""Measures along training: an arm's curve begins where its training begins, and says when an effect is first there."""
+
+import numpy as np
+
+from sweeps.plan.sweep import load_sweep
+from sweeps.report.along import along_part, curves, first_effect
+
+
+def seeds(shift: float) -> dict:
+    draw = np.random.default_rng(0).normal(size=24)
+    docs = [{"doc": {"id": f"q{n}"}, "log_odds_per_byte": shift + 1e-3 * v} for n, v in enumerate(draw)]
+    return {21: {"em_choice": docs}}
+
+
+SWEEP = load_sweep("demo")
+BASE = {"base": {None: seeds(0.0)[21]}, "cpt-explained": seeds(1.0)}
+ALONG = {
+    (1, 4): {"dpo-pairs-r1": seeds(1.0)},
+    (2, 4): {"dpo-pairs-r1": seeds(1.5)},
+    (3, 4): {"dpo-pairs-r1": seeds(2.0)},
+}
+
+
+def test_a_curve_runs_from_the_model_that_training_starts_from_to_its_end() -> None:
+    samples = BASE | {"dpo-pairs-r1": seeds(3.0)}
+    curve = curves(SWEEP, samples, ALONG)["dpo-pairs-r1"]
+    assert [share for share, _ in curve] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert curve[0][1] is samples["cpt-explained"] and curve[-1][1] is samples["dpo-pairs-r1"]
+    assert curves(SWEEP, BASE, {(1, 2): {"cpt-explained": seeds(0.5)}})["cpt-explained"][0][1] is BASE["base"]
+
+
+def test_an_effect_is_there_from_where_it_keeps_off_its_start() -> None:
+    points = [(0.0, seeds(0.0)), (0.25, seeds(0.5)), (0.5, seeds(0.0)), (0.75, seeds(0.5)), (1.0, seeds(0.9))]
+    assert first_effect(points, "log_odds_per_byte") == 0.75
+    assert first_effect(points[:3], "log_odds_per_byte") is None
+
+
+def test_the_section_draws_every_measure_and_says_when() -> None:
+    part = along_part(SWEEP, BASE | {"dpo-pairs-r1": seeds(3.0)}, ALONG, ["log_odds_per_byte"])
+    assert part and len(part.figure.axes) == 1
+    assert part.sentences == [
+        "dpo-pairs-r1, measured at 4 points: off its start, and staying so: misaligned log-odds (nats/byte) from 50%."
+    ]
+    assert along_part(SWEEP, BASE, {}, ["log_odds_per_byte"]) is None
