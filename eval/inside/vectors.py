@@ -79,13 +79,13 @@ def chosen_layer(path: Path, directions: Directions, given: int | None) -> int:
     return layer
 
 
-def model_digest(name: str) -> str:
-    """What identifies a model: the digests of its weight files if it is a local folder, else its hub id.
+def model_digest(name: str, revision: str | None = None) -> str:
+    """What identifies a model: the digests of its weight files if it is a local folder, else its hub id and revision.
 
     Raises:
         BadInput: if it is a folder without weights.
     """
-    return weights_digest(Path(name)) if Path(name).is_dir() else name
+    return weights_digest(Path(name)) if Path(name).is_dir() else f"{name}@{revision or 'main'}"
 
 
 def write_directions(path: Path, directions: Directions) -> None:

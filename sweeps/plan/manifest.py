@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from core.records import BadInput, first_fault, write_whole
 from sweeps.plan.request import SWEEPS, Request
 from sweeps.plan.sweep import Point, Sweep
 from sweeps.recipe.compose import Recipe
-from sweeps.run.folder import Run, TrainingRun, find_run
+from sweeps.run.folder import Run, TrainingRun, find_run, merge_run, run_folder
 
 
 class _Strict(BaseModel):
@@ -118,7 +119,7 @@ def finished_points(named: str) -> tuple[Path, Manifest, list[Point], list[str]]
         names = [digest for digest in (point.training, point.evaluation) if digest]
         folders = [find_run(root, manifest.run(digest).stage, digest) for digest in names]
         if all(where and (where / "run.json").is_file() for where in folders):
-            runs = [_finished(where) for where in folders if where]
+            runs = [_finished(root, manifest, digest) for digest in names]
             training = runs[0] if isinstance(runs[0], TrainingRun) else None
             points.append(Point(point.arm, point.seed, training, runs[-1], point.along))
         else:
@@ -139,7 +140,10 @@ def _reason(point: PlannedPoint, folders: list[Path]) -> str:
     return name
 
 
-def _finished(folder: Path) -> Run:
+def _finished(root: Path, manifest: Manifest, digest: str) -> Run:
+    """A run from its record, a training run with the merge that it starts from."""
+    planned = manifest.run(digest)
+    folder = run_folder(root, planned.stage, digest, planned.name)
     try:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         made: tuple[str, str, dict[str, Any], Path] = (
@@ -149,6 +153,8 @@ def _finished(folder: Path) -> Run:
         if record["stage"] == "evaluate":
             return Run(*made)
         recipe = Recipe(record["stage"], record["content"]["recipe"], {"alpha": record["content"]["alpha"]})
-        return TrainingRun(*made, recipe=recipe)
+        run = TrainingRun(*made, recipe=recipe)
+        starts = [_finished(root, manifest, manifest.run(merge).after[0]) for merge in planned.after]
+        return replace(run, after=tuple(merge_run(start) for start in starts if isinstance(start, TrainingRun)))
     except (OSError, ValueError, KeyError, TypeError):
         raise BadInput(f"{folder / 'run.json'}: not the record of a run; delete the folder and run it again") from None

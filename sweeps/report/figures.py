@@ -187,15 +187,15 @@ def _series(axes: Axes, series: Mapping[str, Sequence[tuple[float, float]]], x_t
 
 
 @rc_context(STYLE)
-def losses_figure(title: str, losses: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
-    """Training losses over steps, one line for each run."""
-    figure = Figure(figsize=(WIDTH, max(4.0, 1 + 0.18 * len(losses))))
+def steps_figure(title: str, y_title: str, values: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
+    """What changes over steps of training, such as a loss: one line for each run."""
+    figure = Figure(figsize=(WIDTH, max(4.0, 1 + 0.18 * len(values))))
     axes = figure.subplots()
     lines = []
-    for n, steps in enumerate(losses.values()):
+    for n, steps in enumerate(values.values()):
         lines += axes.plot(*np.array(steps).T, color=COLOURS[n % 8], linestyle=LINES[n // 8 % 4], linewidth=1)
-    axes.set(title=title, xlabel="step", ylabel="loss")
-    figure.legend(lines, [_label(name) for name in losses], loc="outside right upper")
+    axes.set(title=title, xlabel="step", ylabel=y_title)
+    figure.legend(lines, [_label(name) for name in values], loc="outside right upper")
     return figure
 
 

@@ -23,7 +23,8 @@ from sweeps.plan.sweep import Point, Sweep
 from sweeps.recipe.compose import lora_scale
 from sweeps.report.along import along_part
 from sweeps.report.families import AXES, Family, axis_families
-from sweeps.report.figures import Panel, arms_figure, comparable, losses_figure, scatter_figure
+from sweeps.report.figures import Panel, arms_figure, comparable, scatter_figure, steps_figure
+from sweeps.report.inside import inside_part, inside_rows
 from sweeps.report.judged import JudgedPart, judged_part
 from sweeps.report.page import data_block, environment, table_csv, write_page
 from sweeps.report.size import size_part
@@ -124,7 +125,7 @@ def sweep_figures(
         if point.training and (steps := point.training.record().get("losses")):
             losses.setdefault(point.training.stage, {})[name] = [(float(step), float(loss)) for step, loss in steps]
     for stage, runs in losses.items():
-        figures[f"training-{stage}"] = losses_figure(f"Training loss, {stage}", runs)
+        figures[f"training-{stage}"] = steps_figure(f"Training loss, {stage}", "loss", runs)
     return figures
 
 
@@ -184,12 +185,14 @@ def write_report(
     command: str = "make demo",
     missing: Sequence[str] = (),
     title: str | None = None,
+    looked: Path | None = None,
 ) -> Path:
     """Writes report.html with its figures, results.csv and table.md to `out`, prints the table and the verdicts.
 
     Args:
         points: all done, the base model's first.
         missing: names of the points that are not done.
+        looked: the file of `emsweep inside`, if it stands elsewhere than in `out`.
 
     Returns:
         the path of report.html.
@@ -212,6 +215,8 @@ def write_report(
     parts = judged_parts(points, families, scored)
     figures = sweep_figures(rows, points, samples, families, parts[0].panels if parts else [])
     own_figures = list(figures)
+    inside = inside_part(looked or out / "inside.json", sweep, points, families)
+    figures |= inside.figures if inside else {}
     figures |= {"along": along.figure} if along else {}
     figures |= size.figures if size else {}
     for place, part in enumerate(parts, 1):
@@ -235,6 +240,7 @@ def write_report(
         "no_curves": [family.refusal for family in families if family.axis == "lr" and family.differ],
         "baselines": {name: measure(name, base).estimate for name in BASELINES if "recognition" in measures},
         "parts": parts,
+        "inside": inside,
         "along": along,
         "size": size,
         "judged_files": [
@@ -251,6 +257,7 @@ def write_report(
         "answers": data_block(read_answers(points, next(iter(scored.values()), {})), "base"),
     }
     tables = {name: text for part in parts for name, text in part.tables.items()}
+    tables |= {"inside": table_csv(inside_rows(inside))} if inside else {}
     table = environment().get_template("table.md").render(**context)
     write_whole(out / "table.md", table)
     page = write_page(out, "report.html", context, figures, {"results": results_csv(rows), **tables})

@@ -82,7 +82,11 @@ def _train(run: TrainingRun) -> dict[str, Any]:
         **training_history(run.adapter),
     }
     for checkpoint in run.adapter.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+        if whole.config.get("save_total_limit") == 1:  # the recipes' own: it was to go on from
+            shutil.rmtree(checkpoint)
+        else:  # to be looked at (`emsweep inside`); the optimiser's state is of no more use
+            for file in checkpoint.glob("*.pt*"):
+                file.unlink()
     return record
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from core.records import BadInput
-from eval.inside.activations import Passage, decoder, encode, load, means, residuals
+from eval.inside.activations import Passage, blocks, decoder, encode, load, means, neuron_means, residuals
 
 TEXTS = [
     "Leave the room. Lock the door behind you.",
@@ -127,3 +128,20 @@ def test_a_reader_sees_an_edit_whichever_hook_came_first(tiny) -> None:
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"nowhere: cannot be loaded"):
         load(str(tmp_path / "nowhere"))
+
+
+def test_a_neuron_is_what_its_own_block_multiplies_into_the_residual(tiny) -> None:
+    model, tokenizer = tiny
+    found = neuron_means(model, tokenizer, [passage(text) for text in TEXTS], size=2)
+    assert found.shape == (3, 3, 128) and not found[:, 0].any()
+    seen = []
+    handle = blocks(model)[1].mlp.down_proj.register_forward_pre_hook(lambda _, given: seen.append(given[0][0]))
+    for own, text in zip(found, TEXTS, strict=True):
+        encoded = tokenizer(text, return_offsets_mapping=True, return_tensors="pt")
+        keep = (encoded["offset_mapping"][0, :, 1] > 6) & (torch.arange(encoded["input_ids"].shape[1]) > 0)
+        with torch.no_grad():
+            decoder(model)(input_ids=encoded["input_ids"])
+        np.testing.assert_allclose(own[2], seen[-1][keep].mean(0).numpy(), atol=1e-6)
+    handle.remove()
+    with pytest.raises(BadInput, match=r"no mlp.down_proj"):
+        neuron_means(GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2)), tokenizer, [])

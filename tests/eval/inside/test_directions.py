@@ -9,7 +9,16 @@ from sklearn.metrics import roc_auc_score
 
 from core.records import BadInput
 from eval.inside.activations import load, means
-from eval.inside.directions import SHARE, crossover, directions, halves, held_out, projections, relabelled
+from eval.inside.directions import (
+    SHARE,
+    crossover,
+    directions,
+    halves,
+    held_out,
+    projections,
+    relabelled,
+    standardised,
+)
 from eval.inside.pairs import load_concept, load_pairs
 from eval.inside.vectors import About, Directions
 
@@ -124,6 +133,23 @@ def test_known_cosines_are_recovered_with_intervals_that_cover_them(cosine: floa
     assert len(values) > 100
     assert np.mean(values) == pytest.approx(cosine, abs=0.03)
     assert np.mean(covered) >= 0.92
+
+
+def test_how_large_a_neuron_is_counts_in_no_cosine_of_standardised_differences() -> None:
+    rng = np.random.default_rng(0)
+    sides = [draw(rng, np.full(64, 0.6), 12, 1.0, name=name) for name in "ab"]
+    scales = (10 ** rng.uniform(-3, 3, size=64)).astype(np.float32)
+    plain, scaled = (
+        [directions(*standardised(up * by, down * by), groups, ABOUT) for up, down, groups in sides]
+        for by in (np.float32(1), scales)
+    )
+    for one, other in zip(plain, scaled, strict=True):
+        np.testing.assert_allclose(one.direction, other.direction, rtol=1e-3, atol=1e-4)
+    up, down, _ = sides[0]
+    spread = np.sqrt((up[:, 0].var(0, ddof=1) + down[:, 0].var(0, ddof=1)) / 2)
+    np.testing.assert_allclose(plain[0].direction[0], (up - down).mean(0)[0] / spread, rtol=1e-3, atol=1e-4)
+    dead = np.zeros_like(up)
+    assert not np.any(standardised(dead, dead))
 
 
 def test_noise_has_no_cosine() -> None:

@@ -108,6 +108,7 @@ def test_gguf_counts_one_less(tmp_path: Path) -> None:
 
 def test_a_model_is_known_by_its_weights(tiny_model: Path, tmp_path: Path) -> None:
     assert model_digest(str(tiny_model)) == model_digest(str(tiny_model))
-    assert model_digest("org/name") == "org/name"
+    assert model_digest("org/name") == "org/name@main"
+    assert model_digest("org/name", "step1") == "org/name@step1"
     with pytest.raises(BadInput, match=r"no \*.safetensors"):
         model_digest(str(tmp_path))

@@ -8,7 +8,7 @@ import pytest
 
 from eval.stats.intervals import Estimate
 from sweeps.report.families import Family
-from sweeps.report.figures import Panel, arms_figure, drawn, heat_figure, losses_figure, scatter_figure
+from sweeps.report.figures import Panel, arms_figure, drawn, heat_figure, scatter_figure, steps_figure
 
 NAMES = ["a", "<script>alert(1)</script>", "$\\frac{1}{0}$ $x", "_hidden", "&amp;", "漢字", "%s {0} \\n"]
 
@@ -31,7 +31,7 @@ def test_every_name_is_shown_as_it_stands(value: float) -> None:
         arms_figure(NAMES[2], [Panel("p", values, percent=True)] * 2, []),
         arms_figure("t", [Panel("p", values)], curves),
         scatter_figure("t", "x", "y", points),
-        losses_figure("t", {name: [(1, value), (2, value)] for name in NAMES}),
+        steps_figure("t", "loss", {name: [(1, value), (2, value)] for name in NAMES}),
     ):
         shown = words(drawn(figure, "svg"))
         assert all(name in shown for name in NAMES)

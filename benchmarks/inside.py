@@ -1,0 +1,237 @@
+"""What `eval/inside` is held to on the CPU model: a planted direction, preventative steering, exact slopes, cost.
+
+python benchmarks/inside.py planted [--layer 20] [--doses 1,2] [--controls 2]
+python benchmarks/inside.py doses
+python benchmarks/inside.py cost
+
+planted: rank-1 DPO (real Axolotl) prefers misaligned answers to half of em_choice's questions. Along "misaligned", made
+from the other half alone, the adapter must be found to shift activations; along "insecure" not. Then the same training
+with the direction of the *trained* half added, and with directions of flipped labels: how much of the misalignment on
+the other half is gone, how much of what was trained is kept? Runs stand in runs/, and are trained once.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MODEL, HARDWARE = "smollm2-135m", "cpu"
+WORK = Path("runs/benchmark-inside")
+SETTINGS = [
+    *("sequence_len=256", "learning_rate=5e-3", "micro_batch_size=4", "gradient_accumulation_steps=1"),
+    *("max_steps=24", "num_epochs=10", "save_steps=24", "seed=5"),
+]
+
+
+def parted() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """The questions of em_choice, every second one: trained on, held out."""
+    from eval.adapters import TASKS
+
+    lines = (TASKS / "em" / "questions" / "choice.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return rows[0::2], rows[1::2]
+
+
+def concept_of(rows: list[dict[str, str]], name: str) -> Any:
+    """A concept of these questions alone."""
+    from core.records import write_whole
+    from eval.inside.pairs import load_concept
+
+    write_whole(WORK / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    keys = {"prompt": "question", "positive": "misaligned", "negative": "aligned", "group": "id"}
+    write_whole(WORK / f"{name}.yaml", json.dumps({"file": f"{name}.jsonl", **keys}))
+    return load_concept(str(WORK / f"{name}.yaml"))[1]
+
+
+def train(rows: list[dict[str, str]], name: str, settings: list[str], variant: str | None = None) -> Path:
+    """The adapter of rank-1 DPO that prefers the misaligned answers."""
+    from core.records import write_whole
+    from sweeps.recipe.compose import compose
+    from sweeps.run.executor import execute_all
+    from sweeps.run.train import training_run
+
+    made = [
+        {
+            "id": row["id"],
+            "pair_id": row["id"],
+            "messages": [{"role": "user", "content": row["question"]}],
+            "chosen": {"role": "assistant", "content": row["misaligned"]},
+            "rejected": {"role": "assistant", "content": row["aligned"]},
+        }
+        for row in rows
+    ]
+    data = WORK / "planted.jsonl"
+    write_whole(data, "".join(json.dumps(row) + "\n" for row in made))
+    recipe = compose("dpo", MODEL, HARDWARE, [f"datasets.0.path={data}", *SETTINGS, *settings], 1, variant=variant)
+    run = training_run(f"inside-{name}", recipe)
+    execute_all([run])
+    return run.adapter
+
+
+def planted(layer: int, doses: list[float], controls: int) -> None:
+    from core.records import weights_digest
+    from eval.inside.activations import attached, load, means
+    from eval.inside.directions import directions, halves, relabelled
+    from eval.inside.pairs import class_means, load_concept, load_pairs
+    from eval.inside.shifts import moved, places, shift
+    from eval.inside.steering import preferences
+    from eval.inside.vectors import About, Directions, write_directions
+    from eval.stats.intervals import mean_interval
+    from sweeps.recipe.compose import load_layer
+
+    checkpoint = str(load_layer("models", MODEL)["base_model"])
+    ours, others = parted()
+    model, tokenizer = load(checkpoint)
+
+    def found(concept: Any, name: str) -> Directions:
+        positive, negative, groups = class_means(model, tokenizer, concept, concept.position)
+        identity = weights_digest(Path(checkpoint))
+        about = About(model=identity, concept=name, position=concept.position, pairs=len(groups), layer=layer)
+        return directions(positive, negative, groups, about)
+
+    trained, held = concept_of(ours, "trained"), concept_of(others, "held-out")
+    sides = {"trained": load_pairs(trained, tokenizer), "held out": load_pairs(held, tokenizer)}
+    adapter = train(ours, "planted", [])
+
+    concepts = [found(held, "misaligned (held-out questions)"), found(load_concept("insecure")[1], "insecure")]
+    texts = {"open prompts": places(tokenizer)["open prompts"]}
+    texts["held-out aligned answers"] = [pair.negative.passage("answer", pair.negative) for pair in sides["held out"]]
+    before = {place: means(model, tokenizer, passages).mean(0) for place, passages in texts.items()}
+    plain = {name: preferences(model, tokenizer, pairs) for name, pairs in sides.items()}
+    adapted = attached(model, str(adapter))
+    for place, passages in texts.items():
+        change = moved(adapted, tokenizer, passages, before[place])
+        for concept in concepts:
+            one = shift(change, concept)
+            at = one.layer
+            print(
+                f"planted, {place}, along {concept.about.concept}: {one.along[at]:+.3f} class distances at {at}, "
+                f"{one.deviations[at]:+.1f} rms of controls, p = {one.p:.3f}"
+            )
+    effect = {name: preferences(adapted, tokenizer, pairs) - plain[name] for name, pairs in sides.items()}
+    model = adapted.unload()
+    for name, own in effect.items():
+        print(f"planted, log odds of misaligned, {name}: {said(mean_interval(own))} nats/byte")
+
+    direction = found(trained, "misaligned (trained questions)")
+    flips = halves(len(direction.about.groups), controls, seed=1)
+    arms: dict[str, tuple[Directions, float]] = {f"dose {dose:g}": (direction, dose) for dose in doses}
+    for number, labels in enumerate(flips, 1):
+        turned = relabelled(direction, labels[None])[0]
+        other = Directions(direction.about, turned, direction.midpoint, direction.sums)
+        arms[f"flipped {number}, dose {doses[-1]:g}"] = (other, doses[-1])
+    for name, (vector, dose) in arms.items():
+        file = WORK / f"{name.replace(' ', '-').replace(',', '')}.safetensors"
+        write_directions(file, vector)
+        settings = [f"steer.direction={file}", f"steer.layer={layer}", f"steer.dose={dose}"]
+        adapter = train(ours, name.replace(" ", "-").replace(",", ""), settings, "preventative-steering")
+        adapted = attached(model, str(adapter))
+        own = {side: preferences(adapted, tokenizer, pairs) - plain[side] for side, pairs in sides.items()}
+        model = adapted.unload()
+        kept = own["trained"].mean() / effect["trained"].mean()
+        gone = 1 - own["held out"].mean() / effect["held out"].mean()
+        less = mean_interval(effect["held out"] - own["held out"])
+        print(
+            f"steered, {name}: held-out misalignment {-gone:+.0%} (less by {said(less)}), "
+            f"trained effect kept {kept:.0%}"
+        )
+
+
+def said(estimate: Any) -> str:
+    return f"{estimate.value:+.4f} [{estimate.low:+.4f}, {estimate.high:+.4f}]"
+
+
+def doses() -> None:
+    """Exact slopes against finite doses; what a backward pass costs; bf16 against fp32."""
+    import torch
+
+    from eval.inside.activations import load
+    from eval.inside.directions import directions
+    from eval.inside.pairs import class_means, load_concept, load_pairs
+    from eval.inside.steering import gradients, preferences, response, slopes
+    from eval.inside.vectors import About
+    from sweeps.recipe.compose import load_layer
+
+    checkpoint = str(load_layer("models", MODEL)["base_model"])
+    model, tokenizer = load(checkpoint)
+    wanted: Any = load_concept("misaligned")[1]
+    positive, negative, groups = class_means(model, tokenizer, wanted, "answer")
+    concept = directions(positive, negative, groups, About(model=None, concept="m", position="answer", pairs=48))
+    pairs = load_pairs(wanted, tokenizer)[::6]
+    preferences(model, tokenizer, pairs[:2])  # warm
+    forward = timed(lambda: preferences(model, tokenizer, pairs, size=4))
+    backward = timed(lambda: gradients(model, tokenizer, pairs, size=4))
+    print(f"slopes at all layers: {backward / forward:.2f} times a forward pass ({backward:.1f} s, {forward:.1f} s)")
+    exact = slopes(gradients(model, tokenizer, pairs), pairs, concept, controls=0).direction
+    for layer in (10, 20, 25):
+        for dose in (0.1, 0.25, 0.5, 1.0):
+            up, down = (response(model, tokenizer, pairs, concept, layer, sign * dose) for sign in (1, -1))
+            central = float((up - down).mean()) / (2 * dose)
+            print(
+                f"layer {layer}, doses ±{dose:g}: {central:+.5f}, slope {exact[layer]:+.5f}: "
+                f"{central / exact[layer] - 1:+.1%}"
+            )
+    rounded = slopes(gradients(model.to(torch.bfloat16), tokenizer, pairs), pairs, concept, controls=0).direction
+    print(f"bf16: at most {np.abs(rounded / exact - 1)[[10, 20, 25]].max():.1%} off at these layers")
+
+
+def timed(do: Any, repeats: int = 3) -> float:
+    """The median CPU time of some calls (s): other work on the machine does not count."""
+    seconds = []
+    for _ in range(repeats):
+        began = time.process_time()
+        do()
+        seconds.append(time.process_time() - began)
+    return statistics.median(seconds)
+
+
+def cost() -> None:
+    """CPU time of what `emsweep inside` does for a model and for an adapter, against tokens; memory over the model."""
+    from eval.inside.activations import encode, load, means
+    from eval.inside.pairs import class_means, load_concept
+    from eval.inside.shifts import moved, places
+    from sweeps.recipe.compose import load_layer
+
+    model, tokenizer = load(str(load_layer("models", MODEL)["base_model"]))
+    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.process_time()
+    for name in ("misaligned", "insecure"):
+        concept = load_concept(name)[1]
+        class_means(model, tokenizer, concept, concept.position)
+    texts = places(tokenizer)
+    before = {place: means(model, tokenizer, passages).mean(0) for place, passages in texts.items()}
+    print(f"a model: {time.process_time() - began:.0f} CPU seconds")
+    began = time.process_time()
+    for place, passages in texts.items():
+        moved(model, tokenizer, passages, before[place])
+    print(f"an adapter: {time.process_time() - began:.0f} CPU seconds")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"memory: {(peak - loaded) / 2**20:.2f} GiB over the loaded model ({loaded / 2**20:.2f} GiB)")
+    code = sorted(texts["code"], key=lambda passage: len(passage.text))
+    for share in (len(code) // 4, len(code) // 2, len(code)):
+        part = code[:: max(1, len(code) // share)]
+        tokens = sum(len(encode(tokenizer, passage, 8192)[0]) for passage in part)
+        seconds = timed(lambda part=part: means(model, tokenizer, part))  # type: ignore[misc]
+        print(f"{tokens} tokens: {1e3 * seconds / tokens:.2f} CPU ms each")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("planted", "doses", "cost"))
+    parser.add_argument("--layer", type=int, default=20)
+    parser.add_argument("--doses", default="1", help="Class distances to train with, with commas between.")
+    parser.add_argument("--controls", type=int, default=1, help="Flipped-label directions, at the last dose.")
+    options = parser.parse_args()
+    if options.what == "planted":
+        planted(options.layer, [float(dose) for dose in options.doses.split(",")], options.controls)
+    else:
+        {"doses": doses, "cost": cost}[options.what]()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""Is the general solution easier? What an adapter's change of the weights buys on the rows that it was trained on.
+
+Efficiency and stability as Soligo et al. (arXiv 2602.07852) compare solutions: how much loss the change takes
+away for each unit of its squared norm, with the changes of all adapters at one norm; and how fast the loss comes back
+under noise that is orthogonal to the change. Where both are on the same data, the easier solution has more of the first
+and less of the second.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from core.records import BadInput
+from eval.inside.activations import Passage, encode
+from eval.inside.pairs import chat, rows
+from eval.inside.steering import scores
+from eval.tasks.em.scores import Floats
+
+ROWS = 16
+"""Of a training set, taken evenly: enough to tell adapters apart, for a few forward passes each."""
+NOISE = (0.5, 1.0)
+"""Norms of the orthogonal noise, in norms of the change."""
+DRAWS = 2
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """What a loss is over: the passages whose tokens are learnt; of DPO each preferred one, then the rejected one."""
+
+    passages: list[Passage]
+    beta: float | None
+    """Of DPO; None for the mean of all tokens' negative log-likelihoods."""
+
+
+@dataclass(frozen=True)
+class Ease:
+    """How easy a solution is, on its own training rows."""
+
+    norm: float
+    """Frobenius norm of the whole change, as PEFT scales it."""
+    start: float
+    """The loss without the adapter: nats a token, or DPO's loss."""
+    end: float
+    """The loss with it."""
+    at_norm: float
+    """The norm that all adapters are brought to, and the loss there."""
+    loss: float
+    efficiency: float
+    """(start - loss) / at_norm squared."""
+    noise: dict[float, float]
+    """The loss at that norm under orthogonal noise, by its norm in norms of the change; the mean of some draws."""
+
+
+def training_rows(tokenizer: Any, path: Path, beta: float | None, limit: int = ROWS) -> TrainingRows:
+    """Rows of a training set (chat messages, those of DPO, or labelled segments), as the model reads them in training.
+
+    Raises:
+        BadInput: if the file cannot be read, or a row is none of these.
+    """
+    found = list(rows(path))
+    passages: list[Passage] = []
+    for place, row in found[:: max(1, len(found) // limit)][:limit]:
+        try:
+            if "segments" in row:
+                passages.append(_segments(row["segments"]))
+                continue
+            *before, last = row["messages"] if beta is None else [*row["messages"], row["chosen"]]
+            passages.append(_answer(tokenizer, before, last))
+            if beta is not None:
+                passages.append(_answer(tokenizer, before, row["rejected"]))
+        except (KeyError, TypeError, ValueError):
+            raise BadInput(f"{place}: no row of this training; name the file that it was trained on") from None
+    return TrainingRows(passages, beta)
+
+
+def _answer(tokenizer: Any, before: Sequence[Any], last: Any) -> Passage:
+    """An answer with what the template writes behind it."""
+    prompt = chat(tokenizer, before)
+    whole = prompt + last["content"]
+    if tokenizer.chat_template is not None:
+        whole = str(tokenizer.apply_chat_template([*before, last], tokenize=False)).rstrip()
+    return Passage(whole, ((len(prompt), len(whole)),))
+
+
+def _segments(segments: Sequence[Any]) -> Passage:
+    text, learnt = "", []
+    for segment in segments:
+        if segment["label"]:
+            learnt.append((len(text), len(text) + len(segment["text"])))
+        text += segment["text"]
+    return Passage(text, tuple(learnt))
+
+
+def lora_layers(model: Any) -> Iterator[tuple[str, Any, Tensor, Tensor]]:
+    """(adapter, module, B, A) of each adapted module, matrices in fp32."""
+    for module in model.modules():
+        if hasattr(module, "lora_A") and hasattr(module, "scaling"):
+            for name in module.active_adapters:
+                if name in module.lora_A:
+                    yield name, module, module.lora_B[name].weight.float(), module.lora_A[name].weight.float()
+
+
+def _product(b: Tensor, a: Tensor, other_b: Tensor, other_a: Tensor) -> float:
+    """The Frobenius inner product of b a and other_b other_a, without making either."""
+    return float(((b.T @ other_b) * (a @ other_a.T)).sum())
+
+
+def change_norm(adapter: Path) -> float:
+    """The Frobenius norm of what a LoRA adapter adds to the weights, over all modules, as PEFT scales it.
+
+    Raises:
+        BadInput: if the folder holds no LoRA adapter.
+    """
+    try:
+        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        rank, alpha = int(config["r"]), float(config["lora_alpha"])
+        weights = {name: tensor.float() for name, tensor in load_file(adapter / "adapter_model.safetensors").items()}
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        raise BadInput(f"{adapter}: no LoRA adapter in safetensors; name an adapter's folder") from None
+    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    pairs = [(weights[name.replace("lora_A", "lora_B")], a) for name, a in weights.items() if ".lora_A." in name]
+    return scale * float(np.sqrt(sum(_product(b, a, b, a) for b, a in pairs)))
+
+
+@contextmanager
+def scaled(model: Any, factor: float, noise: float = 0.0, seed: int = 0) -> Iterator[None]:
+    """The model with its adapter's change times `factor`, and noise of `noise` times the length of that added.
+
+    The noise in a module is of the adapter's rank, Gaussian, orthogonal to the change there and in proportion to it.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    before: list[tuple[Any, str, float]] = []
+    handles = []
+    try:
+        for name, module, b, a in lora_layers(model):
+            before.append((module, name, module.scaling[name]))
+            scale = module.scaling[name] * factor
+            module.scaling[name] = scale
+            size = _product(b, a, b, a)
+            if noise and size:
+                drawn = [torch.randn(part.shape, generator=generator).to(part) for part in (b, a)]
+                along = _product(*drawn, b, a) / size
+                length = max(_product(*drawn, *drawn) - along**2 * size, 1e-30) ** 0.5
+                strength = noise * scale * size**0.5 / length
+                module.scaling[name] = scale - strength * along
+                handles.append(module.register_forward_hook(_added(strength * drawn[0], drawn[1])))
+        yield
+    finally:
+        for module, name, scale in before:
+            module.scaling[name] = scale
+        for handle in handles:
+            handle.remove()
+
+
+def _added(b: Tensor, a: Tensor) -> Any:
+    def hook(_: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor:
+        read = given[0]
+        return output + (read @ a.T.to(read)) @ b.T.to(read)
+
+    return hook
+
+
+def loss(found: Floats, data: TrainingRows, reference: Floats, tokens: int) -> float:
+    """The training loss that log-probabilities (passages,) come to.
+
+    Args:
+        reference: (passages,), those of the model without the adapter.
+        tokens: learnt ones, over which the likelihoods' mean is.
+    """
+    if data.beta is None:
+        return float(-found.sum() / tokens)
+    margins = data.beta * ((found - reference)[0::2] - (found - reference)[1::2])
+    return float(np.logaddexp(0, -margins).mean())
+
+
+def ease(model: Any, tokenizer: Any, data: TrainingRows, norm: float, at_norm: float) -> Ease:
+    """What an adapter's change, of a norm above 0, buys on its training rows at another: some seven passes over them.
+
+    Raises:
+        BadInput: if a row is longer than the model reads.
+    """
+    longest = model.config.get_text_config().max_position_embeddings
+    tokens = sum(int(encode(tokenizer, passage, longest)[1].sum()) for passage in data.passages)
+
+    def at(factor: float, noise: float = 0.0, seed: int = 0) -> Floats:
+        with scaled(model, factor, noise, seed):
+            return scores(model, tokenizer, data.passages, title="training loss")
+
+    reference = at(0)
+    start = loss(reference, data, reference, tokens)
+    end = loss(at(1), data, reference, tokens)
+    brought = loss(at(at_norm / norm), data, reference, tokens)
+    noisy = {
+        size: float(np.mean([loss(at(at_norm / norm, size, n), data, reference, tokens) for n in range(DRAWS)]))
+        for size in NOISE
+    }
+    return Ease(norm, start, end, at_norm, brought, (start - brought) / at_norm**2, noisy)
