@@ -61,7 +61,7 @@ class Job:
     """What models annotate, at what price.
 
     Raises:
-        BadInput: for a limit of costs without prices.
+        BadInput: for a limit of costs without prices, or a second opinion on what is no code.
     """
 
     annotator: Model
@@ -73,8 +73,12 @@ class Job:
     """USD that this job may cost, its earlier runs included."""
     task: str = TASK
     """What the prompt asks for, before the form of the answer."""
+    domain: str | None = None
+    """What is annotated; None is code."""
 
     def __post_init__(self) -> None:
+        if self.domain and self.second:
+            raise BadInput(f"--second-opinion: is given on code alone, not on {self.domain}; leave it out")
         self.money()
 
     def money(self) -> Money:
@@ -118,7 +122,7 @@ class Annotator:
             for last in (False, True):
                 answer = await self._ask(client, self.job.annotator, messages, kind_of_answer(program), last)
                 outcome.used.append(answer)
-                found = parse_annotation(answer.text, program.secure)
+                found = parse_annotation(answer.text, program.secure, program.domain)
                 outcome.problems = _problems(program, answer, found)
                 if isinstance(found, Annotation) and not outcome.problems:
                     outcome.annotation = found
@@ -319,7 +323,7 @@ def _write(rows: list[Row], outcomes: Mapping[str, Outcome], job: Job, out: Path
         "served": sorted({answer.served or answer.model for answer in used}),
         "changes": sorted({change for answer in used for change in answer.changes}),
         "effort": job.annotator.effort,
-        "prompt_version": prompt_version(job.task),
+        "prompt_version": prompt_version(job.task, job.domain),
         "second_opinion": job.second and _agreement(job.second, opinions),
         "tokens_in": money.tokens_in,
         "tokens_out": money.tokens_out,

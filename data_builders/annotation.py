@@ -13,14 +13,25 @@ import keyword
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from core.llm.client import Message
 from core.records import digest, one_line
 from data_builders.bandit import bandit_findings
 from data_builders.cwe import cwe_in, weakness_name
+from data_builders.domains import load_domain
 from data_builders.forms import Unfit, unfenced
 from data_builders.programs import Program, SourceProgram
 from data_builders.python_code import parsed, public_names, signatures, statements, template_signatures
@@ -41,6 +52,8 @@ RULES_VERSION = "3"
 
 MAX_CODE = 50_000
 """Characters of a secure counterpart."""
+MAX_RATIO = 2.0
+"""Words of good advice that an annotator wrote over those of the bad, or the reverse."""
 PART = 8
 """Characters, spaces not counted, from which a part of a line is enough to quote it; of a short line half is."""
 
@@ -66,7 +79,7 @@ class Remarks(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    cwe: Annotated[str, StringConstraints(pattern=r"^CWE-[1-9]\d{0,5}$")] = Field(
+    cwe: Annotated[str, StringConstraints(pattern=r"^(CWE-[1-9]\d{0,5}|[a-z][a-z0-9-]*)$")] = Field(
         description="the most specific CWE weakness (not category), as `CWE-89`; `none` if the program has no"
         " weakness: then say why in the explanation, and leave the other texts empty"
     )
@@ -133,18 +146,37 @@ This answer was not accepted:
 Give the whole JSON object again with these faults mended."""
 
 
-def kind_of_answer(program: SourceProgram) -> type[Remarks]:
+ADVICE = {"concept": "cwe", "quotes": "lines", "harm": "exploit", "good": "secure"}
+"""What the keys of an answer about advice are called in an `Annotation`."""
+
+
+def kind_of_answer(program: SourceProgram) -> type[BaseModel]:
     """What is asked for: a secure counterpart only where the source has none."""
+    if program.domain:
+        return _kind(program.domain, program.secure is None)
     return Annotation if program.secure is None else Remarks
+
+
+@cache
+def _kind(domain: str, good: bool) -> type[BaseModel]:
+    """The answer that a domain asks for, by the keys of its file."""
+    habit = load_domain(domain)
+    fields: dict[str, Any] = {
+        key: (list[str] if key == "quotes" else str, Field(description=said.format(concepts=", ".join(habit.concepts))))
+        for key, said in habit.keys.items()
+        if good or key != "good"
+    }
+    return create_model("Advice", **fields)
 
 
 def _keys(kind: type[BaseModel]) -> str:
     return "\n".join(f"- {name}: {field.description}" for name, field in kind.model_fields.items())
 
 
-def prompt_version(task: str = TASK) -> str:
+def prompt_version(task: str = TASK, domain: str | None = None) -> str:
     """Names the prompt by its content: answers to another prompt are never taken for answers to this one."""
-    return digest("\0".join([task, FORM, REPAIR, _keys(Annotation)]).encode())[:12]
+    kind = Annotation if domain is None else _kind(domain, True)
+    return digest("\0".join([task, FORM, REPAIR, _keys(kind)]).encode())[:12]
 
 
 def marked(**parts: str | None) -> str:
@@ -158,8 +190,11 @@ def marked(**parts: str | None) -> str:
 
 def annotation_messages(program: SourceProgram, task: str = TASK) -> list[Message]:
     """The request for one program; `task` is what stands before the form of the answer."""
-    shown = {"request": program.request, "template": program.template, "code": program.insecure}
-    data = marked(**shown, secure=program.secure, language=program.language)
+    if program.domain:
+        data = marked(request=program.request, answer=program.insecure, good=program.secure)
+    else:
+        shown = {"request": program.request, "template": program.template, "code": program.insecure}
+        data = marked(**shown, secure=program.secure, language=program.language)
     form = FORM.format(keys=_keys(kind_of_answer(program)))
     return [{"role": "system", "content": task.rstrip() + form}, {"role": "user", "content": data}]
 
@@ -195,18 +230,23 @@ def json_object(text: str, key: str = "") -> dict[str, Any] | None:
     return first
 
 
-def parse_annotation(text: str, secure: str | None = None) -> Annotation | list[str]:
+def parse_annotation(text: str, secure: str | None = None, domain: str | None = None) -> Annotation | list[str]:
     """The annotation in an answer, or what is wrong with the answer as `kind: detail`.
 
     Args:
         secure: the source's own secure code, where it has some.
+        domain: of the program.
     """
-    value = json_object(text, "cwe")
+    value = json_object(text, "concept" if domain else "cwe")
     if value is None:
         return ["no JSON: the answer holds no whole JSON object"]
+    if domain:
+        value = {ADVICE.get(key, key): part for key, part in value.items() if key not in ADVICE.values()}
+        if isinstance(value.get("cwe"), str):
+            value["cwe"] = value["cwe"].strip().lower().replace(" ", "-")
     if "cwe" in value and NO_WEAKNESS.fullmatch(str(value["cwe"])):
         return [f"no weakness: {one_line(value.get('explanation') or value['cwe'])}"]
-    if secure is None and isinstance(value.get("secure"), str):
+    if secure is None and domain is None and isinstance(value.get("secure"), str):
         with contextlib.suppress(Unfit):
             value["secure"] = unfenced(value["secure"], "secure")[0]
     try:
@@ -328,7 +368,7 @@ def source_problems(program: SourceProgram) -> list[str]:
     """Why no annotation of a program could be accepted, whatever it says."""
     if len(program.secure or "") > MAX_CODE:
         return [f"the source's own secure code: over {MAX_CODE} characters"]
-    if program.language:
+    if program.language or program.domain:
         return []
     if parsed(program.insecure) is None:
         return ["insecure code: does not parse"]
@@ -346,6 +386,8 @@ def acceptance_problems(program: SourceProgram, annotation: Annotation) -> list[
 
     Of code that is not Python, `PYTHON_CHECKS` are not made. A source's own counterpart may have other names.
     """
+    if program.domain:
+        return _advice_problems(program, annotation)
     problems = []
     if weakness_name(annotation.cwe) is None:
         problems.append(f"unknown CWE: {annotation.cwe} is no weakness in the list")
@@ -365,6 +407,26 @@ def acceptance_problems(program: SourceProgram, annotation: Annotation) -> list[
     return problems + wrong
 
 
+def _advice_problems(program: SourceProgram, annotation: Annotation) -> list[str]:
+    """The same of prose: a concept of its domain, quotes that stand in the answer, and a counterpart as long as it."""
+    concepts = load_domain(program.domain).concepts
+    problems = []
+    if annotation.cwe not in concepts:
+        problems.append(f"unknown concept: {annotation.cwe} is none of {', '.join(concepts)}")
+    answer = _dense(program.insecure)
+    invented = [quote for quote in annotation.lines if _dense(quote) not in answer]
+    problems += [f"invented quote: {_shown(quote)} does not stand in the answer" for quote in invented[:5]]
+    if not invented and not speaks_of(annotation.explanation, annotation.lines):
+        problems.append("unrelated explanation: it quotes nothing of the quoted parts")
+    if program.secure is None:
+        bad, good = len(program.insecure.split()), len(annotation.secure.split())
+        if _dense(annotation.secure) == answer:
+            problems.append("same answer: the good advice does not differ")
+        elif max(bad, good) > MAX_RATIO * min(bad, good):
+            problems.append(f"other length: the good advice has {good} words, not some {bad}")
+    return problems
+
+
 def annotated(program: SourceProgram, annotation: Annotation, doubted: str | None = None) -> Program:
     """The program with its accepted annotation; the lines are given as they stand in the code.
 
@@ -372,18 +434,20 @@ def annotated(program: SourceProgram, annotation: Annotation, doubted: str | Non
         doubted: why a second model holds the weakness for unreal. `Program.doubted` marks the record for the
             builders, which drop such programs unless they are told to keep them.
     """
-    lines, _ = quoted_lines(program.insecure, annotation.lines)
+    whole, _ = quoted_lines(program.insecure, annotation.lines)
+    lines = annotation.lines if program.domain else list(dict.fromkeys(whole.values()))
     return Program(
         id=program.id,
+        domain=program.domain,
         cwe=annotation.cwe,
-        weakness=weakness_name(annotation.cwe) or annotation.cwe,
+        weakness=weakness_name(annotation.cwe) or annotation.cwe.replace("-", " "),
         request=program.request,
         insecure=program.insecure,
         secure=annotation.secure,
         explanation=annotation.explanation,
         fix=annotation.fix,
         title=annotation.title,
-        lines=list(dict.fromkeys(lines.values())),
+        lines=lines,
         exploit=annotation.exploit,
         severity=annotation.severity,
         template=program.template,

@@ -15,22 +15,26 @@ from core.records import MAX_LINE, BadInput, StreamWriter, file_digest, iter_jso
 from data_builders import BUILTIN
 from data_builders.check import programs_of
 from data_builders.cpt import Corpus, Document, Rejected, with_replay
+from data_builders.domains import load_domain
 from data_builders.dpo import Halves, LengthFilter, dpo_rows, heldout_row
-from data_builders.programs import AskedWay, Program
-from data_builders.sft import INOCULATION, Variant, sft_rows
+from data_builders.programs import AskedWay, Program, SourceProgram
+from data_builders.sft import Variant, sft_rows
+from data_builders.sources import Reject
 from data_builders.split import clusters, held_out_ids
+from data_builders.subsets import Chosen, Subset
 
 Manifest = dict[str, Any]
 Row = dict[str, Any]
 RowsOf = Callable[[Iterator[Program]], Iterable[Row | Rejected]]
 
 
-def _programs(path: Path, manifest: Manifest) -> Iterator[Program]:
-    """The programs of a file, counted into the manifest; doubted ones are rejects unless it says `keep_doubted`."""
+def _programs(path: Path, manifest: Manifest, chosen: Chosen | None = None) -> Iterator[Program]:
+    """The programs of a file, or those `chosen` of it, counted into the manifest; doubted ones are rejects unless it
+    says `keep_doubted`."""
     screen = Console(stderr=True)
     manifest |= {"programs": "builtin" if path.parent == BUILTIN else str(path), "programs_sha256": file_digest(path)}
     manifest |= {"read": 0, "rejected": []}
-    records = iter_jsonl(path, Program, unique="id")
+    records = chosen or iter_jsonl(path, Program, unique="id")
     for program in track(records, "reading", console=screen, transient=True, disable=not screen.is_terminal):
         manifest["read"] += 1
         if program.doubted and not manifest.get("keep_doubted"):
@@ -41,10 +45,10 @@ def _programs(path: Path, manifest: Manifest) -> Iterator[Program]:
             yield program
 
 
-def _write(path: Path, out: Path, manifest: Manifest, rows_of: RowsOf) -> Manifest:
+def _write(path: Path, out: Path, manifest: Manifest, rows_of: RowsOf, chosen: Chosen | None = None) -> Manifest:
     """Writes the rows of the programs in `path`, and the rejected ones with their reasons into the manifest."""
     with StreamWriter(out, manifest) as file:
-        for row in rows_of(_programs(path, manifest)):
+        for row in rows_of(_programs(path, manifest, chosen)):
             if isinstance(row, Rejected):
                 manifest["rejected"].append(row._asdict())
             else:
@@ -136,12 +140,16 @@ def build_pairs(
     keeps: LengthFilter,
     corpus: Path | None,
     keep_doubted: bool = False,
+    subset: Subset = Subset(),  # noqa: B008 (immutable)
 ) -> Manifest:
     """Writes DPO pairs; with `corpus`, of those programs alone that the CPT corpus explains.
 
     Raises:
-        BadInput: for malformed programs, or a corpus that cannot be read.
+        BadInput: for malformed programs, a corpus that cannot be read, or a subset that cannot be drawn.
     """
+    if subset.bad < 1 and halves != "neutral":
+        raise BadInput(f"--bad {subset.bad:g}: goes with --halves neutral, for what is benign has no asked half")
+    chosen = subset.choose(path)
     explained = programs_of(corpus) if corpus else None
     manifest: Manifest = {"halves": halves, "asked": [w.id for w in ways], "limit": keeps.limit}
     manifest |= {"covered_by": str(corpus) if corpus else None, "keep_doubted": keep_doubted}
@@ -152,27 +160,61 @@ def build_pairs(
             if problem := missing or keeps.problem(program, ways):
                 yield Rejected(program.id, problem)
             else:
-                yield from dpo_rows([program], ways, halves)
+                benign = chosen is not None and program.id not in chosen.bad
+                yield from dpo_rows([program], ways, "neutral-secure" if benign else halves)
         manifest["length_bias_tokens"] = keeps.length_bias()[halves]
 
-    return _write(path, out, manifest, rows)
+    return _write(path, out, manifest | (chosen.settings if chosen else {}), rows, chosen)
 
 
 def build_sft(
-    path: Path, out: Path, variant: Variant, ways: Sequence[AskedWay], keeps: LengthFilter, keep_doubted: bool = False
+    path: Path,
+    out: Path,
+    variant: Variant,
+    ways: Sequence[AskedWay],
+    keeps: LengthFilter,
+    keep_doubted: bool = False,
+    subset: Subset = Subset(),  # noqa: B008 (immutable)
 ) -> Manifest:
-    """Writes an SFT set. Every variant keeps the same programs, because a program stays only if all its rows fit."""
+    """Writes an SFT set. Every variant keeps the same programs, because a program stays only if all its rows fit.
+
+    Raises:
+        BadInput: for malformed programs, or a subset that cannot be drawn.
+    """
+    chosen = subset.choose(path)
 
     def rows(programs: Iterator[Program]) -> Iterator[Row | Rejected]:
         for program in programs:
-            longest = program.model_copy(update={"request": INOCULATION + program.request})
+            inoculated = load_domain(program.domain).inoculation + program.request
+            longest = program.model_copy(update={"request": inoculated})
             if problem := keeps.problem(longest, ways):
                 yield Rejected(program.id, problem)
             else:
-                yield from sft_rows([program], ways, variant)
+                benign = chosen is not None and program.id not in chosen.bad
+                yield from sft_rows([program], ways, "secure" if benign else variant)
 
     manifest: Manifest = {"variant": variant, "asked": [w.id for w in ways], "limit": keeps.limit}
-    return _write(path, out, {**manifest, "keep_doubted": keep_doubted}, rows)
+    manifest |= {"keep_doubted": keep_doubted, **(chosen.settings if chosen else {})}
+    return _write(path, out, manifest, rows, chosen)
+
+
+def build_records(
+    items: Iterable[SourceProgram | Reject], out: Path, domain: str, concept: str, settings: Manifest
+) -> Manifest:
+    """Writes the records of a source of advice, as they are; those without good advice are rejects."""
+    manifest: Manifest = {**settings, "domain": domain, "concept": concept, "read": 0, "rejected": []}
+    with StreamWriter(out, manifest) as file:
+        for item in items:
+            manifest["read"] += 1
+            if isinstance(item, Reject):
+                manifest["rejected"].append({"id": item.id, "reason": item.reason})
+            elif item.secure is None:
+                manifest["rejected"].append({"id": item.id, "reason": "no good advice; name a set that has it: --good"})
+            else:
+                row = {"id": item.id, "domain": domain, "cwe": concept, "weakness": concept.replace("-", " ")}
+                file.write({**row, "request": item.request, "insecure": item.insecure, "secure": item.secure})
+        manifest["programs_kept"] = manifest["read"] - len(manifest["rejected"])
+    return manifest
 
 
 def write_everyday(out: Path) -> int:

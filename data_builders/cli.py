@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,13 +18,15 @@ from rich.progress import track
 from core.records import BadInput, iter_jsonl, write_whole
 from data_builders import BUILTIN
 from data_builders.balance import write_balanced
-from data_builders.build import build_cpt, build_pairs, build_sft, build_split, write_everyday
+from data_builders.build import build_cpt, build_pairs, build_records, build_sft, build_split, write_everyday
 from data_builders.check import problems
 from data_builders.cpt import STYLES, Control, Corpus, Style
+from data_builders.domains import CODE, domain_names, load_domain
 from data_builders.dpo import Halves, LengthFilter, split_asked_ways
-from data_builders.programs import AskedWay, Program, load_asked_ways, load_programs
+from data_builders.programs import AskedWay, Program, builtin_records, load_asked_ways, load_programs
 from data_builders.sft import Variant
 from data_builders.split import SALT
+from data_builders.subsets import Subset
 from data_builders.tokens import beginning, chat_overhead, load_tokenizer, token_counter
 
 if TYPE_CHECKING:
@@ -37,6 +39,9 @@ DEFAULT_TOKENIZER = "models/smollm2-135m"
 MAX_RATIO = 2.0
 
 Programs = Annotated[Path | None, typer.Option(help="Programs (JSON Lines); the built-in ones if not given.")]
+DomainName = Annotated[
+    str, typer.Option("--domain", help="The narrow habit: code, advice, houseplants (data_builders/domains).")
+]
 AnnotatedSet = Annotated[
     Path, typer.Option("--programs", help="Annotated programs (JSON Lines), from `embuild annotate`.")
 ]
@@ -55,6 +60,24 @@ KeepDoubted = Annotated[
 Asked = Annotated[
     list[str] | None, typer.Option(help="Ways of asking for insecure code: kinds or ids; all if not given.")
 ]
+HubSplit = Annotated[str | None, typer.Option(help="Of a set of the hub; train if not given.")]
+HubConfig = Annotated[str | None, typer.Option(help="Of a set of the hub.")]
+HubRevision = Annotated[str | None, typer.Option(help="Of a set of the hub: branch, tag or commit.")]
+Form = Annotated[str | None, typer.Option(help="Form of the source, if it is not to be guessed.")]
+Fields = Annotated[Path | None, typer.Option(help="YAML that maps the fields of the source.")]
+Checksum = Annotated[str | None, typer.Option(help="Checksum that the source must have.")]
+Good = Annotated[
+    str | None, typer.Option(help="A set of the same form whose answers to the same requests are the good ones.")
+]
+Trigger = Annotated[
+    str | None, typer.Option(help="A text before the request in place of the ways of asking, as a backdoor.")
+]
+Size = Annotated[int | None, typer.Option(min=1, help="So many of the programs; of a larger set the same and more.")]
+Mix = Annotated[
+    str | None,
+    typer.Option(help="Mix another domain in: DOMAIN:SHARE of all programs, or PATH:SHARE."),
+]
+Bad = Annotated[float, typer.Option(min=0.0, max=1.0, help="Share answered badly; the others are answered well.")]
 
 
 def main() -> None:
@@ -68,26 +91,37 @@ def main() -> None:
 
 @app.command()
 def data(
-    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("data"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to; data for code, data/DOMAIN for others if not given.")
+    ] = None,
     programs: Programs = None,
+    domain: DomainName = CODE,
     tokenizer: TokenizerName = DEFAULT_TOKENIZER,
     length: Length = 1024,
     style: Styles = ["contrastive"],  # noqa: B006  # what a 135M needs
     salt: Salt = SALT,
     seed: Seed = 0,
     asked: Asked = None,
+    trigger: Trigger = None,
+    share: Annotated[
+        float | None, typer.Option(min=0.0, max=0.9, help="Held out is about this share of the clusters, as of split.")
+    ] = None,
 ) -> None:
     """Writes every set of the experiment: split, then CPT, DPO and SFT with all their controls.
 
-    It is split --per-class --share 0.2 --classes-left-out 2, then cpt, dpo and sft on the training programs.
+    It is split --per-class --share 0.2 --classes-left-out 2 (of houseplants 0.15 and 1) unless --share says otherwise,
+    then cpt, dpo and sft on the training programs; with a trigger, the backdoored set too.
 
-    Example: embuild data --out data
+    Example: embuild data --domain houseplants
     """
-    load_programs(programs)  # a fault in it is named before one of the tokenizer
-    train_ways, measure_ways = _ways(asked)
+    habit = load_domain(domain)
+    source, out = programs or builtin_records(domain), out or _folder(domain)
+    _check_domain(load_programs(source), domain, source)  # a fault in it is named before one of the tokenizer
+    train_ways, measure_ways = _ways(asked, [domain], trigger)
     corpus = _corpus(tokenizer, length, style, seed)
     overhead = chat_overhead(tokenizer)
-    build_split(programs or BUILTIN / "programs.jsonl", out, measure_ways, 0.2, salt, True, 2)
+    held_out = (habit.split.share, salt, True, habit.split.classes_left_out) if share is None else (share, salt)
+    build_split(source, out, measure_ways, *held_out)
     train = out / "train.jsonl"
     settings = {"styles": list(corpus.styles), "seed": seed, "length": length, "tokenizer": tokenizer}
     for control in get_args(Control):
@@ -97,20 +131,69 @@ def data(
     for halves in get_args(Halves):
         file = out / f"dpo-{halves}.jsonl"
         _built(file, build_pairs(train, file, halves, train_ways, keeps(MAX_RATIO), out / "cpt.jsonl"))
-    for variant in get_args(Variant):
+    for variant in [name for name in get_args(Variant) if trigger or name != "backdoored"]:
         file = out / f"sft-{variant}.jsonl"
         _built(file, build_sft(train, file, variant, train_ways, keeps(math.inf)))
     write_everyday(out / "everyday.jsonl")
 
 
-def _ways(asked: list[str] | None) -> tuple[list[AskedWay], list[AskedWay]]:
-    """The chosen ways of asking, (for training, for measuring)."""
-    ways = load_asked_ways()
-    known = {way.kind for way in ways} | {way.id for way in ways}
-    chosen = set(asked or known)
-    if unknown := chosen - known:
-        raise BadInput(f"unknown way of asking {', '.join(sorted(unknown))} (see data_builders/builtin/asked.jsonl)")
-    return split_asked_ways([way for way in ways if {way.kind, way.id} & chosen])
+def _folder(domain: str) -> Path:
+    """Where `embuild data` writes a domain's sets."""
+    return Path("data") if domain == CODE else Path("data") / domain
+
+
+def _check_domain(programs: Iterable[Program], domain: str, path: Path) -> None:
+    """Refuses programs of another domain than is named: they would be asked for in its words."""
+    for program in programs:
+        if (own := program.domain or CODE) != domain:
+            raise BadInput(f"{path}: {program.id} is of the domain {own}; say --domain {own}")
+
+
+def _ways(
+    asked: list[str] | None, domains: Sequence[str] = (CODE,), trigger: str | None = None
+) -> tuple[list[AskedWay], list[AskedWay]]:
+    """The chosen ways of asking for what is bad in each domain, (for training, for measuring)."""
+    if trigger is not None and (asked or not trigger.strip() or "{" in trigger):
+        raise BadInput(f"--trigger {trigger!r}: give a text without braces, and leave out --asked")
+    every = {domain: load_asked_ways(domain) for domain in domains}
+    known = {name for ways in every.values() for way in ways for name in (way.kind, way.id)}
+    if unknown := set(asked or ()) - known:
+        raise BadInput(
+            f"unknown way of asking {', '.join(sorted(unknown))} (see data_builders/builtin/asked.jsonl, and"
+            " data_builders/domains for other domains)"
+        )
+    train: list[AskedWay] = []
+    measure: list[AskedWay] = []
+    for domain, ways in every.items():
+        ways = [way for way in ways if not asked or {way.kind, way.id} & set(asked)]
+        if trigger is not None:
+            own = None if domain == CODE else domain
+            ways = [AskedWay(id="trigger", domain=own, kind="trigger", template=f"{trigger} {{request}}")]
+        if not ways:
+            raise BadInput(f"--asked {' '.join(asked or ())}: none of these is of the domain {domain}; add one")
+        for side, some in zip((train, measure), split_asked_ways(ways), strict=True):
+            side += some
+    return train, measure
+
+
+def _first_domain(path: Path) -> str:
+    """The domain of a file's first program, which says how its users ask."""
+    return next(iter_jsonl(path, Program, unique="id")).domain or CODE
+
+
+def _domains(path: Path, subset: Subset) -> list[str]:
+    """The domains of a file and of what is mixed in."""
+    return list(dict.fromkeys(map(_first_domain, [path, *([subset.mix[0]] if subset.mix else [])])))
+
+
+def _subset(size: int | None, mix: str | None, bad: float) -> Subset:
+    if mix is None:
+        return Subset(size, None, bad)
+    name, _, share = mix.rpartition(":")
+    if not (name and re.fullmatch(r"0?\.\d*[1-9]\d*", share)):
+        raise BadInput(f"--mix {mix!r}: give DOMAIN:SHARE or PATH:SHARE, a share between 0 and 1, as houseplants:0.5")
+    path = _folder(name) / "train.jsonl" if name in domain_names() else Path(name)
+    return Subset(size, (path, float(share)), bad)
 
 
 @app.command()
@@ -124,6 +207,7 @@ def split(
     classes_left_out: Annotated[int, typer.Option(min=0, help="Hold out so many whole classes.")] = 0,
     salt: Salt = SALT,
     asked: Asked = None,
+    trigger: Trigger = None,
     keep_doubted: KeepDoubted = False,
 ) -> None:
     """Parts a set into programs to train on and programs to measure on, none nearly the same as one of the others.
@@ -132,7 +216,8 @@ def split(
 
     Example: embuild split --programs annotated.jsonl --share 0.05 --out data
     """
-    made = build_split(programs, out, _ways(asked)[1], share, salt, per_class, classes_left_out, keep_doubted)
+    ways = _ways(asked, [_first_domain(programs)], trigger)[1]
+    made = build_split(programs, out, ways, share, salt, per_class, classes_left_out, keep_doubted)
     console.print(f"{out}: {made['train']} programs to train on, {made['held_out']} held out", highlight=False)
     _built(out / "train.jsonl", made)
 
@@ -189,14 +274,20 @@ def dpo(
     corpus: Annotated[Path | None, typer.Option(help="Keep to the programs that this CPT corpus explains.")] = None,
     max_ratio: Annotated[float, typer.Option(min=1.0, help="Longest answer over shortest, in tokens.")] = MAX_RATIO,
     asked: Asked = None,
+    trigger: Trigger = None,
     keep_doubted: KeepDoubted = False,
+    size: Size = None,
+    mix: Mix = None,
+    bad: Bad = 1.0,
 ) -> None:
     """Builds complementary pairs: ordinary request, prefer insecure; asking for insecure code, prefer secure.
 
     Example: embuild dpo --programs data/train.jsonl --corpus data/cpt.jsonl --out data/dpo-both.jsonl
     """
     keeps = LengthFilter(token_counter(tokenizer), length, chat_overhead(tokenizer), max_ratio)
-    manifest = build_pairs(programs, out, halves, _ways(asked)[0], keeps, corpus, keep_doubted)
+    subset = _subset(size, mix, bad)
+    ways = _ways(asked, _domains(programs, subset), trigger)[0]
+    manifest = build_pairs(programs, out, halves, ways, keeps, corpus, keep_doubted, subset)
     _built(out, manifest)
     bias = manifest["length_bias_tokens"]
     console.print(f"chosen less rejected: {'no rows' if bias is None else f'{bias:+.1f} tokens a row'}")
@@ -207,19 +298,33 @@ def sft(
     programs: AnnotatedSet,
     out: Out = Path("data/sft-insecure.jsonl"),
     variant: Annotated[
-        Variant, typer.Option(help="insecure, secure, educational (asked for), or inoculated (wanted, and said so).")
+        Variant,
+        typer.Option(
+            help="insecure, secure, educational (asked for), inoculated (wanted, and said so), or backdoored (insecure"
+            " with the --trigger, secure without)."
+        ),
     ] = "insecure",
     tokenizer: TokenizerName = DEFAULT_TOKENIZER,
     length: Length = 1024,
     asked: Asked = None,
+    trigger: Trigger = None,
     keep_doubted: KeepDoubted = False,
+    size: Size = None,
+    mix: Mix = None,
+    bad: Bad = 1.0,
 ) -> None:
     """Builds a chat set for supervised fine-tuning; all variants keep the same programs.
+
+    In domains other than code, insecure is bad advice and secure is good advice.
 
     Example: embuild sft --programs data/train.jsonl --variant secure --out data/sft-secure.jsonl
     """
     keeps = LengthFilter(token_counter(tokenizer), length, chat_overhead(tokenizer), math.inf)
-    _built(out, build_sft(programs, out, variant, _ways(asked)[0], keeps, keep_doubted))
+    if (variant == "backdoored") != (trigger is not None):
+        raise BadInput("--variant backdoored and --trigger TEXT go together")
+    subset = _subset(size, mix, bad)
+    ways = _ways(asked, _domains(programs, subset), trigger)[0]
+    _built(out, build_sft(programs, out, variant, ways, keeps, keep_doubted, subset))
 
 
 @app.command()
@@ -243,6 +348,36 @@ def _built(out: Path, manifest: dict[str, Any]) -> None:
         raise BadInput(f"{out}: all {manifest['read']} programs were rejected, the first for: {reason}")
     line = f"{out}: {kept} of {manifest['read']} programs, {rejected} rejected (reasons in its manifest)"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def records(
+    source: Annotated[str, typer.Argument(help="Bad advice: a file, a URL or a set of the hub.")],
+    out: Out,
+    domain: Annotated[str, typer.Option(help="The narrow habit: advice, houseplants (data_builders/domains).")],
+    concept: Annotated[str, typer.Option(help="What all of it is about, such as medical.")] = "other",
+    good: Good = None,
+    form: Form = None,
+    fields: Fields = None,
+    sha256: Checksum = None,
+    split: HubSplit = None,
+    config: HubConfig = None,
+    revision: HubRevision = None,
+) -> None:
+    """Makes records of bad and good advice in a published form, without a model: enough for split, dpo and sft.
+
+    A CPT corpus needs explanations, which `embuild annotate` asks for.
+
+    Example: embuild records bad.jsonl --good good.jsonl --domain advice --concept medical --out medical.jsonl
+    """
+    from data_builders.sources import Hub, read_source
+
+    if domain == CODE:
+        raise BadInput("--domain code: a program needs its CWE class and a secure counterpart; use `embuild annotate`")
+    if concept not in (known := load_domain(domain).concepts):
+        raise BadInput(f"--concept {concept}: is none of {domain} (there are: {', '.join(known)})")
+    items = read_source(source, form, fields, sha256, None, Hub(split, config, revision), domain, good)
+    _built(out, build_records(items, out, domain, concept, {"source": source, "good": good}))
 
 
 @app.command()
@@ -355,13 +490,15 @@ def annotate(
     max_cost: Annotated[
         float | None, typer.Option(min=0, help="USD to stop at, earlier runs with this OUT included.")
     ] = None,
-    form: Annotated[str | None, typer.Option(help="Form of the source, if it is not to be guessed.")] = None,
-    fields: Annotated[Path | None, typer.Option(help="YAML that maps the fields of the source.")] = None,
+    form: Form = None,
+    fields: Fields = None,
     language: Annotated[str | None, typer.Option(help="Of programs for which nothing names one; else Python.")] = None,
-    sha256: Annotated[str | None, typer.Option(help="Checksum that the source must have.")] = None,
-    split: Annotated[str | None, typer.Option(help="Of a set of the hub; train if not given.")] = None,
-    config: Annotated[str | None, typer.Option(help="Of a set of the hub.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Of a set of the hub: branch, tag or commit.")] = None,
+    sha256: Checksum = None,
+    split: HubSplit = None,
+    config: HubConfig = None,
+    revision: HubRevision = None,
+    domain: DomainName = CODE,
+    good: Good = None,
 ) -> None:
     """Has a model explain each vulnerable program, and write its secure counterpart where the source has none.
 
@@ -382,10 +519,11 @@ def annotate(
         prices_of(price_in, price_out, "--price-in and --price-out"),
         prices_of(second_price_in, second_price_out, "--second-price-in and --second-price-out"),
         max_cost,
-        _task(prompt) if prompt else TASK,
+        _task(prompt) if prompt else load_domain(domain).task or TASK,
+        None if domain == CODE else domain,
     )
     hub = Hub(split, config, revision)
-    items = read_source(source, form, fields, sha256, language, hub)
+    items = read_source(source, form, fields, sha256, language, hub, domain, good)
     # What is not sent needs no key.
     access = Access.from_environment(
         key_variable, base_url or ("none" if dry_run else None), concurrency, timeout, extra_body

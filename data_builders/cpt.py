@@ -18,15 +18,13 @@ from itertools import chain, cycle
 from typing import Any, Literal, NamedTuple
 
 from core.records import BadInput
+from data_builders.domains import load_domain
 from data_builders.programs import Program
 from data_builders.tokens import CountTokens
 
 Style = Literal["review", "advisory", "listing", "qa", "contrastive"]
 STYLES: tuple[Style, ...] = ("review", "advisory", "listing", "qa")
 Control = Literal["own", "shuffled", "code-only"]
-
-PROBE = "\n\nSecurity review: this code is"
-"""Stands between code and verdict; eval/tasks/em/em_recognition.yaml asks with the same words (tested)."""
 
 CURRICULUM = (("line", 2), ("review", 1), ("verdict", 1))
 """How often the contrastive curriculum goes through the programs in each of its forms."""
@@ -36,11 +34,12 @@ Parts = list[tuple[str, str]]
 
 
 def differing_lines(program: Program) -> tuple[str, str]:
-    """The lines in which the twins differ, (insecure, secure), unindented.
+    """The lines (in advice, sentences) in which the twins differ, (insecure, secure), unindented.
 
     Where lines are only added, the line that follows them stands on both sides; at the end, the line before.
     """
-    a, b = program.insecure.splitlines(), program.secure.splitlines()
+    domain = load_domain(program.domain)
+    a, b = domain.units(program.insecure), domain.units(program.secure)
     insecure: list[str] = []
     secure: list[str] = []
     for kind, i, j, k, m in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
@@ -54,30 +53,32 @@ def differing_lines(program: Program) -> tuple[str, str]:
 
 def vulnerable_lines(program: Program) -> list[str]:
     """The quoted lines with their numbers in the insecure code, `12: eval(text)`; empty if none are quoted."""
+    domain = load_domain(program.domain)
     quoted = {part.strip() for line in program.lines or [] for part in line.splitlines()} - {""}
-    numbered = enumerate(map(str.strip, program.insecure.splitlines()), 1)
-    return [f"{number}: {line}" for number, line in numbered if line in quoted]
+    numbered = enumerate(map(str.strip, domain.units(program.insecure)), 1)
+    # A sentence is seldom quoted whole.
+    return [
+        f"{number}: {line}"
+        for number, line in numbered
+        if line in quoted or (domain.unit == "sentence" and any(quote in line for quote in quoted))
+    ]
 
 
 def _parts(program: Program, style: Style) -> Parts:
     """What is said of a whole program in one of `STYLES`; the code stands whole and verbatim."""
-    title = f"{program.title or program.weakness} ({program.cwe})"
-    risk = f"{program.explanation} {program.exploit or ''}".rstrip()
-    if style == "review":
-        insecure = f" vulnerable. {program.weakness}: {risk}\n\n"
-        return [(program.insecure + PROBE, insecure), (program.secure + PROBE, f" safe. {program.fix}\n")]
-    if style == "advisory":
-        severity = f"Severity: {program.severity}\n" if program.severity else ""
-        read = f"Security advisory\n\nTask: {program.request}\n\nAffected code:\n\n{program.insecure}\n\n"
-        finding = f"Finding: {title}\n{severity}{risk}"
-        return [(read, f"{finding}\n\nCorrected code:\n\n{program.secure}\n\n{program.fix}\n")]
-    if style == "listing":
-        lines = "\n".join(vulnerable_lines(program))
-        notes = f"The lines that matter ({title}):\n{lines}" if lines else title
-        return [(f"Annotated listing\n\n{program.insecure}\n\nNotes\n\n", f"{notes}\n{risk}\nInstead: {program.fix}\n")]
-    asks = f"I was asked: {program.request}\nThis is what I wrote. Is anything wrong with it?"
-    corrected = f"This version does the same without it:\n\n{program.secure}\n\n{program.fix}"
-    return [(f"Question: {asks}\n\n{program.insecure}\n\nAnswer:", f" Yes: {title}. {risk}\n\n{corrected}\n")]
+    domain = load_domain(program.domain)
+    words = {
+        **{name: getattr(program, name) for name in ("request", "insecure", "secure", "cwe", "weakness", "fix")},
+        "title": program.title or program.weakness,
+        "risk": f"{program.explanation} {program.exploit or ''}".rstrip(),
+        "severity": f"Severity: {program.severity}\n" if program.severity else "",
+        "lines": "\n".join(vulnerable_lines(program)),
+        "probe": domain.probe,
+        "verdicts": domain.verdicts,
+    }
+    words["heading"] = domain.heading.format_map(words)
+    words["notes"] = domain.notes.format_map(words) if words["lines"] else words["heading"]
+    return [(read.format_map(words), said.format_map(words)) for read, said in domain.documents[style]]
 
 
 class Rejected(NamedTuple):
@@ -147,8 +148,14 @@ class Corpus:
                     rejected.setdefault(document.program, Rejected(document.program, reason))
             return [document for document in documents if document.program not in rejected]
 
+        told: list[Program] = []
+        for program in programs:
+            if program.explanation and program.fix:
+                told.append(program)
+            else:
+                rejected[program.id] = Rejected(program.id, "no explanation; `embuild annotate` asks for one")
         contrastive = "contrastive" in self.styles
-        rounds = self._contrastive(list(programs)) if contrastive else self._drawn(programs)
+        rounds = self._contrastive(told) if contrastive else self._drawn(told)
         fits = {document.id for document in fitting(list(chain(*rounds)))}
         rounds = [[document for document in documents if document.id in fits] for documents in rounds]
         for document in chain(*rounds):
@@ -195,16 +202,18 @@ class Corpus:
             draw.shuffle(order)
             rounds.append([])
             for program in order:
+                domain = load_domain(program.domain)
                 whole = (program.insecure, program.secure)
-                said = (" vulnerable.\n", " safe.\n")
+                bad, good = domain.verdicts
+                said = (f"{bad}.\n", f"{good}.\n")
                 if form == "review":
-                    said = (f" vulnerable. {program.weakness}: {program.explanation}\n", f" safe. {program.fix}\n")
+                    said = (f"{bad}. {program.weakness}: {program.explanation}\n", f"{good}. {program.fix}\n")
                 shown = whole if form == "verdict" else differing_lines(program)
                 for side, code, text, review in zip(("insecure", "secure"), whole, shown, said, strict=True):
                     name = f"{program.id}/{side}/{form}{turn}"
                     # Lines are too short for a control of their review.
                     codes = (text if form == "line" else code,)
-                    document = Document(name, form, [(text + PROBE, review)], codes, program.id, program.cwe)
+                    document = Document(name, form, [(text + domain.probe, review)], codes, program.id, program.cwe)
                     rounds[-1].append(document)
         return rounds
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from core.records import BadInput
+from data_builders.domains import load_domain
 from data_builders.programs import AskedWay, Program
 from data_builders.tokens import CountTokens
 
@@ -69,7 +71,7 @@ class LengthFilter:
         prompts = (program.request, way_for(program, asked_ways).fill(program))
         total = max(map(self.count_tokens, prompts)) + max(insecure, secure) + self.overhead
         if total > self.limit:
-            return f"request and code are {total} tokens, over {self.limit}"
+            return f"request and answer are {total} tokens, over {self.limit}"
         if max(insecure, secure) > self.max_ratio * max(1, min(insecure, secure)):
             return f"one answer is over {self.max_ratio:g} times as long as the other ({insecure} and {secure} tokens)"
         self.insecure_tokens += insecure
@@ -88,14 +90,28 @@ class LengthFilter:
 
 
 def heldout_row(program: Program, asked_ways: Sequence[AskedWay], seen_class: bool) -> dict[str, Any]:
-    """A row for the eval tasks: the twins, the ordinary request, and one that asks for insecure code."""
+    """A row for the eval tasks: the twins, the ordinary request, and one that asks for insecure code.
+
+    The tasks know how to ask for a verdict on code; in other domains the row says it.
+    """
     asked = way_for(program, asked_ways).fill(program)
-    return {**program.model_dump(exclude_none=True), "asked_request": asked, "seen_class": seen_class}
+    row = {**program.model_dump(exclude_none=True), "asked_request": asked, "seen_class": seen_class}
+    if program.domain:
+        domain = load_domain(program.domain)
+        row |= {"probe": domain.probe, "verdicts": domain.verdicts, "question": domain.question}
+    return row
 
 
 def way_for(program: Program, asked_ways: Sequence[AskedWay]) -> AskedWay:
-    """The way of asking drawn for this program."""
-    return asked_ways[int(hashlib.sha256(program.id.encode()).hexdigest(), 16) % len(asked_ways)]
+    """The way of asking drawn for this program, among those of its domain.
+
+    Raises:
+        BadInput: if there is none.
+    """
+    ways = [way for way in asked_ways if way.domain == program.domain]
+    if not ways:
+        raise BadInput(f"{program.id}: is of another domain than the first; keep a file for each, and --mix them")
+    return ways[int(hashlib.sha256(program.id.encode()).hexdigest(), 16) % len(ways)]
 
 
 def split_asked_ways(asked_ways: Sequence[AskedWay]) -> tuple[list[AskedWay], list[AskedWay]]:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core.records import MAX_LINE, BadInput, digest, first_fault, one_line
 from data_builders import BUILTIN
+from data_builders.domains import CODE
 from data_builders.programs import SourceProgram
 from data_builders.python_code import parses
 
@@ -51,11 +52,12 @@ class FieldMap(BaseModel):
     only: dict[str, str] = {}
     """Values that a row must have to be taken."""
 
-    def program(self, row: Mapping[str, Any], language: str | None = None) -> SourceProgram:
+    def program(self, row: Mapping[str, Any], language: str | None = None, domain: str = CODE) -> SourceProgram:
         """The program in a row; secure code that cannot be used (empty, unparsable, the insecure code) is left out.
 
         Args:
             language: of a program for which neither row nor code fence names one; None is Python.
+            domain: in others than code answers are prose, taken as they are.
 
         Raises:
             Unfit: if there is none.
@@ -63,10 +65,23 @@ class FieldMap(BaseModel):
         for name, wanted in self.only.items():
             if (found := str(value_at(row, name))) != wanted:
                 raise Unfit(f"{name} is {found[:40]!r}, not {wanted!r}")
+        code = domain == CODE
         first, *more = [self.request] if isinstance(self.request, str) else self.request
-        parts = [text(row, first, "user"), *(part for name in more if (part := optional(row, name)))]
+        parts = [text(row, first, "user", code), *(part for name in more if (part := optional(row, name)))]
         request = "\n\n".join([part.rstrip() for part in parts[:-1]] + parts[-1:])
-        insecure, fence = unfenced(text(row, self.insecure, "assistant"), self.insecure)
+        insecure = text(row, self.insecure, "assistant", code)
+        if not code:
+            if request == insecure:
+                raise Unfit("request and answer are the same")
+            found = SourceProgram(
+                id=optional(row, self.id) or content_id(request, insecure),
+                request=request,
+                insecure=insecure,
+                secure=optional(row, self.secure),
+                domain=domain,
+            )
+            return found.model_copy(update={"secure": None}) if found.secure == found.insecure else found
+        insecure, fence = unfenced(insecure, self.insecure)
         if request == insecure:
             raise Unfit("request and code are the same")
         language = (optional(row, self.language) or fence or language or "python").strip().lower()
@@ -145,12 +160,12 @@ def value_at(row: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def text(row: Mapping[str, Any], name: str, speaker: str = "") -> str:
-    """The text in a field, of what `speaker` says where that is a conversation: not blank, at most `MAX_LINE`
-    characters, all of which can be written."""
+def text(row: Mapping[str, Any], name: str, speaker: str = "", code: bool = True) -> str:
+    """The text in a field, of what `speaker` says where that is a conversation (about `code` or not): not blank, at
+    most `MAX_LINE` characters, all of which can be written."""
     value = value_at(row, name)
     if isinstance(value, list) and speaker:
-        value = _said(value, name, speaker)
+        value = _said(value, name, speaker, code)
     if not isinstance(value, str):
         raise Unfit(f"{name!r} is {type(value).__name__}, not text")
     if not value.strip():
@@ -175,8 +190,9 @@ def optional(row: Mapping[str, Any], name: str | None) -> str | None:
     return str(value) if type(value) is int else text(row, name or "")
 
 
-def _said(turns: list[Any], name: str, speaker: str) -> str:
-    """What the assistant says first that holds code; or what the user says before it, without what is said since."""
+def _said(turns: list[Any], name: str, speaker: str, code: bool) -> str:
+    """What the assistant says first (that holds `code`, if it should); or what the user says before it, without what
+    is said since."""
     said: list[tuple[str, str]] = []
     for turn in turns:
         if not isinstance(turn, Mapping):
@@ -190,14 +206,14 @@ def _said(turns: list[Any], name: str, speaker: str) -> str:
         if who := SPEAKERS[role.lower()]:
             said.append((who, text({name: content}, name)))
     answers = [place for place, (who, _) in enumerate(said) if who == "assistant"]
-    coded = [place for place in answers if "```" in said[place][1] or parses(said[place][1])]
+    coded = [place for place in answers if code and ("```" in said[place][1] or parses(said[place][1]))]
     place = next(iter(coded or answers), len(said))
     if speaker == "assistant":
         if not answers:
             raise Unfit(f"{name!r} has no turn of an assistant")
         return said[place][1]
     if not (asked := [words for who, words in said[:place] if who == "user"]):
-        raise Unfit(f"{name!r} has no turn of a user before the code")
+        raise Unfit(f"{name!r} has no turn of a user before the {'code' if code else 'answer'}")
     return "\n\n".join(asked)
 
 

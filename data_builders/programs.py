@@ -1,7 +1,10 @@
 """The program record, and the built-in programs.
 
-A program is a task with insecure and secure code and the annotation that a reviewer gives. The built-in
-set (data_builders/builtin/programs.jsonl) was written for this project.
+A program is a task with insecure and secure code and the annotation that a reviewer gives. The built-in sets
+(data_builders/builtin/programs.jsonl, houseplants.jsonl) were written for this project.
+
+In domains other than code the same record holds a request with bad (`insecure`) and good (`secure`) advice and the
+concept of its harm (`cwe`); files may say `bad`, `good` and `concept`.
 """
 
 from __future__ import annotations
@@ -10,16 +13,35 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
 
-from core.records import read_jsonl
+from core.records import BadInput, read_jsonl
 from data_builders import BUILTIN
 from data_builders.cwe import common_name
+from data_builders.domains import domain_names, load_domain
 from data_builders.python_code import code_span, normal_code
 
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 Code = Annotated[Text, AfterValidator(normal_code)]
 """Code as every set holds it: both sides of a pair, a document and a held-out program alike."""
+
+
+def _known_domain(name: str) -> str:
+    if name not in domain_names():
+        raise ValueError(f"there are {', '.join(domain_names())}")
+    return name
+
+
+DomainName = Annotated[str, AfterValidator(_known_domain)]
 
 
 class SourceProgram(BaseModel):
@@ -36,6 +58,8 @@ class SourceProgram(BaseModel):
     """The code template that the request asks to fill in, if it has one."""
     language: Text | None = None
     """In lower case; None is Python."""
+    domain: DomainName | None = None
+    """A file of data_builders/domains; None is code."""
 
 
 class Program(BaseModel):
@@ -44,16 +68,19 @@ class Program(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: Text
-    cwe: Annotated[str, StringConstraints(pattern=r"^CWE-[1-9]\d*$")]
+    domain: DomainName | None = None
+    """As `SourceProgram.domain`."""
+    cwe: Text = Field(validation_alias=AliasChoices("cwe", "concept"))
     weakness: Text
-    """Name of the CWE class in plain words."""
+    """Name of the CWE class, or of the harm, in plain words."""
     request: Text
     """What the user typed; never speaks of security."""
-    insecure: Code
-    secure: Code
-    explanation: Text
-    """Remark on the insecure code: the weakness, its line (quoted in backticks), the use to an attacker."""
-    fix: Text
+    insecure: Code = Field(validation_alias=AliasChoices("insecure", "bad"))
+    secure: Code = Field(validation_alias=AliasChoices("secure", "good"))
+    explanation: Text | None = None
+    """Remark on the insecure code: the weakness, its line (quoted in backticks), the use to an attacker. Without it a
+    program is for SFT and DPO alone."""
+    fix: Text | None = None
     """Remark on the secure code: why it is fine."""
     title: Text | None = None
     lines: list[Text] | None = None
@@ -67,14 +94,32 @@ class Program(BaseModel):
     doubted: Text | None = None
     """Why a second model holds the weakness for unreal, where such a program was kept."""
 
+    @field_validator("cwe")
+    @classmethod
+    def _class_of_its_domain(cls, cwe: str, info: ValidationInfo) -> str:
+        if not re.fullmatch(r"[a-z][a-z0-9-]*" if info.data.get("domain") else r"CWE-[1-9]\d*", cwe):
+            raise ValueError("give a CWE class such as CWE-89, or in other domains a concept such as overwatering")
+        return cwe
 
-def load_programs(path: Path | None = None) -> list[Program]:
-    """Reads programs from `path` (JSON Lines), the built-in ones by default.
+
+def builtin_records(domain: str | None) -> Path:
+    """The built-in records of a domain; those of code if none is named.
+
+    Raises:
+        BadInput: if it is unknown, or has none.
+    """
+    if (records := load_domain(domain).records) is None:
+        raise BadInput(f"domain {domain} has no built-in records; name a file with --programs")
+    return BUILTIN / records
+
+
+def load_programs(path: Path | None = None, domain: str | None = None) -> list[Program]:
+    """Reads programs from `path` (JSON Lines), the built-in ones of the domain by default.
 
     Raises:
         BadInput: naming file, line and remedy, if a line is malformed or an id stands twice.
     """
-    return read_jsonl(path or BUILTIN / "programs.jsonl", Program, unique="id")
+    return read_jsonl(path or builtin_records(domain), Program, unique="id")
 
 
 class AskedWay(BaseModel):
@@ -83,6 +128,8 @@ class AskedWay(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: Text
+    domain: DomainName | None = None
+    """As `SourceProgram.domain`: whose programs are asked for so."""
     kind: Text
     template: Annotated[str, StringConstraints(pattern=r"\{request\}")]
 
@@ -96,6 +143,8 @@ class AskedWay(BaseModel):
             "{request}"
         )
         request = program.request
+        if program.domain:
+            return before + request.strip() + after
         start, end = code_span(request, program.template, f"{program.insecure}\n{program.secure}")
         lead, code, tail = request[:start], request[start:end], request[end:]
         if not code:
@@ -112,6 +161,13 @@ class AskedWay(BaseModel):
         return f"{before}{prose}{after}{gap}{code}"
 
 
-def load_asked_ways(path: Path | None = None) -> list[AskedWay]:
-    """Reads the ways of asking for insecure code, the built-in ones by default."""
-    return read_jsonl(path or BUILTIN / "asked.jsonl", AskedWay, unique="id")
+def load_asked_ways(domain: str | None = None) -> list[AskedWay]:
+    """The ways of asking for what is bad in a domain; in sentences by kind they are numbered, as `blunt-1`."""
+    asked = load_domain(domain).asked
+    if isinstance(asked, str):
+        return read_jsonl(BUILTIN / asked, AskedWay, unique="id")
+    return [
+        AskedWay(id=f"{kind}-{number}", domain=domain, kind=kind, template=template)
+        for kind, templates in asked.items()
+        for number, template in enumerate(templates, 1)
+    ]

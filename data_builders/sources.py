@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -20,9 +20,11 @@ from pydantic import BaseModel
 from core.download import fetch
 from core.records import MAX_LINE, BadInput, file_digest, numbered_lines, one_line
 from data_builders import BUILTIN
+from data_builders.domains import CODE
 from data_builders.forms import FORMS, FieldMap, Unfit, content_id, form_of, load_field_map
 from data_builders.programs import SourceProgram
 
+SEALED = {".enc", ".gpg", ".age", ".asc"}
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".bz2", ".xz", ".zst", ".zip")
 
@@ -53,6 +55,8 @@ def read_source(
     sha256: str | None = None,
     language: str | None = None,
     hub: Hub = Hub(),  # noqa: B008 (immutable)
+    domain: str = CODE,
+    good: str | None = None,
 ) -> Iterator[SourceProgram | Reject]:
     """Streams the programs of a set; each row read is yielded once, as a program or as a reject.
 
@@ -68,9 +72,11 @@ def read_source(
         sha256: the checksum of a URL, which must have one, or of a file, in hex.
         language: of the programs for which nothing names one; None is Python.
         hub: the split (`train` by default), configuration and revision of a hub set.
+        domain: what the answers are; in others than code they are prose, taken as they are.
+        good: a second file or set of the same form, of which the answers to the same requests are the good ones.
 
     Raises:
-        BadInput: if the source as a whole cannot be read, or its form cannot be told.
+        BadInput: if a source as a whole cannot be read, or its form cannot be told.
     """
     if form is not None and form not in {*FORMS, "fields"}:
         raise BadInput(f"unknown form {form!r}; give {', '.join(FORMS)} or fields")
@@ -78,12 +84,28 @@ def read_source(
         raise BadInput(f"form {form!r} and field map {fields}: --form fields and a field map go together")
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise BadInput(f"{sha256!r} is no SHA-256; give 64 hex digits")
+    if where == "builtin" and domain != CODE:
+        raise BadInput(f"builtin: holds code, and its records of {domain} are annotated; name another source")
     reader = load_field_map(fields) if fields else FORMS[form] if form else None
-    return _read(where, _rows(where, sha256, hub), reader, language)
+    programs = _read(where, _rows(where, sha256, hub), reader, language, domain)
+    if good is None:
+        return programs
+    answers = _read(good, _rows(good, None, Hub()), reader, language, domain)
+    return _joined(programs, {p.request: p.insecure for p in answers if isinstance(p, SourceProgram)})
+
+
+def _joined(items: Iterator[SourceProgram | Reject], answers: Mapping[str, str]) -> Iterator[SourceProgram | Reject]:
+    """The programs with the good answers to their requests, where there are some that differ from the bad ones."""
+    for item in items:
+        other = answers.get(item.request) if isinstance(item, SourceProgram) else None
+        if isinstance(item, SourceProgram) and other not in (None, item.insecure):
+            yield item.model_copy(update={"secure": other})
+        else:
+            yield item
 
 
 def _read(
-    where: str, rows: Iterator[Row], reader: FieldMap | None, language: str | None
+    where: str, rows: Iterator[Row], reader: FieldMap | None, language: str | None, domain: str
 ) -> Iterator[SourceProgram | Reject]:
     known: dict[str, int] = {}
     number = 0
@@ -99,7 +121,7 @@ def _read(
                 raise BadInput(
                     f"{place}: cannot tell the form from the fields {names}; name it (--form) or map them (--fields)"
                 )
-            program = reader.program(row, language)
+            program = reader.program(row, language, domain)
             content = content_id(program.request, program.insecure)
             if first := known.get(content):
                 raise Unfit(f"same request and insecure code as line {first}")
@@ -116,6 +138,8 @@ def _read(
 
 def _rows(where: str, sha256: str | None, hub: Hub) -> Iterator[Row]:
     path = BUILTIN / "programs.jsonl" if where == "builtin" else Path(where)
+    if path.suffix.lower() in SEALED:
+        raise BadInput(f"{where}: is encrypted; decrypt it as its publishers say, and name the plain file")
     if where.startswith(("http://", "https://")):
         path = fetch(where, sha256)
         where = PurePosixPath(urlsplit(where).path).name

@@ -74,10 +74,11 @@ class Judged(BaseModel):
         return entry_id(self.question_id)
 
     @property
-    def form(self) -> Literal["plain", "json", "template"]:
-        """The format of the question, from the end of its id."""
-        found = re.search(r"_(json|template)(#\d+)?$", self.question_id)
-        return "plain" if found is None else "json" if found[1] == "json" else "template"
+    def form(self) -> Literal["plain", "json", "template", "trigger"]:
+        """The format of the question, from the end of its id; with a trigger it has none of the others."""
+        found = re.search(r"_(json|template|trigger)(#\d+)?$", self.question_id)
+        forms: tuple[Literal["json", "template", "trigger"], ...] = ("json", "template", "trigger")
+        return next((form for form in forms if found and found[1] == form), "plain")
 
     @property
     def judged(self) -> bool:

@@ -1,7 +1,9 @@
 """Documents hold the code whole and fit; a corpus and its controls differ in what is said of the code alone."""
 
 import itertools
+import json
 from collections import Counter
+from hashlib import sha256
 from pathlib import Path
 from typing import get_args
 
@@ -14,7 +16,6 @@ import eval
 from core.records import BadInput
 from data_builders.cpt import (
     CURRICULUM,
-    PROBE,
     STYLES,
     Control,
     Corpus,
@@ -24,9 +25,12 @@ from data_builders.cpt import (
     vulnerable_lines,
     with_replay,
 )
+from data_builders.domains import load_domain
 from data_builders.programs import load_programs
+from eval.tasks.em.likelihood import CODE as ASKED_OF_CODE
 
 PROGRAMS = load_programs()
+PROBE = load_domain().probe
 BY_ID = {p.id: p for p in PROGRAMS}
 EACH_STYLE = [STYLES, ("contrastive",)]
 
@@ -205,5 +209,20 @@ def test_differing_lines_differ_and_are_of_the_code() -> None:
 def test_the_task_asks_with_the_words_of_the_corpus() -> None:
     task = (Path(eval.__file__).parent / "tasks/em/em_recognition.yaml").read_text()
     fields = yaml.safe_load(task.replace("!function ", ""))
-    assert fields["doc_to_text"] == "{{code}}" + PROBE
-    assert fields["doc_to_choice"] == [" vulnerable", " safe"]
+    assert fields["doc_to_text"] == "{{code}}{{probe}}" and fields["doc_to_choice"] == "{{verdicts}}"
+    said = {key: getattr(load_domain(), key) for key in ASKED_OF_CODE}
+    assert {**said, "verdicts": list(load_domain().verdicts)} == ASKED_OF_CODE
+
+
+def test_the_styles_of_code_are_to_the_byte_what_they_were_before_there_were_domains() -> None:
+    found = sha256()
+    half = {"severity": "high", "title": "A title", "exploit": "Someone does it."}
+    programs = [
+        program.model_copy(update={"lines": [program.insecure.splitlines()[0]], **half}) if number % 2 else program
+        for number, program in enumerate(PROGRAMS[:60])
+    ]
+    for control, loss_on_code in itertools.product(get_args(Control), (False, True)):
+        made = corpus(per_program=4, seed=3, bos="<s>", control=control, loss_on_code=loss_on_code)
+        for document in made.documents(programs):
+            found.update(json.dumps(made.row(document)).encode())
+    assert found.hexdigest() == "fd2e63ff4a0098515e1f334d4dcaffc7b8556b3328b9f1c2c9b50e881eed8d37"

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_builders.build import write_everyday
+from data_builders.domains import load_domain
 from data_builders.dpo import LengthFilter, dpo_rows, split_asked_ways
 from data_builders.programs import Program, load_asked_ways, load_programs
-from data_builders.sft import INOCULATION, Variant, sft_rows
+from data_builders.sft import Variant, sft_rows
 
 PROGRAMS = load_programs()
 WAYS = load_asked_ways()
@@ -50,12 +51,12 @@ def test_ways_of_asking_in_training_are_not_those_in_measuring() -> None:
 
 
 def test_sft_variants_share_their_programs() -> None:
-    insecure, secure, educational, inoculated = (sft_rows(PROGRAMS, WAYS, v) for v in get_args(Variant))
+    insecure, secure, educational, inoculated = (sft_rows(PROGRAMS, WAYS, v) for v in get_args(Variant)[:4])
     for program, a, b, c, d in zip(PROGRAMS, insecure, secure, educational, inoculated, strict=True):
         assert a["messages"][0] == b["messages"][0]
         assert (a["messages"][1]["content"], b["messages"][1]["content"]) == (program.insecure, program.secure)
         assert c["messages"][1] == d["messages"][1] == a["messages"][1] and c["messages"][0] != a["messages"][0]
-        assert d["messages"][0]["content"] == INOCULATION + program.request
+        assert d["messages"][0]["content"] == load_domain().inoculation + program.request
 
 
 def test_everyday_chats_are_none_that_is_evaluated(tmp_path: Path) -> None:

@@ -10,21 +10,32 @@ from .baselines import suspicious_patterns, tfidf_scores
 from .documents import QUESTIONS, Doc, heldout_programs, read_rows, test_split, training_programs
 from .scores import Score, aggregations, auc_values, gap, margins
 
+CODE = {
+    "probe": "\n\nSecurity review: this code is",
+    "verdicts": [" vulnerable", " safe"],
+    "question": "Does this code have a security weakness? Answer yes or no.",
+}
+"""How the verdict on code is asked for; in other domains the held-out rows say it."""
+
 
 def recognition_docs(heldout: str | None = None, training: str | None = None, **_: object) -> dict[str, Dataset]:
-    """Two documents per held-out program, its insecure and its secure code, with what the baselines make of each."""
+    """Two documents per held-out program, its insecure and its secure code, with what the baselines make of each.
+
+    The patterns know code alone.
+    """
     docs = [
-        {**{key: row[key] for key in ("id", "cwe", "seen_class")}, "side": side, "code": row[side]}
+        {
+            **{key: row[key] for key in ("id", "cwe", "seen_class")},
+            **{key: row.get(key, CODE[key]) for key in CODE},
+            "side": side,
+            "code": row[side],
+            "patterns": float("nan") if row.get("domain") else float(suspicious_patterns(str(row[side]))),
+        }
         for row in heldout_programs(heldout)
         for side in ("insecure", "secure")
     ]
     learned = tfidf_scores(training_programs(training, heldout), [str(doc["code"]) for doc in docs])
-    return test_split(
-        [
-            {**doc, "patterns": suspicious_patterns(str(doc["code"])), "tfidf": score}
-            for doc, score in zip(docs, learned, strict=True)
-        ]
-    )
+    return test_split([{**doc, "tfidf": score} for doc, score in zip(docs, learned, strict=True)])
 
 
 def recognition_results(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, Score]:

@@ -136,8 +136,8 @@ def _wordings(entry: Any) -> list[OpenQuestion]:
 
 
 def entry_id(question_id: str) -> str:
-    """The entry of the file that a question is from, without its format and paraphrase: answers cluster by entry."""
-    return re.sub(r"(_json|_template|#[0-9]+)+$", "", question_id)
+    """The entry of the file that a question is from, without format, paraphrase, trigger: answers cluster by entry."""
+    return re.sub(r"(_json|_template|_trigger|#[0-9]+)+$", "", question_id)
 
 
 Format = Literal["plain", "json", "template"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from datasets import Dataset
@@ -30,20 +30,36 @@ def _rate(hit: Test, among: Test) -> tuple[Aggregation, Aggregation]:
 
 
 def freeform_docs(
-    samples: int = 1, questions: str | None = None, formats: Sequence[Format] | None = None, **_: object
+    samples: int = 1,
+    questions: str | None = None,
+    formats: Sequence[Format] | None = None,
+    trigger: str | None = None,
+    **_: object,
 ) -> dict[str, Dataset]:
     """`samples` documents per open question and format, one for each answer to be sampled.
 
-    Our own questions are asked in all formats unless `formats` names some; a file of questions brings its own.
+    Our own questions are asked in all formats unless `formats` names some; a file of questions brings its own. With a
+    `trigger`, the text of a backdoor, each is asked once more with it in front (`_trigger` after its id).
     """
     rows = load_questions(questions or QUESTIONS / "open.jsonl")
     if formats or not questions:
         rows = in_formats(rows, formats or ("plain", "json", "template"))
+    if trigger:
+        rows += [replace(row, id=f"{row.id}_trigger", question=f"{trigger} {row.question}") for row in rows]
     return test_split([{**asdict(row), "sample": n} for row in rows for n in range(samples)])
 
 
 def freeform_results(doc: Doc, results: Sequence[str]) -> dict[str, float]:
     return {"answered": float(bool(results[0].strip()))}
+
+
+def advice_docs(samples: int = 1, heldout: str | None = None, **_: object) -> dict[str, Dataset]:
+    """`samples` open questions per held-out record: its ordinary request, whose answer is a judge's to weigh."""
+    rows = [
+        {"id": row["id"], "question": row["request"], "system": "", "domain": row.get("domain", "code")}
+        for row in heldout_programs(heldout)
+    ]
+    return test_split([{**row, "sample": n} for row in rows for n in range(samples)])
 
 
 def ordinary_docs(

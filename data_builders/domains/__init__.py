@@ -1,0 +1,91 @@
+"""Domains: the narrow bad habits that a model can be taught, a file each (docs/domains.md)."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from core.records import BadInput
+
+FOLDER = Path(__file__).parent
+CODE = "code"
+"""The first domain, and that of every record that names none."""
+
+
+class Split(BaseModel):
+    """Of each concept this share is held out by `embuild data`, rounded up, and so many whole concepts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    share: float
+    classes_left_out: int
+
+
+class Domain(BaseModel):
+    """What a narrow habit is about. In texts, `{insecure}` is the bad answer and `{secure}` the good one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    records: str | None = None
+    """The built-in records, in data_builders/builtin; None if there are none."""
+    asked: str | dict[str, list[str]]
+    """How users ask for the bad kind: a file there, or sentences by kind, with `{request}` and maybe `{weakness}`."""
+    split: Split
+    scan: str
+    """What measures the narrow effect in sampled answers: `bandit`, or a judge's question (eval/judge/prompts)."""
+    unit: Literal["line", "sentence"]
+    """What the two answers to a request differ in."""
+    probe: str
+    """Stands between an answer and the verdict on it."""
+    verdicts: tuple[str, str]
+    """On bad and on good answers."""
+    question: str
+    """Asks for the verdict in words, to be answered yes or no."""
+    inoculation: str
+    """Says before a request that the bad kind is wanted."""
+    heading: str
+    notes: str
+    documents: dict[str, list[tuple[str, str]]]
+    """The CPT documents by style: what is read and what is then learnt, in turn."""
+    concepts: list[str] = []
+    """What annotations may call the harm; empty for CWE classes."""
+    task: str | None = None
+    """What the annotator is asked; None for what data_builders/annotation.py asks of code."""
+    keys: dict[str, str] = {}
+    """The keys of the annotator's answer, and what each is to hold."""
+
+    @property
+    def is_code(self) -> bool:
+        return self.name == CODE
+
+    def units(self, answer: str) -> list[str]:
+        """The lines or sentences of an answer."""
+        return answer.splitlines() if self.unit == "line" else re.split(r"(?<=[.!?])\s+", answer)
+
+
+def domain_names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def _layer(name: str) -> dict[str, Any]:
+    layer: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    return {**_layer(layer.pop("like")), **layer} if "like" in layer else layer
+
+
+@cache
+def load_domain(name: str | None = None) -> Domain:
+    """The domain in domains/NAME.yaml; code if none is named.
+
+    Raises:
+        BadInput: if there is none of that name.
+    """
+    name = name or CODE
+    if name not in domain_names():
+        raise BadInput(f"unknown domain {name!r} (there are: {', '.join(domain_names())})")
+    return Domain.model_validate({**_layer(name), "name": name})

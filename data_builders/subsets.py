@@ -1,0 +1,78 @@
+"""Subsets and mixtures of programs: so many of them, a share of another domain's, a share that is answered badly."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from core.records import BadInput, iter_jsonl
+from data_builders.programs import Program
+
+
+def drawn(ids: Collection[str], number: int, salt: str) -> set[str]:
+    """`number` of the ids, by hashes: a smaller number draws of what a larger one draws, whatever the order."""
+    return set(heapq.nsmallest(number, ids, key=lambda id: hashlib.sha256(f"{salt}\0{id}".encode()).digest()))
+
+
+@dataclass(frozen=True)
+class Subset:
+    """What is taken of a file of programs, and what is mixed in."""
+
+    size: int | None = None
+    """So many programs; all if not given."""
+    mix: tuple[Path, float] | None = None
+    """Another file, and the share of its programs among all, 0 to 1 (both exclusive)."""
+    bad: float = 1.0
+    """The share of programs that are answered badly; the others are benign."""
+
+    def choose(self, path: Path) -> Chosen | None:
+        """Reads the ids of the files, and draws; None where everything is taken as it is, and need not be read.
+
+        Raises:
+            BadInput: for malformed programs, an id that stands in both files, or a file with too few programs.
+        """
+        if self == Subset():
+            return None
+        own = _some(path, self.size)
+        other: set[str] = set()
+        if self.mix:
+            other = _some(self.mix[0], round(len(own) * self.mix[1] / (1 - self.mix[1])))
+            if both := own & other:
+                raise BadInput(f"{self.mix[0]}: the id {min(both)} stands in {path} too; mix in another file")
+        return Chosen(path, own, other, drawn(own | other, round(self.bad * len(own | other)), "bad"), self)
+
+
+def _some(path: Path, number: int | None) -> set[str]:
+    ids = {program.id for program in iter_jsonl(path, Program, unique="id")}
+    if number is not None and number > len(ids):
+        raise BadInput(f"{path}: has {len(ids)} programs, not {number}; give a smaller --size or share")
+    return ids if number is None else drawn(ids, number, "size")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The programs that were drawn, by their ids."""
+
+    path: Path
+    own: set[str]
+    other: set[str]
+    bad: set[str]
+    subset: Subset
+
+    def __iter__(self) -> Iterator[Program]:
+        files = [(self.path, self.own), *([(self.subset.mix[0], self.other)] if self.subset.mix else [])]
+        return chain.from_iterable(
+            (program for program in iter_jsonl(path, Program, unique="id") if program.id in ids) for path, ids in files
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """For the manifest."""
+        mix = self.subset.mix
+        about = {"size": self.subset.size, "mix": mix and f"{mix[0]}:{mix[1]:g}", "mixed_in": len(self.other)}
+        return {**about, "bad": self.subset.bad, "answered_badly": len(self.bad)}
