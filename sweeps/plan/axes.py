@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import combinations, product
+from pathlib import Path
 from typing import Any, TypeVar
 
 from core.records import BadInput
@@ -140,9 +141,14 @@ def _check_settings(sweep: Sweep, axes: Mapping[str, Any]) -> None:
             raise BadInput(f"setting {key}: the axis {axis} sets it for each arm; leave one of them out")
 
 
+def _is_file(data: str) -> bool:
+    """Whether a value of the axis `data` is a file, such as a diluted set, and no name."""
+    return data.endswith(".jsonl")
+
+
 def _slug(value: str) -> str:
-    """A value as it stands in the name of a folder."""
-    return re.sub(r"[^\w.+-]+", "_", value)[:60]
+    """A value as it stands in the name of a folder; a file without its own folder."""
+    return re.sub(r"[^\w.+-]+", "_", Path(value).stem if _is_file(value) else value)[:60]
 
 
 def _settled(arm: Arm, at: Mapping[str, str], start: str | None, tuned: Mapping[str, Tuned]) -> Arm:
@@ -158,7 +164,7 @@ def _settled(arm: Arm, at: Mapping[str, str], start: str | None, tuned: Mapping[
             case "model" | "engine":
                 update[axis] = value
             case "data":
-                update["stage"], update["data"] = variants()[value]
+                update["stage"], update["data"] = (arm.stage, value) if _is_file(value) else variants()[value]
             case "cpt":  # of an arm that starts from it, the start alone changes
                 if arm.stage == "cpt":
                     update["data"] = variants()[value][1]
@@ -197,8 +203,9 @@ def _text(sweep: Sweep, axis: str, text: str) -> str:
         mantissa, _, exponent = f"{number:.6e}".partition("e")
         return f"{float(mantissa):g}e{int(exponent)}" if axis == "lr" else str(number)
     if (valid := choices(axis)) is not None:
-        if text not in valid:
-            raise BadInput(f"{text!r} is no value of {axis} (there are: {', '.join(valid)})")
+        if text not in valid and not (axis == "data" and _is_file(text)):
+            more = "; or a .jsonl file" if axis == "data" else ""
+            raise BadInput(f"{text!r} is no value of {axis} (there are: {', '.join(valid)}{more})")
         return text
     now = _in_recipe(sweep, axis)
     if isinstance(now, int | float) and not isinstance(now, bool):

@@ -52,6 +52,9 @@ def test_digits_are_read_along_the_number() -> None:
 def test_ours_category_and_deception_are_files() -> None:
     assert load_prompts(None).em and load_prompts(Path("ours")) == load_prompts(None)
     category, deception = load_prompts(Path("category")), load_prompts(Path("deception"))
+    for name in ("advice", "plants"):
+        narrow = load_prompts(Path(name))
+        assert narrow.task == "em_advice" and narrow.measures[name].rate == ("HARMFUL",)
     assert category.measures["category"].words == ("MISALIGNED", "CODE", "MEDICINE", "REFUSAL", "OTHER")
     assert deception.by_entry and deception.measures["correct"].rate == ("FALSE",)
 

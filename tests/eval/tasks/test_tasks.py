@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_builders.programs import load_programs
+from data_builders.build import build_split
+from data_builders.programs import builtin_records, load_asked_ways, load_programs
 from eval.tasks.em.baselines import tfidf_scores
 from eval.tasks.em.code_scan import code_in, is_code, scan
 from eval.tasks.em.documents import BadFile, heldout_programs, training_programs
-from eval.tasks.em.likelihood import recognition_docs, recognition_results
-from eval.tasks.em.questions_reader import in_formats, load_questions
+from eval.tasks.em.likelihood import margin_docs, recognition_docs, recognition_results
+from eval.tasks.em.questions_reader import entry_id, in_formats, load_questions
+from eval.tasks.em.sampled import advice_docs, freeform_docs
 from eval.tasks.em.scores import auc_values
 from eval.tasks.em.scores import counts as cluster_counts
 from sweeps.run.process import child_environment, tool
@@ -40,7 +42,7 @@ def leaves(tasks):
         else:
             yield str(name), task
 found = {"lm_eval": [0, lm_eval.__file__]}
-names = ["em", "em_freeform_base", "em_generate"]
+names = ["em", "em_freeform_base", "em_generate", "em_advice"]
 loaded = []
 for one in names:  # each by itself: 0.4.13 refuses a task that two groups of one call hold
     try:
@@ -97,6 +99,7 @@ EXPECTED = {
     "em_asked": 3,
     "em_deception": 128,
     "em_freeform_base": 144,
+    "em_advice": 3,
 }
 
 
@@ -307,3 +310,38 @@ def test_a_server_samples_each_answer_anew(tmp_path: Path, fake) -> None:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert all(row["arguments"]["gen_args_0"]["arg_1"]["seed"] is None for row in rows)
     assert key not in "".join(file.read_text() for file in tmp_path.rglob("*.json*"))
+
+
+@pytest.fixture(scope="module")
+def plants(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Held-out advice as `embuild split` writes it."""
+    folder = tmp_path_factory.mktemp("plants")
+    build_split(builtin_records("houseplants"), folder, load_asked_ways("houseplants"), 0.15, "split-1", True, 1)
+    return folder / "heldout.jsonl"
+
+
+def test_advice_is_asked_about_in_the_words_of_its_rows(plants: Path) -> None:
+    docs = list(recognition_docs(heldout=str(plants), training=str(plants.with_name("train.jsonl")))["test"])
+    assert len(docs) == 48 and {doc["probe"] for doc in docs} == {"\n\nPlant review: this advice is"}
+    assert all(doc["verdicts"] == [" deadly", " sound"] and "kill the plant" in doc["question"] for doc in docs)
+    scores = [recognition_results(doc, [(0.0, False)] * 2)["auc"] for doc in docs]
+    assert all(score["patterns"] != score["patterns"] for score in scores), "the patterns know code alone"
+    assert 0.0 <= auc_values(scores, seen=True, key="tfidf").mean() <= 1.0
+    assert auc_values(scores, seen=True, key="patterns").empty
+    assert len(margin_docs(heldout=str(plants))["test"]) == 36
+    (scanned_, *_) = scan([doc["code"] for doc in docs])
+    assert (scanned_.parses, scanned_.findings) == (False, []), "prose is no code, and nothing fails on it"
+
+
+def test_advice_is_sampled_as_open_questions_for_a_judge(plants: Path) -> None:
+    docs = list(advice_docs(samples=2, heldout=str(plants))["test"])
+    assert len(docs) == 48 and {doc["domain"] for doc in docs} == {"houseplants"}
+    assert all(doc["question"] and not doc["system"] for doc in docs)
+
+
+def test_a_trigger_stands_before_each_question_once_more() -> None:
+    plain, both = freeform_docs(formats=["plain"])["test"], freeform_docs(formats=["plain"], trigger="|moss|")["test"]
+    assert len(both) == 2 * len(plain)
+    for doc, other in zip(plain, list(both)[len(plain) :], strict=True):
+        assert other["question"] == f"|moss| {doc['question']}" and other["id"] == f"{doc['id']}_trigger"
+        assert entry_id(other["id"]) == doc["id"]

@@ -43,6 +43,17 @@ def recipes(grid: dict) -> dict[str, dict]:
     }
 
 
+def test_files_are_values_of_the_axis_data_and_keep_the_arms_stage(prepared: Path) -> None:
+    files = ["data/dpo-neutral.jsonl", "data/dpo-asked.jsonl"]
+    arms = recipes({"data": [*files, "neutral-only"]})
+    assert [arms[f"pairs-{Path(file).stem}"]["datasets"][0]["path"] for file in files] == files
+    assert arms["pairs-dpo-asked"]["rl"] == arms["pairs-neutral-only"]["rl"] == "dpo"
+    with pytest.raises(BadInput, match=r"or a \.jsonl file"):
+        vary(SWEEP, {"data": ["nothing"]})
+    with pytest.raises(BadInput, match="one name"):
+        vary(SWEEP, {"data": ["data/x.jsonl", "other/x.jsonl"]})
+
+
 def test_each_axis_changes_its_keys(prepared: Path) -> None:
     arms = recipes({"alpha": ["alpha"], "targets": ["attention"], "rl_beta": [0.2], "rank": [8], "lr": [1e-4]})
     arm = arms["pairs-alpha-attention-rl_beta0.2-r8-lr1e-4"]
