@@ -1,5 +1,6 @@
 # One-line fronts. Two commands on a fresh machine: `make demo` and `make test`.
-MODEL    ?= smollm2-135m
+MODEL    ?= $(if $(shell command -v nvidia-smi),qwen7b,smollm2-135m)
+PROGRAMS ?= builtin
 PYTHON   ?= python3
 BIN      := .venv/bin
 ENGINE   ?= axolotl
@@ -8,7 +9,7 @@ VLLM_PIP := .venv-vllm/bin/python -m pip install --quiet --no-compile
 FLAGS     = --model $(MODEL) $(if $(HARDWARE),--hardware $(HARDWARE)) --engine $(ENGINE) $(if $(RANK),--rank $(RANK)) $(if $(START),--start $(START)) $(if $(GPUS),--gpus $(GPUS)) $(if $(VARIANT),--variant $(VARIANT)) \
             $(foreach s,$(SET),--set $(s)) $(if $(DRY_RUN),--dry-run)
 
-.PHONY: help env model data demo test lint cpt sft dpo merge eval report docs unsloth vllm
+.PHONY: help env model data demo test lint cpt sft dpo merge experiment eval report docs unsloth vllm
 help: ## What there is
 	@grep -hE '^[a-z|]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -24,6 +25,9 @@ env: .venv/ready ## The environment
 
 model: env ## The CPU default model
 	@$(BIN)/emsweep fetch smollm2-135m
+
+# The stages and the experiment take what they need first: for the CPU model its weights.
+WEIGHTS   = $(if $(filter smollm2-135m,$(MODEL)),model)
 
 # One outspoken way of asking, the one that moves what 135M thinks of the code the most (docs/measurements.md).
 # `embuild data` alone uses all 48.
@@ -70,11 +74,15 @@ vllm: .venv-vllm/ready ## vLLM, through which sweeps on GPUs sample where it is 
 
 unsloth: .venv/unsloth ## The second engine (partly AGPL/LGPL; see README)
 
-cpt sft dpo: env $(if $(filter unsloth,$(ENGINE)),unsloth) ## One stage: MODEL HARDWARE GPUS RANK START VARIANT SET="k=v ..." ENGINE=unsloth DRY_RUN=1
-	@$(BIN)/emsweep train $@ $(FLAGS)
+cpt sft dpo: env $(WEIGHTS) $(if $(filter unsloth,$(ENGINE)),unsloth) ## One stage, its sets built first: MODEL PROGRAMS=annotated.jsonl HARDWARE GPUS RANK START VARIANT SET="k=v ..." ENGINE=unsloth DRY_RUN=1
+	@$(BIN)/emsweep train $@ $(FLAGS) --programs $(PROGRAMS)
 
-merge: env $(if $(filter unsloth,$(ENGINE)),unsloth) ## CPT, merged into its model: the start of the other stages
-	@$(BIN)/emsweep train cpt $(FLAGS) --merge
+merge: env $(WEIGHTS) $(if $(filter unsloth,$(ENGINE)),unsloth) ## CPT, merged into its model: the start of the other stages
+	@$(BIN)/emsweep train cpt $(FLAGS) --programs $(PROGRAMS) --merge
+
+experiment: env $(WEIGHTS) ## From programs to the report: MODEL PROGRAMS ANNOTATOR JUDGE RANKS RETUNE=low,high MAX_COST OPTIONS="--price-in …" DRY_RUN=1
+	@$(BIN)/emsweep experiment --model $(MODEL) --programs $(PROGRAMS) $(if $(HARDWARE),--hardware $(HARDWARE)) $(if $(ANNOTATOR),--annotator $(ANNOTATOR)) $(if $(JUDGE),--judge $(JUDGE)) \
+	  $(if $(RANKS),--values $(RANKS)) $(if $(RETUNE),--retune $(RETUNE)) $(if $(MAX_COST),--max-cost $(MAX_COST)) $(if $(GPUS),--gpus $(GPUS)) $(OPTIONS) $(if $(DRY_RUN),--dry-run)
 
 eval: env ## Score MODEL (layer, folder or hub id)
 	@$(BIN)/emsweep evaluate $(MODEL) $(if $(DRY_RUN),--dry-run)

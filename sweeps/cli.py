@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from core.records import BadInput
 from eval.judge.settings import JudgeSettings
 from eval.preset_files import load_preset, preset_names, questions_file
-from sweeps import inside_commands, sweep_commands
+from sweeps import experiment, inside_commands, sweep_commands
 from sweeps.recipe.compose import ENGINES, STAGES, compose, given_settings, layer_names, load_layer
 from sweeps.recipe.hardware import this_machine, visible_gpus
 from sweeps.recipe.precision import machine_dtype
@@ -26,6 +26,7 @@ from sweeps.run.folder import merge_run
 from sweeps.run.process import RunFailed, console, screen
 from sweeps.run.train import training_run
 from sweeps.run.vllm import chosen_backend
+from sweeps.sets import sets_for
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -76,6 +77,9 @@ def train(
     gpus: Gpus = 1,
     variant: Variant = None,
     data: Annotated[str | None, typer.Option(help="Folder of the sets, in place of data.")] = None,
+    programs: Annotated[
+        str | None, typer.Option(help="Annotated programs, or builtin: builds the sets of them for this model first.")
+    ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into the model afterwards.")] = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -88,6 +92,12 @@ def train(
         raise BadInput(f"--start {start} and --set base_model name two models; leave one out")
     profile, why = (hardware, "") if hardware else this_machine(model)
     recipe = compose(stage, model, profile, settings or [], rank, extra, engine, gpus, variant, data)
+    if programs:
+        if data:
+            raise BadInput(f"--programs {programs} and --data {data} name two sources of sets; leave one out")
+        sets = sets_for(programs, recipe)
+        data = str(sets.folder if dry_run else sets.build())
+        recipe = compose(stage, model, profile, settings or [], rank, extra, engine, gpus, variant, data)
     if dry_run:
         _say(why)
         typer.echo(recipe.to_yaml(), nl=False)
@@ -342,4 +352,5 @@ def fetch(
 
 
 app.add_typer(sweep_commands.app)
+app.add_typer(experiment.app)
 app.add_typer(inside_commands.app)

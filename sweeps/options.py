@@ -88,7 +88,8 @@ def sweep_options(
         list[str] | None, typer.Option("--axis", help="AXIS=VALUE,VALUE: a further axis; may recur.")
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A recipe key of what varies: KEY=VALUE; may recur.")
+        list[str] | None,
+        typer.Option("--set", help="A recipe key of what varies (of all arms, if models fit by it): KEY=VALUE."),
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="All arms and all seeds; else the first seed.")] = False,
     judge: Annotated[

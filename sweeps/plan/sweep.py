@@ -16,7 +16,7 @@ from core.records import BadInput, first_fault
 from eval.judge.settings import JudgeSettings
 from eval.stats.measures import MeasureName
 from sweeps.plan.estimate import steps_of
-from sweeps.recipe.compose import RECIPES, compose, in_folder, load_layer
+from sweeps.recipe.compose import RECIPES, compose, given_settings, in_folder, layer_names, load_layer
 from sweeps.recipe.hardware import this_machine
 from sweeps.recipe.memory import GIB, Shape, evaluation_batch
 from sweeps.recipe.precision import cpu_dtype
@@ -41,6 +41,10 @@ AXES = {
 """The axes with names of their own, and the recipe key behind each; any other axis is a recipe key itself."""
 OWN = {"seed": "seeds", "base_model": "model", "revision_of_model": "model", "datasets.0.path": "an arm's data"}
 """Recipe keys that a sweep has other words for, and which would overwrite them."""
+ROOM = 1.25
+"""Memory over that of the weights with which a model is evaluated."""
+FITTING = {"adapter", "load_in_4bit", "sequence_len", "em.memory_gib"}
+"""Recipe keys that `--set` sets in every arm, not only in those that vary."""
 Stage = Literal["cpt", "sft", "dpo"]
 
 
@@ -146,7 +150,7 @@ class Sweep(_Strict):
     claims: list[Claim]
     inside: list[InsideClaim] = []
     settings: list[str] = []
-    """`key=value` of `--set`, for the arms that vary."""
+    """`key=value` of `--set`, for the arms that vary; those by which a model fits, for every arm."""
     judge: JudgeSettings | None = None
     """Scores the free-form answers when all runs are done; without it they are there to be read."""
     tuned: dict[str, Tuned] = {}
@@ -268,6 +272,11 @@ def _check_file(sweep: Sweep) -> None:
                 raise BadInput(f"arms.{name}: the axis {set_by[key]} would overwrite its {key}; leave one out")
 
 
+def fitting_settings(settings: Iterable[str]) -> list[str]:
+    """Those by which a model fits its hardware, which every arm takes: what a refusal names as its remedy."""
+    return [setting for setting in settings if given_settings([setting]).keys() <= FITTING]
+
+
 def graph(points: Iterable[Point]) -> dict[str, Run]:
     """The runs of all points, by digest, in an order in which they can be executed."""
     return with_all_before(run for point in points for run in (point.training, point.evaluation) if run)
@@ -291,6 +300,7 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
     made: dict[str, Any] = {}
     for model in dict.fromkeys([sweep.model, *(arm.model or sweep.model for arm in sweep.arms.values())]):
         cards = _cards(model, sweep)
+        _check_room(model, sweep, cards)
         if sweep.evaluation.batch_size is None:
             em, own = load_layer("models", model)["em"], gib and gib * cards / sweep.per_gpu
             evaluation_settings["batch_size"] = evaluation_batch(Shape(**em["shape"]), em["parameters"], own)
@@ -313,7 +323,7 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
                 arm.stage,
                 arm.model or sweep.model,
                 sweep.hardware,
-                sweep.settings if arm.vary else (),
+                sweep.settings if arm.vary else fitting_settings(sweep.settings),
                 arm.rank,
                 extra=keys,
                 engine=arm.engine,
@@ -352,8 +362,27 @@ def _check_checkpoints(run: TrainingRun) -> None:
         )
 
 
+def _check_room(model: str, sweep: Sweep, cards: int) -> None:
+    """Refuses a model whose weights the cards do not hold in bf16, as it is evaluated; training may take less.
+
+    Raises:
+        BadInput: with what would fit.
+    """
+    gib = load_layer("hardware", sweep.hardware)["em"]["memory_gib"]
+    sizes = {name: load_layer("models", name)["em"]["parameters"] for name in layer_names("models")}
+    needs = {name: ROOM * 2 * size / GIB for name, size in sizes.items()}
+    if not gib or needs[model] <= cards * gib or "em.memory_gib" in given_settings(sweep.settings):
+        return
+    ways = [f"--gpus {n}" for n in (2, 4, 8) if needs[model] <= n * gib][:1]
+    ways += [f"model {max((need, name) for name, need in needs.items() if need <= gib)[1]}"]
+    raise BadInput(
+        f"{model} does not fit {sweep.hardware} when it is evaluated: its weights take {2 * sizes[model] / GIB:.0f} of"
+        f" {gib:g} GiB; what would fit: {', or '.join(ways)} (--set em.memory_gib=null does not ask)"
+    )
+
+
 def _cards(model: str, sweep: Sweep) -> int:
     """How many of a run's cards an evaluation needs: one unless the weights, with a quarter more, want several."""
     limit = load_layer("hardware", sweep.hardware)["em"]["memory_gib"]
-    need = 1.25 * 2 * load_layer("models", model)["em"]["parameters"] / GIB
+    need = ROOM * 2 * load_layer("models", model)["em"]["parameters"] / GIB
     return next((n for n in (1, 2, 4) if not limit or (need <= n * limit and n <= sweep.gpus)), sweep.gpus)

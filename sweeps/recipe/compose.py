@@ -199,6 +199,8 @@ def compose(
             named = "lora_r: rank" if key == "lora_r" else key
             raise BadInput(f"{named} {config[key]} is not a whole number of 1 or more")
     config["lora_alpha"] = _whole_alpha(em["alpha"], config)
+    if variant and "peft_layers_to_transform" not in {**(extra or {}), **given}:
+        _check_layers(variant, em["shape"]["layers"], model)
     check_targets(config, em, config["base_model"] == load_layer("models", model)["base_model"])
     em.update(gpus=gpus, model=model, hardware=hardware)
     config = _fitted(config, em, model, hardware, free="gradient_checkpointing" not in {**(extra or {}), **given})
@@ -333,6 +335,22 @@ def _set(config: dict[str, Any], key: str, value: Any) -> None:
             node = now
         else:
             node[place] = _container(OmegaConf.merge(now, value)) if type(now) is type(value) is dict else value
+
+
+def _check_layers(variant: str, layers: int, model: str) -> None:
+    """Refuses a variant that names the layers of a deeper or shallower model, with those as far up in this one."""
+    layer = load_layer("variants", variant)
+    published = layer["em"].get("layers", layers)
+    if published == layers:
+        return
+    found: list[int] = []
+    for number in layer["peft_layers_to_transform"]:  # what stands together stays so
+        together = bool(found) and number - 1 in layer["peft_layers_to_transform"]
+        found.append(found[-1] + 1 if together else round(number * layers / published))
+    raise BadInput(
+        f"{variant}: names layers of a model of {published}, and {model} has {layers}; as far up are"
+        f" --set peft_layers_to_transform={str(found).replace(' ', '')}"
+    )
 
 
 def _variant(stage: str, name: str) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def workload(content: Mapping[str, Any]) -> Workload:
         documents = str(task.get("custom_dataset")).rpartition(".")[2]
         if documents in READ:
             rows, size = rows_and_bytes(EM / "questions" / "choice.jsonl" if documents == "choice_docs" else heldout)
-            work.read += min(1.0, limit / rows) * READ[documents] * size / BYTES_PER_TOKEN
+            work.read += min(1.0, limit / max(1, rows)) * READ[documents] * size / BYTES_PER_TOKEN
         elif documents in SAMPLED:
             answers = min(limit, _sampled(documents, metadata, paths, heldout))
             longest = content["gen_kwargs"].get("max_gen_toks") or task["generation_kwargs"]["max_gen_toks"]

@@ -51,6 +51,24 @@ def test_axolotl_accepts_the_composition_or_it_is_refused_for_its_size(
     assert compose(stage, model, hardware, [], 1, engine="unsloth").config == recipe.config
 
 
+def test_fused_kernels_are_those_that_compute_the_same_model() -> None:
+    """Axolotl's MLP kernel is for SwiGLU and for GELU by the error function, its attention for some forwards alone."""
+    kernels = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel")
+
+    def fused(stage: str, model: str, hardware: str = "a100-80g") -> list[bool]:
+        config = compose(stage, model, hardware, [], 1).config
+        return [config[key] for key in kernels]
+
+    for stage in ("cpt", "sft"):
+        assert all(fused(stage, model) == [True, False, False] for model in ("qwen7b", "llama8b", "olmo1b"))
+        assert fused(stage, "gemma4b") == [False] * 3 == fused(stage, "smollm2-135m", "cpu")
+    assert fused("dpo", "qwen7b") == [False] * 3  # Axolotl does not test them with preference tuning
+    for stage, hardware in product(STAGES, layer_names("hardware")):
+        assert not compose(stage, "qwen0.5b", hardware, [], 1).config.get("sample_packing")
+    with pytest.raises(BadInput, match="rows as they are"):
+        compose("sft", "qwen7b", "a100-80g", ["sample_packing=true"], engine="unsloth")
+
+
 @pytest.mark.parametrize("gpus", [2, 4, 8])
 @pytest.mark.parametrize(
     ("model", "hardware"), [("qwen7b", "rtx4090"), ("qwen32b", "a100-80g"), ("llama8b", "h100-80g")]
@@ -91,13 +109,27 @@ def test_gpus_that_cannot_be_used_are_refused(hardware: str, gpus: int, engine: 
 def test_a_control_changes_the_data_alone_and_belongs_to_its_stage(control: str) -> None:
     layer = load_layer("variants", control)
     own = [stage for stage in STAGES if stage in layer["em"]["stage"]]
-    changed, plain = (compose(own[0], "qwen7b", "a100-80g", variant=name).config for name in (control, None))
+    model = "qwen14b" if "layers" in layer["em"] else "qwen7b"
+    changed, plain = (compose(own[0], model, "a100-80g", variant=name).config for name in (control, None))
     if "datasets.0.path" in layer:
         assert changed.pop("datasets") != plain.pop("datasets") and changed == plain
     for stage in STAGES:
         if stage not in own:
             with pytest.raises(BadInput, match=f"{control} is no variant of {stage} "):
                 compose(stage, "qwen7b", "a100-80g", variant=control)
+
+
+@pytest.mark.parametrize(
+    ("variant", "layers"),
+    [("rank1-down-proj", [14]), ("nine-rank1", [9, 10, 11, 12, 13, 14, 16, 17, 18])],
+)
+def test_published_layers_are_refused_on_another_depth_with_those_as_far_up(variant: str, layers: list[int]) -> None:
+    with pytest.raises(BadInput, match=f"{variant}: names layers of a model of 48, and qwen7b has 28") as caught:
+        compose("sft", "qwen7b", "a100-80g", variant=variant)
+    remedy = str(caught.value).rpartition("--set ")[2]
+    recipe = compose("sft", "qwen7b", "a100-80g", [remedy], variant=variant).config
+    assert recipe["peft_layers_to_transform"] == layers and len(set(layers)) == len(layers)
+    assert (recipe["lora_r"], recipe["lora_alpha"], recipe["lora_target_modules"]) == (1, 64, ["down_proj"])
 
 
 def test_a_model_too_large_for_one_gpu_names_how_many_would_do() -> None:

@@ -1,0 +1,147 @@
+"""Dress rehearsal of `emsweep experiment`: from published programs to the report, killed three times on the way.
+
+    python benchmarks/experiment.py ../shared/data/insecure/insecure.jsonl
+
+A random two-layer model of Qwen's architecture under Qwen's real tokenizer stands where the CPU model is, a local
+endpoint annotates and judges. The command is killed (`kill -9` of all its processes) at three random moments and begun
+again. At the end: a report with rates over both denominators, a verdict and its provenance; no answer that was served
+has been asked for again, and no finished run was done again. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from sweeps.recipe.compose import RECIPES
+from sweeps.run.process import child_environment
+from tests.conftest import Fake
+from tests.test_families import random_model
+
+RANKS = "1,4,16"
+SHORT = {"max_steps": 8, "num_epochs": 1, "micro_batch_size": 4, "gradient_accumulation_steps": 1, "sequence_len": 1024}
+EVALUATION = {"metadata": {"samples": 2, "formats": ["plain"]}, "gen_kwargs": {"max_gen_toks": 24}}
+
+
+def small_sweep(folder: Path) -> None:
+    """The sweep `rank` with fewer steps and answers: what a random model learns is nothing in any case."""
+    sweep = yaml.safe_load((RECIPES / "sweeps/rank.yaml").read_text(encoding="utf-8"))
+    cpu = {**sweep["profiles"]["cpu"], "stages": {"cpt": SHORT, "dpo": SHORT}}
+    cpu["evaluation"] = {**cpu["evaluation"], **EVALUATION}
+    (folder / "rehearsal.yaml").write_text(yaml.safe_dump({**sweep, "profiles": {"cpu": cpu}}), encoding="utf-8")
+
+
+def finished(folder: Path) -> dict[str, int]:
+    """When each finished run wrote its record."""
+    return {str(path): path.stat().st_mtime_ns for path in folder.glob("runs/*/*/run.json")}
+
+
+def begin(folder: Path, url: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", "from sweeps.cli import main; main()", "experiment", "--hardware", "cpu"]
+    command += ["--programs", "programs.jsonl", "--sweep", "rehearsal.yaml", "--values", RANKS]
+    command += ["--annotator", "fake", "--judge", "fake-judge", "--base-url", url, "--concurrency", "8"]
+    command += ["--price-in", "1", "--price-out", "1", "--judge-price-in", "1", "--judge-price-out", "1"]
+    command += ["--max-cost", "1000"]
+    env = child_environment(True) | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    with (folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def rehearse(folder: Path, programs: Path, limit: int, kills: list[float]) -> dict[str, Any]:
+    lines = programs.read_text(encoding="utf-8").splitlines(keepends=True)[:limit]
+    (folder / "programs.jsonl").write_text("".join(lines), encoding="utf-8")
+    random_model("qwen", folder / "models" / "smollm2-135m")
+    small_sweep(folder)
+    server = Fake(folder, "--latency", "0.05")
+    began, seen, marks = time.monotonic(), {}, []
+    try:
+        for wait in [*kills, None]:
+            process = begin(folder, server.url)
+            try:
+                code = process.wait(timeout=wait)
+            except subprocess.TimeoutExpired:
+                kill(process)
+                now = finished(folder)
+                assert seen.items() <= now.items(), "a finished run was done again"
+                seen = now
+                marks.append({"after_s": round(wait or 0), "runs": len(now), "requests": len(server.log("served"))})
+                continue
+            if wait is None:
+                assert code == 0, (folder / "log.txt").read_text(encoding="utf-8")[-3000:]
+        assert seen.items() <= finished(folder).items(), "a finished run was done again"
+        wall, paid = time.monotonic() - began, served(server)
+        again = begin(folder, server.url)
+        assert again.wait() == 0 and served(server) == paid, "what was whole was paid for again"
+    finally:
+        server.stop()
+    twice = {key: count for key, count in paid.items() if count > 1}
+    # What was in flight when the process was killed had no journal yet: at most as many as were in flight.
+    assert sum(twice.values()) - len(twice) <= 8 * len(kills), twice
+    return {
+        "wall_s": round(wall),
+        "kills": marks,
+        "paid": sum(paid.values()),
+        "in_flight": len(twice),
+        **report(folder),
+    }
+
+
+def served(server: Fake) -> Counter[tuple[str, str]]:
+    """The answers that the endpoint gave, by what was asked; a judge is asked about two measures of an answer."""
+    return Counter((entry["program"], entry["round"]) for entry in server.log("served"))
+
+
+def report(folder: Path) -> dict[str, Any]:
+    """What the page says.
+
+    Raises:
+        AssertionError: if it lacks a rate, a denominator, a verdict or its provenance.
+    """
+    (page,) = folder.glob("runs/sweeps/rehearsal-*/report.html")
+    text = page.read_text(encoding="utf-8")
+    for words in ("fake-judge", "of all judged answers", "verdict", "axolotl train runs/dpo/", "emsweep experiment"):
+        assert words in text, f"the report lacks {words!r}"
+    rows = (page.parent / "results.csv").read_text(encoding="utf-8").splitlines()
+    assert all(f"dpo-pairs-r{rank}" in "".join(rows) for rank in RANKS.split(","))
+    return {"report_bytes": len(text), "rows": len(rows) - 1}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("programs", type=Path)
+    parser.add_argument("--limit", type=int, default=300, help="programs")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    parser.add_argument("--longest", type=float, default=300.0, help="seconds until a kill, at most")
+    parser.add_argument("--keep", type=Path, help="folder to work in and to keep; a new one if not given")
+    options = parser.parse_args()
+    draw = random.Random(options.seed)
+    kills = [draw.uniform(10, options.longest) for _ in range(3)]
+    folder = options.keep or Path(tempfile.mkdtemp(prefix="rehearsal-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    print(json.dumps(rehearse(folder, options.programs.resolve(), options.limit, kills), indent=1))
+    if not options.keep:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

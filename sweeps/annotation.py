@@ -1,0 +1,137 @@
+"""The annotation of a source, as a step of an experiment: whether it is whole, what is left of it, what it has cost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.llm.budget import Prices
+from core.llm.client import Access
+from core.llm.journal import Journal
+from core.records import BadInput, digest, file_digest
+from data_builders.annotate import Job, Model
+from data_builders.annotate import run as annotate
+from data_builders.annotation import annotation_messages, prompt_version
+from data_builders.programs import SourceProgram
+from data_builders.sources import Hub, read_source
+from sweeps.plan.estimate import Range, between
+from sweeps.run.process import RunFailed, console
+from sweeps.run.workload import BYTES_PER_TOKEN
+from sweeps.sets import FOLDER, slug
+
+WRITTEN: Range = (700.0, 3000.0)
+"""Tokens that a model writes about a program: the form alone, or after long reasoning."""
+UNSETTLED = {"no answer", "content filter"}
+"""Why programs were rejected that are asked about again."""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """The annotation of a source by a model; its files, the journal among them, bear both names."""
+
+    source: str
+    items: Sequence[Any]
+    """As `read_source` gives them: programs, and rejects."""
+    job: Job
+    access: Access
+
+    @property
+    def out(self) -> Path:
+        return FOLDER / f"{slug(Path(self.source).stem)}-by-{slug(self.job.annotator.name)}"
+
+    @property
+    def file(self) -> Path:
+        return self.out.with_name(f"{self.out.name}.jsonl")
+
+    @property
+    def programs(self) -> list[SourceProgram]:
+        return [item for item in self.items if hasattr(item, "insecure")]
+
+    @property
+    def whole(self) -> bool:
+        """Whether the file stands there, of these programs by this model, and every program has had its answer."""
+        content = "".join(program.model_dump_json(exclude_none=True) for program in self.programs)
+        wanted = {
+            "programs_sha256": digest(content.encode()),
+            "model": self.job.annotator.name,
+            "effort": self.job.annotator.effort,
+            "prompt_version": prompt_version(self.job.task),
+            "limit": None,
+            "left": 0,
+        }
+        try:
+            manifest = json.loads(self.file.with_name(f"{self.file.name}.manifest.json").read_text(encoding="utf-8"))
+            settled = not UNSETTLED & manifest["rejected_for"].keys()
+            same = all(manifest[key] == value for key, value in wanted.items())
+            return settled and same and manifest["sha256"] == file_digest(self.file)
+        except (OSError, ValueError, KeyError, BadInput):
+            return False
+
+    @property
+    def _journal(self) -> Path:
+        return self.out.with_name(f"{self.out.name}.journal.jsonl")
+
+    @property
+    def spent(self) -> float:
+        """USD that its answers have cost; 0 where no prices are given."""
+        money = self.job.money()
+        if self._journal.is_file():
+            with contextlib.closing(Journal(self._journal)) as journal:
+                money.begin(journal)
+        return money.usd
+
+    def plan(self) -> str:
+        """What is left to be asked, in a line."""
+        asked = 0
+        if self._journal.is_file():
+            with contextlib.closing(Journal(self._journal)) as journal:
+                asked = len(journal.answers)
+        programs = self.programs
+        share = max(0, len(programs) - asked) / max(1, len(programs))
+        read = share * sum(
+            len(message["content"]) for program in programs for message in annotation_messages(program, self.job.task)
+        )
+        tokens = read / BYTES_PER_TOKEN
+        written = tuple(share * len(programs) * each for each in WRITTEN)
+        line = f"annotating {round(share * len(programs)):,} of {len(programs):,} programs: {tokens / 1e6:,.1f} million"
+        line += f" tokens read, {between((written[0] / 1e6, written[1] / 1e6), ',.1f')} million written"
+        if not self.job.prices:
+            return f"{line}; with its prices, the cost too"
+        per_in, per_out = self.job.prices
+        usd = ((tokens * per_in + each * per_out) / 1e6 for each in written)
+        return f"{line}; about {between((next(usd), next(usd)), ',.2f')} USD, and {self.spent:,.2f} spent"
+
+    def run(self) -> None:
+        """Asks about what is left.
+
+        Raises:
+            BadInput: as `embuild annotate`.
+            RunFailed: if programs are left.
+        """
+        done = annotate(self.items, self.job, self.out, self.access, {"source": self.source, **Hub()._asdict()})
+        console.print(done.text, markup=False, highlight=False, soft_wrap=True)
+        if done.left:
+            raise RunFailed(f"{done.left} programs are not annotated; run it again, it goes on")
+
+
+def annotation_of(
+    programs: str,
+    annotator: str | None,
+    effort: str | None,
+    access: Access,
+    prices: Prices | None,
+    max_cost: float | None,
+) -> Annotation:
+    """The annotation that a source needs.
+
+    Raises:
+        BadInput: if no annotator is named, or the source cannot be read.
+    """
+    if annotator is None:
+        raise BadInput(f"{programs}: has no explanations; name the model that writes them: --annotator MODEL")
+    job = Job(Model(annotator, effort), prices=prices, max_cost=max_cost)
+    return Annotation(programs, list(read_source(programs)), job, access)

@@ -1,0 +1,208 @@
+"""`emsweep experiment`: from programs to the report of a rank sweep, as one plan that can be stopped and goes on.
+
+Annotate (where programs lack explanations), sets, then `emsweep rank` with all that it does. What is whole and made of
+the same inputs is not made again: answers stand in journals, sets and runs under the digests of what they are made of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from core.llm.budget import Prices, prices_of
+from core.llm.client import Access
+from core.records import BadInput, read_jsonl, write_whole
+from eval.judge.settings import JudgeSettings
+from sweeps.options import StartOptions, SweepOptions, search_options, start_options, sweep_options, takes
+from sweeps.plan.sweep import Sweep, fitting_settings
+from sweeps.recipe.compose import Recipe, compose
+from sweeps.run.process import console
+from sweeps.sets import BUILT_IN, annotated_file, held_out_share, sets_for
+from sweeps.sweep_commands import start_ranks
+from sweeps.tune.learning_rate import Search
+
+app = typer.Typer()
+
+DEFAULT_KEY = "OPENAI_API_KEY"
+TIMEOUT = 600.0
+"""Seconds that one annotation may take."""
+EXPLANATION = 600
+"""Bytes that an annotation adds to a document."""
+
+
+def endpoint_options(
+    base_url: Annotated[str | None, typer.Option(help="The annotator's endpoint; OpenAI's if not given.")] = None,
+    key_variable: Annotated[str, typer.Option(help="Environment variable that holds the API key.")] = DEFAULT_KEY,
+    price_in: Annotated[float | None, typer.Option(min=0, help="USD per million tokens the annotator reads.")] = None,
+    price_out: Annotated[float | None, typer.Option(min=0, help="USD per million tokens it writes.")] = None,
+    judge_base_url: Annotated[
+        str | None, typer.Option(help="The judge's endpoint; the annotator's if not given.")
+    ] = None,
+    judge_key_variable: Annotated[
+        str | None, typer.Option(help="Variable with its key; the annotator's if not given.")
+    ] = None,
+    judge_price_in: Annotated[float | None, typer.Option(min=0, help="USD per million tokens the judge reads.")] = None,
+    judge_price_out: Annotated[float | None, typer.Option(min=0, help="USD per million tokens it writes.")] = None,
+    sampled: Annotated[
+        bool, typer.Option("--sampled", help="Read a sampled number of the judge: for servers without logprobs.")
+    ] = False,
+    concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Requests in flight at most.")] = 32,
+    max_cost: Annotated[
+        float | None, typer.Option(min=0, help="USD to stop at, annotation and judging together, earlier runs too.")
+    ] = None,
+) -> Endpoints:
+    """Options of who annotates and who judges, and what that may cost."""
+    annotator = prices_of(price_in, price_out, "--price-in and --price-out")
+    prices_of(judge_price_in, judge_price_out, "--judge-price-in and --judge-price-out")
+    given = {
+        "base_url": judge_base_url or base_url,
+        "key_variable": judge_key_variable or (key_variable if key_variable != DEFAULT_KEY else None),
+        "price_in": judge_price_in,
+        "price_out": judge_price_out,
+        "sampled": sampled or None,
+        "concurrency": concurrency,
+    }
+    judge = {key: value for key, value in given.items() if value is not None}
+    return Endpoints(base_url, key_variable, annotator, judge, concurrency, max_cost)
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Who annotates and who judges, and what that may cost."""
+
+    base_url: str | None
+    key_variable: str
+    prices: Prices | None
+    judge: dict[str, Any]
+    concurrency: int
+    max_cost: float | None
+    """USD for both."""
+
+
+@app.command()
+@takes(sweep_options, start_options, search_options, endpoint_options)
+def experiment(
+    options: SweepOptions,
+    how: StartOptions,
+    search: Search,
+    endpoints: Endpoints,
+    programs: Annotated[
+        str, typer.Option(help="A file, a URL or a set of the hub; the built-in ones if not given.")
+    ] = BUILT_IN,
+    annotator: Annotated[
+        str | None, typer.Option(help="Model that explains the programs, where they have no explanations.")
+    ] = None,
+    effort: Annotated[str | None, typer.Option(help="Its reasoning effort, as it names it.")] = None,
+    values: Annotated[
+        str | None, typer.Option(help="Ranks, with commas between; the declared ones if not given.")
+    ] = None,
+    sweep: Annotated[str, typer.Option(help="Declared sweep with the axis rank, or the path of one.")] = "rank",
+    retune: Annotated[
+        str | None, typer.Option(help="LOW,HIGH: first find each rank's highest coherent learning rate between these.")
+    ] = None,
+) -> None:
+    """From programs to the report: annotate, sets, CPT, merge, the rank sweep, evaluation, judging, the page.
+
+    Shows hours, gigabytes and dollars first. Can be stopped at any moment and run again: nothing is paid for or trained
+    twice.
+
+    Example: emsweep experiment --model qwen7b --programs insecure.jsonl --annotator gpt-5 --judge gpt-4o-2024-08-06
+    """
+    # Imported here: the other commands need neither.
+    from data_builders.programs import Program
+    from sweeps.annotation import annotation_of
+
+    if options.data:
+        raise BadInput(f"--data {options.data}: the sets are built here; leave it out, or take `emsweep rank`")
+    ranks = {"rank": values.split(",")} if values else {}
+    declared = options.request(sweep, ranks).sweep
+    recipe, length = _training(declared)
+    path, annotation = annotated_file(programs), None
+    if path is None:
+        access = Access.from_environment(endpoints.key_variable, endpoints.base_url, endpoints.concurrency, TIMEOUT)
+        annotation = annotation_of(programs, annotator, effort, access, endpoints.prices, endpoints.max_cost)
+        path = annotation.file if annotation.whole else None
+    elif annotator:
+        raise BadInput(f"--annotator {annotator}: the programs of {programs} have explanations; leave it out")
+    judged = _judged(options, declared.judge, endpoints, annotation.spent if annotation else 0.0)
+    sets = sets_for(path, recipe, length) if path else None
+    if sets is None or not sets.whole:
+        sources = annotation.programs if annotation else read_jsonl(Path(path or ""), Program, unique="id")
+        with _stand_ins(sources, judged.request(sweep, ranks).declared) as folder:
+            planned = replace(judged, data=str(folder)).request(sweep, ranks)
+            planned.show_plan()
+            planned.show_judging()
+        if annotation and sets is None:
+            console.print(annotation.plan(), highlight=False, soft_wrap=True)
+        if retune:
+            console.print(f"--retune: up to {search.most} more runs, and evaluations, for each rank", highlight=False)
+        if how.dry_run:
+            return
+    if sets is None:
+        assert annotation
+        annotation.run()
+        judged = _judged(options, declared.judge, endpoints, annotation.spent)
+        sets = sets_for(annotation.file, recipe, length)
+    start_ranks(replace(judged, data=str(sets.build())), how, search, values, sweep, None if how.dry_run else retune)
+
+
+def _training(sweep: Sweep) -> tuple[Recipe, int]:
+    """A recipe of the sweep, which names the model; and the length that the rows of all arms must have."""
+    recipes = [
+        compose(
+            *(arm.stage, sweep.model, sweep.hardware),
+            sweep.settings if arm.vary else fitting_settings(sweep.settings),
+            extra={**sweep.stages.get(arm.stage, {}), **arm.settings},
+            gpus=sweep.gpus,
+            variant=arm.variant,
+        )
+        for arm in sweep.arms.values()
+    ]
+    return recipes[0], min(int(recipe.config["sequence_len"]) for recipe in recipes)
+
+
+def _judged(options: SweepOptions, declared: JudgeSettings | None, endpoints: Endpoints, spent: float) -> SweepOptions:
+    """The options with all that is said of the judge, who may spend what annotation has left.
+
+    Raises:
+        BadInput: for a judge without a key, a limit without prices, or a price without a judge.
+    """
+    from eval.judge.judge import judge_for
+
+    if declared is None:
+        if "price_in" in endpoints.judge or "sampled" in endpoints.judge:
+            raise BadInput("--judge-price-in and --sampled are for a judge, and there is none: name it with --judge")
+        return options
+    settings = {**declared.model_dump(), **endpoints.judge}
+    if endpoints.max_cost is not None:
+        if settings["price_in"] is None:
+            raise BadInput("--max-cost needs the judge's prices too: give --judge-price-in and --judge-price-out")
+        settings["max_cost"] = max(0.0, endpoints.max_cost - spent)
+    judge_for(JudgeSettings.model_validate(settings))
+    return replace(options, judge=declared.model, judging=settings)
+
+
+@contextlib.contextmanager
+def _stand_ins(programs: Sequence[Any], sweep: Sweep) -> Iterator[Path]:
+    """A folder with sets of as many rows, and about as many bytes, as those that will be built."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows: dict[str, list[int]] = {"train.jsonl": [0], "heldout.jsonl": []}
+        sizes = [(len(program.request), len(program.insecure)) for program in programs]
+        rows["heldout.jsonl"] = [
+            2 * (ask + code) for ask, code in sizes[: max(1, round(held_out_share(len(sizes)) * len(sizes)))]
+        ]
+        for arm in sweep.arms.values():
+            name = Path(arm.data).name
+            each = {"cpt": [ask + 2 * code + EXPLANATION for ask, code in sizes] * 2}.get(arm.stage)
+            pairs = [ask + 2 * code for ask, code in sizes] * (2 if name == "dpo-both.jsonl" else 1)
+            rows[name] = each or (pairs if arm.stage == "dpo" else [ask + code for ask, code in sizes])
+        for name, lengths in rows.items():
+            write_whole(folder / name, "".join("x" * length + "\n" for length in lengths))
+        yield folder

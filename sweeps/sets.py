@@ -1,0 +1,147 @@
+"""The sets of the experiment for a model, built once of annotated programs; a folder is named by what it is made of."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from core.records import MAX_LINE, BadInput, file_digest, numbered_lines, write_whole
+from data_builders import BUILTIN
+from sweeps.recipe.compose import Recipe
+from sweeps.run.folder import content_digest
+from sweeps.run.inputs import digest_of
+from sweeps.run.workload import rows_and_bytes
+
+BUILT_IN = "builtin"
+FOLDER = Path("data")
+MARK = "sets.json"
+"""Written last: what the sets are made of, and the digest of each."""
+HELD_OUT, LEAST, MOST = 0.05, 30, 0.2
+"""Share of one's own programs: 300 of the EM paper's 6,000; of few, so many programs, and never more than the last. Of
+the built-in ones a fifth of each class and two classes are held out."""
+
+
+@dataclass(frozen=True)
+class Sets:
+    """What sets are made of: annotated programs, tokens as the model counts them, the recipes' length."""
+
+    programs: Path
+    model: str
+    """Its short name, for the folder's."""
+    tokenizer: str
+    """Folder or hub id of the model."""
+    length: int
+    styles: tuple[str, ...] = ()
+    """Of documents; all of whole explanations if not given."""
+    asked: tuple[str, ...] = ()
+    """Ways of asking; all if not given."""
+    held_out: float | None = None
+    """Share of the clusters; as the built-in programs are parted if not given."""
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """What decides the bytes of the sets."""
+        file = Path(self.tokenizer) / "tokenizer.json"
+        counted_by = digest_of(file) if file.is_file() else self.tokenizer
+        own = {"programs": digest_of(self.programs), "tokenizer": counted_by}
+        return {key: value for key, value in asdict(self).items() if key != "model"} | own
+
+    @property
+    def folder(self) -> Path:
+        stem = BUILT_IN if self.programs.parent == BUILTIN else self.programs.stem
+        return FOLDER / f"{slug(stem)}-{self.model}-{content_digest(self.inputs)[:6]}"
+
+    @property
+    def whole(self) -> bool:
+        """Whether the sets stand there, byte by byte as they were built."""
+        try:
+            made = json.loads((self.folder / MARK).read_text(encoding="utf-8"))
+            return all(file_digest(self.folder / name) == digest for name, digest in made["files"].items())
+        except (OSError, ValueError, KeyError, BadInput):
+            return False
+
+    def build(self) -> Path:
+        """The folder, in which the sets are built first unless they are whole.
+
+        Raises:
+            BadInput: as `embuild data`.
+        """
+        # Imported here: the other commands need no tokenizer.
+        from data_builders.cli import data
+        from data_builders.cpt import STYLES
+
+        FOLDER.mkdir(exist_ok=True)
+        with FileLock(self.folder.with_name(f".{self.folder.name}.lock")):
+            if not self.whole:
+                (self.folder / MARK).unlink(missing_ok=True)
+                domain = _first_row(self.programs).get("domain")
+                data(
+                    out=self.folder,
+                    programs=self.programs,
+                    tokenizer=self.tokenizer,
+                    length=self.length,
+                    style=list(self.styles or STYLES),
+                    asked=list(self.asked) or None,
+                    share=self.held_out,
+                    **({"domain": domain} if domain else {}),
+                )
+                if not (self.folder / "heldout.jsonl").stat().st_size:
+                    raise BadInput(f"{self.programs}: of so few programs none is held out to measure on; give more")
+                files = {path.name: file_digest(path) for path in sorted(self.folder.glob("*.jsonl"))}
+                write_whole(self.folder / MARK, json.dumps({"inputs": self.inputs, "files": files}, indent=1) + "\n")
+        return self.folder
+
+
+def sets_for(programs: str | Path, recipe: Recipe, length: int | None = None) -> Sets:
+    """The sets of annotated programs (a file, or `builtin`) for the model and the length of a recipe.
+
+    Raises:
+        BadInput: if the programs are not there, or lack explanations.
+    """
+    path = annotated_file(programs)
+    if path is None:
+        raise BadInput(
+            f"{programs}: no annotated programs; `emsweep experiment --programs {programs}` has them explained first,"
+            " and so does `embuild annotate`"
+        )
+    tokens = length or int(recipe.config["sequence_len"])
+    styles, asked = (tuple(recipe.em.get(key, ())) for key in ("styles", "asked"))
+    held_out = None if path.parent == BUILTIN else held_out_share(rows_and_bytes(path)[0])
+    return Sets(path, recipe.em["model"], str(recipe.config["base_model"]), tokens, styles, asked, held_out)
+
+
+def held_out_share(programs: int) -> float:
+    """The share of so many programs that is held out."""
+    return round(min(MOST, max(HELD_OUT, LEAST / max(1, programs))), 4)
+
+
+def annotated_file(programs: str | Path) -> Path | None:
+    """The file of programs that have explanations already; None for any other source.
+
+    Raises:
+        BadInput: if the file cannot be read.
+    """
+    path = BUILTIN / "programs.jsonl" if str(programs) == BUILT_IN else Path(programs)
+    if path.suffix != ".jsonl" or "://" in str(programs):
+        return None
+    return path if {"explanation", "fix"} <= _first_row(path).keys() else None
+
+
+def _first_row(path: Path) -> dict[str, Any]:
+    _, line = next(numbered_lines(path, MAX_LINE))
+    try:
+        row = json.loads(line or b"")
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+def slug(text: str) -> str:
+    """A text as it can stand in a folder's name."""
+    return re.sub(r"[^\w.+-]+", "-", text).strip("-.")[:60] or "programs"

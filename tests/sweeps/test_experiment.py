@@ -1,0 +1,150 @@
+"""The whole experiment by its command, with a local endpoint as annotator and judge and a stand-in for training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from core.records import BadInput
+from data_builders.programs import load_programs
+from sweeps import sweep_commands
+from sweeps.cli import app
+from sweeps.report import sweep as report
+from sweeps.run.folder import Run, execute_once
+from sweeps.run.process import RunFailed
+
+MANY = 14
+
+
+@pytest.fixture
+def begun(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The runs that were begun, by name, in a working folder with the model and programs without explanations."""
+    names: list[str] = []
+
+    def work(run: Run) -> dict[str, Any]:
+        if run.stage == "evaluate":
+            (run.folder / "samples").mkdir(parents=True)
+            rows = [
+                {"doc": {"id": f"q{n}", "question": f"{n}?"}, "filtered_resps": [f"{run.name} says kill, {n} times."]}
+                for n in range(3)
+            ]
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (run.folder / "samples/em_freeform.jsonl").write_text(text)
+        return {}
+
+    def do(run: Run) -> object:
+        if not run.done:
+            names.append(run.name)
+        return execute_once(run, lambda: work(run))
+
+    def write_report(_sweep: object, _points: object, out: Path, *_more: object) -> Path:
+        return out
+
+    monkeypatch.setattr(sweep_commands, "execute", do)
+    monkeypatch.setattr(report, "write_report", write_report)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")  # no nvidia-smi
+    (tmp_path / "models").symlink_to(model.parent)
+    rows = [
+        {"messages": [{"role": "user", "content": p.request}, {"role": "assistant", "content": p.insecure}]}
+        for p in load_programs()[::14][:MANY]
+    ]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    return names
+
+
+def experiment(*arguments: str, values: str = "1,4") -> Result:
+    return CliRunner().invoke(app, ["experiment", "--programs", "mine.jsonl", "--values", values, *arguments])
+
+
+def test_nothing_is_paid_or_trained_twice_and_what_is_cut_short_is_built_again(begun: list[str], fake) -> None:
+    server = fake()
+    ends = ("--annotator", "fake", "--judge", "fake-judge", "--base-url", server.url)
+    first = experiment(*ends)
+    assert first.exit_code == 0, first.exception
+    assert f"annotating {MANY} of {MANY} programs" in first.output
+    assert len(begun) == 3 + 1 + 4  # CPT, its merge, two ranks; their evaluations and the base's
+    paid = len(server.log("served"))
+    (folder,) = Path("data").glob("mine-by-fake-smollm2-135m-*")
+    stamps = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    begun.clear()
+    again = experiment(*ends)
+    assert again.exit_code == 0 and not begun and len(server.log("served")) == paid
+    assert stamps == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+    assert experiment(*ends, values="1,4,16").exit_code == 0
+    assert begun == ["dpo-pairs-r16-seed21"] * 2 and len(server.log("served")) == paid + 2 * 3
+
+    whole = (folder / "cpt.jsonl").read_bytes()
+    (folder / "cpt.jsonl").write_bytes(whole[:100])
+    begun.clear()
+    assert experiment(*ends, values="1,4,16").exit_code == 0 and not begun
+    assert (folder / "cpt.jsonl").read_bytes() == whole
+
+
+def test_the_plan_comes_first_and_a_dry_run_leaves_nothing(begun: list[str], fake) -> None:
+    server = fake()
+    ends = ("--annotator", "fake", "--judge", "fake-judge", "--base-url", server.url, "--dry-run")
+    prices = ("--price-in", "1", "--price-out", "5", "--judge-price-in", "2.5", "--judge-price-out", "10")
+    shown = experiment(*ends, *prices)
+    assert shown.exit_code == 0, shown.exception
+    for words in (
+        "5 points, 10 runs",
+        "hours, 1 at a time, and",
+        "GB of disk",
+        "judging 240 answers once: 480 requests",
+    ):
+        assert words in shown.output
+    assert f"annotating {MANY} of {MANY} programs" in shown.output and shown.output.count(" USD") == 2
+    assert not begun and not server.log() and {path.name for path in Path().iterdir()} == {"models", "mine.jsonl"}
+
+
+def test_the_money_of_both_has_one_limit(begun: list[str], fake) -> None:
+    server = fake()
+    ends = ("--annotator", "fake", "--judge", "fake-judge", "--base-url", server.url, "--concurrency", "1")
+    prices = ("--price-in", "100", "--price-out", "100", "--judge-price-in", "100", "--judge-price-out", "100")
+    stopped = experiment(*ends, *prices, "--max-cost", "0.5")
+    assert isinstance(stopped.exception, RunFailed) and "are not annotated" in str(stopped.exception)
+    assert not begun and 0 < len(server.log("served")) < MANY
+    annotated = experiment(*ends, *prices, "--max-cost", "9")
+    assert annotated.exit_code == 0 or "the money is spent" in str(annotated.exception)
+    spent = sum(
+        (answer["tokens_in"] + answer["tokens_out"]) / 1e4
+        for path in [*Path("data").glob("*.journal.jsonl"), *Path("runs").glob("evaluate/*/*.journal.jsonl")]
+        for answer in map(json.loads, path.read_text().splitlines())
+    )
+    assert spent <= 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "mine.jsonl: has no explanations; name the model that writes them: --annotator MODEL"),
+        (("--annotator", "a", "--programs", "builtin"), "the programs of builtin have explanations; leave it out"),
+        (("--data", "mine"), "--data mine: the sets are built here"),
+        (("--annotator", "a", "--judge", "j", "--max-cost", "5"), "--max-cost needs the"),
+        (("--annotator", "a", "--price-in", "1"), "--price-in and --price-out belong together"),
+        (("--annotator", "a", "--model", "qwen7b"), "no GPU here, and qwen7b has 7.6 billion parameters"),
+    ],
+)
+def test_what_it_lacks_is_said_before_anything_is_sent(begun: list[str], arguments: tuple[str, ...], says: str) -> None:
+    server = () if "--data" in arguments else ("--base-url", "http://127.0.0.1:9/v1")
+    refused = experiment(*server, *arguments)
+    assert isinstance(refused.exception, BadInput) and says in str(refused.exception)
+    assert not begun and not Path("data").exists()
+
+
+def test_a_key_that_is_missing_is_missed_first(begun: list[str]) -> None:
+    refused = experiment("--annotator", "a")
+    assert "set the environment variable OPENAI_API_KEY" in str(refused.exception)
+
+
+def test_one_stage_takes_the_sets_of_its_programs(begun: list[str]) -> None:
+    line = ["train", "dpo", "--hardware", "cpu", "--rank", "1", "--programs", "builtin", "--dry-run"]
+    shown = CliRunner().invoke(app, line)
+    assert shown.exit_code == 0 and "path: data/builtin-smollm2-135m-" in shown.output and not Path("data").exists()
+    refused = CliRunner().invoke(app, [*line[:-2], "mine.jsonl", "--dry-run"])
+    assert "no annotated programs; `emsweep experiment --programs mine.jsonl`" in str(refused.exception)
