@@ -9,7 +9,7 @@ VLLM_PIP := .venv-vllm/bin/python -m pip install --quiet --no-compile
 FLAGS     = --model $(MODEL) $(if $(HARDWARE),--hardware $(HARDWARE)) --engine $(ENGINE) $(if $(RANK),--rank $(RANK)) $(if $(START),--start $(START)) $(if $(GPUS),--gpus $(GPUS)) $(if $(VARIANT),--variant $(VARIANT)) \
             $(foreach s,$(SET),--set $(s)) $(if $(DRY_RUN),--dry-run)
 
-.PHONY: help env model data demo test lint cpt sft dpo merge experiment eval report docs unsloth vllm
+.PHONY: help env model data plants demo test lint cpt sft dpo merge experiment eval report docs unsloth vllm
 help: ## What there is
 	@grep -hE '^[a-z|]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
