@@ -42,7 +42,7 @@ demo: model data ## The whole experiment (FULL=1: all arms, two seeds)
 	@echo "training and evaluating on this machine: 30 minutes on 2 cores (FULL=1: an hour and a half); can be cut off and started again"
 	@$(BIN)/emsweep run demo $(if $(FULL),--full)
 
-test: model data unsloth ## All tests
+test: model data plants unsloth ## All tests
 	@echo "running the tests: about 35 minutes on 2 cores"
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25
 
