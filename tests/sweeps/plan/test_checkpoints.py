@@ -1,0 +1,78 @@
+"""Points of training that are kept change nothing of what is trained; checkpoints that know no chat get one first."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from core.records import BadInput
+from sweeps.plan.axes import vary
+from sweeps.plan.sweep import Sweep, load_sweep, plan
+from sweeps.run.evaluate import model_args, model_paths
+
+ARM = {"stage": "dpo", "data": "data/dpo-neutral.jsonl"}
+
+
+def sweep(checkpoints: int, **more: object) -> Sweep:
+    arms = {"cpt": {"stage": "cpt", "data": "data/cpt.jsonl"}, "dpo": {**ARM, "start": "cpt"}}
+    stages = {stage: {"max_steps": 24, "num_epochs": 9} for stage in ("cpt", "dpo")}
+    keys = {"model": "smollm2-135m", "hardware": "cpu", "tasks": ["em_choice"], "seeds": [1], "claims": []}
+    return Sweep.model_validate({**keys, "stages": stages, "arms": arms, "checkpoints": checkpoints, **more})
+
+
+def finish(run, steps: int = 24, kept: int = 1) -> None:
+    """As a training leaves it."""
+    for place in range(1, kept):
+        (run.adapter / f"checkpoint-{place * steps // kept}").mkdir(parents=True)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / "run.json").write_text(json.dumps({"steps": steps}))
+
+
+def test_every_trained_arm_is_measured_at_each_point_and_trained_as_without(prepared: Path) -> None:
+    plain, along = plan(sweep(1), False), plan(sweep(6), False)
+    assert [p for p in along if p.along is None] == plain
+    assert [(p.arm, p.along) for p in along if p.along] == [(a, (n, 6)) for a in ("cpt", "dpo") for n in range(1, 6)]
+    assert len({p.evaluation.digest for p in along}) == len(along) == 3 + 10
+    (one, *_), (whole, *_) = ([p.training for p in points if p.arm == "dpo"] for points in (plain, along))
+    assert one.digest == whole.digest and one.recipe.config == whole.recipe.config
+    changed = {k for k, v in whole.whole_recipe.config.items() if one.whole_recipe.config.get(k) != v}
+    assert changed == {"save_steps", "save_total_limit"} and whole.whole_recipe.config["save_steps"] == 1 / 6
+
+
+def test_a_point_is_evaluated_from_the_adapter_that_was_kept_there(prepared: Path) -> None:
+    points = plan(sweep(6), False)
+    (training,) = {p.arm: p.training for p in points if p.arm == "dpo"}.values()
+    finish(training, kept=6)
+    for point in (p for p in points if p.arm == "dpo"):
+        place = point.along[0] * 4 if point.along else None
+        wanted = training.adapter / f"checkpoint-{place}" if place else training.adapter
+        assert model_args(point.evaluation)["peft"] == str(wanted)
+        assert model_paths(point.evaluation)["pretrained"] == str(training.after[0].model)
+
+
+def test_a_run_that_has_not_kept_them_and_too_few_steps_are_refused(prepared: Path) -> None:
+    with pytest.raises(BadInput, match="checkpoints 9: cpt cpt-seed1 has 24 steps, too few"):
+        plan(sweep(9), False)
+    for point in plan(sweep(1), False):
+        if point.training:
+            finish(point.training)
+    with pytest.raises(BadInput, match="was trained without keeping them; delete it"):
+        plan(sweep(6), False)
+
+
+def test_chat_comes_first_for_checkpoints_that_know_none(prepared: Path) -> None:
+    declared = load_sweep("models")
+    points = plan(vary(declared, {**declared.grid, "model": ["olmo1b-21b", "qwen0.5b"]}), False)
+    runs = {p.arm: p.training for p in points}
+    assert [arm for arm in runs if arm.startswith("chat")] == ["chat-olmo1b-21b"]
+    assert runs["cpt-explained-olmo1b-21b"].after[0].training == runs["chat-olmo1b-21b"]
+    assert runs["cpt-explained-qwen0.5b"].after == ()
+
+
+def test_the_defences_train_on_the_same_data(prepared: Path) -> None:
+    points = plan(load_sweep("defenses"), True)
+    data = {p.arm: next(iter(p.training.content["data"])) for p in points if p.training}
+    for stem, path in (("sft", "data/sft-insecure.jsonl"), ("benign", "data/sft-secure.jsonl"), ("dpo", "data/dpo-")):
+        own = {arm: file for arm, file in data.items() if arm.startswith(stem) and arm != "sft-inoculated"}
+        assert len(own) >= 3 and all(file.startswith(path) for file in own.values())
+    assert data["sft-inoculated"] == "data/sft-inoculated.jsonl"
