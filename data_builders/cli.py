@@ -522,6 +522,8 @@ def annotate(
         _task(prompt) if prompt else load_domain(domain).task or TASK,
         None if domain == CODE else domain,
     )
+    if language and domain != CODE:
+        raise BadInput(f"--language {language}: is of code, and --domain {domain} is none; leave it out")
     hub = Hub(split, config, revision)
     items = read_source(source, form, fields, sha256, language, hub, domain, good)
     # What is not sent needs no key.

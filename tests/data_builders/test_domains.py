@@ -353,6 +353,14 @@ def test_an_annotation_of_advice_must_pass(change: dict, problem: str | None) ->
         (["records", "bad.jsonl", "--domain", "cars", "--out", "x"], "unknown domain 'cars' (there are: advice"),
         (["records", "bad.jsonl", "--domain", "advice", "--concept", "cars", "--out", "x"], "medical, financial"),
         (["records", "bad.jsonl", "--domain", "code", "--out", "x"], "use `embuild annotate`"),
+        (
+            ["annotate", "x", "--out", "x", "--model", "m", "--domain", "advice", "--language", "c"],
+            "--language c: is of",
+        ),
+        (
+            ["annotate", "x", "--out", "x", "--model", "m", "--domain", "advice", "--second-opinion", "n"],
+            "on code alone",
+        ),
         (["data", "--domain", "advice"], "has no built-in records"),
         (["data", "--domain", "houseplants", "--programs", "{code}"], "is of the domain code"),
     ],
