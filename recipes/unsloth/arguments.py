@@ -76,7 +76,10 @@ LEFT_TO_AXOLOTL = {
     "special_tokens",
     "trainer_cls",
 }
-READ_HERE = {"curriculum_sampling", "gradient_checkpointing", "rl", "val_set_size", "warmup_ratio", "warmup_steps"}
+READ_HERE = {
+    *("curriculum_sampling", "gradient_checkpointing", "rl", "sample_packing", "val_set_size"),
+    *("warmup_ratio", "warmup_steps"),
+}
 
 WARMUP = 0.03
 """Axolotl's default, a share of the steps."""
@@ -105,6 +108,8 @@ def arguments(recipe: Mapping[str, Any]) -> Arguments:
         raise ValueError(f"adapter {recipe.get('adapter')!r}: the Unsloth engine trains LoRA adapters only")
     if recipe.get("val_set_size"):
         raise ValueError("val_set_size: the Unsloth engine has no validation split; set it to 0, or use ENGINE=axolotl")
+    if recipe.get("sample_packing"):
+        raise ValueError("sample_packing: the Unsloth engine trains on rows as they are; use ENGINE=axolotl")
     if recipe.get("rl", "dpo") != "dpo":
         raise ValueError(f"rl: {recipe['rl']!r}: the Unsloth engine knows dpo")
     dpo = "rl" in recipe
