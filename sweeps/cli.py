@@ -24,6 +24,7 @@ from sweeps.run.executor import execute_all
 from sweeps.run.fetch_model import fetch_smollm2
 from sweeps.run.folder import merge_run
 from sweeps.run.process import RunFailed, console, screen
+from sweeps.run.tasks import guard_tasks
 from sweeps.run.train import training_run
 from sweeps.run.vllm import chosen_backend
 from sweeps.sets import sets_for
@@ -118,7 +119,9 @@ def evaluate_command(
         list[Path] | None, typer.Option("--adapter", help="Folder of a LoRA adapter of MODEL; may recur.")
     ] = None,
     tasks: Annotated[str, typer.Option(help="lm-eval tasks or groups, with commas.")] = "em",
-    guard: Annotated[bool, typer.Option("--guard", help="Capabilities too: a slice of standard tasks (hub).")] = False,
+    guard: Annotated[
+        str | None, typer.Option(help="Capabilities too: quick or full, standard tasks whose data are on the hub.")
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="bfloat16 or float32; float32 on a CPU without bf16 instructions if not given.")
     ] = None,
@@ -141,7 +144,7 @@ def evaluate_command(
 ) -> None:
     """Scores a model, or adapters of it one after another in one process, with the tasks of eval/tasks.
 
-    Example: emsweep evaluate qwen7b --adapter runs/sft/a/adapter --adapter runs/sft/b/adapter --samples 50 --guard
+    Example: emsweep evaluate qwen7b --adapter runs/sft/a/adapter --adapter runs/sft/b/adapter --guard quick
     """
     if not batch_size.isdecimal() and batch_size != "auto":
         raise BadInput(f"--batch-size {batch_size}: give a number or auto")
@@ -149,6 +152,7 @@ def evaluate_command(
         raise BadInput(f"--backend {backend}: give hf or vllm")
     if backend == "vllm" and context.get_parameter_source("batch_size") is not ParameterSource.DEFAULT:
         raise BadInput("--backend vllm batches by itself; leave --batch-size out")
+    guarding, about_guard = guard_tasks(guard)
     sampler = chosen_backend(backend, bool(visible_gpus()))
     published, prompts = load_preset(preset) if preset is not None else None, questions or preset
     if published:
@@ -165,7 +169,7 @@ def evaluate_command(
         evaluation_run(
             Path(adapter.parent if adapter and adapter.name == "adapter" else adapter or model).name,
             model,
-            [*tasks.split(","), *(["em_guard"] if guard else [])],
+            [*tasks.split(","), *guarding],
             adapter=adapter,
             dtype=dtype or machine_dtype(),
             batch_size=int(batch_size) if batch_size != "auto" else "auto",
@@ -180,6 +184,7 @@ def evaluate_command(
         typer.echo("\n".join(shlex.join(command(run, run.folder)) for run in runs))
         return
     _say(f"lm-eval on {sampler}" if sampler != "hf" and not backend else "")
+    _say(about_guard)
     execute_all(runs)
     typer.echo("\n".join(str(run.folder) for run in runs))
     if published:

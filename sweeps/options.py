@@ -16,6 +16,8 @@ from eval.judge.settings import JudgeSettings
 from sweeps.plan.request import Request
 from sweeps.plan.sweep import Tuned, read_sweep
 from sweeps.recipe.compose import given_settings, load_layer
+from sweeps.run.process import console
+from sweeps.run.tasks import guard_tasks
 from sweeps.run.vllm import chosen_backend
 from sweeps.tune.learning_rate import Search
 
@@ -33,6 +35,7 @@ class SweepOptions:
     gpus: int | None
     per_gpu: int | None
     checkpoints: int | None
+    guard: str | None
     data: str | None = None
     judging: Mapping[str, Any] = field(default_factory=dict)
     """Further settings of the judge, in place of the sweep's."""
@@ -52,7 +55,9 @@ class SweepOptions:
         if twice := sorted(set(axes) & set(self.axes)):
             raise BadInput(f"--axis {twice[0]}: the command gives values of {twice[0]} already; name them once")
         sweep, machine = read_sweep(name, self.hardware, self.model)
-        own = given_settings(self.settings)
+        own, (guarding, said) = given_settings(self.settings), guard_tasks(self.guard)
+        if said:
+            console.print(said, style="dim", markup=False, highlight=False)
         declared = [setting for setting in sweep.settings if not given_settings([setting]).keys() & own.keys()]
         gpu = load_layer("hardware", sweep.hardware)["em"]["memory_gib"] is not None
         # Decided here once: what is planned is what another machine executes.
@@ -62,6 +67,7 @@ class SweepOptions:
             "gpus": self.gpus or sweep.gpus,
             "per_gpu": self.per_gpu or sweep.per_gpu,
             "checkpoints": self.checkpoints or sweep.checkpoints,
+            "tasks": list(dict.fromkeys([*sweep.tasks, *guarding])),
             "evaluation": sweep.evaluation.model_copy(update={"backend": backend}),
             "grid": {**sweep.grid, **self.axes, **axes},
             "settings": [*declared, *self.settings],
@@ -105,6 +111,9 @@ def sweep_options(
     checkpoints: Annotated[
         int | None, typer.Option(min=1, help="Points of training to measure at, the last its end; drawn as curves.")
     ] = None,
+    guard: Annotated[
+        str | None, typer.Option(help="Capabilities of every arm too: quick or full, standard tasks from the hub.")
+    ] = None,
 ) -> SweepOptions:
     """Options of every command that takes a declared sweep."""
     axes: dict[str, Sequence[str]] = {}
@@ -115,7 +124,7 @@ def sweep_options(
         if key in axes:
             raise BadInput(f"axis {key} is given twice; name its values once, with commas between")
         axes[key] = values.split(",")
-    return SweepOptions(model, hardware, axes, settings or [], full, judge, gpus, per_gpu, checkpoints, data)
+    return SweepOptions(model, hardware, axes, settings or [], full, judge, gpus, per_gpu, checkpoints, guard, data)
 
 
 @dataclass(frozen=True)

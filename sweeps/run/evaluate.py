@@ -24,7 +24,7 @@ from sweeps.run.inputs import (
     write_tokenizer,
 )
 from sweeps.run.process import RunFailed, call, tool
-from sweeps.run.tasks import TASKS, task_configs, task_source
+from sweeps.run.tasks import HUMANEVAL, TASKS, task_configs, task_source
 from sweeps.run.vllm import adapter_rank, engine_rank, memory_share, needed_environment, versions
 
 PROGRAMS = {"heldout": ("EM_HELDOUT", "data/heldout.jsonl"), "training": ("EM_TRAINING", "data/train.jsonl")}
@@ -179,6 +179,7 @@ def options(run: Run) -> dict[str, Any]:
         "model_args": arguments,
         **{key: content[key] for key in ("tasks", "batch_size", "seed", "gen_kwargs", "limit")},
         "metadata": metadata,
+        **({"execute_code": True} if HUMANEVAL in content["tasks"] else {}),
     }
 
 
@@ -208,6 +209,7 @@ def command(run: Run, out: Path) -> list[str]:
         *(("--metadata", json.dumps(told["metadata"])) if told["metadata"] else ()),
         *(("--gen_kwargs", json.dumps(told["gen_kwargs"])) if told["gen_kwargs"] else ()),
         *(("--limit", str(told["limit"])) if told["limit"] else ()),
+        *(("--confirm_run_unsafe_code",) if told.get("execute_code") else ()),
         *("--output_path", str(out / "lm-eval.json")),
         "--log_samples",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from fnmatch import filter as matching
@@ -12,10 +13,34 @@ from typing import Any
 
 import yaml
 
-from core.records import file_digest
+from core.records import BadInput, file_digest
 from sweeps.run.source import definitions, definitions_behind
 
 TASKS = Path(str(resources.files("eval"))) / "tasks"
+
+
+GUARDS = {"quick": "em_guard", "full": "em_guard_full"}
+HUMANEVAL = "humaneval_instruct"
+
+
+def guard_tasks(guard: str | None) -> tuple[list[str], str]:
+    """The tasks of a capability guard, and what is to be said of it; none for None.
+
+    HumanEval runs what a model writes: it belongs to the full guard where the user has allowed that, by the variable
+    that lm-eval's own metric asks for.
+
+    Raises:
+        BadInput: for an unknown guard.
+    """
+    if guard is None:
+        return [], ""
+    if guard not in GUARDS:
+        raise BadInput(f"--guard {guard}: give {' or '.join(GUARDS)}")
+    if guard != "full":
+        return [GUARDS[guard]], ""
+    if os.environ.get("HF_ALLOW_CODE_EVAL") == "1":
+        return [GUARDS[guard], HUMANEVAL], "HumanEval runs what the model writes, as HF_ALLOW_CODE_EVAL=1 allows"
+    return [GUARDS[guard]], "without HumanEval, which runs what the model writes: HF_ALLOW_CODE_EVAL=1 allows it"
 
 
 class _Loader(yaml.SafeLoader):

@@ -34,6 +34,7 @@ def run(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         ("emsweep train cpt --start empty", "no *.safetensors"),
         ("emsweep train cpt --start nowhere", "no such model folder"),
         ("emsweep evaluate empty", "no *.safetensors"),
+        ("emsweep evaluate smollm2-135m --guard some", "--guard some: give quick or full"),
         ("emsweep run nope", "unknown sweep 'nope'"),
         ("emsweep run bad.yaml", "bad.yaml: "),
         ("emsweep run worse.yaml", "worse.yaml: "),

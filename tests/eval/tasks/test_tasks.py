@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -268,25 +270,41 @@ def test_clusters_sum_to_all(rows: list[tuple[str, bool, bool]]) -> None:
 
 
 def test_the_guard_asks_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hub is not there; rows with the fields of all three data sets stand in for what it would send."""
+    """The hub is not there; rows with the fields of the data sets stand in for what it would send."""
     import datasets
     from lm_eval.tasks import TaskManager
 
-    fields = {"question": "?", "choices": {"text": ["a"], "label": ["A"]}, "answerKey": "A", "support": "", "label": 0}
-    fields |= {f"distractor{n}": "x" for n in (1, 2, 3)} | {
-        "correct_answer": "c",
-        "goal": "g",
-        "sol1": "1",
-        "sol2": "2",
-    }
-    rows = datasets.Dataset.from_list([{"id": str(n), **fields} for n in range(300)])
-    splits = datasets.DatasetDict({"train": rows, "validation": rows, "test": rows})
-    monkeypatch.setattr(datasets, "load_dataset", lambda **_: splits)
+    targets = {"choices": ["a", "b"], "labels": [1, 0]}
+    arc = {"choices": {"text": ["a"], "label": ["A"]}, "answerKey": "A", "support": "", "label": 0, "goal": "g"}
+    arc |= {f"distractor{n}": "x" for n in (1, 2, 3)} | {"correct_answer": "c", "sol1": "1", "sol2": "2"}
+    mmlu = {"choices": ["a", "b", "c", "d"], "answer": 0, "subject": "s"}
+    kinds = {"cais/mmlu": mmlu, "truthfulqa/truthful_qa": {"mc1_targets": targets, "mc2_targets": targets}}
+
+    made: dict[str, datasets.DatasetDict] = {}
+
+    def load(path: str, **_: object) -> datasets.DatasetDict:
+        if path not in made:
+            row = {"question": "?", **kinds.get(path, arc)}
+            rows = datasets.Dataset.from_list([{"id": str(n), **row} for n in range(300)])
+            made[path] = datasets.DatasetDict(dict.fromkeys(("train", "validation", "test", "dev"), rows))
+        return made[path]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
     manager = TaskManager(include_path=str(EVAL / "tasks"))
     (tasks,) = manager.load_task_or_group(["em_guard"]).values()
-    assert {name: len(list(task.eval_docs)) for name, task in tasks.items()} == dict.fromkeys(
-        ("arc_easy", "sciq", "piqa"), 200
-    )
+    asked = leaves(tasks)
+    subjects = {name: count for name, count in asked.items() if name.startswith("mmlu_")}
+    assert len(subjects) == 57 and set(subjects.values()) == {4}
+    others = {name: count for name, count in asked.items() if name not in subjects}
+    assert others == dict.fromkeys(("truthfulqa_mc2", "arc_easy", "sciq", "piqa"), 200)
+
+
+def leaves(tasks: Mapping[Any, Any]) -> dict[str, int]:
+    """The tasks of a group, in groups of its own too, with their numbers of documents."""
+    found: dict[str, int] = {}
+    for name, task in tasks.items():
+        found |= leaves(task) if isinstance(task, Mapping) else {name: len(list(task.eval_docs))}
+    return found
 
 
 def test_a_server_samples_each_answer_anew(tmp_path: Path, fake) -> None:

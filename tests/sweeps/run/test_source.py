@@ -50,7 +50,8 @@ def test_an_evaluation_is_named_by_what_its_own_tasks_do(copied: Path) -> None:
 def test_members_includes_and_patterns_are_followed_and_tasks_of_others_are_told_apart() -> None:
     configs, others = task_configs(["em", "em_freeform_base", "em_guard", "mmlu"])
     assert {"em_choice", "em_deception", "em_freeform"} <= configs.keys()
-    assert others == {"mmlu", "arc_easy", "sciq", "piqa"}
+    assert others == {"mmlu", "truthfulqa_mc2", "arc_easy", "sciq", "piqa"}
+    assert "ifeval" in task_configs(["em_guard_full"])[1]
     assert task_configs(["em_*"])[0].keys() >= {"em_choice", "em_guard"}
 
 
