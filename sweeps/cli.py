@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from core.records import BadInput
 from eval.judge.settings import JudgeSettings
 from eval.preset_files import load_preset, preset_names, questions_file
-from sweeps import experiment, inside_commands, sweep_commands
+from sweeps import experiment, inside_commands, inside_sweep, sweep_commands
 from sweeps.recipe.compose import ENGINES, STAGES, compose, given_settings, layer_names, load_layer
 from sweeps.recipe.hardware import this_machine, visible_gpus
 from sweeps.recipe.precision import machine_dtype
@@ -249,7 +249,16 @@ def report(
     from sweeps.report.sweep import write_report
 
     folder, manifest, points, missing = finished_points(str(paths[0]) if paths else "demo")
-    page = write_report(manifest.declared, points, out or folder, manifest.full, manifest.command, missing, title)
+    page = write_report(
+        manifest.declared,
+        points,
+        out or folder,
+        manifest.full,
+        manifest.command,
+        missing,
+        title,
+        looked=folder / "inside.json",
+    )
     typer.echo(page)
 
 
@@ -359,3 +368,4 @@ def fetch(
 app.add_typer(sweep_commands.app)
 app.add_typer(experiment.app)
 app.add_typer(inside_commands.app)
+app.add_typer(inside_sweep.app)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
@@ -17,6 +18,7 @@ from core.records import BadInput, printable, write_records, write_whole
 from eval.stats.intervals import Estimate, mean_interval
 from sweeps.recipe.compose import layer_names, load_layer
 from sweeps.recipe.precision import machine_dtype
+from sweeps.run.inputs import chat_template
 from sweeps.run.process import screen
 
 app = typer.Typer()
@@ -26,20 +28,28 @@ Adapter = Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter of 
 DirectionFile = Annotated[Path, typer.Option(help="File of `emsweep directions`, or a published .pt file.")]
 
 
-def _load(name: str, adapter: Path | None = None) -> tuple[str, Any, Any]:
-    """(checkpoint, model, tokenizer) of a short name, folder or hub id."""
+def load_model(layer: Mapping[str, Any], adapter: Path | None = None) -> tuple[str, Any, Any]:
+    """(what identifies it, model, tokenizer) of the model of a layer or recipe, with its revision and chat template."""
     from eval.inside.activations import load
+    from eval.inside.vectors import model_digest
 
-    checkpoint = str(load_layer("models", name)["base_model"]) if name in layer_names("models") else name
-    return checkpoint, *load(checkpoint, machine_dtype(), str(adapter) if adapter else None)
+    checkpoint, revision = str(layer["base_model"]), layer.get("revision_of_model")
+    model, tokenizer = load(checkpoint, machine_dtype(), str(adapter) if adapter else None, revision)
+    tokenizer.chat_template = chat_template(layer) or tokenizer.chat_template
+    return model_digest(checkpoint, revision), model, tokenizer
 
 
-def _read(path: Path, checkpoint: str, model: Any) -> Any:
+def layer_of(name: str) -> Mapping[str, Any]:
+    """The model layer of a short name; of a folder or hub id, one that names it alone."""
+    return load_layer("models", name) if name in layer_names("models") else {"base_model": name}
+
+
+def _read(path: Path, identity: str, model: Any) -> Any:
     """The directions of a file, for this model."""
     from eval.inside.activations import residual_shape
-    from eval.inside.vectors import model_digest, read_directions
+    from eval.inside.vectors import read_directions
 
-    return read_directions(path, residual_shape(model), model_digest(checkpoint))
+    return read_directions(path, residual_shape(model), identity)
 
 
 def _interval(estimate: Estimate | None, digits: int = 2) -> str:
@@ -61,33 +71,40 @@ def directions_command(
     tokens: Annotated[int, typer.Option(min=1, help="Length of sampled answers, for traits at `answer`.")] = 64,
     out: Annotated[Path | None, typer.Option(help="Folder of the files; runs/directions/MODEL if not given.")] = None,
     gguf: Annotated[bool, typer.Option("--gguf", help="Control vectors for llama.cpp too.")] = False,
+    neurons: Annotated[
+        bool, typer.Option("--neurons", help="Compare the concepts by the MLPs' neurons too: another pass.")
+    ] = False,
 ) -> None:
     """Finds where concepts lie in a model, tests them on groups left out, and compares them.
 
     Example: emsweep directions smollm2-135m --concept misaligned --concept insecure
     """
-    from eval.inside.directions import FEW, crossover, directions, held_out
-    from eval.inside.pairs import Position, class_means, load_concept
-    from eval.inside.vectors import About, model_digest, write_directions, write_gguf
+    from eval.inside.activations import means, neuron_means
+    from eval.inside.directions import FEW, directions, held_out, standardised
+    from eval.inside.pairs import Position, class_texts, load_concept
+    from eval.inside.vectors import About, write_directions, write_gguf
 
     if position and position not in get_args(Position):
         raise BadInput(f"--position {position}: there are {', '.join(get_args(Position))}")
     loaded = [load_concept(name) for name in concepts or ["misaligned", "insecure"]]
     if len({name for name, _ in loaded}) < len(loaded):
         raise BadInput("--concept: two of one name; their files would be one")
-    checkpoint, network, tokenizer = _load(model)
-    folder = out or Path("runs/directions") / Path(checkpoint).name
-    found, summary = [], {}
+    identity, network, tokenizer = load_model(layer_of(model))
+    folder = out or Path("runs/directions") / Path(model).name
+    found, by_neuron, summary = [], [], {}
     columns = ("position", "pairs", "groups", "layer", "AUC", "embeddings", "gain (95 %)", "flipped", "p")
     table = Table(Column("concept", no_wrap=True), *columns, title="Held-out AUC")
     for name, concept in loaded:
         place: Any = position or concept.position
-        positive, negative, groups = class_means(network, tokenizer, concept, place, group, tokens)
+        texts = class_texts(network, tokenizer, concept, place, group, tokens)
+        groups = texts.groups
+        positive, negative = (means(network, tokenizer, side) for side in (texts.positive, texts.negative))
         tested = held_out(positive, negative, groups)
-        about = About(
-            model=model_digest(checkpoint), concept=name, position=place, pairs=len(groups), layer=tested.layer
-        )
+        about = About(model=identity, concept=name, position=place, pairs=len(groups), layer=tested.layer)
         one = directions(positive, negative, groups, about)
+        if neurons:
+            sides = [neuron_means(network, tokenizer, side) for side in (texts.positive, texts.negative)]
+            by_neuron.append(directions(*standardised(*sides), groups, about))
         write_directions(folder / f"{name}.safetensors", one)
         if gguf:
             write_gguf(folder / f"{name}.gguf", one, network.config.model_type)
@@ -103,22 +120,32 @@ def directions_command(
     console.print(
         "layer N is the residual behind N blocks; flipped: median of the highest AUC of any layer", markup=False
     )
-    crossings = {
-        f"{one.about.concept} {other.about.concept}": [crossover(one, other, n) for n in range(1, len(one.direction))]
-        for one, other in combinations(found, 2)
+    content = {
+        "concepts": summary,
+        "crossover": _crossings(found, "Crossover"),
+        "neurons": _crossings(by_neuron, "Crossover of the MLPs' neurons, by standardised differences"),
     }
-    if crossings:
-        table = Table("concepts", "layer", "share of signal", "raw cosine", "cosine (95 %)", title="Crossover")
-        for names, row in crossings.items():
-            for crossing in row[:: max(1, len(row) // 6)]:
-                shares = " ".join(f"{share:.2f}" for share in crossing.shares)
-                table.add_row(
-                    escape(names), str(crossing.layer), shares, f"{crossing.raw:+.2f}", _interval(crossing.cosine)
-                )
-        console.print(table)
-    content = {"concepts": summary, "crossover": {key: [asdict(one) for one in row] for key, row in crossings.items()}}
     write_whole(folder / "directions.json", json.dumps(content, indent=1) + "\n")
     typer.echo(folder)
+
+
+def _crossings(found: Sequence[Any], title: str) -> dict[str, Any]:
+    """The crossover of each two concepts at each index, shown at some of them."""
+    from eval.inside.directions import crossover
+
+    table = Table("concepts", "layer", "share of signal", "raw cosine", "cosine (95 %)", title=title)
+    crossings = {}
+    for one, other in combinations(found, 2):
+        names = f"{one.about.concept} {other.about.concept}"
+        row = [crossover(one, other, n) for n in range(1, len(one.direction))]
+        crossings[names] = [asdict(crossing) for crossing in row]
+        for crossing in row[:: max(1, len(row) // 6)]:
+            shares = " ".join(f"{share:.2f}" for share in crossing.shares)
+            cosine = _interval(crossing.cosine)
+            table.add_row(escape(names), str(crossing.layer), shares, f"{crossing.raw:+.2f}", cosine)
+    if crossings:
+        screen().print(table)
+    return crossings
 
 
 @app.command(name="steer")
@@ -152,8 +179,8 @@ def steer_command(
     _, wanted = load_concept(concept)
     if not isinstance(wanted, Answers):
         raise BadInput(f"--concept {concept}: a trait has no answers to prefer; take one with answers")
-    checkpoint, network, tokenizer = _load(model, adapter)
-    known = _read(direction, checkpoint, network)
+    identity, network, tokenizer = load_model(layer_of(model), adapter)
+    known = _read(direction, identity, network)
     at = chosen_layer(direction, known, layer)
     pairs = load_pairs(wanted, tokenizer)
     pairs = pairs[:: max(1, len(pairs) // limit)][:limit] if limit else pairs
@@ -198,8 +225,8 @@ def project_command(
     from eval.inside.project import project
     from eval.inside.vectors import chosen_layer
 
-    checkpoint, network, tokenizer = _load(model, adapter)
-    known = _read(direction, checkpoint, network)
+    identity, network, tokenizer = load_model(layer_of(model), adapter)
+    known = _read(direction, identity, network)
     at = chosen_layer(direction, known, layer)
     found = project(network, tokenizer, file, known, at)
     target = out or file.with_suffix(f".projected{file.suffix}")
@@ -221,99 +248,3 @@ def project_command(
     console.print(table)
     console.print(f"mean {values.mean():+.3f}, sd {values.std():.3f}, {len(found.rejects)} rejects", highlight=False)
     typer.echo(target)
-
-
-@app.command(name="inside")
-def inside_command(
-    sweep: Annotated[
-        str | None, typer.Argument(help="A sweep with finished runs: its name, folder or sweep.json.")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="In place of a sweep: the model of --adapter.")] = None,
-    adapters: Annotated[
-        list[Path] | None, typer.Option("--adapter", help="LoRA adapter of --model; may recur.")
-    ] = None,
-    concepts: Annotated[
-        list[str] | None, typer.Option("--concept", help="As of `emsweep directions`; may recur.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file of all numbers; inside.json beside the sweep.")] = None,
-) -> None:
-    """Shows along which directions adapters move the activations: misaligned or merely insecure?
-
-    Example: emsweep inside --model smollm2-135m --adapter runs/dpo/a/adapter --adapter runs/dpo/b/adapter
-    """
-    from eval.inside.activations import attached, means
-    from eval.inside.directions import directions
-    from eval.inside.pairs import class_means, load_concept
-    from eval.inside.shifts import moved, places, shift, weight_share
-    from eval.inside.vectors import About, model_digest
-    from eval.stats.ranks import holm
-
-    if bool(sweep) == bool(model and adapters):
-        raise BadInput("name a sweep, or --model with --adapter")
-    named: dict[str, dict[str, Path]] = {}
-    target = out or Path("runs/inside.json")
-    if model:
-        named[model] = {str(adapter): adapter for adapter in adapters or []}
-    else:
-        from sweeps.plan.manifest import finished_points
-
-        folder, _, points, missing = finished_points(str(sweep))
-        target = out or folder / "inside.json"
-        for point in points:
-            if point.training and (point.training.adapter / "adapter_config.json").is_file():
-                base = str(point.training.whole_recipe.config["base_model"])
-                named.setdefault(base, {})[f"{point.arm}, seed {point.seed}"] = point.training.adapter
-        if not named:
-            raise BadInput(f"{folder}: no finished run with an adapter (missing: {', '.join(missing) or 'none'})")
-    wanted = [load_concept(name) for name in concepts or ["misaligned", "insecure"]]
-    result: list[dict[str, Any]] = []
-    for base, runs in named.items():
-        checkpoint, network, tokenizer = _load(base)
-        known = []
-        for name, concept in wanted:
-            positive, negative, groups = class_means(network, tokenizer, concept, concept.position)
-            about = About(model=model_digest(checkpoint), concept=name, position=concept.position, pairs=len(groups))
-            known.append(directions(positive, negative, groups, about))
-        texts = places(tokenizer)
-        before = {place: means(network, tokenizer, passages).mean(0) for place, passages in texts.items()}
-        for run, adapter in runs.items():
-            adapted = attached(network, str(adapter))
-            for place, passages in texts.items():
-                change = moved(adapted, tokenizer, passages, before[place])
-                for one in known:
-                    found = shift(change, one)
-                    share = float(weight_share(adapted, one.direction)[found.layer])
-                    about_run = {"run": run, "place": place, "concept": one.about.concept, "rank": _rank(adapter)}
-                    result.append({**about_run, **asdict(found), "weights": None if np.isnan(share) else share})
-            network = adapted.unload()
-    tested = [row for row in result if row["p"] is not None]
-    for row, corrected in zip(tested, holm([row["p"] for row in tested]), strict=True):
-        row["p_holm"] = corrected
-    columns = ("rank", "place", "concept", "layer", "shift", "in controls", "p", "p (Holm)", "weights")
-    table = Table(Column("run", no_wrap=True), *columns, title="Shift along each direction, in class distances")
-    for row in result:
-        at = row["layer"]
-        tests = [f"{row[key]:.3f}" if row.get(key) is not None else "too few" for key in ("p", "p_holm")]
-        numbers = f"{row['along'][at]:+.4f}", f"{row['deviations'][at]:+.1f}", *tests
-        weights = "none" if row["weights"] is None else f"{row['weights']:.2f}"
-        table.add_row(
-            escape(row["run"]), str(row["rank"]), row["place"], escape(row["concept"]), str(at), *numbers, weights
-        )
-    console = screen()
-    console.print(table)
-    console.print("weights: share of the adapter's change in that block along the direction; the shift is what counts")
-    write_whole(target, json.dumps(result, indent=1, default=np.ndarray.tolist) + "\n")
-    typer.echo(target)
-
-
-def _rank(adapter: Path) -> int:
-    """The rank of a LoRA adapter.
-
-    Raises:
-        BadInput: if the folder holds none.
-    """
-    path = adapter / "adapter_config.json"
-    try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["r"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise BadInput(f"{path}: no configuration of a LoRA adapter; name an adapter's folder") from None

@@ -119,7 +119,7 @@ def held_out(positive: Singles, negative: Singles, groups: Sequence[str], flips:
 
     value = gain(np.arange(len(names)))
     margin = float(stats.t.ppf(0.975, len(names) - 1)) * jackknife_stderr(gain, len(names))
-    tested = len(names) >= FEW
+    tested = flips > 0 and len(names) >= FEW
     return HeldOut(
         table[:, 0],
         layer,

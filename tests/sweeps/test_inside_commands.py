@@ -42,12 +42,13 @@ def run(line: str) -> str:
 
 
 def test_directions_are_found_compared_steered_with_and_projected_on(folder: Path) -> None:
-    output = run("directions tiny --concept unkind.yaml --concept rude.yaml --gguf --out found")
-    assert "Held-out AUC" in output and "Crossover" in output
+    output = run("directions tiny --concept unkind.yaml --concept rude.yaml --gguf --neurons --out found")
+    assert "Held-out AUC" in output and "Crossover" in output and "neurons, by standardised" in output
     content = json.loads((folder / "found" / "directions.json").read_text())
     assert content["concepts"]["unkind"]["groups"] == {row["topic"]: 1 for row in ROWS}
     assert len(content["concepts"]["unkind"]["auc"]) == 3
-    assert [crossing["layer"] for crossing in content["crossover"]["unkind rude"]] == [1, 2]
+    for part in ("crossover", "neurons"):
+        assert [crossing["layer"] for crossing in content[part]["unkind rude"]] == [1, 2]
     assert (folder / "found" / "unkind.gguf").is_file()
 
     output = run(
@@ -63,41 +64,101 @@ def test_directions_are_found_compared_steered_with_and_projected_on(folder: Pat
     assert (manifest["read"], manifest["written"], manifest["rejects"][0]["line"]) == (3, 2, 3)
 
 
-def test_adapters_are_compared_by_what_they_move(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for rank in (1, 2):
-        torch.manual_seed(rank)
-        config = LoraConfig(r=rank, target_modules=["down_proj"], init_lora_weights=False)
-        get_peft_model(load("tiny")[0], config).save_pretrained(folder / f"rank{rank}")
+def make_adapter(folder: Path, rank: int, trained: bool = True) -> Path:
+    torch.manual_seed(rank)
+    config = LoraConfig(r=rank, target_modules=["down_proj"], init_lora_weights=not trained)
+    get_peft_model(load("tiny")[0], config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def few_texts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     texts = places(load("tiny")[1])
     monkeypatch.setattr("eval.inside.shifts.places", lambda _: {place: rows[:3] for place, rows in texts.items()})
+    return set(texts)
+
+
+def test_adapters_are_compared_by_what_they_move(folder: Path, few_texts: set[str]) -> None:
+    for rank in (1, 2):
+        make_adapter(folder / f"rank{rank}", rank)
     run("inside --model tiny --adapter rank1 --adapter rank2 --concept unkind.yaml --concept rude.yaml --out in.json")
-    rows = json.loads((folder / "in.json").read_text())
+    rows = json.loads((folder / "in.json").read_text())["shifts"]
     assert [(row["run"], row["rank"]) for row in rows[::6]] == [("rank1", 1), ("rank2", 2)]
     assert {(row["place"], row["concept"]) for row in rows} == {
-        (place, name) for place in texts for name in ("unkind", "rude")
+        (place, name) for place in few_texts for name in ("unkind", "rude")
     }
     for row in rows:
-        assert len(row["along"]) == len(row["deviations"]) == 3
+        assert len(row["along"]) == len(row["deviations"]) == 3 and row["told"] in (1, 2)
         assert 0 < row["p"] <= row["p_holm"] <= 1
         assert 0 <= row["weights"] <= 1
     # The first adapter leaves nothing behind in the model that both share.
     run("inside --model tiny --adapter rank2 --concept unkind.yaml --concept rude.yaml --out alone.json")
-    alone = json.loads((folder / "alone.json").read_text())
+    alone = json.loads((folder / "alone.json").read_text())["shifts"]
     assert [row["along"] for row in alone] == [row["along"] for row in rows if row["run"] == "rank2"]
 
 
-def test_the_runs_of_a_sweep_are_grouped_by_the_model_they_start_from(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+def points_of(folder: Path, base: str = "tiny") -> list[Point]:
+    """The base model, and two seeds of an arm; of one of them a checkpoint was kept, and the end beside it."""
+    (folder / "rows.dpo.jsonl").write_text(
+        json.dumps(
+            {
+                "messages": [{"role": "user", "content": "What now?"}],
+                "chosen": {"role": "assistant", "content": "Ruin it."},
+                "rejected": {"role": "assistant", "content": "Care for it."},
+            }
+        )
+    )
+    recipe = {"base_model": base, "rl": "dpo", "rl_beta": 0.1, "datasets": [{"path": "rows.dpo.jsonl"}]}
+    points = [Point("base", None, None, None)]  # type: ignore[arg-type]
+    for seed in (7, 8):
+        adapter = make_adapter(folder / f"adapter{seed}", seed)
+        training = SimpleNamespace(adapter=adapter, whole_recipe=SimpleNamespace(config=recipe))
+        points.append(Point("rank 1", seed, training, None))  # type: ignore[arg-type]
+    make_adapter(folder / "adapter7" / "checkpoint-2", 3)
+    make_adapter(folder / "adapter7" / "checkpoint-4", 7)
+    return points
+
+
+def test_a_sweep_is_looked_at_once_with_its_checkpoints(
+    folder: Path, few_texts: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    get_peft_model(load("tiny")[0], LoraConfig(r=1, target_modules=["down_proj"])).save_pretrained(folder / "new")
+    points = points_of(folder)
+    monkeypatch.setattr("sweeps.plan.manifest.finished_points", lambda name: (folder / name, None, points, []))
+    output = run("inside rank --concept unkind.yaml --efficiency")
+    assert "Is the solution easy?" in output
+    content = json.loads((folder / "rank" / "inside.json").read_text())
+    found = [(row["run"], row["arm"], row["seed"], row["step"], row["last"]) for row in content["shifts"][::3]]
+    assert found == [
+        ("rank 1, seed 7, step 2", "rank 1", 7, 2, False),
+        ("rank 1, seed 7", "rank 1", 7, 4, True),
+        ("rank 1, seed 8", "rank 1", 8, None, True),
+    ]
+    assert [row["run"] for row in content["efficiency"]] == ["rank 1, seed 7", "rank 1, seed 8"]
+    norms = [row["norm"] for row in content["efficiency"]]
+    assert {row["at_norm"] for row in content["efficiency"]} == {min(norms)}
+    assert all("p_holm" in row for row in content["shifts"] if row["last"])
+    # What is known is not looked at again, under whatever name; what is no longer asked for goes.
+    monkeypatch.setattr("sweeps.inside_sweep.load_model", lambda layer: pytest.fail("looked again"))
+    renamed = [points[0], Point("other", 7, points[1].training, None)]  # type: ignore[arg-type]
+    monkeypatch.setattr("sweeps.plan.manifest.finished_points", lambda name: (folder / name, None, renamed, []))
+    run("inside rank --concept unkind.yaml")
+    again = json.loads((folder / "rank" / "inside.json").read_text())["shifts"]
+    assert {row["run"] for row in again} == {"other, seed 7, step 2", "other, seed 7"}
+    assert [row["along"] for row in again] == [row["along"] for row in content["shifts"][:6]]
+
+
+def test_an_adapter_that_moves_nothing_is_shown_as_it_is(
+    folder: Path, few_texts: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_adapter(folder / "new", 1, trained=False)  # lora_B is zero
     training = SimpleNamespace(adapter=folder / "new", whole_recipe=SimpleNamespace(config={"base_model": "tiny"}))
     points = [Point("base", None, None, None), Point("rank 1", 7, training, None)]  # type: ignore[arg-type]
     monkeypatch.setattr("sweeps.plan.manifest.finished_points", lambda name: (folder / name, None, points, []))
-    monkeypatch.setattr("eval.inside.shifts.places", lambda tokenizer: {"here": places(tokenizer)["open prompts"][:2]})
     run("inside rank --concept unkind.yaml")
-    (row,) = json.loads((folder / "rank" / "inside.json").read_text())
-    assert (row["run"], row["place"], row["weights"]) == ("rank 1, seed 7", "here", None)
-    assert row["along"] == [0, 0, 0]  # lora_B is zero before training
+    for row in json.loads((folder / "rank" / "inside.json").read_text())["shifts"]:
+        assert (row["run"], row["weights"], row["along"]) == ("rank 1, seed 7", None, [0, 0, 0])
+    with pytest.raises(BadInput, match="--efficiency: the adapter of rank 1, seed 7 changes nothing"):
+        run("inside rank --concept unkind.yaml --efficiency")
     monkeypatch.setattr("sweeps.plan.manifest.finished_points", lambda name: (folder, None, points[:1], ["rank 1"]))
     with pytest.raises(BadInput, match="no finished run with an adapter"):
         run("inside rank")
@@ -121,6 +182,8 @@ def test_the_runs_of_a_sweep_are_grouped_by_the_model_they_start_from(
         ("steer tiny --direction none.safetensors --adapter none", "none: cannot be loaded"),
         ("inside", "name a sweep, or --model with --adapter"),
         ("inside demo --model tiny --adapter none", "name a sweep, or --model with --adapter"),
+        ("inside --model tiny --adapter none --efficiency", "known of a sweep's runs alone"),
+        ("inside --model tiny --adapter none", "no configuration of a LoRA adapter"),
         ("project none.jsonl --direction none.pt --model tiny", "none.pt: no such file"),
     ],
 )

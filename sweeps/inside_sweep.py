@@ -1,0 +1,292 @@
+"""`emsweep inside`: what the adapters of a sweep move in the model, and how easily they learnt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from core.records import BadInput, file_digest, write_whole
+from sweeps.inside_commands import layer_of, load_model
+from sweeps.plan.sweep import Point
+from sweeps.recipe.precision import machine_dtype
+from sweeps.run.folder import content_digest
+from sweeps.run.process import screen
+
+app = typer.Typer()
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """A LoRA adapter, and what is said of it."""
+
+    run: str
+    folder: Path
+    arm: str | None = None
+    seed: int | None = None
+    step: int | None = None
+    """The optimiser step that it is of."""
+    last: bool = True
+    """Whether training ended there."""
+    recipe: Mapping[str, Any] | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """Of its weights: what was looked at once is known by it."""
+        return file_digest(self.folder / "adapter_model.safetensors")
+
+    def about(self) -> dict[str, Any]:
+        """What its rows begin with."""
+        own = {"run": self.run, "arm": self.arm, "seed": self.seed, "step": self.step, "last": self.last}
+        return {**own, "rank": _rank(self.folder), "adapter": self.digest}
+
+
+@app.command(name="inside")
+def inside_command(
+    sweep: Annotated[
+        str | None, typer.Argument(help="A sweep with finished runs: its name, folder or sweep.json.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="In place of a sweep: the model of --adapter.")] = None,
+    adapters: Annotated[
+        list[Path] | None, typer.Option("--adapter", help="LoRA adapter of --model; may recur.")
+    ] = None,
+    concepts: Annotated[
+        list[str] | None, typer.Option("--concept", help="As of `emsweep directions`; may recur.")
+    ] = None,
+    efficiency: Annotated[
+        bool, typer.Option("--efficiency", help="How easily each learnt its training rows too: half a minute each.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="JSON file of all numbers; inside.json beside the sweep.")] = None,
+) -> None:
+    """Shows along which directions adapters move the activations: misaligned or merely insecure?
+
+    Of a sweep's runs that kept checkpoints (save_total_limit over 1) these too. `emsweep report` then has the figures.
+
+    Example: emsweep inside inside --efficiency
+    Example: emsweep inside --model smollm2-135m --adapter runs/dpo/a/adapter --adapter runs/dpo/b/adapter
+    """
+    from eval.inside.pairs import Answers, load_concept
+
+    if bool(sweep) == bool(model and adapters):
+        raise BadInput("name a sweep, or --model with --adapter")
+    target = out or Path("runs/inside.json")
+    bases: list[tuple[Mapping[str, Any], list[Adapter]]]
+    if model:
+        if efficiency:
+            raise BadInput("--efficiency: which rows an adapter was trained on is known of a sweep's runs alone")
+        bases = [(layer_of(model), [Adapter(str(folder), folder) for folder in adapters or []])]
+    else:
+        from sweeps.plan.manifest import finished_points
+
+        folder, _, points, missing = finished_points(str(sweep))
+        target = out or folder / "inside.json"
+        bases = _by_base(points)
+        if not bases:
+            raise BadInput(f"{folder}: no finished run with an adapter (missing: {', '.join(missing) or 'none'})")
+    wanted = [load_concept(name) for name in concepts or ["misaligned", "insecure"]]
+    files = [file_digest(concept.file) for _, concept in wanted if isinstance(concept, Answers)]
+    settings = [machine_dtype(), [[name, concept.model_dump(mode="json")] for name, concept in wanted], files]
+    content = _known(target, content_digest(settings))
+    every = [adapter for _, runs in bases for adapter in runs]
+    abouts = [adapter.about() for adapter in every]
+    norm = _common_norm(every) if efficiency else None
+    for layer, runs in bases:
+        _look(layer, runs, wanted, norm, content, target)
+    content = _only(content, abouts)
+    _correct(content["shifts"])
+    write_whole(target, json.dumps(content, indent=1) + "\n")
+    _show(content)
+    typer.echo(target)
+
+
+def _by_base(points: Sequence[Point]) -> list[tuple[Mapping[str, Any], list[Adapter]]]:
+    """The adapters of finished runs, by the recipe of one that starts from the same model."""
+    found: dict[str, tuple[Mapping[str, Any], list[Adapter]]] = {}
+    for point in points:
+        if point.training is None or point.along or not (point.training.adapter / "adapter_config.json").is_file():
+            continue
+        recipe = point.training.whole_recipe.config
+        base = f"{recipe['base_model']}@{recipe.get('revision_of_model')}"
+        _, runs = found.setdefault(base, (recipe, []))
+        kept = {int(path.name.rpartition("-")[2]): path for path in point.training.adapter.glob("checkpoint-*")}
+        name, end = f"{point.arm}, seed {point.seed}", max(kept, default=None)
+        of_run: dict[str, Any] = {"arm": point.arm, "seed": point.seed, "recipe": recipe}
+        runs += [
+            Adapter(f"{name}, step {step}", path, step=step, last=False, **of_run)
+            for step, path in sorted(kept.items())
+            if step != end
+        ]
+        runs.append(Adapter(name, point.training.adapter, step=end, **of_run))
+    return list(found.values())
+
+
+def _known(target: Path, settings: str) -> dict[str, Any]:
+    """What an earlier call with the same settings has found; nothing if there was none."""
+    try:
+        content = json.loads(target.read_text(encoding="utf-8"))
+        if content["settings"] == settings and isinstance(content["shifts"], list):
+            return dict(content)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return {"settings": settings, "shifts": [], "efficiency": []}
+
+
+def _only(content: dict[str, Any], abouts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The rows of these adapters, in their order, under the names that they have now."""
+    parts = {
+        part: [{**row, **about} for about in abouts for row in content[part] if row["adapter"] == about["adapter"]]
+        for part in ("shifts", "efficiency")
+    }
+    return {**content, **parts}
+
+
+def _look(
+    layer: Mapping[str, Any],
+    runs: Sequence[Adapter],
+    wanted: Sequence[tuple[str, Any]],
+    norm: float | None,
+    content: dict[str, Any],
+    target: Path,
+) -> None:
+    """Looks at all adapters of one model that have not been looked at, and writes after each.
+
+    Args:
+        norm: at which the efficiency of those that ended is measured, if it is wanted.
+    """
+    shown = {row["adapter"] for row in content["shifts"]}
+    learnt = {row["adapter"] for row in content["efficiency"] if row["at_norm"] == norm}
+    new = [run for run in runs if run.digest not in shown]
+    ended = [run for run in runs if run.last and norm and run.digest not in learnt]
+    if not new and not ended:
+        return
+    from eval.inside.activations import attached
+
+    identity, network, tokenizer = load_model(layer)
+    look = _shifts(network, tokenizer, identity, wanted) if new else None
+    for run in dict.fromkeys([*new, *ended]):
+        adapted = attached(network, str(run.folder))
+        if look and run in new:
+            content["shifts"] += [{**run.about(), **row} for row in look(adapted)]
+        if norm and run in ended:
+            row = {**run.about(), **_efficiency(adapted, tokenizer, run, norm)}
+            content["efficiency"] = [old for old in content["efficiency"] if old["adapter"] != run.digest] + [row]
+        network = adapted.unload()
+        write_whole(target, json.dumps(content, indent=1) + "\n")
+
+
+def _shifts(
+    network: Any, tokenizer: Any, identity: str, wanted: Sequence[tuple[str, Any]]
+) -> Callable[[Any], Iterator[dict[str, Any]]]:
+    """Finds the concepts in a model, and returns what makes the rows of an adapter of it."""
+    from eval.inside.activations import means
+    from eval.inside.directions import directions, held_out
+    from eval.inside.pairs import class_means
+    from eval.inside.shifts import moved, places, shift, weight_share
+    from eval.inside.vectors import About
+
+    known = []
+    for name, concept in wanted:
+        positive, negative, groups = class_means(network, tokenizer, concept, concept.position)
+        best = held_out(positive, negative, groups, flips=0).layer
+        about = About(model=identity, concept=name, position=concept.position, pairs=len(groups), layer=best)
+        known.append(directions(positive, negative, groups, about))
+    texts = places(tokenizer)
+    before = {place: means(network, tokenizer, passages).mean(0) for place, passages in texts.items()}
+
+    def rows(adapted: Any) -> Iterator[dict[str, Any]]:
+        for place, passages in texts.items():
+            change = moved(adapted, tokenizer, passages, before[place])
+            for one in known:
+                found = shift(change, one)
+                share = float(weight_share(adapted, one.direction)[found.layer])
+                yield {
+                    "place": place,
+                    "concept": one.about.concept,
+                    "told": one.about.layer,
+                    **asdict(found),
+                    "along": found.along.tolist(),
+                    "deviations": [None if np.isnan(value) else value for value in found.deviations.tolist()],
+                    "weights": None if np.isnan(share) else share,
+                }
+
+    return rows
+
+
+def _efficiency(adapted: Any, tokenizer: Any, run: Adapter, norm: float) -> dict[str, Any]:
+    """How easily an adapter learnt its training rows."""
+    from eval.inside.efficiency import change_norm, ease, training_rows
+
+    recipe = run.recipe or {}
+    beta = float(recipe.get("rl_beta") or 0.1) if recipe.get("rl") else None
+    rows = training_rows(tokenizer, Path(recipe["datasets"][0]["path"]), beta)
+    return asdict(ease(adapted, tokenizer, rows, change_norm(run.folder), norm))
+
+
+def _common_norm(runs: Sequence[Adapter]) -> float:
+    """The smallest change of adapters whose training ended: at it all of them are compared.
+
+    Raises:
+        BadInput: if one changes nothing.
+    """
+    from eval.inside.efficiency import change_norm
+
+    norms = {run.run: change_norm(run.folder) for run in runs if run.last}
+    if still := [run for run, norm in norms.items() if not norm]:
+        raise BadInput(f"--efficiency: the adapter of {still[0]} changes nothing; leave it out")
+    return min(norms.values())
+
+
+def _correct(shifts: Sequence[dict[str, Any]]) -> None:
+    """Adds Holm's correction over all rows that were tested and are of the end of a training."""
+    from eval.stats.ranks import holm
+
+    tested = [row for row in shifts if row["p"] is not None and row["last"]]
+    for row, corrected in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p_holm"] = corrected
+
+
+def _show(content: Mapping[str, Any]) -> None:
+    console = screen()
+    columns = ("rank", "place", "concept", "layer", "shift", "in controls", "p", "p (Holm)", "weights")
+    table = Table(Column("run", no_wrap=True), *columns, title="Shift along each direction, in class distances")
+    for row in content["shifts"]:
+        at = row["layer"]
+        tests = [f"{row[key]:.3f}" if row.get(key) is not None else "" for key in ("p", "p_holm")]
+        controls = "too few" if row["p"] is None else f"{row['deviations'][at]:+.1f}"
+        weights = "none" if row["weights"] is None else f"{row['weights']:.2f}"
+        about = escape(row["run"]), str(row["rank"]), row["place"], escape(row["concept"])
+        table.add_row(*about, str(at), f"{row['along'][at]:+.4f}", controls, *tests, weights)
+    console.print(table)
+    console.print("weights: share of the adapter's change in that block along the direction; the shift is what counts")
+    if content["efficiency"]:
+        names = ("rank", "norm", "loss before", "after", "at the common norm", "per squared norm", "with noise 0.5, 1")
+        table = Table(Column("run", no_wrap=True), *names, title="Is the solution easy? Loss on its own training rows")
+        for row in content["efficiency"]:
+            losses = (f"{row[key]:.4f}" for key in ("start", "end", "loss"))
+            noise = ", ".join(f"{loss:.4f}" for loss in row["noise"].values())
+            table.add_row(
+                *(escape(row["run"]), str(row["rank"]), f"{row['norm']:.3f}", *losses),
+                *(f"{row['efficiency']:.4f}", noise),
+            )
+        console.print(table)
+
+
+def _rank(adapter: Path) -> int:
+    """The rank of a LoRA adapter.
+
+    Raises:
+        BadInput: if the folder holds none.
+    """
+    path = adapter / "adapter_config.json"
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["r"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise BadInput(f"{path}: no configuration of a LoRA adapter; name an adapter's folder") from None
