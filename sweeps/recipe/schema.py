@@ -17,8 +17,11 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
 FILE = Path(__file__).with_name("axolotl_schema.json")
-PLUGINS = ("recipes.plugins.kl.KlPlugin", "recipes.plugins.steer.SteerPlugin")
-"""Our plugins that have recipe keys of their own: Axolotl knows those where it is told of the plugin, nowhere else."""
+PLUGINS = (
+    *("recipes.plugins.kl.KlPlugin", "recipes.plugins.steer.SteerPlugin"),
+    "axolotl.integrations.liger.LigerPlugin",  # no recipe names it: benchmarks/gpu.py tries what it gains
+)
+"""Plugins that have recipe keys of their own: Axolotl knows those where it is told of the plugin, nowhere else."""
 LEFT_OUT = {"title", "description", "default", "examples", "deprecated", "required"}
 """A part of a recipe is checked too, so that nothing is required."""
 
@@ -36,7 +39,7 @@ def _validator() -> Draft202012Validator:
 
 @cache
 def plugin_keys() -> Mapping[str, str]:
-    """Our plugin, by each recipe key that is its own."""
+    """The plugin, by each recipe key that is its own."""
     return dict(json.loads(FILE.read_text(encoding="utf-8"))["x-plugins"])
 
 
@@ -91,7 +94,7 @@ def axolotl_schema() -> dict[str, Any]:
         kept = {k: bare(v, k in ("properties", "$defs")) for k, v in node.items() if names or k not in LEFT_OUT}
         return kept if names or "properties" not in kept else {**kept, "additionalProperties": False}
 
-    own = {name: locate(load_plugin(name).get_input_args()) for name in PLUGINS}
+    own: dict[str, Any] = {name: locate(load_plugin(name).get_input_args()) for name in PLUGINS}
     whole = create_model("Recipe", __base__=(AxolotlInputConfig, *own.values()))
     keys_of = {key: name for name, arguments in own.items() for key in arguments.model_fields}
     return {**bare(whole.model_json_schema(by_alias=False, schema_generator=Named)), "x-plugins": keys_of}
