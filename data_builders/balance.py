@@ -1,14 +1,15 @@
-"""An even spread of concepts: each capped at a number of programs, rare ones repeated up to it if wanted."""
+"""The spread of concepts: each capped at a number of programs, rare ones repeated up to it if wanted; or a number of
+programs as they come, as evenly as there are some, or of one concept alone."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from core.records import StreamWriter, iter_jsonl
+from core.records import BadInput, StreamWriter, iter_jsonl
 from data_builders.programs import Program
 
 
@@ -22,10 +23,44 @@ def copies(concepts: Mapping[str, str], most: int, seed: int, resample: bool = F
         members[concept].append(name)
     times: dict[str, int] = {}
     for names in members.values():
-        names.sort(key=lambda name: hashlib.sha256(f"{seed}\0{name}".encode()).digest())
-        for place, name in enumerate(names):
+        for place, name in enumerate(copies_order(names, seed)):
             times[name] = (most - place - 1) // len(names) + 1 if resample or place >= most else 1
     return times
+
+
+def spread(concepts: Mapping[str, str], balance: str, size: int, seed: int) -> dict[str, int]:
+    """Which `size` programs (id) of `concepts` (id -> concept) are written, 1 or 0 for each: sets of one size, so that
+    arms trained on them differ in the spread of their concepts alone.
+
+    Args:
+        balance: `natural` (drawn from all), `capped` (in turns, one of each concept that has some left), or a concept.
+
+    Raises:
+        BadInput: for an unknown concept, or too few programs.
+    """
+    order = copies_order(concepts, seed)
+    places: Counter[str] = Counter()
+    turns: dict[str, int] = {}
+    for name in order:
+        turns[name] = places[concepts[name]]
+        places[concepts[name]] += 1
+    if balance == "capped":
+        order.sort(key=lambda name: turns[name])
+    elif balance != "natural":
+        order = [name for name in order if concepts[name] == balance]
+        if not order:
+            raise BadInput(
+                f"--balance {balance}: give natural, capped, a number, or one of {', '.join(sorted(places))}"
+            )
+    if len(order) < size:
+        raise BadInput(f"--size {size}: there are {len(order)} programs under --balance {balance}; give a smaller one")
+    taken = set(order[:size])
+    return {name: int(name in taken) for name in concepts}
+
+
+def copies_order(names: Iterable[str], seed: int) -> list[str]:
+    """Ids by a hash of id and seed: the same whatever their order was."""
+    return sorted(names, key=lambda name: hashlib.sha256(f"{seed}\0{name}".encode()).digest())
 
 
 def name_copies(name: str, times: int, taken: Container[str]) -> list[str]:
@@ -40,17 +75,23 @@ def name_copies(name: str, times: int, taken: Container[str]) -> list[str]:
 
 
 def write_balanced(
-    path: Path, out: Path, concepts: dict[str, str], cap: int, seed: int, resample: bool
+    path: Path, out: Path, concepts: dict[str, str], times: Mapping[str, int], settings: Mapping[str, Any], why: str
 ) -> dict[str, Any]:
-    """Streams the balanced set to `out`; returns its manifest. read + repeated = written + rejected."""
-    times = copies(concepts, cap, seed, resample)
+    """Streams each program as often as `times` says to `out`; returns its manifest.
+
+    What is read and repeated is what is written and rejected.
+
+    Args:
+        settings: for the manifest.
+        why: the reason for which a program is left out, with a place for its concept.
+    """
     lost, repeated = Counter[str](), Counter[str]()
     rejected = []
-    manifest: dict[str, Any] = {"programs": str(path), "balance": cap, "seed": seed, "resample": resample}
+    manifest: dict[str, Any] = {"programs": str(path), **settings}
     with StreamWriter(out, manifest) as writer:
         for program in iter_jsonl(path, Program, unique="id"):
             if not times[program.id]:
-                rejected.append({"id": program.id, "reason": f"over {cap} programs of {program.cwe}"})
+                rejected.append({"id": program.id, "reason": why.format(program.cwe)})
                 lost[program.cwe] += 1
                 continue
             repeated[program.cwe] += times[program.id] - 1

@@ -17,7 +17,7 @@ from rich.progress import track
 
 from core.records import BadInput, iter_jsonl, write_whole
 from data_builders import BUILTIN
-from data_builders.balance import write_balanced
+from data_builders.balance import copies, spread, write_balanced
 from data_builders.build import build_cpt, build_pairs, build_records, build_sft, build_split, write_everyday
 from data_builders.check import problems
 from data_builders.cpt import STYLES, Control, Corpus, Style
@@ -413,7 +413,11 @@ def describe(
     ] = None,
     figures: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw them: .svg, .pdf or .png.")] = None,
-    balance: Annotated[int | None, typer.Option(min=1, help="Cap each concept at this many programs.")] = None,
+    balance: Annotated[
+        str | None,
+        typer.Option(help="Cap each concept at this many programs; or with --size natural, capped, or one concept."),
+    ] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="With --balance natural, capped or CWE-n: programs.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where the balanced programs go.")] = None,
     resample: Annotated[bool, typer.Option(help="With --balance: repeat rare programs up to the cap.")] = False,
     seed: Annotated[int, typer.Option(help="With --balance: chooses which programs stay.")] = 0,
@@ -428,6 +432,9 @@ def describe(
     path = programs or BUILTIN / "programs.jsonl"
     if (balance is None) != (out is None) or (resample and balance is None):
         raise BadInput("--balance N and --out FILE go together (and --resample with them)")
+    cap = int(balance) if balance and balance.isdecimal() else None
+    if balance and (cap == 0 or (cap is None) != (size is not None) or (resample and cap is None)):
+        raise BadInput(f"--balance {balance}: a number of 1 or more, maybe with --resample; or a name and --size")
     if out and out.resolve() == path.resolve():
         raise BadInput(f"{out}: is the input; name another file with --out")
     if plot and plot.suffix not in {".svg", ".pdf", ".png"}:
@@ -450,7 +457,12 @@ def describe(
     if plot:
         write_whole(plot, concept_plot(found, plot.suffix[1:]))
     if balance and out:
-        manifest = write_balanced(path, out, concepts, balance, seed, resample)
+        settings = {"balance": cap or balance, "size": size, "seed": seed, "resample": resample}
+        if cap:
+            times, why = copies(concepts, cap, seed, resample), f"over {cap} programs of {{}}"
+        else:
+            times, why = spread(concepts, balance, size or 0, seed), f"{{}}, not drawn: {balance}, {size} programs"
+        manifest = write_balanced(path, out, concepts, times, settings, why)
         lost, repeated = sum(manifest["lost"].values()), sum(manifest["repeated"].values())
         screen.print(
             f"{out}: {found.programs} read, {lost} lost, {repeated} repeated; per concept in its manifest",

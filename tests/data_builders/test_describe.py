@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from core.records import BadInput
-from data_builders.balance import copies, name_copies
+from data_builders.balance import copies, name_copies, spread
 from data_builders.cli import app
 from data_builders.cwe import owasp_group, weakness_name
 from data_builders.describe import concept_plot, describe, effective_number, entropy, evenness
@@ -180,6 +180,28 @@ def test_without_a_tokenizer_no_tokens(uneven: Path, tmp_path: Path, monkeypatch
     assert json.loads((tmp_path / "a.json").read_text())["tokens"] is None
 
 
+CONCEPTS = {**{f"a{n}": "CWE-1" for n in range(20)}, **{f"b{n}": "CWE-2" for n in range(6)}, "c0": "CWE-3"}
+
+
+def test_sets_of_one_size_differ_in_the_spread_of_their_concepts() -> None:
+    def counts(balance: str) -> Counter[str]:
+        taken = spread(CONCEPTS, balance, 12, 0)
+        assert taken.keys() == CONCEPTS.keys() and sum(taken.values()) == 12
+        assert taken == spread(dict(reversed(CONCEPTS.items())), balance, 12, 0)
+        return Counter(CONCEPTS[name] for name, times in taken.items() if times)
+
+    assert counts("capped") == {"CWE-1": 6, "CWE-2": 5, "CWE-3": 1} or counts("capped") == {
+        "CWE-1": 5,
+        "CWE-2": 6,
+        "CWE-3": 1,
+    }
+    assert counts("CWE-1") == {"CWE-1": 12} and counts("natural")["CWE-1"] > 6
+    with pytest.raises(BadInput, match="there are 6 programs under --balance CWE-2"):
+        spread(CONCEPTS, "CWE-2", 12, 0)
+    with pytest.raises(BadInput, match="give natural, capped, a number, or one of CWE-1, CWE-2, CWE-3"):
+        spread(CONCEPTS, "CWE-9", 12, 0)
+
+
 @pytest.mark.parametrize("resample", [False, True])
 def test_the_manifest_of_a_balanced_set_adds_up(uneven: Path, tmp_path: Path, resample: bool) -> None:
     out = tmp_path / "even.jsonl"
@@ -205,6 +227,13 @@ def test_bad_input_is_one_line(uneven: Path, tmp_path: Path) -> None:
         (["--out", tmp_path / "x.jsonl"], "go together"),
         (["--resample"], "go together"),
         (["--balance", 5, "--out", uneven], "is the input"),
+        (["--balance", 0, "--out", tmp_path / "x.jsonl"], "--balance 0: a number of 1 or more"),
+        (["--balance", "natural", "--out", tmp_path / "x.jsonl"], "or a name and --size"),
+        (["--balance", 5, "--size", 9, "--out", tmp_path / "x.jsonl"], "or a name and --size"),
+        (
+            ["--balance", "CWE-0", "--size", 1, "--out", tmp_path / "x.jsonl"],
+            "give natural, capped, a number, or one of",
+        ),
         (["--plot", tmp_path / "a.html"], "ends in .svg, .pdf or .png"),
         (["--tokenizer", tmp_path], "name a folder with a tokenizer.json"),
         (["--tokenizer", tmp_path.parent], "tokenizer.json: no such file"),
@@ -215,7 +244,6 @@ def test_bad_input_is_one_line(uneven: Path, tmp_path: Path) -> None:
         result = run(*(["--programs", uneven] if "--programs" not in args else []), *args)
         assert isinstance(result.exception, BadInput) and says in str(result.exception)
         assert "\n" not in str(result.exception)
-    assert run("--balance", 0, "--out", tmp_path / "x.jsonl").exit_code == 2
 
 
 @pytest.mark.parametrize(("form", "start"), [("svg", b"<?xml"), ("pdf", b"%PDF"), ("png", b"\x89PNG")])
