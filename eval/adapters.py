@@ -5,11 +5,13 @@ if all went well; at the end of the input the process ends. An adapter goes thro
 --model_args pretrained=…,peft=…` (or `--model vllm`, `lora_local_path=…`) would take it and leaves the same files; a
 process of its own costs some 14 s more (imports, model, index of tasks), and an engine of vLLM's a minute on a GPU.
 
-For vLLM this file is run by its path in an environment that has lm-eval and vLLM and nothing of ours.
+For vLLM this file is run by its path in an environment that has lm-eval and vLLM and nothing of ours; with arguments it
+is the command `lm_eval` there.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import sys
 import traceback
@@ -129,9 +131,7 @@ def _hf(base: Base) -> Any:
 
 def _vllm(base: Base) -> Any:
     """lm-eval's model on vLLM: one engine, which takes adapters up to a rank."""
-    # In this process: else a killed one would leave the engine's behind, with the GPU's memory.
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, where there is no GPU
+    _prepare_vllm()
     from lm_eval.api.registry import get_model
     from transformers import AutoConfig
 
@@ -140,6 +140,27 @@ def _vllm(base: Base) -> Any:
     room = {"max_model_len": min(CONTEXT, config.get_text_config().max_position_embeddings)}
     lora = {"enable_lora": True, "max_lora_rank": base.lora_rank, "max_loras": 1} if base.lora_rank else {}
     return get_model("vllm").create_from_arg_obj({**room, **lora, **given}, {"batch_size": "auto"})
+
+
+def _prepare_vllm() -> None:
+    """Has lm-eval 0.4.11's class find in vLLM 0.32 what has moved, and leaves out an argument that is gone."""
+    # In this process: else a killed one would leave the engine's behind, with the GPU's memory.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, where there is no GPU
+    import vllm
+    from vllm.entrypoints import chat_utils
+    from vllm.renderers.hf import resolve_chat_template
+
+    installed = importlib.metadata.version
+    # The CPU build is a distribution of another name.
+    importlib.metadata.version = lambda name: vllm.__version__ if name == "vllm" else installed(name)
+    chat_utils.resolve_hf_chat_template = resolve_chat_template
+    from lm_eval.models import vllm_causallms
+
+    def engine(swap_space: int = 0, **arguments: Any) -> Any:
+        return vllm.LLM(**arguments)
+
+    vllm_causallms.LLM = engine
 
 
 def _print_to(log: str) -> None:
@@ -185,4 +206,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) == 1:
+        main()
+    else:
+        from lm_eval.__main__ import cli_evaluate
+
+        _prepare_vllm()
+        cli_evaluate()

@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from eval import adapters
 from sweeps.run.process import SLOT, RunFailed, end, last_lines, spawn, stopping
-from sweeps.run.vllm import needed_environment
+from sweeps.run.vllm import vllm_command
 
 
 class ResidentBase:
@@ -37,7 +36,7 @@ class ResidentBase:
             self.close()
             command = [sys.executable, "-m", "eval.adapters"]
             if base.get("backend") == "vllm":
-                command = [str(needed_environment() / "bin" / "python"), "-P", adapters.__file__]
+                command = vllm_command()
             self._process = spawn(title, command, local_model, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             self._base = base
             words.insert(0, base)

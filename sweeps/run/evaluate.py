@@ -25,7 +25,7 @@ from sweeps.run.inputs import (
 )
 from sweeps.run.process import RunFailed, call, tool
 from sweeps.run.tasks import HUMANEVAL, TASKS, task_configs, task_source
-from sweeps.run.vllm import adapter_rank, engine_rank, memory_share, needed_environment, versions
+from sweeps.run.vllm import adapter_rank, engine_rank, memory_share, versions, vllm_command
 
 PROGRAMS = {"heldout": ("EM_HELDOUT", "data/heldout.jsonl"), "training": ("EM_TRAINING", "data/train.jsonl")}
 """Settings of the tasks: the variable that names a file, and the one that was built here; else the tasks' own."""
@@ -191,15 +191,15 @@ def command(run: Run, out: Path) -> list[str]:
     model's path, which may be too long for one.
     """
     told, adapter = options(run), model_args(run).get("peft")
-    arguments, lm_eval = dict(told["model_args"]), tool("lm_eval")
+    arguments, lm_eval = dict(told["model_args"]), [tool("lm_eval")]
     if backend := told.get("backend"):
-        lm_eval = str(needed_environment() / "bin" / "lm_eval")
+        lm_eval = vllm_command()
         lora = {"lora_local_path": adapter, "max_lora_rank": told["lora_rank"]}
         arguments |= lora if adapter else {}
     elif adapter:
         arguments["peft"] = adapter
     return [
-        *(lm_eval, "run", "--model", backend or "hf"),
+        *(*lm_eval, "run", "--model", backend or "hf"),
         *("--model_args", json.dumps(arguments)),
         *("--include_path", str(TASKS)),
         *("--tasks", ",".join(told["tasks"])),

@@ -9,6 +9,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from core.records import BadInput
+from eval import adapters
 from sweeps.run.process import SHARE, SLOT
 
 VARIABLE = "EM_VLLM"
@@ -47,6 +48,11 @@ def needed_environment() -> Path:
             f"backend vllm: no environment with vLLM; `make vllm` makes one, or name it in {VARIABLE}; or take hf"
         )
     return found
+
+
+def vllm_command() -> list[str]:
+    """What evaluates there: the driver of adapters, and with arguments lm_eval's own command."""
+    return [str(needed_environment() / "bin" / "python"), "-P", adapters.__file__]
 
 
 def chosen_backend(wanted: str | None, gpu: bool) -> str:

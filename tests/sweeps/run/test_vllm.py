@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from core.records import BadInput
+from eval import adapters
 from sweeps.plan.request import Request
 from sweeps.plan.sweep import read_sweep
 from sweeps.run.adapters import ResidentBase
@@ -67,7 +68,7 @@ def test_an_evaluation_through_vllm_is_another_with_the_engine_by_the_rank(tmp_p
     assert "backend" not in plain.content and lora_rank(run) == 12
     told = command(run, Path("OUT"))
     arguments = json.loads(told[told.index("--model_args") + 1])
-    assert told[:4] == [str(environment / "bin" / "lm_eval"), "run", "--model", "vllm"]
+    assert told[:6] == [str(environment / "bin" / "python"), "-P", adapters.__file__, "run", "--model", "vllm"]
     assert arguments == {
         "pretrained": str(base),
         "dtype": "bfloat16",
@@ -141,7 +142,7 @@ def make_adapters(model: Path, out: Path) -> list[Path]:
 
     mlp = ["gate_proj", "up_proj", "down_proj"]
     everywhere = [*mlp, "q_proj", "k_proj", "v_proj", "o_proj"]
-    adapters = []
+    made = []
     for rank, targets, rslora in ((12, everywhere, True), (1, mlp, False)):
         torch.manual_seed(rank)
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, use_rslora=rslora)
@@ -149,9 +150,9 @@ def make_adapters(model: Path, out: Path) -> list[Path]:
         for name, weight in lora.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.02)
-        adapters.append(out / f"rank{rank}")
-        lora.save_pretrained(adapters[-1])
-    return adapters
+        made.append(out / f"rank{rank}")
+        lora.save_pretrained(made[-1])
+    return made
 
 
 @pytest.mark.slow
@@ -160,11 +161,11 @@ def test_greedy_answers_and_likelihoods_are_those_of_hf(model: Path, real: Path,
     greedy = {"do_sample": False, "temperature": 0.0, "max_gen_toks": 16}
     seen: dict[str, list[list[tuple[str, str]]]] = {}
     scores: dict[str, list[float]] = {}
-    adapters = [None, *make_adapters(model, tmp_path)]
+    checkpoints = [None, *make_adapters(model, tmp_path)]
     for backend in ("hf", "vllm"):
         resident = ResidentBase()
         seen[backend], scores[backend] = [], []
-        for adapter in sorted(adapters, key=str, reverse=backend == "vllm"):
+        for adapter in sorted(checkpoints, key=str, reverse=backend == "vllm"):
             run = evaluation_run(
                 f"{backend}-{adapter and adapter.name}",
                 str(model),
