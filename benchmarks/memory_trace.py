@@ -1,33 +1,43 @@
 """The peak memory of one training step, traced on the model's real class without a GPU and without its weights.
 
     python benchmarks/memory_trace.py --model qwen7b --stage dpo --rank 1
-    python benchmarks/memory_trace.py --model smollm2-135m --hardware cpu --length 256 --real
+    python benchmarks/memory_trace.py --agreement
 
-`--real` runs the same step with real tensors on this CPU too and compares the peak of the process's resident memory.
+`--agreement` takes real steps of SmolLM2-135M on this CPU, in fp32 and bf16 at two shapes, and compares the peak of the
+process's resident memory with the trace. A trace is kept in runs/traces, by what it depends on.
+
 The step of the real architecture with LoRA and its loss runs under fake tensors; every storage that an operation
 returns is counted while something holds it. The planner's formula (sweeps/recipe/memory.py) is held against this by
-tests/sweeps/recipe/test_memory.py, and `benchmarks/gpu.py` holds this against a card.
+tests/sweeps/recipe/test_memory.py, and `benchmarks/gpu.py` holds both against a card.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import json
+import os
 import re
+import sys
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from core.records import file_digest, write_whole
+from recipes.plugins import logprobs
 from sweeps.recipe.compose import compose, load_layer
 from sweeps.recipe.memory import Shape, estimate
+from sweeps.run.folder import content_digest
 
 GIB = 2**30
 
@@ -145,15 +155,13 @@ def build(config: Any, recipe: Mapping[str, Any], pattern: str) -> tuple[nn.Modu
 
 def step(model: nn.Module, recipe: Mapping[str, Any]) -> None:
     """One step's forward and backward, on full rows."""
-    from recipes.plugins.logprobs import token_logprobs
-
     dpo = recipe.get("rl") == "dpo"
     rows, length = int(recipe["micro_batch_size"]) * (2 if dpo else 1), int(recipe["sequence_len"])
     ids = torch.zeros(rows, length, dtype=torch.long)
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=bool(recipe.get("bf16"))):
         if dpo:
             logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-            loss = token_logprobs(logits[:, :-1], ids[:, 1:]).sum()
+            loss = logprobs.token_logprobs(logits[:, :-1], ids[:, 1:]).sum()
         else:
             loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
@@ -170,8 +178,26 @@ def trace(config: Any, recipe: Mapping[str, Any], pattern: str = "gate_proj|up_p
         return live.peak, parameters
 
 
+TRACES = Path("runs/traces")
+READ = ("rl", "bf16", "load_in_4bit", "gradient_checkpointing", "lora_r", "micro_batch_size", "sequence_len")
+"""The keys of a recipe that a trace depends on, beside the model's shape and where LoRA is."""
+
+
+def kept_trace(config: Any, recipe: Mapping[str, Any], pattern: str) -> tuple[int, int]:
+    """`trace`, from the file of one that was made before with the same code, versions, shape and keys."""
+    code = [file_digest(path) for path in (Path(__file__), Path(logprobs.__file__))]
+    keys = {key: recipe.get(key) for key in READ}
+    about = [code, torch.__version__, transformers.__version__, config.to_dict(), keys, pattern]
+    path = TRACES / f"{content_digest(about)[:16]}.json"
+    if not path.is_file():
+        write_whole(path, json.dumps(trace(config, recipe, pattern)))
+    peak, parameters = json.loads(path.read_text(encoding="utf-8"))
+    return peak, parameters
+
+
 def real(config: Any, recipe: Mapping[str, Any], pattern: str) -> int:
     """Bytes by which the resident memory of this process grows at its peak in a real step; Linux alone."""
+    gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _status("VmRSS")
     model, _ = build(config, recipe, pattern)
@@ -179,11 +205,28 @@ def real(config: Any, recipe: Mapping[str, Any], pattern: str) -> int:
     return _status("VmHWM") - before
 
 
+SHAPES = ((4, 256), (2, 512))
+"""Rows of DPO (two sequences each), and their tokens."""
+
+
+def agreement(config: Any, recipe: Mapping[str, Any], pattern: str) -> Iterator[tuple[str, float]]:
+    """(what, trace over real memory) for both types at both shapes; the first step of a process is not counted."""
+    cases = [(bf16, rows, length) for bf16 in (False, True) for rows, length in SHAPES]
+    for number, (bf16, rows, length) in enumerate([cases[-1], *cases]):
+        own = {**recipe, "bf16": bf16, "micro_batch_size": rows, "sequence_len": length}
+        measured = real(config, own, pattern)
+        if number:
+            name = f"{'bf16' if bf16 else 'fp32'}, {rows} rows of {length} tokens"
+            yield name, trace(config, own, pattern)[0] / measured
+
+
 def _status(key: str) -> int:
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in status if line.startswith(f"{key}:"))
 
 
+MMAP, MMAP_FROM = "MALLOC_MMAP_THRESHOLD_", "65536"
+"""glibc returns what is freed from so many bytes on, so that resident memory is what is alive."""
 ARCHITECTURES = {"qwen": "qwen2", "llama": "llama", "smollm2": "llama", "gemma": "gemma3_text", "olmo": "olmo2"}
 
 
@@ -194,23 +237,28 @@ def main() -> None:
     parser.add_argument("--stage", default="dpo")
     parser.add_argument("--rank", type=int, default=1)
     parser.add_argument("--length", type=int, default=1024)
-    parser.add_argument("--real", action="store_true")
+    parser.add_argument("--agreement", action="store_true")
     parser.add_argument("--set", action="append", default=[], dest="settings")
     given = parser.parse_args()
+    if given.agreement and os.environ.get(MMAP) != MMAP_FROM:
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, MMAP: MMAP_FROM})
+    if given.agreement:
+        given.model, given.hardware = "smollm2-135m", "cpu"
     settings = [f"sequence_len={given.length}", *given.settings]
     recipe = compose(given.stage, given.model, given.hardware, settings, given.rank).config
     shape = load_layer("models", given.model)["em"]["shape"]
     config = architecture(next(a for name, a in ARCHITECTURES.items() if given.model.startswith(name)), shape)
     pattern = "|".join(recipe["lora_target_modules"])
+    if given.agreement:
+        for name, ratio in agreement(config, recipe, pattern):
+            print(f"{name}: trace over real {ratio:.3f}", flush=True)
+        return
     began = time.perf_counter()
-    traced, parameters = trace(config, recipe, pattern)
+    traced, parameters = kept_trace(config, recipe, pattern)
     seconds = time.perf_counter() - began
     need = estimate(Shape(**shape), parameters, recipe)
     formula = need.weights + need.adapters + need.activations + need.logits
     print(f"trace {traced / GIB:.2f} GiB in {seconds:.1f} s; formula {formula / GIB:.2f} GiB: {formula / traced:.3f}")
-    if given.real:
-        measured = real(config, recipe, pattern)
-        print(f"real step {measured / GIB:.2f} GiB, trace over real {traced / measured:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
-"""The benchmarks, which no test runs: at least what they import is there."""
+"""The benchmarks, which no test runs: at least what they import is there; of the GPU's, the pieces at toy shapes."""
 
+import json
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
+
+from benchmarks import gpu
 
 BENCHMARKS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py"))
 
@@ -12,3 +16,64 @@ BENCHMARKS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py"))
 def test_what_it_imports_is_there(path: Path) -> None:
     names = runpy.run_path(str(path), run_name="imported")
     assert callable(names["main"]) and f"python benchmarks/{path.name}" in names["__doc__"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)  # traces are kept in runs
+    return tmp_path
+
+
+@pytest.mark.parametrize("index", range(len(gpu.MEMORY)))
+def test_a_steps_memory_is_the_traces(index: int, folder: Path) -> None:
+    row = gpu.memory(index, "cpu", True, "cpu")
+    assert row["trace"] == pytest.approx(row["peak"], rel=0.1) and row["formula"] > 0
+    (kept,) = Path("runs/traces").iterdir()
+    kept.write_text(json.dumps([1, 2]))
+    assert gpu.memory(index, "cpu", True, "cpu")["trace"] == 1  # it is traced once
+
+
+def test_steps_have_a_speed_and_a_share_of_the_hardwares_arithmetic() -> None:
+    rows = [gpu.steps(index, "cpu", True, "cpu") for index in range(len(gpu.STEPS))]
+    assert len({row["what"] for row in rows}) == 4
+    assert all(row["tokens_per_second"] > 0 and 0 < row["mfu"] < 10 for row in rows)
+
+
+def test_every_flag_is_a_recipe_that_says_so(folder: Path) -> None:
+    gpu.write_rows(folder, 60)
+    for name, keys in gpu.FLAGS.items():
+        for hardware in ("a100-80g", "rtx5090"):
+            config = gpu.flag_recipe(name, hardware, folder, toy=False).config
+            asked = {
+                key: value for key, value in keys.items() if key not in ("stage", "plugins", "curriculum_sampling")
+            }
+            assert {key: config[key] for key in asked} == asked
+            assert set(keys.get("plugins", ())) <= set(config["plugins"]) and config["max_steps"] == 12
+            assert Path(config["datasets"][0]["path"]).is_file()
+
+
+def test_the_tables_tell_what_won_and_a_failure_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {
+            "piece": "memory",
+            "shape": "dpo qwen7b r1",
+            "peak": 2 * gpu.GIB,
+            "trace": 2 * gpu.GIB,
+            "formula": 3 * gpu.GIB,
+        },
+        {"piece": "steps", "what": "dpo 7B", "tokens_per_second": 1234.5, "mfu": 0.41},
+        {"piece": "vllm", "adapters": 16, "tokens_per_second": 9000.0},
+    ]
+    speeds = {"as composed": 100.0, "sample_packing": 130.0, "torch.compile": 101.0}
+    rows += [{"piece": "flags", "what": k, "stage": "sft", "tokens_per_second": v} for k, v in speeds.items()]
+    told = gpu.tables(rows)
+    assert "| dpo qwen7b r1 | 2.00 | 2.00 | 3.00 | 1.00 | 1.50 |" in told and "| dpo 7B | 1,234 | 41.0% |" in told
+    assert "| 16 | 9,000 |" in told and "| sample_packing | sft | 130 | 1.30 |" in told
+    assert told.endswith('Won:\nsample_packing: {"sample_packing": true, "curriculum_sampling": false}')
+    monkeypatch.setattr(gpu, "measurements", lambda only: iter([("memory", "99")]))
+    monkeypatch.setitem(gpu.LIMIT, "memory", 600)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--toy", "--hardware", "cpu"])
+    gpu.main()
+    assert "memory 99: failed: IndexError" in capsys.readouterr().err

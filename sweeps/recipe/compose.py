@@ -189,9 +189,11 @@ def compose(
             raise BadInput(f"setting {key}: {DECIDED[key]}")
         _put(config, key, value)
     em = config.pop("em")
-    for key, plugin in plugin_keys().items():
-        if (config.get(key) is None) is (plugin in config["plugins"]):
-            raise BadInput(f"setting {key}: it goes with the plugin {plugin}; name both, or neither")
+    for plugin in dict.fromkeys(plugin_keys().values()):
+        own = [key for key, its in plugin_keys().items() if its == plugin]
+        used = [key for key in own if config.get(key) is not None]
+        if bool(used) is not (plugin in config["plugins"]):
+            raise BadInput(f"setting {(used or own)[0]}: it goes with the plugin {plugin}; name both, or neither")
     if rank is not None:
         config["lora_r"] = rank
     for key in COUNTS:
