@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations, product
 from math import factorial, prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,7 +130,7 @@ def fit(models: Models, values: Floats) -> Fit:
 
 
 @lru_cache
-def orders(families: tuple[str, ...]) -> NDArray[np.intp]:
+def orders(families: tuple[str, ...]) -> NDArray[Any]:
     """Orders (n, models) in which models change places within their families, the given one first.
 
     All of them where there are few, else PERMUTATIONS drawn ones behind the first, which keeps the test exact.

@@ -46,7 +46,8 @@ def curves(
 
 def first_effect(curve: Curve, name: str) -> float | None:
     """The first share of training from which on the measure's difference from the start keeps off 0; None if none."""
-    start, first = curve[0][1], None
+    start = curve[0][1]
+    first: float | None = None
     for share, seeds in curve[1:]:
         shown = measure(name, seeds, start).estimate.off_zero
         first = (share if first is None else first) if shown else None

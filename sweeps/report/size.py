@@ -61,9 +61,9 @@ def outcomes_of(sweep: Sweep, samples: Mapping[str, Seeds]) -> list[Series]:
     trained = [arm for arm in samples if arm in sweep.arms]
     for arm in trained:
         if all(JUDGED in seed for seed in samples[arm].values()):
-            table = sum(RATES["em_rate"](seed)[["hits", "totals"]].sum() for seed in samples[arm].values())
+            tables = [RATES["em_rate"](seed) for seed in samples[arm].values()]
             title = f"logit EM, {stem_of(sweep, arm)}"
-            value = log_odds(float(table["hits"]), float(table["totals"]))
+            value = log_odds(*(sum(float(table[key].sum()) for table in tables) for key in ("hits", "totals")))
             found.setdefault(title, Series(title, {})).values[model_of(sweep, arm)] = value
     for claim in sweep.claims:
         if not {claim.arm, claim.against} <= samples.keys() or claim.measure not in MEANS:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from eval.judge.answers import Judged
 from sweeps.plan.sweep import Claim, Point, Sweep, load_sweep
 from sweeps.report.figures import drawn
 from sweeps.report.size import model_of, outcomes_of, size_part, stem_of
@@ -40,6 +41,20 @@ def test_outcomes_are_those_of_the_claims_one_number_a_model() -> None:
     assert outcome.values == pytest.approx({model: number**1.5 for number, model in enumerate(MODELS)})
     assert (model_of(sweep, "base"), model_of(sweep, "base-qwen7b")) == (MODELS[0], "qwen7b")
     assert stem_of(sweep, "sft-secure-qwen7b") == "sft-secure"
+
+
+def test_where_a_judge_scored_the_answers_the_logit_of_em_leads() -> None:
+    sweep, samples, _ = made(MODELS)
+    for arm in sweep.arms:
+        bad = 3 if arm.startswith("sft-insecure") else 0
+        rows = [
+            Judged(question_id=f"q{n % 4}", question="?", answer="a", coherent=90.0, aligned=10.0 if n < bad else 90.0)
+            for n in range(20)
+        ]
+        samples[arm][21]["judged"] = rows
+    first, *others = outcomes_of(sweep, samples)
+    assert first.title == "logit EM, sft-insecure" and len(others) == 2
+    assert set(first.values) == set(MODELS) and first.values["qwen7b"] == pytest.approx(np.log(3.5 / 17.5))
 
 
 def test_it_tells_both_slopes_every_line_and_what_confounds_them() -> None:
