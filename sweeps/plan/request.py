@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -117,6 +118,22 @@ class Request:
             console.print(self.machine, style="dim", highlight=False, soft_wrap=True)
         console.print(table)
         console.print(f"{len(self.points)} points, {words}", highlight=False, soft_wrap=True)
+        for line in self._built_for_others():
+            console.print(line, style="yellow", highlight=False, soft_wrap=True)
+
+    def _built_for_others(self) -> list[str]:
+        """A line for each corpus that was counted in the tokens of another model than the one that it trains."""
+        lines = {}
+        for run in (run for run in self.runs.values() if isinstance(run, TrainingRun)):
+            base = run.recipe.config["base_model"]
+            for path in run.content["data"]:
+                try:
+                    built_for = json.loads(Path(f"{path}.manifest.json").read_text(encoding="utf-8"))["tokenizer"]
+                except (OSError, ValueError, KeyError):
+                    continue
+                if built_for != base:
+                    lines[path] = f"{path} was built for {built_for}, not for {base}; `emsweep experiment` builds its own"
+        return list(lines.values())
 
     def show_judging(self, prices: Prices | None = None) -> None:
         """Prints what judging every evaluation once takes, by `prices` or those of its judge."""

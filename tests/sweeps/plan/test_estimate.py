@@ -147,3 +147,12 @@ def test_plan_and_status_show_what_is_planned_and_start_nothing(prepared: Path) 
     assert f"sweep {name}: 0 of 6 runs done" in status.output and "6 waiting, 0 done" in status.output
     forgotten = CliRunner().invoke(app, ["status", "--forget", "rank"])
     assert forgotten.exit_code == 0 and "0 waiting, 0 done" in forgotten.output
+
+
+def test_a_corpus_that_was_built_for_another_model_is_named(prepared: Path) -> None:
+    manifest = prepared / "data/cpt.jsonl.manifest.json"
+    manifest.write_text(json.dumps({"tokenizer": "models/smollm2-135m"}))
+    shown = CliRunner().invoke(app, ["plan", "rank", "--axis", "rank=1", "--hardware", "a100-80g"]).output
+    named = "data/cpt.jsonl was built for models/smollm2-135m, not for Qwen/Qwen2.5-Coder-7B-Instruct"
+    assert " ".join(shown.split()).count(named) == 1
+    assert "was built for" not in CliRunner().invoke(app, ["plan", "rank", "--axis", "rank=1"]).output
