@@ -45,7 +45,8 @@ def plugin_keys() -> Mapping[str, str]:
 
 def plugin_files(config: Mapping[str, Any]) -> dict[str, str]:
     """The files that keys of our plugins name in a recipe, by key in dot notation."""
-    schema, found = json.loads(FILE.read_text(encoding="utf-8")), {}
+    schema = json.loads(FILE.read_text(encoding="utf-8"))
+    found: dict[str, str] = {}
     for key in sorted(plugin_keys().keys() & config.keys()):
         for option in schema["properties"][key]["anyOf"]:
             parts = schema["$defs"].get(option.get("$ref", "").rpartition("/")[2], {}).get("properties", {})
