@@ -132,7 +132,9 @@ class Request:
                 except (OSError, ValueError, KeyError):
                     continue
                 if built_for != base:
-                    lines[path] = f"{path} was built for {built_for}, not for {base}; `emsweep experiment` builds its own"
+                    lines[path] = (
+                        f"{path} was built for {built_for}, not for {base}; `emsweep experiment` builds its own"
+                    )
         return list(lines.values())
 
     def show_judging(self, prices: Prices | None = None) -> None:
