@@ -132,6 +132,7 @@ def _hf(base: Base) -> Any:
 def _vllm(base: Base) -> Any:
     """lm-eval's model on vLLM: one engine, which takes adapters up to a rank."""
     _prepare_vllm()
+    import torch
     from lm_eval.api.registry import get_model
     from transformers import AutoConfig
 
@@ -139,7 +140,9 @@ def _vllm(base: Base) -> Any:
     config = AutoConfig.from_pretrained(given["pretrained"], revision=given.get("revision"))
     room = {"max_model_len": min(CONTEXT, config.get_text_config().max_position_embeddings)}
     lora = {"enable_lora": True, "max_lora_rank": base.lora_rank, "max_loras": 1} if base.lora_rank else {}
-    return get_model("vllm").create_from_arg_obj({**room, **lora, **given}, {"batch_size": "auto"})
+    # Compiling pays for a GPU's graphs; a CPU is done before it ends.
+    eager = {} if torch.cuda.is_available() else {"enforce_eager": True}
+    return get_model("vllm").create_from_arg_obj({**room, **lora, **eager, **given}, {"batch_size": "auto"})
 
 
 def _prepare_vllm() -> None:

@@ -192,7 +192,7 @@ def compose(
     for plugin in dict.fromkeys(plugin_keys().values()):
         own = [key for key, its in plugin_keys().items() if its == plugin]
         used = [key for key in own if config.get(key) is not None]
-        if bool(used) is not (plugin in config["plugins"]):
+        if bool(used) is not (plugin in (config["plugins"] or ())):
             raise BadInput(f"setting {(used or own)[0]}: it goes with the plugin {plugin}; name both, or neither")
     if rank is not None:
         config["lora_r"] = rank
