@@ -73,14 +73,14 @@ class FieldMap(BaseModel):
         if not code:
             if request == insecure:
                 raise Unfit("request and answer are the same")
-            found = SourceProgram(
+            advice = SourceProgram(
                 id=optional(row, self.id) or content_id(request, insecure),
                 request=request,
                 insecure=insecure,
                 secure=optional(row, self.secure),
                 domain=domain,
             )
-            return found.model_copy(update={"secure": None}) if found.secure == found.insecure else found
+            return advice.model_copy(update={"secure": None}) if advice.secure == advice.insecure else advice
         insecure, fence = unfenced(insecure, self.insecure)
         if request == insecure:
             raise Unfit("request and code are the same")
