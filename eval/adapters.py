@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from queue import Queue
 from threading import Thread
+from types import ModuleType
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -151,13 +152,14 @@ def _prepare_vllm() -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, where there is no GPU
     import vllm
-    from vllm.entrypoints import chat_utils
     from vllm.renderers.hf import resolve_chat_template
 
     installed = importlib.metadata.version
     # The CPU build is a distribution of another name.
     importlib.metadata.version = lambda name: vllm.__version__ if name == "vllm" else installed(name)
-    chat_utils.resolve_hf_chat_template = resolve_chat_template
+    moved = ModuleType("vllm.entrypoints.chat_utils")
+    vars(moved)["resolve_hf_chat_template"] = resolve_chat_template
+    sys.modules[moved.__name__] = moved
     from lm_eval.models import vllm_causallms
 
     def engine(swap_space: int = 0, **arguments: Any) -> Any:
