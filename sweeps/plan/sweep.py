@@ -374,7 +374,8 @@ def _check_room(model: str, sweep: Sweep, cards: int) -> None:
     if not gib or needs[model] <= cards * gib or "em.memory_gib" in given_settings(sweep.settings):
         return
     ways = [f"--gpus {n}" for n in (2, 4, 8) if needs[model] <= n * gib][:1]
-    ways += [f"model {max((need, name) for name, need in needs.items() if need <= gib)[1]}"]
+    # Half of the memory for the weights leaves room to train at the ranks of a sweep.
+    ways += [f"model {max((size, name) for name, size in sizes.items() if 4 * size <= gib * GIB)[1]}"]
     raise BadInput(
         f"{model} does not fit {sweep.hardware} when it is evaluated: its weights take {2 * sizes[model] / GIB:.0f} of"
         f" {gib:g} GiB; what would fit: {', or '.join(ways)} (--set em.memory_gib=null does not ask)"

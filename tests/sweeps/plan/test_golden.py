@@ -62,13 +62,13 @@ def composed(model: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("model", "card"), product(MODELS, CARDS))
+@pytest.mark.parametrize(("trained", "card"), product(MODELS, CARDS))
 def test_rank_is_the_experiment_that_the_golden_file_shows(
-    model: str, card: str, prepared: Path, machine: Callable[[str], None]
+    trained: str, card: str, prepared: Path, machine: Callable[[str], None]
 ) -> None:
     machine(card)
-    found, path = composed(model), GOLDEN / f"rank-{model}-{card}.yaml"
-    text = f"# emsweep rank --values 1,64 --model {model}, on a machine with one {CARDS[card][0]}\n"
+    found, path = composed(trained), GOLDEN / f"rank-{trained}-{card}.yaml"
+    text = f"# emsweep rank --values 1,64 --model {trained}, on a machine with one {CARDS[card][0]}\n"
     text += yaml.safe_dump(found, sort_keys=False, width=110)
     if os.environ.get("EM_GOLDEN") == "write":
         path.write_text(text)
