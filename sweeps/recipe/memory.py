@@ -126,6 +126,8 @@ def estimate(shape: Shape, parameters: int, config: Mapping[str, Any], gpus: int
     logits: float = every * (width + 4 + 4 + 2)
     if config.get("rl") == "dpo":
         logits = every * 3 * width + 4 * min(every, DPO_CHUNK)
+        if "sft" in (config.get("dpo_loss_type") or ()):  # of the chosen half: a copy, its log-softmax and gradient
+            logits += every / 2 * (width + 4 + 4)
     if config.get("gradient_checkpointing"):
         activations: float = shape.layers * tokens * shape.hidden * width
         logits = max(logits, layer)  # a layer is recomputed when the logits are gone
