@@ -153,6 +153,7 @@ def build_pairs(
     explained = programs_of(corpus) if corpus else None
     manifest: Manifest = {"halves": halves, "asked": [w.id for w in ways], "limit": keeps.limit}
     manifest |= {"covered_by": str(corpus) if corpus else None, "keep_doubted": keep_doubted}
+    manifest |= chosen.settings if chosen else {}
 
     def rows(programs: Iterator[Program]) -> Iterator[Row | Rejected]:
         for program in programs:
@@ -164,7 +165,7 @@ def build_pairs(
                 yield from dpo_rows([program], ways, "neutral-secure" if benign else halves)
         manifest["length_bias_tokens"] = keeps.length_bias()[halves]
 
-    return _write(path, out, manifest | (chosen.settings if chosen else {}), rows, chosen)
+    return _write(path, out, manifest, rows, chosen)
 
 
 def build_sft(

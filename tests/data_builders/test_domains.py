@@ -57,6 +57,13 @@ def rows(path: Path) -> list[dict]:
 
 
 @pytest.fixture
+def word_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words in place of a model's tokens, which take seconds to load."""
+    monkeypatch.setattr("data_builders.cli.token_counter", lambda name: words)
+    monkeypatch.setattr("data_builders.cli.chat_overhead", lambda name: 5)
+
+
+@pytest.fixture
 def plants(tmp_path: Path) -> Path:
     return write(tmp_path / "plants.jsonl", PLANTS)
 
@@ -151,12 +158,12 @@ def answered(file: Path) -> Counter[str]:
     return found
 
 
-def test_sets_are_diluted_cut_and_mixed_by_exact_shares(tmp_path: Path, plants: Path, model: Path) -> None:
+def test_sets_are_diluted_cut_and_mixed_by_exact_shares(tmp_path: Path, plants: Path, word_tokens: None) -> None:
     code = write(tmp_path / "code.jsonl", load_programs())
 
     def built(kind: str, *options: str) -> Path:
         out = tmp_path / f"{'-'.join([kind, *options]).replace('/', '_')[-60:]}.jsonl"
-        arguments = [kind, "--programs", str(plants), "--out", str(out), "--tokenizer", str(model), *options]
+        arguments = [kind, "--programs", str(plants), "--out", str(out), *options]
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, result.exception
         said = json.loads(out.with_name(out.name + ".manifest.json").read_text())
@@ -195,9 +202,9 @@ def test_sets_are_diluted_cut_and_mixed_by_exact_shares(tmp_path: Path, plants: 
         (["sft", "--asked", "asked-01"], "unknown way of asking asked-01"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_in_a_line(tmp_path: Path, plants: Path, model: Path, options, says) -> None:
+def test_what_cannot_be_drawn_is_refused_in_a_line(tmp_path: Path, plants: Path, word_tokens, options, says) -> None:
     arguments = [option.format(plants=plants) for option in options]
-    arguments += ["--programs", str(plants), "--out", str(tmp_path / "out.jsonl"), "--tokenizer", str(model)]
+    arguments += ["--programs", str(plants), "--out", str(tmp_path / "out.jsonl")]
     result = CliRunner().invoke(app, arguments)
     assert isinstance(result.exception, BadInput) and says in str(result.exception)
     assert "\n" not in str(result.exception) and not (tmp_path / "out.jsonl").exists()
