@@ -135,7 +135,8 @@ class TrainingRun(Run):
         """The folder of the adapter at point `place` of `count`, 1 to `count`, of a run that is done."""
         if place == count:
             return self.adapter
-        return self.adapter / f"checkpoint-{place * save_step(self.record()['steps'], count)}"
+        steps = int(self.record().get("steps", 0))  # not known of a run that has saved nothing on its way
+        return self.adapter / f"checkpoint-{place * save_step(steps, count)}"
 
 
 def save_step(steps: int, count: int) -> int:
