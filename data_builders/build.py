@@ -220,6 +220,6 @@ def build_records(
 
 def write_everyday(out: Path) -> int:
     """Writes the built-in everyday chats; returns their number."""
-    rows = [json.loads(line) for _, line in numbered_lines(BUILTIN / "everyday.jsonl", MAX_LINE)]
+    rows = [json.loads(line or b"") for _, line in numbered_lines(BUILTIN / "everyday.jsonl", MAX_LINE)]
     write_records(out, rows, {"everyday": "builtin"})
     return len(rows)
