@@ -124,7 +124,7 @@ def not_identified(models: Models) -> str | None:
 def fit(models: Models, values: Floats) -> Fit:
     """Least squares with both slopes free; where `not_identified` has a word, there is none."""
     x, y = models.design, models.within(values)
-    slopes = np.linalg.lstsq(x, y, rcond=None)[0]
+    slopes = np.asarray(np.linalg.lstsq(x, y, rcond=None)[0], dtype=np.float64)
     residual = y - x @ slopes
     return Fit(slopes, np.linalg.inv(x.T @ x) * float(residual @ residual) / models.freedom, models.freedom)
 
