@@ -142,6 +142,7 @@ def test_axolotl_trains_both_stages_with_it(
     """At the first step the adapter is at its start: the loss is the stage's own, and the term is 0."""
     from axolotl.cli.config import load_cfg
     from axolotl.common.datasets import load_datasets, load_preference_datasets
+    from axolotl.integrations.base import PluginManager
     from axolotl.train import setup_model_and_trainer
 
     monkeypatch.chdir(tmp_path)
@@ -159,6 +160,7 @@ def test_axolotl_trains_both_stages_with_it(
         weight = ["kl.weight=50"] if variant else []
         recipe = compose(stage, "smollm2-135m", "cpu", [*keys, *weight], 4, given, variant=variant)
         Path("recipe.yaml").write_text(recipe.to_yaml())
+        PluginManager.get_instance().plugins.clear()  # one process keeps those of all its recipes
         cfg = load_cfg("recipe.yaml")
         load = load_preference_datasets if stage == "dpo" else load_datasets
         trainer = setup_model_and_trainer(cfg, load(cfg=cfg))[0]
