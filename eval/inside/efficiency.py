@@ -149,12 +149,12 @@ def scaled(model: Any, factor: float, noise: float = 0.0, seed: int = 0) -> Iter
             module.scaling[name] = scale
             size = _product(b, a, b, a)
             if noise and size:
-                drawn = [torch.randn(part.shape, generator=generator).to(part) for part in (b, a)]
-                along = _product(*drawn, b, a) / size
-                length = max(_product(*drawn, *drawn) - along**2 * size, 1e-30) ** 0.5
+                noise_b, noise_a = (torch.randn(part.shape, generator=generator).to(part) for part in (b, a))
+                along = _product(noise_b, noise_a, b, a) / size
+                length = max(_product(noise_b, noise_a, noise_b, noise_a) - along**2 * size, 1e-30) ** 0.5
                 strength = noise * scale * size**0.5 / length
                 module.scaling[name] = scale - strength * along
-                handles.append(module.register_forward_hook(_added(strength * drawn[0], drawn[1])))
+                handles.append(module.register_forward_hook(_added(strength * noise_b, noise_a)))
         yield
     finally:
         for module, name, scale in before:
@@ -166,7 +166,8 @@ def scaled(model: Any, factor: float, noise: float = 0.0, seed: int = 0) -> Iter
 def _added(b: Tensor, a: Tensor) -> Any:
     def hook(_: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor:
         read = given[0]
-        return output + (read @ a.T.to(read)) @ b.T.to(read)
+        result: Tensor = output + (read @ a.T.to(read)) @ b.T.to(read)
+        return result
 
     return hook
 

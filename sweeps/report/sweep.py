@@ -204,10 +204,10 @@ def write_report(
     measures = measures_of(samples, sweep)
     places = sorted({point.along for point in whole if point.along})
     between = {}
-    for place in places:
-        there = [point for point in whole if point.along == place]
+    for at in places:
+        there = [point for point in whole if point.along == at]
         rows_of = next(iter(scored_files(there).values()), {})
-        between[place] = collect(there, {file.parent: rows for file, rows in rows_of.items()})
+        between[at] = collect(there, {file.parent: rows for file, rows in rows_of.items()})
     along, size = along_part(sweep, samples, between, measures), size_part(sweep, points, samples)
     rows = arm_rows(points, samples, measures)
     base = samples["base"]
