@@ -108,6 +108,7 @@ class ResidentModel:
             return
         from peft import PeftModel
 
+        assert peft is not None  # a base alone is another process's work (sweeps/run/evaluate.py)
         name, before = f"adapter{self._count + 1}", f"adapter{self._count}"
         if self._count == 0:
             self._lm._model = PeftModel.from_pretrained(self._lm._model, peft, adapter_name=name)
@@ -156,7 +157,7 @@ def _prepare_vllm() -> None:
 
     installed = importlib.metadata.version
     # The CPU build is a distribution of another name.
-    importlib.metadata.version = lambda name: vllm.__version__ if name == "vllm" else installed(name)
+    vars(importlib.metadata)["version"] = lambda name: vllm.__version__ if name == "vllm" else installed(name)
     moved = ModuleType("vllm.entrypoints.chat_utils")
     vars(moved)["resolve_hf_chat_template"] = resolve_chat_template
     sys.modules[moved.__name__] = moved

@@ -218,7 +218,8 @@ def _declared(path: Path, layer: Mapping[Any, Any], hardware: str) -> Sweep:
         sweep = Sweep.model_validate({**layer, "hardware": hardware})
     except ValidationError as error:
         raise BadInput(f"{path}: {first_fault(error)}") from None
-    for arm in [name for claim in (*sweep.claims, *sweep.inside) for name in (claim.arm, claim.against)]:
+    claims: list[Claim | InsideClaim] = [*sweep.claims, *sweep.inside]
+    for arm in [name for claim in claims for name in (claim.arm, claim.against)]:
         if arm not in sweep.arms and arm != "base":
             raise BadInput(f"{path}: arm {arm!r} is not declared (there are: base, {', '.join(sweep.arms)})")
     before: list[str] = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -166,7 +166,7 @@ def sizes_figure(title: str, outcomes: Mapping[str, Mapping[str, Sequence[tuple[
     figure = Figure(figsize=(WIDTH, 0.8 + 2.6 * len(outcomes)))
     figure.suptitle(title)
     grid = figure.subplots(len(outcomes), 3, squeeze=False, sharey="row")
-    views = {
+    views: dict[str, Callable[[float, float], float]] = {
         "parameters": lambda p, t: p,
         "training tokens": lambda p, t: t,
         "parameters per token": lambda p, t: p / t,

@@ -40,7 +40,7 @@ class ResidentBase:
             self._process = spawn(title, command, local_model, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             self._base = base
             words.insert(0, base)
-        assert self._process.stdin and self._process.stdout
+        assert self._process and self._process.stdin and self._process.stdout
         try:
             self._process.stdin.write(b"".join(json.dumps(line).encode() + b"\n" for line in words))
             self._process.stdin.flush()
