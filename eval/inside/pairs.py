@@ -207,7 +207,9 @@ def sample_answers(model: Any, tokenizer: Any, pairs: Sequence[Pair], tokens: in
             add_special_tokens=tokenizer.chat_template is None,
             return_tensors="pt",
         ).to(model.device)
-        drawn = model.generate(**batch, do_sample=True, top_k=0, top_p=1.0, max_new_tokens=tokens, pad_token_id=pad)
+        # Every key, for a model's generation_config.json has values of its own.
+        sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+        drawn = model.generate(**batch, **sampling, max_new_tokens=tokens, pad_token_id=pad)
         answers += tokenizer.batch_decode(drawn[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     filled = [
         replace(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -267,6 +268,15 @@ def test_clusters_sum_to_all(rows: list[tuple[str, bool, bool]]) -> None:
     assert totals.sum() == sum(among for _, _, among in rows)
     assert hits.sum() == sum(hit and among for _, hit, among in rows)
     assert (hits <= totals).all()
+
+
+@pytest.mark.parametrize("path", sorted((EVAL / "tasks").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_a_task_that_samples_leaves_nothing_to_the_models_generation_config(path: Path) -> None:
+    """Qwen2.5-Coder-Instruct's has a temperature of 0.7 and a repetition penalty of 1.1."""
+    settings = re.search(r"^generation_kwargs:\n((?:  .*\n)+)", path.read_text(), re.M)
+    if settings:
+        keys = set(re.findall(r"^  (\w+):", settings[1], re.M))
+        assert keys >= {"do_sample", "temperature", "top_p", "top_k", "repetition_penalty", "max_gen_toks", "until"}
 
 
 def test_the_guard_asks_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
