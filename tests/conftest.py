@@ -15,6 +15,7 @@ from core.llm.client import Access
 
 # Before anything imports axolotl: no telemetry from tests either. No vLLM where a test does not name one.
 os.environ.update(AXOLOTL_DO_NOT_TRACK="1", DO_NOT_TRACK="1", HF_HUB_OFFLINE="1", EM_VLLM="")
+os.environ["AXOLOTL_TEE_STDOUT"] = "0"  # it would stand in the place of pytest's own streams, beyond the test
 # Each of xdist's workers has its share of the cores, and so have the processes that its tests start.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
