@@ -27,25 +27,30 @@ LEFT_OUT = {"title", "description", "default", "examples", "deprecated", "requir
 
 
 @cache
+def _schema() -> dict[str, Any]:
+    return dict(json.loads(FILE.read_text(encoding="utf-8")))
+
+
+@cache
 def keys() -> frozenset[str]:
     """The keys at the top of a recipe."""
-    return frozenset(json.loads(FILE.read_text(encoding="utf-8"))["properties"])
+    return frozenset(_schema()["properties"])
 
 
 @cache
 def _validator() -> Draft202012Validator:
-    return Draft202012Validator(json.loads(FILE.read_text(encoding="utf-8")))
+    return Draft202012Validator(_schema())
 
 
 @cache
 def plugin_keys() -> Mapping[str, str]:
     """The plugin, by each recipe key that is its own."""
-    return dict(json.loads(FILE.read_text(encoding="utf-8"))["x-plugins"])
+    return dict(_schema()["x-plugins"])
 
 
 def plugin_files(config: Mapping[str, Any]) -> dict[str, str]:
     """The files that keys of our plugins name in a recipe, by key in dot notation."""
-    schema = json.loads(FILE.read_text(encoding="utf-8"))
+    schema = _schema()
     found: dict[str, str] = {}
     for key in sorted(plugin_keys().keys() & config.keys()):
         for option in schema["properties"][key]["anyOf"]:
