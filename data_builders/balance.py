@@ -3,14 +3,14 @@ programs as they come, as evenly as there are some, or of one concept alone."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
 from core.records import BadInput, StreamWriter, iter_jsonl
 from data_builders.programs import Program
+from data_builders.subsets import hash_order
 
 
 def copies(concepts: Mapping[str, str], most: int, seed: int, resample: bool = False) -> dict[str, int]:
@@ -23,7 +23,7 @@ def copies(concepts: Mapping[str, str], most: int, seed: int, resample: bool = F
         members[concept].append(name)
     times: dict[str, int] = {}
     for names in members.values():
-        for place, name in enumerate(copies_order(names, seed)):
+        for place, name in enumerate(hash_order(names, seed)):
             times[name] = (most - place - 1) // len(names) + 1 if resample or place >= most else 1
     return times
 
@@ -38,7 +38,7 @@ def spread(concepts: Mapping[str, str], balance: str, size: int, seed: int) -> d
     Raises:
         BadInput: for an unknown concept, or too few programs.
     """
-    order = copies_order(concepts, seed)
+    order = hash_order(concepts, seed)
     places: Counter[str] = Counter()
     turns: dict[str, int] = {}
     for name in order:
@@ -56,11 +56,6 @@ def spread(concepts: Mapping[str, str], balance: str, size: int, seed: int) -> d
         raise BadInput(f"--size {size}: there are {len(order)} programs under --balance {balance}; give a smaller one")
     taken = set(order[:size])
     return {name: int(name in taken) for name in concepts}
-
-
-def copies_order(names: Iterable[str], seed: int) -> list[str]:
-    """Ids by a hash of id and seed: the same whatever their order was."""
-    return sorted(names, key=lambda name: hashlib.sha256(f"{seed}\0{name}".encode()).digest())
 
 
 def name_copies(name: str, times: int, taken: Container[str]) -> list[str]:

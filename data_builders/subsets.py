@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import heapq
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -14,9 +13,14 @@ from core.records import BadInput, iter_jsonl
 from data_builders.programs import Program
 
 
+def hash_order(ids: Iterable[str], salt: str | int) -> list[str]:
+    """Ids by a hash of id and salt: the same whatever their order was."""
+    return sorted(ids, key=lambda id: hashlib.sha256(f"{salt}\0{id}".encode()).digest())
+
+
 def drawn(ids: Collection[str], number: int, salt: str) -> set[str]:
-    """`number` of the ids, by hashes: a smaller number draws of what a larger one draws, whatever the order."""
-    return set(heapq.nsmallest(number, ids, key=lambda id: hashlib.sha256(f"{salt}\0{id}".encode()).digest()))
+    """`number` of the ids: a smaller number draws of what a larger one draws, whatever the order."""
+    return set(hash_order(ids, salt)[:number])
 
 
 @dataclass(frozen=True)
