@@ -19,6 +19,7 @@ from sweeps.inside_commands import layer_of, load_model
 from sweeps.plan.sweep import Point
 from sweeps.recipe.precision import machine_dtype
 from sweeps.run.folder import content_digest
+from sweeps.run.inputs import adapter_rank
 from sweeps.run.process import screen
 
 app = typer.Typer()
@@ -46,7 +47,7 @@ class Adapter:
     def about(self) -> dict[str, Any]:
         """What its rows begin with."""
         own = {"run": self.run, "arm": self.arm, "seed": self.seed, "step": self.step, "last": self.last}
-        return {**own, "rank": _rank(self.folder), "adapter": self.digest}
+        return {**own, "rank": adapter_rank(self.folder), "adapter": self.digest}
 
 
 @app.command(name="inside")
@@ -277,16 +278,3 @@ def _show(content: Mapping[str, Any]) -> None:
                 *(f"{row['efficiency']:.4f}", noise),
             )
         console.print(table)
-
-
-def _rank(adapter: Path) -> int:
-    """The rank of a LoRA adapter.
-
-    Raises:
-        BadInput: if the folder holds none.
-    """
-    path = adapter / "adapter_config.json"
-    try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["r"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise BadInput(f"{path}: no configuration of a LoRA adapter; name an adapter's folder") from None

@@ -15,6 +15,7 @@ from sweeps.recipe.compose import layer_names, load_layer
 from sweeps.run.adapters import ResidentBase, resident_base
 from sweeps.run.folder import MergeRun, Run, TrainingRun, content_digest, execute_once
 from sweeps.run.inputs import (
+    adapter_rank,
     chat_template,
     check_trained_on,
     hub_commit,
@@ -25,7 +26,7 @@ from sweeps.run.inputs import (
 )
 from sweeps.run.process import RunFailed, call, tool
 from sweeps.run.tasks import HUMANEVAL, TASKS, task_configs, task_source
-from sweeps.run.vllm import adapter_rank, engine_rank, memory_share, versions, vllm_command
+from sweeps.run.vllm import engine_rank, memory_share, versions, vllm_command
 
 PROGRAMS = {"heldout": ("EM_HELDOUT", "data/heldout.jsonl"), "training": ("EM_TRAINING", "data/train.jsonl")}
 """Settings of the tasks: the variable that names a file, and the one that was built here; else the tasks' own."""

@@ -63,6 +63,20 @@ def start_digest(model: Path) -> str:
     return model_digest(str(model))
 
 
+def adapter_rank(adapter: Path) -> int:
+    """lora_r of a saved adapter, the largest where modules have their own.
+
+    Raises:
+        BadInput: if the folder holds none.
+    """
+    path = adapter / "adapter_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return max(int(rank) for rank in [config["r"], *(config.get("rank_pattern") or {}).values()])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise BadInput(f"{path}: no configuration of a LoRA adapter; name an adapter's folder") from None
+
+
 def check_trained_on(adapter: Path, model: str, revision: str | None) -> None:
     """Refuses an adapter of another model than `model`, or of another revision of it where that is known.
 

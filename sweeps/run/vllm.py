@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from importlib.metadata import distributions
@@ -75,12 +74,6 @@ def engine_rank(rank: int) -> int:
     if rank > LORA_STEPS[-1]:
         raise BadInput(f"rank {rank}: vLLM takes adapters up to rank {LORA_STEPS[-1]}; evaluate with backend hf")
     return next(step for step in LORA_STEPS if step >= rank) if rank else 0
-
-
-def adapter_rank(adapter: Path) -> int:
-    """lora_r of a saved adapter, the largest where modules have their own."""
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    return int(max([config["r"], *(config.get("rank_pattern") or {}).values()]))
 
 
 def memory_share() -> float:
