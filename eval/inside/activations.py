@@ -166,7 +166,6 @@ def batches(
         yield places, ids, attention, chosen
 
 
-@torch.inference_mode()
 def means(model: Any, tokenizer: Any, passages: Sequence[Passage], size: int = 8) -> Singles:
     """(passages, L + 1, width): the mean residual over each passage's tokens, which weigh the same, summed in fp32.
 
@@ -174,19 +173,9 @@ def means(model: Any, tokenizer: Any, passages: Sequence[Passage], size: int = 8
         BadInput: as `encode`.
     """
     width = model.config.get_text_config().hidden_size
-    result = np.zeros((len(passages), len(blocks(model)) + 1, width), dtype=np.float32)
-    for places, ids, attention, chosen in batches(model, tokenizer, passages, size, "activations"):
-        weights = chosen / chosen.sum(1, keepdim=True)
-
-        def keep(index: int, residual: Tensor, places: list[int] = places, weights: Tensor = weights) -> None:
-            result[places, index] = torch.einsum("bt,btd->bd", weights, residual.float()).cpu().numpy()
-
-        with residuals(model, keep):
-            decoder(model)(input_ids=ids, attention_mask=attention, use_cache=False)
-    return result
+    return _means(model, tokenizer, passages, size, "activations", width, residuals)
 
 
-@torch.inference_mode()
 def neuron_means(model: Any, tokenizer: Any, passages: Sequence[Passage], size: int = 8) -> Singles:
     """(passages, L + 1, neurons): as `means`, of the neurons of the MLP in block N at index N, which is 0 at index 0.
 
@@ -195,24 +184,44 @@ def neuron_means(model: Any, tokenizer: Any, passages: Sequence[Passage], size: 
     Raises:
         BadInput: as `encode`; for a model whose blocks have no MLP with `down_proj`.
     """
-    outputs = [getattr(getattr(block, "mlp", None), "down_proj", None) for block in blocks(model)]
-    if not all(isinstance(output, nn.Module) for output in outputs):
+    width = _down_projections(model)[0].in_features
+    return _means(model, tokenizer, passages, size, "neurons", width, _neurons)
+
+
+def _down_projections(model: Any) -> list[Any]:
+    found = [getattr(getattr(block, "mlp", None), "down_proj", None) for block in blocks(model)]
+    if not all(isinstance(output, nn.Module) for output in found):
         raise BadInput(f"{type(model).__name__}: its blocks have no mlp.down_proj to read neurons at")
-    width = outputs[0].in_features  # type: ignore[union-attr]
-    result = np.zeros((len(passages), len(outputs) + 1, width), dtype=np.float32)
-    for places, ids, attention, chosen in batches(model, tokenizer, passages, size, "neurons"):
+    return found
+
+
+@contextmanager
+def _neurons(model: Any, keep: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """`keep` meets what the MLP's last matrix reads in each block, 1 to L, on each pass."""
+
+    def before(index: int) -> Callable[..., None]:
+        return lambda _, given: keep(index, given[0])
+
+    handles = [output.register_forward_pre_hook(before(n)) for n, output in enumerate(_down_projections(model), 1)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.inference_mode()
+def _means(
+    model: Any, tokenizer: Any, passages: Sequence[Passage], size: int, title: str, width: int, watched: Any
+) -> Singles:
+    """(passages, L + 1, width): the means of what `watched(model, keep)` hands to `keep(index, values)` on a pass."""
+    result = np.zeros((len(passages), len(blocks(model)) + 1, width), dtype=np.float32)
+    for places, ids, attention, chosen in batches(model, tokenizer, passages, size, title):
         weights = chosen / chosen.sum(1, keepdim=True)
 
-        def keep(index: int, places: list[int] = places, weights: Tensor = weights) -> Callable[..., None]:
-            def hook(_: nn.Module, given: tuple[Any, ...]) -> None:
-                result[places, index] = torch.einsum("bt,btd->bd", weights, given[0].float()).cpu().numpy()
+        def keep(index: int, values: Tensor, places: list[int] = places, weights: Tensor = weights) -> None:
+            result[places, index] = torch.einsum("bt,btd->bd", weights, values.float()).cpu().numpy()
 
-            return hook
-
-        handles = [output.register_forward_pre_hook(keep(n)) for n, output in enumerate(outputs, 1)]  # type: ignore[union-attr]
-        try:
+        with watched(model, keep):
             decoder(model)(input_ids=ids, attention_mask=attention, use_cache=False)
-        finally:
-            for handle in handles:
-                handle.remove()
     return result
