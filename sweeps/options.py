@@ -16,7 +16,6 @@ from eval.judge.settings import JudgeSettings
 from sweeps.plan.request import Request
 from sweeps.plan.sweep import Tuned, read_sweep
 from sweeps.recipe.compose import given_settings, load_layer
-from sweeps.run.process import console
 from sweeps.run.tasks import guard_tasks
 from sweeps.run.vllm import chosen_backend
 from sweeps.tune.learning_rate import Search
@@ -56,8 +55,6 @@ class SweepOptions:
             raise BadInput(f"--axis {twice[0]}: the command gives values of {twice[0]} already; name them once")
         sweep, machine = read_sweep(name, self.hardware, self.model)
         own, (guarding, said) = given_settings(self.settings), guard_tasks(self.guard)
-        if said:
-            console.print(said, style="dim", markup=False, highlight=False)
         declared = [setting for setting in sweep.settings if not given_settings([setting]).keys() & own.keys()]
         gpu = load_layer("hardware", sweep.hardware)["em"]["memory_gib"] is not None
         # Decided here once: what is planned is what another machine executes.
@@ -78,7 +75,8 @@ class SweepOptions:
             if where.get("model") != self.judge:  # another model has other prices
                 where |= {"price_in": None, "price_out": None}
             update["judge"] = JudgeSettings.model_validate({**where, "model": self.judge, **self.judging})
-        return Request(sweep.model_copy(update=update), Path(name).stem, self.full, machine)
+        notes = tuple(note for note in (machine, said) if note)
+        return Request(sweep.model_copy(update=update), Path(name).stem, self.full, notes)
 
 
 def sweep_options(

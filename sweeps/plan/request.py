@@ -14,9 +14,9 @@ from eval.judge.prompt_files import load_prompts
 from eval.stats.measures import JUDGED, TASKS
 from sweeps.plan.axes import vary
 from sweeps.plan.estimate import between, judging, plan_table
-from sweeps.plan.sweep import Point, Sweep, graph, plan
+from sweeps.plan.sweep import Point, Sweep, evaluation_gib, graph, plan
 from sweeps.recipe.compose import load_layer
-from sweeps.recipe.memory import GIB, Shape, estimate
+from sweeps.recipe.memory import Shape, estimate
 from sweeps.run.executor import places
 from sweeps.run.folder import Run, TrainingRun, content_digest
 from sweeps.run.index import write_index
@@ -52,8 +52,8 @@ class Request:
     sweep: Sweep
     name: str
     full: bool
-    machine: str = ""
-    """Why its hardware profile was taken, where nobody named one."""
+    notes: tuple[str, ...] = ()
+    """What the plan says first: why its hardware profile was taken, where nobody named one; what a guard leaves out."""
 
     @cached_property
     def declared(self) -> Sweep:
@@ -114,8 +114,8 @@ class Request:
     def show_plan(self) -> None:
         """Prints what the sweep will take."""
         table, words = plan_table(self.runs, write_index(), max(1, len(self.places)))
-        if self.machine:
-            console.print(self.machine, style="dim", highlight=False, soft_wrap=True)
+        for note in self.notes:
+            console.print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
         console.print(table)
         console.print(f"{len(self.points)} points, {words}", highlight=False, soft_wrap=True)
         for line in self._built_for_others():
@@ -165,4 +165,4 @@ def _needed_gib(run: Run) -> float:
         return estimate(Shape(**em["shape"]), int(em["parameters"]), run.recipe.config).gib
     if run.stage != "evaluate":
         return 0.0
-    return 1.25 * 2 * float(load_layer("models", run.about["model"])["em"]["parameters"]) / GIB
+    return evaluation_gib(run.about["model"])

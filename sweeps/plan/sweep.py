@@ -370,11 +370,10 @@ def _check_room(model: str, sweep: Sweep, cards: int) -> None:
         BadInput: with what would fit.
     """
     gib = load_layer("hardware", sweep.hardware)["em"]["memory_gib"]
-    sizes = {name: load_layer("models", name)["em"]["parameters"] for name in layer_names("models")}
-    needs = {name: ROOM * 2 * size / GIB for name, size in sizes.items()}
-    if not gib or needs[model] <= cards * gib or "em.memory_gib" in given_settings(sweep.settings):
+    if not gib or (need := evaluation_gib(model)) <= cards * gib or "em.memory_gib" in given_settings(sweep.settings):
         return
-    ways = [f"--gpus {n}" for n in (2, 4, 8) if needs[model] <= n * gib][:1]
+    ways = [f"--gpus {n}" for n in (2, 4, 8) if need <= n * gib][:1]
+    sizes = {name: load_layer("models", name)["em"]["parameters"] for name in layer_names("models")}
     # Half of the memory for the weights leaves room to train at the ranks of a sweep.
     ways += [f"model {max((size, name) for name, size in sizes.items() if 4 * size <= gib * GIB)[1]}"]
     raise BadInput(
@@ -383,8 +382,13 @@ def _check_room(model: str, sweep: Sweep, cards: int) -> None:
     )
 
 
+def evaluation_gib(model: str) -> float:
+    """Memory in which a model, by its short name, is evaluated at least: its weights in bf16, with `ROOM`."""
+    return ROOM * 2 * float(load_layer("models", model)["em"]["parameters"]) / GIB
+
+
 def _cards(model: str, sweep: Sweep) -> int:
     """How many of a run's cards an evaluation needs: one unless the weights, with a quarter more, want several."""
     limit = load_layer("hardware", sweep.hardware)["em"]["memory_gib"]
-    need = ROOM * 2 * load_layer("models", model)["em"]["parameters"] / GIB
+    need = evaluation_gib(model)
     return next((n for n in (1, 2, 4) if not limit or (need <= n * limit and n <= sweep.gpus)), sweep.gpus)
