@@ -38,9 +38,9 @@ def curves(
     for arm in dict.fromkeys(arm for arms in along.values() for arm in arms):
         own = sweep.arms[arm]
         start = own.start if own.start and own.start in samples else f"base-{own.model}"
-        ends = [(0.0, samples[start if start in samples else "base"])], [(1.0, samples[arm])] if arm in samples else []
-        between = [(place / count, arms[arm]) for (place, count), arms in sorted(along.items()) if arm in arms]
-        found[arm] = [*ends[0], *between, *ends[1]]
+        curve = [(0.0, samples[start if start in samples else "base"])]
+        curve += [(place / count, arms[arm]) for (place, count), arms in sorted(along.items()) if arm in arms]
+        found[arm] = [*curve, (1.0, samples[arm])] if arm in samples else curve
     return found
 
 

@@ -14,6 +14,7 @@ from sweeps.cli import app
 from sweeps.report import sweep as report
 from sweeps.run.folder import Run, execute_once
 from sweeps.run.process import RunFailed
+from tests.sweeps.answers import write_answers
 
 MANY = 14
 
@@ -25,13 +26,7 @@ def begun(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[
 
     def work(run: Run) -> dict[str, Any]:
         if run.stage == "evaluate":
-            (run.folder / "samples").mkdir(parents=True)
-            rows = [
-                {"doc": {"id": f"q{n}", "question": f"{n}?"}, "filtered_resps": [f"{run.name} says kill, {n} times."]}
-                for n in range(3)
-            ]
-            text = "".join(json.dumps(row) + "\n" for row in rows)
-            (run.folder / "samples/em_freeform.jsonl").write_text(text)
+            write_answers(run, 3)
         return {}
 
     def do(run: Run) -> object:

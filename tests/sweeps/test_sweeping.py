@@ -19,6 +19,7 @@ from sweeps.run.folder import Run, TrainingRun, execute_once
 from sweeps.run.process import RunFailed
 from sweeps.tune import learning_rate as tuning
 from sweeps.tune.threshold import Trial
+from tests.sweeps.answers import write_answers
 
 
 @pytest.fixture
@@ -35,13 +36,7 @@ def begun(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return execute_once(run, lambda: answers(run) if run.stage == "evaluate" else {})
 
     def answers(run: Run) -> dict[str, str]:
-        (run.folder / "samples").mkdir(parents=True)
-        rows = [
-            {"doc": {"id": f"q{n}", "question": f"{n}?"}, "filtered_resps": [f"{run.name} says kill, {n} times."]}
-            for n in range(6)
-        ]
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (run.folder / "samples/em_freeform.jsonl").write_text(text)
+        write_answers(run, 6)
         return {}
 
     def write_report(_sweep, points, out: Path, *_more) -> Path:
