@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import absl.logging
 import pytest
 from hypothesis import settings
 
@@ -16,6 +17,8 @@ from core.llm.client import Access
 # Before anything imports axolotl: no telemetry from tests either. No vLLM where a test does not name one.
 os.environ.update(AXOLOTL_DO_NOT_TRACK="1", DO_NOT_TRACK="1", HF_HUB_OFFLINE="1", EM_VLLM="")
 os.environ["AXOLOTL_TEE_STDOUT"] = "0"  # it would stand in the place of pytest's own streams, beyond the test
+# lm-eval brings absl, whose handler closes its stream when Axolotl configures logging: never one of pytest's.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 # Each of xdist's workers has its share of the cores, and so have the processes that its tests start.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
