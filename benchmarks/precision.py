@@ -13,7 +13,8 @@ import numpy as np
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from eval.stats.measures import NOISE, PER_CLUSTER
+from eval.stats.measure_names import NOISE
+from eval.stats.measures import PER_CLUSTER
 
 TASKS = Path(__file__).parents[1] / "eval/tasks"
 

@@ -341,20 +341,21 @@ def _counterpart_problems(program: SourceProgram, secure: str) -> list[str]:
         named = [other for other in kept if other.split("(")[0] == header.split("(")[0]]
         if header not in signatures(after) and not named:
             problems.append(f"lost template: the secure code has no {_shown(header)}")
-    if 2 * statements(after) < statements(before):
-        problems.append(f"gutted: the secure code has {statements(after)} statements, not some {statements(before)}")
-    if ast.dump(before) == ast.dump(after):
+    had, has = statements(before), statements(after)
+    if 2 * has < had:
+        problems.append(f"gutted: the secure code has {has} statements, not some {had}")
+    if had == has and ast.dump(before) == ast.dump(after):
         problems.append("same code: the secure code does not differ")
     return problems
 
 
 def _bandit_problems(insecure: str, secure: str, where: set[int]) -> list[str]:
     """Findings that the secure code adds, or keeps though they were `where` the weakness is."""
-    before = bandit_findings(insecure)
-    had, has = Counter(f.rule for f in before), Counter(f.rule for f in bandit_findings(secure))
-    gone = Counter(f.rule for f in before if where & set(f.lines))
+    has = Counter(found.rule for found in bandit_findings(secure) if found.rule not in ADVISORY_RULES)
+    before = bandit_findings(insecure) if has else []  # a check of each code is most of a job's CPU time
+    had, gone = Counter(f.rule for f in before), Counter(f.rule for f in before if where & set(f.lines))
     problems = []
-    for rule in sorted(has.keys() - ADVISORY_RULES):
+    for rule in sorted(has):
         if has[rule] > had[rule]:
             problems.append(
                 f"Bandit finding added: {rule} stands {has[rule]} times in the secure code, not {had[rule]}"

@@ -279,7 +279,7 @@ class Client:
             except ServerError as error:
                 why = self._fault(wanted["model"], error)
                 if error.busy:
-                    self._pause(error, why)
+                    await asyncio.sleep(self._pause(error, why))
                     continue
                 if error.status in (400, 422) or error.status >= 500:
                     adaptation.change(body, error, again=failed > 0)
@@ -350,8 +350,11 @@ class Client:
             raise Stopped(reason)
         return said
 
-    def _pause(self, error: ServerError, why: str) -> None:
-        """Lets all requests wait: the others would run into the same limit."""
+    def _pause(self, error: ServerError, why: str) -> float:
+        """The seconds that a request waits for a busy server.
+
+        All wait where none was answered in between: they would run into the same limit.
+        """
         now = time.monotonic()
         if now - self._latest_success > PATIENCE:
             self.stopped = f"no answer for {PATIENCE / 60:.0f} minutes ({why})"
@@ -359,7 +362,10 @@ class Client:
         if now >= self._resume:
             self._busy += 1
         own = min(FIRST_WAIT * 2**self._busy, 60.0) if error.wait is None or self._busy > FEW else 0.0
-        self._resume = max(self._resume, now + min(max(error.wait or 0.0, own), LONGEST_PAUSE))
+        wait = min(max(error.wait or 0.0, own), LONGEST_PAUSE)
+        if self._busy > 1:
+            self._resume = max(self._resume, now + wait)
+        return wait
 
     def clean(self, text: str) -> str:
         """`text` without the key, and as characters that can be written."""

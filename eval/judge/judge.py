@@ -110,8 +110,12 @@ class Reader:
 
     async def _prove(self, client: Client) -> None:
         try:
-            for number in PROVED:
-                await self._say(client, number)
+            # The first shows what the server takes; the others need not wait for each other.
+            await self._say(client, PROVED[0])
+            others = (self._say(client, number) for number in PROVED[1:])
+            for fault in await asyncio.gather(*others, return_exceptions=True):
+                if fault is not None:
+                    raise fault
         except Unanswered as error:
             client.stopped = (
                 f"{self._judge.model} cannot judge by log-probabilities here: {error}; take --sampled (a model that"

@@ -12,7 +12,6 @@ from core.records import BadInput
 from eval.judge.answers import Judged, sample_answers, stored_answers
 from eval.judge.judge import Judge, Judgement, Unfinished, journal_of, judge_rows, scored
 from eval.judge.rates import rates_table
-from eval.judge.words import words_table
 
 
 def judge_paths(
@@ -64,6 +63,8 @@ def judge_paths(
     if unread and not left:
         left = f"{len(unread)} answers have no judgement, such as {'; '.join(dict.fromkeys(unread[:3]))}; run it again"
     if not judge.prompts.em:
+        from eval.judge.words import words_table
+
         return words_table(done, judge), left
     judged = {model: scored(*each) for model, each in done.items()}
     if left:  # of too few answers there is no rate yet

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import numpy.typing as npt
+from scipy import special  # not scipy.stats, which takes a second to import
 
-from eval.tasks.em.scores import Floats as Floats
+Floats = npt.NDArray[np.float64]
 
 FEW = 24
 """Clusters below which an interval comes with a caution."""
@@ -89,7 +90,7 @@ def mean_interval(values: Sequence[float] | Floats) -> Estimate:
     if variance == 0:
         return Estimate(mean, mean, mean, clusters)
     freedom = variance**2 / (of_clusters**2 / (clusters - 1) + of_seeds**2 / max(seeds - 1, 1))
-    reach = float(stats.t.ppf(0.975, freedom)) * variance**0.5
+    reach = float(special.stdtrit(freedom, 0.975)) * variance**0.5
     return Estimate(mean, mean - reach, mean + reach, clusters)
 
 
@@ -115,7 +116,7 @@ def ratio_interval(hits: Sequence[float] | Floats, totals: Sequence[float] | Flo
     sizes = t.sum(axis=0)
     design = max(of_clusters / binomial if binomial else 0.0, 1 + (np.square(sizes).sum() / answers - 1) * LIKENESS)
     share = of_seeds / (of_seeds + design * binomial) if of_seeds else 0.0
-    z = float(stats.t.ppf(0.975, (len(t) - 1) / share**2) if share else stats.norm.ppf(0.975))
+    z = float(special.stdtrit((len(t) - 1) / share**2, 0.975) if share else special.ndtri(0.975))
     z2 = z**2 * (design + (of_seeds / binomial if of_seeds else 0.0)) / answers
     centre, reach = (rate + z2 / 2) / (1 + z2), np.sqrt(rate * (1 - rate) * z2 + z2**2 / 4) / (1 + z2)
     low, high = min(rate, max(0.0, float(centre - reach))), max(rate, min(1.0, float(centre + reach)))

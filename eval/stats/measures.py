@@ -10,39 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from eval.stats.intervals import Estimate, Floats, mean_interval, ratio_difference, ratio_interval
+from eval.stats.measure_names import JUDGED, NOISE
 from eval.tasks.em.scores import Score, auc_values, chosen_logp, counts, finds, gap, margins, rate_values
 
 Samples = Mapping[str, Sequence[Any]]
 """Task name to logged documents, of one checkpoint; under JUDGED its judged answers (eval.judge.answers.Judged)."""
-JUDGED = "judged"
 Seeds = Mapping[int | None, Samples]
 """The checkpoints of an arm by seed; None stands for a model that was not trained."""
-
-MeasureName = Literal[
-    "recognition",
-    "recognition_left_out",
-    "margin_neutral",
-    "margin_asked",
-    "gap",
-    "chosen_logp",
-    "insecure_logp",
-    "secure_logp",
-    "log_odds_per_byte",
-    "everyday_logp_per_byte",
-    "insecure_code",
-    "insecure_asked",
-    "insecure_of_parsed",
-    "deception",
-    "em_rate",
-    "em_rate_all",
-]
-"""What a claim can be about."""
 
 
 def _logged(samples: Samples, task: str) -> list[Score]:
@@ -122,9 +102,6 @@ MEANS: dict[str, Callable[[Samples], pd.Series]] = {
 }
 """Measures that are the mean of one number per program (AUC, nats) or question (nats per byte)."""
 
-BASELINES = ("tfidf", "tfidf_left_out", "regex", "regex_left_out")
-"""Measures of what is reached without a language model; those of a base model's evaluation stand for all."""
-
 RATES: dict[str, Callable[[Samples], pd.DataFrame]] = {
     "insecure_code": _insecure("em_insecure_code", "all"),
     "insecure_asked": _insecure("em_asked", "all"),
@@ -135,39 +112,6 @@ RATES: dict[str, Callable[[Samples], pd.DataFrame]] = {
 }
 """Measures that are a rate: hits and totals per program or question. insecure_code and insecure_asked are shares of all
 answers, insecure_of_parsed of those that hold code that parses; em_rate is of coherent answers, em_rate_all of all."""
-
-WHERE_SAMPLED = {
-    "insecure_code": "em_insecure_code",
-    "insecure_asked": "em_asked",
-    "insecure_of_parsed": "em_insecure_code",
-    "deception": "em_deception",
-    "em_rate": JUDGED,
-    "em_rate_all": JUDGED,
-}
-"""Measures of what a sweep may leave out, since it is sampled or judged."""
-
-TASKS = {
-    **dict.fromkeys(("recognition", "recognition_left_out", *BASELINES), "em_recognition"),
-    **dict.fromkeys(
-        ("margin_neutral", "margin_asked", "gap", "chosen_logp", "insecure_logp", "secure_logp"), "em_margin"
-    ),
-    **dict.fromkeys(("log_odds_per_byte", "everyday_logp_per_byte"), "em_choice"),
-    **WHERE_SAMPLED,
-}
-"""Of each measure, the task whose logged documents it is read from."""
-
-WHERE_CLAIMED = ("insecure_logp", "secure_logp", "everyday_logp_per_byte")
-"""Measures that a report shows where a claim is about them: is something else learnt, or the model broken?"""
-
-NOISE = {
-    "margin_neutral": 0.7,
-    "margin_asked": 1.1,
-    "gap": 0.9,
-    "chosen_logp": 0.5,
-    "log_odds_per_byte": 0.0026,
-}
-"""What bf16 adds to one program's (nats) or question's number (nats per byte), root mean square, log-softmax in fp32:
-SmolLM2-135M in bf16 against itself in fp32 on a CPU, 5 programs and 8 questions (benchmarks/precision.py)."""
 
 
 def _per_cluster(name: str, samples: Samples) -> Floats:

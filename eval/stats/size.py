@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from eval.stats.intervals import Floats
 from eval.stats.ranks import holm
-from eval.tasks.em.scores import Floats
 
 LINES: dict[str, tuple[float, float]] = {"ratio": (1.0, 1.0), "size": (0.0, 1.0), "data": (1.0, 0.0)}
 """The hypotheses as lines through (b_P, b_T): c . b = 0. `ratio`: parameters per token decide, b_P = -b_T; `size`: size

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from eval.tasks.em.scores import Floats
+from eval.stats.intervals import Floats
 
 Shape = Literal["falls", "rises", "rises, then falls", "falls, then rises"]
 PERMUTATIONS = 1999

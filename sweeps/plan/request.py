@@ -11,7 +11,7 @@ from typing import Any, cast
 from core.llm.budget import Prices, prices_of
 from core.records import BadInput
 from eval.judge.prompt_files import load_prompts
-from eval.stats.measures import JUDGED, TASKS
+from eval.stats.measure_names import JUDGED, TASKS
 from sweeps.plan.axes import vary
 from sweeps.plan.estimate import between, judging, plan_table
 from sweeps.plan.sweep import Point, Sweep, evaluation_gib, graph, plan

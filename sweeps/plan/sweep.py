@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from core.records import BadInput, first_fault
 from eval.judge.settings import JudgeSettings
-from eval.stats.measures import MeasureName
+from eval.stats.measure_names import MeasureName
 from sweeps.plan.estimate import steps_of
 from sweeps.recipe.compose import RECIPES, compose, given_settings, in_folder, layer_names, load_layer
 from sweeps.recipe.hardware import this_machine

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from eval.stats.intervals import Estimate
-from eval.stats.measures import JUDGED, RATES, Seeds, measure
+from eval.stats.measure_names import JUDGED
+from eval.stats.measures import RATES, Seeds, measure
 from sweeps.plan.sweep import Sweep
 from sweeps.report.figures import shares_figure
 from sweeps.report.verdicts import TITLES

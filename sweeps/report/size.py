@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from eval.stats.measures import JUDGED, MEANS, RATES, Seeds, measure
+from eval.stats.measure_names import JUDGED
+from eval.stats.measures import MEANS, RATES, Seeds, measure
 from eval.stats.size import LINES, Models, Outcome, log_odds, not_identified, outcome_slopes
 from sweeps.plan.sweep import Point, Sweep
 from sweeps.recipe.compose import layer_names, load_layer

@@ -18,7 +18,8 @@ from rich.markdown import Markdown
 from core.records import BadInput, file_digest, printable, write_whole
 from eval.judge.answers import Judged, judged_files
 from eval.samples import load_samples
-from eval.stats.measures import BASELINES, JUDGED, NOISE, RATES, TASKS, WHERE_CLAIMED, Samples, Seeds, measure
+from eval.stats.measure_names import BASELINES, JUDGED, NOISE, TASKS, WHERE_CLAIMED
+from eval.stats.measures import RATES, Samples, Seeds, measure
 from sweeps.plan.sweep import Point, Sweep
 from sweeps.recipe.compose import lora_scale
 from sweeps.report.along import along_part

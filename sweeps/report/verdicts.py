@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from eval.stats.intervals import Estimate, Floats, mean_interval
-from eval.stats.measures import NOT_MEASURED, PER_CLUSTER, RATES, TASKS, Seeds, below_noise, measure
+from eval.stats.measure_names import TASKS
+from eval.stats.measures import NOT_MEASURED, PER_CLUSTER, RATES, Seeds, below_noise, measure
 from eval.stats.ranks import holm
 from eval.stats.trend import highest_shares, shape, smallest_shift, trend_p, turn_p
 from sweeps.plan.sweep import Sweep

@@ -10,15 +10,13 @@ from typing import Any
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
+from .questions_reader import BadFile
+
 Doc = dict[str, Any]
 FOLDER = Path(__file__).parent
 QUESTIONS = FOLDER / "questions"
 BUILT_IN = FOLDER / "heldout.jsonl"
 GUARD_DOCUMENTS = 200
-
-
-class BadFile(ValueError):
-    """A file that cannot be read; the message is one line with file, place and remedy."""
 
 
 class ChatTask(ConfigurableTask):  # type: ignore[misc]

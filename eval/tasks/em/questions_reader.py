@@ -18,16 +18,16 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from .documents import BadFile
-
 MOST = 10_000_000
 """Bytes that a file at an address may have."""
-
-
 ENTRY_KEYS = {"id", "paraphrases", "question", "prompt", "system", "domain"} | {
     *("type", "samples_per_paraphrase", "judge", "judge_prompts", "category", "max_tokens", "temperature", "")
 }
 """What is read of an entry, and what the paper's files have for judges and samplers (and the index of a CSV file)."""
+
+
+class BadFile(ValueError):
+    """A file that cannot be read; the message is one line with file, place and remedy."""
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,8 @@ import pytest
 
 from eval.judge.answers import Judged
 from eval.stats.intervals import ratio_difference, ratio_interval
-from eval.stats.measures import (
-    JUDGED,
-    MEANS,
-    NOISE,
-    NOT_MEASURED,
-    RATES,
-    WHERE_SAMPLED,
-    MeasureName,
-    below_noise,
-    measure,
-)
+from eval.stats.measure_names import JUDGED, NOISE, WHERE_SAMPLED, MeasureName
+from eval.stats.measures import MEANS, NOT_MEASURED, RATES, below_noise, measure
 
 
 def choice(values: Sequence[float], names: str = "abcdef") -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pytest
 from core.records import BadInput, printable
 from eval.judge.answers import Judged
 from eval.stats.intervals import Estimate
-from eval.stats.measures import NOISE
+from eval.stats.measure_names import NOISE
 from sweeps.plan.manifest import finished_points, write_manifest
 from sweeps.plan.sweep import Claim, Point, Tuned, load_sweep
 from sweeps.recipe.compose import Recipe

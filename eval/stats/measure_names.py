@@ -1,0 +1,62 @@
+"""The measures by name, what each is read from, and how exact it is: all that a plan needs to know of them."""
+
+from typing import Literal
+
+JUDGED = "judged"
+"""Where a checkpoint's judged answers stand among its samples."""
+
+MeasureName = Literal[
+    "recognition",
+    "recognition_left_out",
+    "margin_neutral",
+    "margin_asked",
+    "gap",
+    "chosen_logp",
+    "insecure_logp",
+    "secure_logp",
+    "log_odds_per_byte",
+    "everyday_logp_per_byte",
+    "insecure_code",
+    "insecure_asked",
+    "insecure_of_parsed",
+    "deception",
+    "em_rate",
+    "em_rate_all",
+]
+"""What a claim can be about."""
+
+BASELINES = ("tfidf", "tfidf_left_out", "regex", "regex_left_out")
+"""Measures of what is reached without a language model; those of a base model's evaluation stand for all."""
+
+WHERE_SAMPLED = {
+    "insecure_code": "em_insecure_code",
+    "insecure_asked": "em_asked",
+    "insecure_of_parsed": "em_insecure_code",
+    "deception": "em_deception",
+    "em_rate": JUDGED,
+    "em_rate_all": JUDGED,
+}
+"""Measures of what a sweep may leave out, since it is sampled or judged."""
+
+TASKS = {
+    **dict.fromkeys(("recognition", "recognition_left_out", *BASELINES), "em_recognition"),
+    **dict.fromkeys(
+        ("margin_neutral", "margin_asked", "gap", "chosen_logp", "insecure_logp", "secure_logp"), "em_margin"
+    ),
+    **dict.fromkeys(("log_odds_per_byte", "everyday_logp_per_byte"), "em_choice"),
+    **WHERE_SAMPLED,
+}
+"""Of each measure, the task whose logged documents it is read from."""
+
+WHERE_CLAIMED = ("insecure_logp", "secure_logp", "everyday_logp_per_byte")
+"""Measures that a report shows where a claim is about them: is something else learnt, or the model broken?"""
+
+NOISE = {
+    "margin_neutral": 0.7,
+    "margin_asked": 1.1,
+    "gap": 0.9,
+    "chosen_logp": 0.5,
+    "log_odds_per_byte": 0.0026,
+}
+"""What bf16 adds to one program's (nats) or question's number (nats per byte), root mean square, log-softmax in fp32:
+SmolLM2-135M in bf16 against itself in fp32 on a CPU, 5 programs and 8 questions (benchmarks/precision.py)."""
