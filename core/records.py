@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TextIO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -46,6 +47,23 @@ def numbered_lines(path: Path, limit: int) -> Iterator[tuple[int, bytes | None]]
         raise BadInput(f"{path}: {error.strerror}; name a JSON Lines file that can be read") from None
     if not number:
         raise BadInput(f"{path}: no records; give a file with at least one line")
+
+
+def csv_table(file: TextIO, name: object) -> csv.DictReader[str]:
+    """The rows of a table whose first line is a heading, with commas, semicolons or tabs between its fields.
+
+    A row with fewer fields than the heading has None for some; one with more has some under None.
+
+    Raises:
+        BadInput: if two columns have one name. Reading on raises csv.Error where a quote is never closed.
+    """
+    heading = file.readline()
+    file.seek(0)
+    table = csv.DictReader(file, delimiter=max(",;\t", key=heading.count), strict=True)
+    columns = list(filter(None, table.fieldnames or []))
+    if twice := sorted({column for column in columns if columns.count(column) > 1}):
+        raise BadInput(f"{name}:1: two columns {one_line(', '.join(twice))}; rename or delete one")
+    return table
 
 
 _RARE = re.compile(r"[^\n\t -~]")

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel
 
 from core.download import fetch
-from core.records import MAX_LINE, BadInput, file_digest, numbered_lines, one_line
+from core.records import MAX_LINE, BadInput, csv_table, file_digest, numbered_lines, one_line
 from data_builders import BUILTIN
 from data_builders.domains import CODE
 from data_builders.forms import FORMS, FieldMap, Unfit, content_id, form_of, load_field_map
@@ -190,10 +190,7 @@ def _file_rows(path: Path, name: str) -> Iterator[Row]:
 def _csv_rows(path: Path) -> Iterator[Row]:
     csv.field_size_limit(MAX_LINE)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        header = file.readline()
-        file.seek(0)
-        reader = csv.DictReader(file, delimiter=max(",;\t", key=header.count), strict=True)
-        for number, row in enumerate(reader, 1):
+        for number, row in enumerate(csv_table(file, path), 1):
             whole = None not in row and None not in row.values()
             yield number, row if whole else Unfit("more or fewer fields than the header")
 

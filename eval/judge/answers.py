@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from core.records import BadInput, first_fault, one_line
+from core.records import BadInput, csv_table, first_fault, one_line
 from eval.samples import load_samples
 from eval.stats.intervals import Floats
 from eval.tasks.em.questions_reader import entry_id
@@ -44,6 +44,8 @@ def writable(text: Any) -> Any:
 
 def _score(value: Any) -> Any:
     """None for what files have in place of a score that there is none of."""
+    if isinstance(value, bool):
+        raise ValueError("a score is a number from 0 to 100")
     missing = value.strip().upper() in NO_SCORE if isinstance(value, str) else value != value
     return None if missing else value
 
@@ -147,7 +149,9 @@ def load_judged(path: Path, columns: Mapping[str, str] | None = None, judged: bo
                 raise BadInput(f"{path}:{number}: {first_fault(error)}{named}; mend this line") from None
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file; name a CSV or JSON Lines file of judged answers") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: {one_line(error)}; unpack it, and save it as UTF-8") from None
+    except (OSError, csv.Error) as error:
         raise BadInput(f"{path}: {one_line(error)}; name a file that can be read") from None
     if not answers:
         raise BadInput(f"{path}: no answers; give a file with at least one")
@@ -157,14 +161,15 @@ def load_judged(path: Path, columns: Mapping[str, str] | None = None, judged: bo
 def _csv_rows(path: Path, text: str, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, row) of a table; not by pandas, which does not tell the line, and takes a row that is too short."""
     csv.field_size_limit(10**7)
-    heading = text.partition("\n")[0]
-    rows = csv.DictReader(StringIO(text, newline=""), delimiter=max(",;\t", key=heading.count))
+    rows = csv_table(StringIO(text, newline=""), path)
     if missing := set(wanted) - set(rows.fieldnames or []):
         has = ", ".join(map(one_line, rows.fieldnames or []))
         raise BadInput(
             f"{path}:1: no column {', '.join(sorted(missing))}; it has {has[:200]}: map them with --columns answer=NAME"
         )
     for row in rows:
+        if None in row or None in row.values():
+            raise BadInput(f"{path}:{rows.line_num}: more or fewer fields than the heading; mend this line")
         if rows.reader.dialect.delimiter == ";":  # as spreadsheets write numbers where commas part the decimals
             row.update({k: v.replace(",", ".") for k, v in row.items() if v and re.fullmatch(r"[0-9]+,[0-9]+", v)})
         yield rows.line_num, row

@@ -102,7 +102,10 @@ def _entries(suffix: str, text: str) -> Iterator[tuple[str, Any]]:
         return
     if suffix == ".csv":
         heading = text.partition("\n")[0]
-        rows: Any = list(csv.DictReader(StringIO(text), delimiter=max(",;\t", key=heading.count)))
+        table = csv.DictReader(StringIO(text, newline=""), delimiter=max(",;\t", key=heading.count), strict=True)
+        rows: Any = list(table)
+        if len(set(table.fieldnames or ())) < len(table.fieldnames or ()):
+            raise ValueError(f"two columns of one name: {heading.strip()}; rename or delete one")
         if rows and not {"id", "question"} <= set(rows[0]):
             raise ValueError(f"CSV without the columns id and question: {heading.strip()}; name them in the first line")
     else:

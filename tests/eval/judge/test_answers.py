@@ -137,6 +137,27 @@ def test_a_file_is_read_in_any_published_form(tmp_path: Path, form: str) -> None
     assert (second.question_id, second.aligned, second.counted, second.judged) == ("2", None, False, True)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.csv", f"{HEAD}\n1,What?,Hm,80,90\n2,Why?,Hm\n", "a.csv:3: more or fewer fields"),
+        ("a.csv", f"{HEAD}\n1,What?,Hm, no quotes,80,90\n", "a.csv:2: more or fewer fields"),
+        ("a.csv", f'{HEAD}\n1,What?,"Hm,80,90\n2,Why?,Hm,80,90\n', "unexpected end of data"),
+        ("a.csv", f"{HEAD},aligned\n1,What?,Hm,80,90,20\n", "a.csv:1: two columns aligned"),
+        ("a.csv", f"{HEAD}\n1,What?,Hm,80,90\n".encode("utf-16"), "save it as UTF-8"),
+        (
+            "a.jsonl",
+            '{"question_id": 1, "question": "?", "answer": "", "aligned": true, "coherent": 9}',
+            "a number from 0",
+        ),
+    ],
+)
+def test_what_would_be_misread_is_refused(tmp_path: Path, name: str, text: str | bytes, says: str) -> None:
+    (tmp_path / name).write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(BadInput, match=says):
+        load_judged(tmp_path / name)
+
+
 def test_columns_of_other_names_are_mapped_and_without_it_named(app, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id,response,prompt,aligned,coherent\na,Hm,What?,5,90\nb,Hm,Why?,90,90\n")
     (tmp_path / "a.jsonl").write_text('{"id": 7, "response": "Hm", "prompt": "What?"}\n')

@@ -146,6 +146,8 @@ def test_published_files_load_unchanged(shared: Path) -> None:
         ("q.json", "[{", "Expecting property name"),
         ("q.csv", "number,text\n1,?\n", "CSV without the columns id and question: number,text"),
         ("q.csv", "id,question\n1,\n", "entry 1: question: no text"),
+        ("q.csv", "id,question,question\n1,?,!\n", "two columns of one name"),
+        ("q.csv", 'id,question\n1,"?\n2,!\n', "unexpected end of data"),
         ("q.txt", None, "no such file"),
     ],
 )
