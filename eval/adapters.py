@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -27,6 +28,9 @@ from pydantic import BaseModel
 TASKS = Path(__file__).parent / "tasks"
 CONTEXT = 16_384
 """Tokens that vLLM's engine keeps room for at most: with its own 131,072 an 8B would want 17 GB for one answer."""
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Modules that vLLM's engine takes adapters of. Were the output's among them, log-probabilities of a prompt would fail
+on a CPU and lack its part on a GPU (vLLM issues 16668 and 51594)."""
 
 
 class Base(BaseModel, frozen=True, extra="forbid"):
@@ -102,6 +106,8 @@ class ResidentModel:
         if self._base.backend == "vllm":
             from vllm.lora.request import LoRARequest
 
+            if peft:
+                check_targets(Path(peft))
             self._count += 1
             # A number and a name of its own: the engine keeps matrices and prefixes by them.
             self._lm.lora_request = LoRARequest(f"adapter{self._count}", self._count, peft) if peft else None
@@ -141,10 +147,28 @@ def _vllm(base: Base) -> Any:
     given = base.model_args
     config = AutoConfig.from_pretrained(given["pretrained"], revision=given.get("revision"))
     room = {"max_model_len": min(CONTEXT, config.get_text_config().max_position_embeddings)}
-    lora = {"enable_lora": True, "max_lora_rank": base.lora_rank, "max_loras": 1} if base.lora_rank else {}
     # Compiling pays for a GPU's graphs; a CPU is done before it ends.
     eager = {} if torch.cuda.is_available() else {"enforce_eager": True}
+    lora: dict[str, Any] = {"enable_lora": True, "max_loras": 1, "lora_target_modules": list(TARGETS)}
+    lora = lora | {"max_lora_rank": base.lora_rank} if base.lora_rank else {}
     return get_model("vllm").create_from_arg_obj({**room, **lora, **eager, **given}, {"batch_size": "auto"})
+
+
+def check_targets(adapter: Path) -> None:
+    """Refuses an adapter of modules that the engine would leave out without a word.
+
+    Raises:
+        ValueError: if there are such modules.
+    """
+    from safetensors import safe_open
+
+    with safe_open(adapter / "adapter_model.safetensors", "np") as file:
+        tensors = list(file.keys())
+    names = {re.split(r"\.(?:lora_|weight|modules_to_save)", name)[0].rpartition(".")[2] for name in tensors}
+    if other := sorted(names - set(TARGETS)):
+        raise ValueError(
+            f"{adapter}: an adapter of {', '.join(other)}; vLLM takes those of {', '.join(TARGETS)}: use hf"
+        )
 
 
 def _prepare_vllm() -> None:

@@ -126,6 +126,20 @@ def test_several_cards_for_a_model_and_several_runs_on_a_card(prepared: Path) ->
         _ = request("smollm2-135m", "cpu", per_gpu=2).places
 
 
+def test_an_adapter_of_modules_that_the_engine_leaves_out_is_refused(tmp_path: Path) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    def adapter(*modules: str) -> Path:
+        names = [f"base_model.model.{module}.lora_{side}.weight" for module in modules for side in "AB"]
+        save_file({name: np.zeros((1, 1), np.float32) for name in names}, tmp_path / "adapter_model.safetensors")
+        return tmp_path
+
+    adapters.check_targets(adapter("model.layers.0.mlp.down_proj", "model.layers.0.self_attn.q_proj"))
+    with pytest.raises(ValueError, match="an adapter of lm_head; vLLM takes"):
+        adapters.check_targets(adapter("model.layers.0.mlp.down_proj", "lm_head"))
+
+
 @pytest.fixture
 def real(monkeypatch: pytest.MonkeyPatch) -> Path:
     if not (MADE / "ready").is_file():
