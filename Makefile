@@ -43,7 +43,7 @@ demo: model data ## The whole experiment (FULL=1: all arms, two seeds)
 	@$(BIN)/emsweep run demo $(if $(FULL),--full)
 
 test: model data plants unsloth ## All tests
-	@echo "running the tests: about 40 minutes on 2 cores"
+	@echo "running the tests: about 30 minutes on 2 cores"
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 lint: env ## ruff and mypy
