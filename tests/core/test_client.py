@@ -47,6 +47,26 @@ def test_a_setting_that_differs_is_another_request(tmp_path: Path, fake) -> None
     assert [entry["seed"] for entry in server.log("chat")] == [0, 1, 2]
 
 
+def test_a_busy_reply_among_answers_makes_its_own_request_wait_and_one_after_the_other_all(tmp_path: Path) -> None:
+    arrivals: list[tuple[str, float]] = []
+
+    def reply(body, n):
+        text = body["messages"][0]["content"]
+        arrivals.append((text, time.monotonic()))
+        busy = text in told and [seen for seen, _ in arrivals].count(text) == 1
+        return (429, "{}", {"Retry-After": "2"}) if busy else completion("ok")
+
+    for told, alone in ((["3"], True), (["3", "4"], False)):
+        arrivals.clear()
+        with serving(reply) as server:
+            access = Access(KEY, server.url, 2)
+            journal = tmp_path / f"{len(told)}.jsonl"
+            run_all(requests(12), access, journal, Money({"m": None}), "requests")
+        first = next(at for text, at in arrivals if text == "3")
+        within = {text for text, at in arrivals if at < first + 1.8}
+        assert (within == {str(n) for n in range(12)}) is alone
+
+
 def test_a_wait_that_one_request_is_told_holds_for_all(tmp_path: Path, fake) -> None:
     server = fake("--faults", '{"status_429": 0.4}', "--retry-after", "0.6", "--latency", "0")
     run_all(requests(16), server.access(4), tmp_path / "j.jsonl", Money({"m": None}), "requests")
