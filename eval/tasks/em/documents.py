@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from pathlib import Path
@@ -23,7 +24,13 @@ class ChatTask(ConfigurableTask):  # type: ignore[misc]
     """lm-eval's own task; named where a YAML file takes back the RawTextTask of the one that it includes."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        super().__init__(config={key: value for key, value in config.items() if key != "class"})
+        # lm-eval 0.4.11 keeps what --metadata says from a task that names a class (0.4.13 does not): its TaskManager,
+        # which is making this one, has it. Without it `heldout` and `samples` would do nothing here.
+        caller = inspect.currentframe()
+        manager = caller.f_back.f_locals.get("self") if caller and caller.f_back else None
+        metadata = {**config.get("metadata", {}), **(getattr(manager, "metadata", None) or {})}
+        given = {key: value for key, value in config.items() if key != "class"}
+        super().__init__(config={**given, "metadata": metadata})
 
 
 class RawTextTask(ChatTask):
