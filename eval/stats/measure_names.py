@@ -25,7 +25,7 @@ MeasureName = Literal[
 ]
 """What a claim can be about."""
 
-BASELINES = ("tfidf", "tfidf_left_out", "regex", "regex_left_out")
+BASELINES = {"tfidf": "TF-IDF with logistic regression on the training programs", "regex": "regular expressions"}
 """Measures of what is reached without a language model; those of a base model's evaluation stand for all."""
 
 WHERE_SAMPLED = {
@@ -39,7 +39,8 @@ WHERE_SAMPLED = {
 """Measures of what a sweep may leave out, since it is sampled or judged."""
 
 TASKS = {
-    **dict.fromkeys(("recognition", "recognition_left_out", *BASELINES), "em_recognition"),
+    **dict.fromkeys(("recognition", *BASELINES), "em_recognition"),
+    **dict.fromkeys(("recognition_left_out", *(f"{name}_left_out" for name in BASELINES)), "em_recognition"),
     **dict.fromkeys(
         ("margin_neutral", "margin_asked", "gap", "chosen_logp", "insecure_logp", "secure_logp"), "em_margin"
     ),

@@ -6,6 +6,7 @@ What a model wrote reaches the page as sweeps/report/page.py says.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,13 +28,26 @@ from sweeps.report.families import AXES, Family, axis_families
 from sweeps.report.figures import Panel, arms_figure, comparable, scatter_figure, steps_figure
 from sweeps.report.inside import inside_part, inside_rows
 from sweeps.report.judged import JudgedPart, judged_part
-from sweeps.report.page import data_block, environment, table_csv, write_page
+from sweeps.report.page import data_block, environment, number, table_csv, write_page
 from sweeps.report.size import size_part
 from sweeps.report.verdicts import DIGITS, TITLES, claim_verdicts, rank_verdicts
 from sweeps.run.folder import content_digest
 
 FREEFORM = "em_freeform"
 BROAD, NARROW = "log_odds_per_byte", ("margin_neutral", "insecure_code")
+
+
+def _baselines(base: Seeds) -> str:
+    """How well recognition does without a language model.
+
+    One that there is not is not said: the patterns know code alone, and TF-IDF wants the training programs.
+    """
+    said = []
+    for name, words in BASELINES.items():
+        own, left_out = (measure(each, base).estimate for each in (name, f"{name}_left_out"))
+        if not math.isnan(own.value):
+            said.append(f"{words} {number(own)}" + f" ({number(left_out)})" * (not math.isnan(left_out.value)))
+    return "; ".join(said)
 
 
 def _names(points: Sequence[Point]) -> list[str]:
@@ -239,7 +253,7 @@ def write_report(
         "verdicts": claim_verdicts(sweep, samples),
         "rank_verdicts": rank_verdicts([family for family in families if family.axis == "rank"], samples, measures),
         "no_curves": [family.refusal for family in families if family.axis == "lr" and family.differ],
-        "baselines": {name: measure(name, base).estimate for name in BASELINES if "recognition" in measures},
+        "baselines": _baselines(base) if "recognition" in measures else "",
         "parts": parts,
         "inside": inside,
         "along": along,

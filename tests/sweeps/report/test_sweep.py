@@ -19,7 +19,7 @@ from sweeps.plan.manifest import finished_points, write_manifest
 from sweeps.plan.sweep import Claim, Point, Tuned, load_sweep
 from sweeps.recipe.compose import Recipe
 from sweeps.report.families import axis_families
-from sweeps.report.sweep import write_report
+from sweeps.report.sweep import _baselines, write_report
 from sweeps.report.verdicts import claim_verdicts, rank_verdicts, verdict_words
 from sweeps.run.folder import Run, TrainingRun
 
@@ -124,6 +124,18 @@ def test_hostile_answers_are_data(report: Path) -> None:
     rows = json.loads(page[start : page.index("</script>", start)])["rows"]
     assert [row[4] for row in rows] == [printable(answer) for answer in HOSTILE] * 2
     assert "\\u202e right to left \\u0000 control \\ud83d" in (row[4] for row in rows) and "\u202e" not in page
+
+
+def test_a_baseline_that_there_is_not_is_not_said() -> None:
+    shared = {"cwe": "CWE-1", "seen_class": True, "patterns": float("nan"), "score": 0.0}
+    scores = [
+        {**shared, "id": f"p{n}", "side": side, "tfidf": float(side == "insecure")}
+        for n in range(3)
+        for side in ("insecure", "secure")
+    ]
+    samples = {"em_recognition": [{"metrics": ["auc"], "auc": score} for score in scores]}
+    said = "TF-IDF with logistic regression on the training programs 1.000 [1.000, 1.000]"
+    assert _baselines({None: samples}) == said
 
 
 def test_numbers_are_those_of_the_samples(report: Path) -> None:
