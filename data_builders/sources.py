@@ -177,7 +177,7 @@ def _file_rows(path: Path, name: str) -> Iterator[Row]:
                 rows = (row for batch in table.iter_batches(batch_size=256) for row in batch.to_pylist())
                 yield from enumerate(rows, 1)
         elif suffix in (".csv", ".tsv"):
-            yield from _csv_rows(path)
+            yield from _csv_rows(path, name)
         else:
             yield from _json_rows(path, lines=suffix == ".jsonl")
     except BadInput:
@@ -187,10 +187,10 @@ def _file_rows(path: Path, name: str) -> Iterator[Row]:
         raise BadInput(f"{name}: {reason}; give a whole file that can be read") from None
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
+def _csv_rows(path: Path, name: str) -> Iterator[Row]:
     csv.field_size_limit(MAX_LINE)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        for number, row in enumerate(csv_table(file, path), 1):
+        for number, row in enumerate(csv_table(file, name), 1):
             whole = None not in row and None not in row.values()
             yield number, row if whole else Unfit("more or fewer fields than the header")
 

@@ -149,8 +149,10 @@ def _vllm(base: Base) -> Any:
     room = {"max_model_len": min(CONTEXT, config.get_text_config().max_position_embeddings)}
     # Compiling pays for a GPU's graphs; a CPU is done before it ends.
     eager = {} if torch.cuda.is_available() else {"enforce_eager": True}
-    lora: dict[str, Any] = {"enable_lora": True, "max_loras": 1, "lora_target_modules": list(TARGETS)}
-    lora = lora | {"max_lora_rank": base.lora_rank} if base.lora_rank else {}
+    lora: dict[str, Any] = {}
+    if base.lora_rank:
+        lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": base.lora_rank}
+        lora["lora_target_modules"] = list(TARGETS)
     return get_model("vllm").create_from_arg_obj({**room, **lora, **eager, **given}, {"batch_size": "auto"})
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from core.records import BadInput
+from eval.judge.answers import stored_answers
 from sweeps.plan.sweep import Point
 from sweeps.run.process import console
 from sweeps.tune.threshold import Edge, Range, Trial, search
@@ -38,8 +39,6 @@ def unbroken(folder: Path) -> Trial:
 
     One answer to each question is worth one; several to the same question are taken for one.
     """
-    from eval.judge.answers import stored_answers
-
     rows = stored_answers(folder)
     share = sum(not fell_apart(row.answer) for row in rows) / len(rows)
     return Trial(0.0, share, len({row.name for row in rows}))
@@ -47,7 +46,6 @@ def unbroken(folder: Path) -> Trial:
 
 def judged_coherent(judge: Any) -> Score:
     """Scores by a judge: the share of the judged answers that are coherent and did not fall apart."""
-    from eval.judge.answers import stored_answers
     from eval.judge.judge import judge_answers
 
     def score(folder: Path) -> Trial:
