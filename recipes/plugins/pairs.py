@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -22,6 +23,14 @@ from trl import DPOTrainer  # type: ignore[attr-defined]  # the name that Unslot
 
 from recipes.plugins.logprobs import token_logprobs
 from recipes.plugins.reference import LogProbs, ReferenceStore, model_digest, row_digest
+
+PADDING = 64
+"""Tokens to a multiple of which batches are padded, as Axolotl pads those of CPT and SFT.
+
+In bf16 a row's log-probability depends on the shape of its batch, by which the matrix product is cut up: by up to a nat
+with lengths as they come, by 0.01 with multiples of 64 (docs/measurements.md). The reference is computed in other
+batches than those of training.
+"""
 
 # Both sum what this function gives; in their modules' names, since Unsloth compiles the trainer into one of its own.
 for method in (DPOTrainer._compute_loss, DPOTrainer.compute_ref_log_probs):
@@ -110,6 +119,7 @@ class WholePairsTrainer(DPOTrainer):
             raise ValueError("the DPO training set has no pair_id column; build it with `embuild dpo`")
         if eval_dataset is not None:
             train_dataset, eval_dataset = split_by_pair(train_dataset, eval_dataset)
+        kwargs["args"].pad_to_multiple_of = PADDING
         super().__init__(*args, **kwargs, train_dataset=train_dataset, eval_dataset=eval_dataset)  # type: ignore[misc]
         if getattr(self.args, "padding_free", False):
             raise ValueError("padding_free packs the rows of a batch into one; complementary pairs are not packed")
@@ -164,9 +174,11 @@ class WholePairsTrainer(DPOTrainer):
         known: LogProbs = shared[0]
         missing = [place for place, row in enumerate(rows) if row not in known]
         if missing:
-            computed = super()._precompute_ref_logps(dataset.select(missing), name, batch_size)
+            # Whole batches alone: a smaller one would have another shape than those of training.
+            filled = [*missing, *islice(cycle(missing), -len(missing) % batch_size)]
+            computed = super()._precompute_ref_logps(dataset.select(filled), name, batch_size)
             both = zip(computed["ref_chosen_logps"], computed["ref_rejected_logps"], strict=True)
-            known |= dict(zip([rows[place] for place in missing], both, strict=True))
+            known |= dict(zip([rows[place] for place in filled], both, strict=True))
             if self.accelerator.is_main_process:
                 store.add(known)
         print(f"reference log-probabilities: {len(missing)} rows computed, {len(rows) - len(missing)} read")
