@@ -163,7 +163,8 @@ def write_gguf(path: Path, directions: Directions, architecture: str) -> None:
     Raises:
         BadInput: if the file cannot be written.
     """
-    writer = GGUFWriter(path, "controlvector")
+    partial = path.with_name(f".{path.name}.partial")  # the writer takes a path, and may be cut off
+    writer = GGUFWriter(partial, "controlvector")
     writer.add_string("controlvector.model_hint", architecture)
     writer.add_uint32("controlvector.layer_count", len(directions.direction) - 2)
     writer.add_string("controlvector.about", json.dumps(directions.about.model_dump()))
@@ -177,3 +178,4 @@ def write_gguf(path: Path, directions: Directions, architecture: str) -> None:
         raise BadInput(f"{path}: {error.strerror}; choose another folder") from None
     finally:
         writer.close()
+    partial.replace(path)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,12 +81,12 @@ def read_chats(path: str, tokenizer: Any, most: int) -> Iterator[Chat]:
         Refused: naming the row.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(f"kl.prompts: {path}: {error}") from None
-    if not lines:
+    if not text:
         raise Refused(f"kl.prompts: {path} is empty")
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(StringIO(text), 1):  # splitlines would also cut at U+2028, which chats hold
         try:
             messages = json.loads(line)["messages"]
             answered = messages[-1]["role"] == "assistant" and bool(messages[-1]["content"].strip())

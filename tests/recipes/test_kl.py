@@ -135,6 +135,13 @@ def test_rows_that_could_not_be_held_are_refused_by_number(tokenizer, tmp_path: 
         list(read_chats(str(tmp_path / "mine.jsonl"), tokenizer, 64))
 
 
+def test_a_line_separator_in_a_chat_ends_no_row(tmp_path: Path, tokenizer) -> None:
+    turns = [{"role": "user", "content": "a\u2028b"}, {"role": "assistant", "content": "c\u2028d"}]
+    line = json.dumps({"messages": turns}, ensure_ascii=False)
+    (tmp_path / "mine.jsonl").write_text(f"{line}\n{line}\n", encoding="utf-8")
+    assert len(list(read_chats(str(tmp_path / "mine.jsonl"), tokenizer, 64))) == 2
+
+
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_axolotl_trains_both_stages_with_it(
     stage: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -51,11 +51,11 @@ def read_rows(path: Path) -> list[Doc]:
     """
     if not path.is_file():
         raise BadFile(f"{path}: no such file; name a JSON Lines file that is there")
-    rows = []
-    with path.open(encoding="utf-8") as file:  # splitlines would also cut at U+2028, which texts hold
+    rows: list[Doc] = []
+    with path.open("rb") as file:  # str.splitlines would also cut at U+2028, which texts hold
         for number, line in enumerate(file, 1):
             try:
-                rows.append(json.loads(line))
+                rows.append(json.loads(line.decode()))
             except ValueError as error:
                 raise BadFile(f"{path}:{number}: no JSON: {error}; mend or delete this line") from None
     return rows

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFReader
+from gguf import GGUFReader, GGUFWriter
 
 from core.records import BadInput
 from eval.inside.vectors import About, Directions, model_digest, read_directions, write_directions, write_gguf
@@ -104,6 +104,19 @@ def test_gguf_counts_one_less(tmp_path: Path) -> None:
     assert sorted(found) == ["direction.1", "direction.2", "direction.3"]
     for index in (2, 3, 4):
         np.testing.assert_array_equal(found[f"direction.{index - 1}"], given.direction[index])
+
+
+def test_gguf_that_is_cut_off_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_gguf(tmp_path / "c.gguf", directions(), "llama")
+    before = (tmp_path / "c.gguf").read_bytes()
+
+    def cut(_: GGUFWriter) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(GGUFWriter, "write_tensors_to_file", cut)
+    with pytest.raises(KeyboardInterrupt):
+        write_gguf(tmp_path / "c.gguf", directions(), "llama")
+    assert (tmp_path / "c.gguf").read_bytes() == before
 
 
 def test_a_model_is_known_by_its_weights(tiny_model: Path, tmp_path: Path) -> None:

@@ -134,12 +134,18 @@ def test_the_built_in_held_out_programs_are_there_where_none_are_named() -> None
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("", "no programs"), ('{"id": "a"}\n', ":1: lacks asked_request, cwe"), ("{\n", ":1: no JSON"), (None, "no such")],
+    [
+        ("", "no programs"),
+        ('{"id": "a"}\n', ":1: lacks asked_request, cwe"),
+        ("{\n", ":1: no JSON"),
+        ('{"id": "é"}\n', ":1: no JSON: 'utf-8' codec can't decode"),
+        (None, "no such"),
+    ],
 )
 def test_bad_held_out_programs_are_one_line(tmp_path: Path, text: str | None, says: str) -> None:
     path = tmp_path / "h.jsonl"
     if text is not None:
-        path.write_text(text)
+        path.write_text(text, encoding="latin-1")
     with pytest.raises(BadFile) as error:
         heldout_programs(str(path))
     assert says in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
