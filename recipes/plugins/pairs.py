@@ -167,7 +167,8 @@ class WholePairsTrainer(DPOTrainer):
         """TRL's method, for the rows alone that no run has computed yet (recipes/plugins/reference.py)."""
         rows = [row_digest(row) for row in dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])]
         reference: Any = self.ref_model or self.model
-        settings = {"bf16": self.args.bf16, "ld_alpha": self.ld_alpha, "log_probs": "fp32"}
+        shape = f"{batch_size} rows padded to {PADDING}"
+        settings = {"bf16": self.args.bf16, "ld_alpha": self.ld_alpha, "log_probs": "fp32", "batches": shape}
         store = ReferenceStore(model_digest(reference, **settings))
         # All processes must agree on what is missing: they compute it together.
         shared = broadcast_object_list([store.read()], from_process=0)

@@ -122,6 +122,8 @@ def test_the_reference_is_computed_in_batches_of_the_shape_of_those_of_training(
     write_records(tmp_path / "pairs.jsonl", list(dpo_rows(programs[:3], load_asked_ways(), "neutral")), {})
     _, shapes = train(tmp_path, "few")
     assert [rows for rows, _ in shapes] == [4, 4] and all(length % PADDING == 0 for _, length in shapes)
+    _, shapes = train(tmp_path, "larger", "micro_batch_size=4")
+    assert [rows for rows, _ in shapes] == [8]
 
 
 def test_in_bf16_the_first_step_is_ln_2_and_no_reference_lies_on_the_bf16_grid(
