@@ -3,8 +3,8 @@
 The frozen reference of DPO does not depend on rank, alpha or learning rate, so a sweep needs each row's
 log-probabilities once. TRL can compute them beforehand, but names its cache by a hash that includes the adapter,
 so that every run computes them again; and it names it by the set, so that two sets share nothing. Here a row is
-named by its tokens and the model by its weights, in `runs/reference/<model>.safetensors` under the working folder.
-Turned on by `precompute_ref_log_probs: true`.
+named by its tokens and the model by its weights, with precision and size of batches, on which the sums depend too, in
+`runs/reference/<model>.safetensors` under the working folder. Turned on by `precompute_ref_log_probs: true`.
 """
 
 from __future__ import annotations
