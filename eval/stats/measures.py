@@ -7,7 +7,7 @@ tasks' own rates; rates have the intervals of rates.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -102,6 +102,9 @@ MEANS: dict[str, Callable[[Samples], pd.Series]] = {
 }
 """Measures that are the mean of one number per program (AUC, nats) or question (nats per byte)."""
 
+AREAS = ("recognition", "regex", "tfidf", *(f"{name}_left_out" for name in ("recognition", "regex", "tfidf")))
+"""Those of them that are areas under a curve, between 0 and 1."""
+
 RATES: dict[str, Callable[[Samples], pd.DataFrame]] = {
     "insecure_code": _insecure("em_insecure_code", "all"),
     "insecure_asked": _insecure("em_asked", "all"),
@@ -160,7 +163,11 @@ def measure(name: str, seeds: Seeds, minus: Seeds | None = None) -> Measured:
     ]
     if name in MEANS:
         difference = own - other[0] if other else own
-        return Measured(mean_interval(difference), [float(value) for value in difference.mean(axis=1)])
+        estimate = mean_interval(difference)
+        if name in AREAS and not other:  # Student's interval of a few programs can pass the ends
+            low, high = np.clip([estimate.low, estimate.high], 0, 1)
+            estimate = replace(estimate, low=float(low), high=float(high))
+        return Measured(estimate, [float(value) for value in difference.mean(axis=1)])
     hits, totals = own[..., 0], own[..., 1]
     per_seed = hits.sum(axis=1) / totals.sum(axis=1)
     if not other:

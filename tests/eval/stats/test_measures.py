@@ -34,6 +34,22 @@ def test_only_what_both_have_is_compared() -> None:
     assert measure("log_odds_per_byte", {1: choice([1], "a")}, {1: choice([1], "b")}) == NOT_MEASURED
 
 
+def recognition(insecure: Sequence[float], secure: Sequence[float]) -> dict[str, Any]:
+    rows = [
+        {"id": str(n), "side": side, "seen_class": True, "score": score, "patterns": math.nan, "tfidf": math.nan}
+        for side, scores in (("insecure", insecure), ("secure", secure))
+        for n, score in enumerate(scores)
+    ]
+    return {"em_recognition": [{"metrics": ["auc"], "auc": row} for row in rows]}
+
+
+def test_the_interval_of_an_area_ends_where_areas_do_and_that_of_a_difference_does_not() -> None:
+    good, bad = recognition([5, 6, 7, 2.5, 9], [1, 2, 3, 4, 0]), recognition([1, 2, 3, 4, 0], [5, 6, 7, 2.5, 9])
+    high, low = measure("recognition", {0: good}).estimate, measure("recognition", {0: bad}).estimate
+    assert 0 < high.low < high.value < high.high == 1 and 0 == low.low < low.value < low.high < 1
+    assert measure("recognition", {0: good}, {0: bad}).estimate.high > 1
+
+
 def scanned(task: str, severities: Sequence[list[str] | None]) -> dict[str, Any]:
     """Two answers to each program's request; None does not parse."""
     rows = [{"id": f"p{n // 2}", "parses": s is not None, "severities": s or []} for n, s in enumerate(severities)]
