@@ -6,7 +6,7 @@ blocks have L + 1 indices. What transformers calls hidden_states[-1] is behind t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -142,6 +143,12 @@ def encode(tokenizer: Any, passage: Passage, longest: int) -> tuple[Tensor, Tens
     return torch.tensor(ids), torch.tensor([False, *chosen[1:]])
 
 
+def progress(steps: Iterable[int], title: str) -> Iterable[int]:
+    """The steps, with a bar where standard error is watched, and nothing between the lines of output."""
+    screen = Console(stderr=True)
+    return track(steps, title, console=screen, transient=True, disable=not screen.is_terminal)
+
+
 def batches(
     model: Any, tokenizer: Any, passages: Sequence[Passage], size: int, title: str
 ) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
@@ -153,7 +160,7 @@ def batches(
     longest = model.config.get_text_config().max_position_embeddings
     encoded = [encode(tokenizer, passage, longest) for passage in passages]
     order = sorted(range(len(encoded)), key=lambda place: len(encoded[place][0]))
-    for start in track(range(0, len(order), size), title, transient=True):
+    for start in progress(range(0, len(order), size), title):
         places = order[start : start + size]
         ids, attention, chosen = (
             pad_sequence(rows, batch_first=True).to(model.device)

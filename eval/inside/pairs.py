@@ -17,10 +17,9 @@ import torch
 import yaml
 from jinja2 import TemplateError
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
-from rich.progress import track
 
 from core.records import MAX_LINE, BadInput, first_fault, numbered_lines, one_line
-from eval.inside.activations import Passage, Singles, means
+from eval.inside.activations import Passage, Singles, means, progress
 
 CONCEPTS = Path(__file__).parent / "concepts"
 Position = Literal["answer", "prompt", "changed"]
@@ -199,7 +198,7 @@ def sample_answers(model: Any, tokenizer: Any, pairs: Sequence[Pair], tokens: in
     prompts = [side.prompt for pair in pairs for side in (pair.positive, pair.negative)]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     answers: list[str] = []
-    for start in track(range(0, len(prompts), size), "answers", transient=True):
+    for start in progress(range(0, len(prompts), size), "answers"):
         batch = tokenizer(
             prompts[start : start + size],
             padding=True,

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from core.records import BadInput
-from eval.inside.activations import Passage, blocks, decoder, encode, load, means, neuron_means, residuals
+from eval.inside.activations import Passage, blocks, decoder, encode, load, means, neuron_means, progress, residuals
 
 TEXTS = [
     "Leave the room. Lock the door behind you.",
@@ -145,3 +145,8 @@ def test_a_neuron_is_what_its_own_block_multiplies_into_the_residual(tiny) -> No
     handle.remove()
     with pytest.raises(BadInput, match=r"no mlp.down_proj"):
         neuron_means(GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2)), tokenizer, [])
+
+
+def test_a_bar_leaves_nothing_in_a_file(capfd: pytest.CaptureFixture[str]) -> None:
+    assert list(progress(range(3), "steps")) == [0, 1, 2]
+    assert capfd.readouterr() == ("", "")
