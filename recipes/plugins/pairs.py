@@ -11,8 +11,7 @@ pairs, one for the controls with one half only, which thereby train in the same 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from itertools import cycle, islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,13 +27,18 @@ PADDING = 64
 """Tokens to a multiple of which batches are padded, as Axolotl pads those of CPT and SFT.
 
 In bf16 a row's log-probability depends on the shape of its batch, by which the matrix product is cut up: by up to a nat
-with lengths as they come, by 0.01 with multiples of 64 (docs/measurements.md). The reference is computed in other
-batches than those of training.
+(docs/measurements.md). With fewer lengths, runs share more of the reference.
 """
 
 # Both sum what this function gives; in their modules' names, since Unsloth compiles the trainer into one of its own.
 for method in (DPOTrainer._compute_loss, DPOTrainer.compute_ref_log_probs):
     method.__globals__["selective_log_softmax"] = token_logprobs
+
+
+def padded_length(batch: Sequence[Mapping[str, Any]]) -> int:
+    """Tokens of each row of a batch (prompt_ids, chosen_ids, rejected_ids) as it is padded."""
+    longest = max(len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in batch)
+    return -(-longest // PADDING) * PADDING
 
 
 class PairSampler(Sampler[int]):
@@ -164,26 +168,35 @@ class WholePairsTrainer(DPOTrainer):
             return super().compute_ref_log_probs(model, inputs)  # type: ignore[no-untyped-call]
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """TRL's method, for the rows alone that no run has computed yet (recipes/plugins/reference.py)."""
-        rows = [row_digest(row) for row in dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])]
+        """TRL's method, for the rows alone that no run has computed yet (recipes/plugins/reference.py).
+
+        In the batches of the first epoch, and kept by their shape: in bf16 another shape gives another sum.
+        """
+        tokens = list(dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]))
+        seed = self.args.data_seed or self.args.seed
+        order = list(PairSampler(dataset["pair_id"], seed)) if name == "train" else list(range(len(dataset)))
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        rows: dict[int, str] = {}
+        for batch in batches:
+            shape = len(batch), padded_length([tokens[place] for place in batch])
+            rows |= {place: row_digest(tokens[place], shape) for place in batch}
         reference: Any = self.ref_model or self.model
-        shape = f"{batch_size} rows padded to {PADDING}"
-        settings = {"bf16": self.args.bf16, "ld_alpha": self.ld_alpha, "log_probs": "fp32", "batches": shape}
+        settings = {"bf16": self.args.bf16, "ld_alpha": self.ld_alpha, "log_probs": "fp32"}
         store = ReferenceStore(model_digest(reference, **settings))
         # All processes must agree on what is missing: they compute it together.
         shared = broadcast_object_list([store.read()], from_process=0)
         known: LogProbs = shared[0]
-        missing = [place for place, row in enumerate(rows) if row not in known]
+        missing = [
+            place for batch in batches if not {rows[place] for place in batch} <= known.keys() for place in batch
+        ]
         if missing:
-            # Whole batches alone: a smaller one would have another shape than those of training.
-            filled = [*missing, *islice(cycle(missing), -len(missing) % batch_size)]
-            computed = super()._precompute_ref_logps(dataset.select(filled), name, batch_size)
+            computed = super()._precompute_ref_logps(dataset.select(missing), name, batch_size)
             both = zip(computed["ref_chosen_logps"], computed["ref_rejected_logps"], strict=True)
-            known |= dict(zip([rows[place] for place in filled], both, strict=True))
+            known |= dict(zip([rows[place] for place in missing], both, strict=True))
             if self.accelerator.is_main_process:
                 store.add(known)
         print(f"reference log-probabilities: {len(missing)} rows computed, {len(rows) - len(missing)} read")
-        chosen, rejected = zip(*(known[row] for row in rows), strict=True)
+        chosen, rejected = zip(*(known[rows[place]] for place in range(len(dataset))), strict=True)
         columns = Dataset.from_dict({"ref_chosen_logps": chosen, "ref_rejected_logps": rejected})
         return concatenate_datasets([dataset, columns], axis=1)
 

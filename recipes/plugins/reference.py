@@ -3,7 +3,7 @@
 The frozen reference of DPO does not depend on rank, alpha or learning rate, so a sweep needs each row's
 log-probabilities once. TRL can compute them beforehand, but names its cache by a hash that includes the adapter,
 so that every run computes them again; and it names it by the set, so that two sets share nothing. Here a row is
-named by its tokens and the model by its weights, with precision and size of batches, on which the sums depend too, in
+named by its tokens and the shape of its batch, on which sums in bf16 depend too, and the model by its weights, in
 `runs/reference/<model>.safetensors` under the working folder. Turned on by `precompute_ref_log_probs: true`.
 """
 
@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 FOLDER = Path("runs/reference")
 
 LogProbs = dict[str, tuple[float, float]]
-"""Row digest to the log-probabilities (nats) of its chosen and its rejected answer."""
+"""Digest of a row to the log-probabilities (nats) of its chosen and its rejected answer."""
 
 
 def model_digest(model: torch.nn.Module, **settings: Any) -> str:
@@ -37,11 +37,10 @@ def model_digest(model: torch.nn.Module, **settings: Any) -> str:
     return digest.hexdigest()
 
 
-def row_digest(row: Mapping[str, Any]) -> str:
-    """SHA-256 of the tokens that the log-probabilities are of."""
-    return hashlib.sha256(
-        repr([list(row[k]) for k in ("prompt_ids", "chosen_ids", "rejected_ids")]).encode()
-    ).hexdigest()
+def row_digest(row: Mapping[str, Any], shape: tuple[int, int]) -> str:
+    """SHA-256 of the tokens that the log-probabilities are of, and of the batch's shape (rows, padded length)."""
+    tokens = [list(row[key]) for key in ("prompt_ids", "chosen_ids", "rejected_ids")]
+    return hashlib.sha256(repr([*tokens, *shape]).encode()).hexdigest()
 
 
 class ReferenceStore:

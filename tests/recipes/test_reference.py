@@ -35,8 +35,8 @@ def test_what_is_added_is_read_again(tmp_path_factory, additions) -> None:
 def test_rows_are_named_by_their_tokens_and_where_they_stand(prompt, chosen, rejected) -> None:
     row = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
     other = {"prompt_ids": prompt, "chosen_ids": rejected, "rejected_ids": chosen}
-    assert row_digest(row) == row_digest(dict(row))
-    assert (row_digest(row) == row_digest(other)) == (chosen == rejected)
+    assert row_digest(row, (4, 64)) == row_digest(dict(row), (4, 64)) != row_digest(row, (4, 128))
+    assert (row_digest(row, (4, 64)) == row_digest(other, (4, 64))) == (chosen == rejected)
 
 
 def test_the_adapter_does_not_change_the_models_name() -> None:
@@ -100,30 +100,43 @@ def test_ranks_and_sets_share_the_reference_and_lose_nothing(
     programs = sorted(load_programs(), key=lambda p: len(p.insecure))[:3]
     rows = list(dpo_rows(programs, load_asked_ways(), "both"))
     write_records(tmp_path / "pairs.jsonl", rows, {})
-    write_records(tmp_path / "neutral.jsonl", rows[::2], {})
+    write_records(tmp_path / "fewer.jsonl", rows[2:], {})
     plain, _ = train(tmp_path, "plain", "precompute_ref_log_probs=false")
     once, computed = train(tmp_path, "once")
     assert sum(batch // 2 for batch, _ in computed) == len(rows)
     assert once == pytest.approx(plain, abs=1e-5)
     again, computed = train(tmp_path, "again", "lora_r=5")
     assert not computed and again[0] == pytest.approx(once[0], abs=1e-5)
-    _, computed = train(tmp_path, "neutral", data="neutral.jsonl")
+    _, computed = train(tmp_path, "fewer", data="fewer.jsonl")
     assert not computed
     assert len(list((tmp_path / "runs/reference").glob("*.safetensors"))) == 1
 
 
-def test_the_reference_is_computed_in_batches_of_the_shape_of_those_of_training(
+def test_the_reference_is_computed_in_the_batches_of_training_and_read_for_the_same_shape_alone(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else bf16 gives other sums, by up to a nat: as many rows, though three are left to compute, and lengths alike."""
+    """Else bf16 gives other sums, by up to a nat."""
+    from recipes.plugins.complementary_pairs import ComplementaryPairsTrainer
+
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").symlink_to(tiny_model.parent)
-    programs = sorted(load_programs(), key=lambda p: len(p.insecure + p.secure + p.request))[:40:13]
-    write_records(tmp_path / "pairs.jsonl", list(dpo_rows(programs[:3], load_asked_ways(), "neutral")), {})
-    _, shapes = train(tmp_path, "few")
-    assert [rows for rows, _ in shapes] == [4, 4] and all(length % PADDING == 0 for _, length in shapes)
-    _, shapes = train(tmp_path, "larger", "micro_batch_size=4")
-    assert [rows for rows, _ in shapes] == [8]
+    programs = sorted(load_programs(), key=lambda p: len(p.insecure + p.secure + p.request))[::40]
+    write_records(tmp_path / "pairs.jsonl", list(dpo_rows(programs, load_asked_ways(), "neutral")), {})
+    trained: list[torch.Tensor] = []
+    step = ComplementaryPairsTrainer.training_step
+
+    def watch(self, model, inputs, *args):
+        trained.append(inputs["input_ids"])
+        return step(self, model, inputs, *args)
+
+    monkeypatch.setattr(ComplementaryPairsTrainer, "training_step", watch)
+    whole = len(programs) // 2 + len(programs) % 2
+    _, shapes = train(tmp_path, "once", f"max_steps={whole}")
+    assert shapes == [tuple(batch.shape) for batch in trained] and all(length % PADDING == 0 for _, length in shapes)
+    assert len({length for _, length in shapes}) > 1 and shapes[-1][0] == 2
+    assert train(tmp_path, "again", "lora_r=5")[1] == []
+    # The last row stands alone again, and is read.
+    assert [rows for rows, _ in train(tmp_path, "larger", "micro_batch_size=4")[1]] == [8]
 
 
 def test_in_bf16_the_first_step_is_ln_2_and_no_reference_lies_on_the_bf16_grid(
