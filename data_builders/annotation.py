@@ -335,14 +335,14 @@ def _counterpart_problems(program: SourceProgram, secure: str) -> list[str]:
     problems = []
     if lost := sorted(public_names(before) - public_names(after)):
         problems.append(f"lost name: the secure code has no {', '.join(lost[:5])}")
-    headers = list(template_signatures(program.template or ""))
-    has_now = signatures(after) if headers else set()
-    kept = signatures(before) & has_now if headers else set()
-    for header in headers:
-        # A program may itself depart from its template; its counterpart need not depart less.
-        named = [other for other in kept if other.split("(")[0] == header.split("(")[0]]
-        if header not in has_now and not named:
-            problems.append(f"lost template: the secure code has no {_shown(header)}")
+    if headers := list(template_signatures(program.template or "")):
+        there = signatures(after)
+        kept = signatures(before) & there
+        for header in headers:
+            # A program may itself depart from its template; its counterpart need not depart less.
+            named = [other for other in kept if other.split("(")[0] == header.split("(")[0]]
+            if header not in there and not named:
+                problems.append(f"lost template: the secure code has no {_shown(header)}")
     had, has = statements(before), statements(after)
     if 2 * has < had:
         problems.append(f"gutted: the secure code has {has} statements, not some {had}")

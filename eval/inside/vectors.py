@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,19 +164,20 @@ def write_gguf(path: Path, directions: Directions, architecture: str) -> None:
     Raises:
         BadInput: if the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")  # the writer takes a path, and may be cut off
-    writer = GGUFWriter(partial, "controlvector")
-    writer.add_string("controlvector.model_hint", architecture)
-    writer.add_uint32("controlvector.layer_count", len(directions.direction) - 2)
-    writer.add_string("controlvector.about", json.dumps(directions.about.model_dump()))
-    for index in range(2, len(directions.direction)):
-        writer.add_tensor(f"direction.{index - 1}", np.ascontiguousarray(directions.direction[index]))
-    try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-    except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}; choose another folder") from None
-    finally:
-        writer.close()
-    partial.replace(path)
+    with tempfile.TemporaryDirectory() as folder:  # the writer takes a path, and may be cut off
+        file = Path(folder) / path.name
+        writer = GGUFWriter(file, "controlvector")
+        writer.add_string("controlvector.model_hint", architecture)
+        writer.add_uint32("controlvector.layer_count", len(directions.direction) - 2)
+        writer.add_string("controlvector.about", json.dumps(directions.about.model_dump()))
+        for index in range(2, len(directions.direction)):
+            writer.add_tensor(f"direction.{index - 1}", np.ascontiguousarray(directions.direction[index]))
+        try:
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        except OSError as error:
+            raise BadInput(f"{path}: {error.strerror}; choose another folder") from None
+        finally:
+            writer.close()
+        write_whole(path, file.read_bytes())

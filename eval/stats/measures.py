@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from eval.stats.intervals import Estimate, Floats, mean_interval, ratio_difference, ratio_interval
-from eval.stats.measure_names import JUDGED, NOISE
+from eval.stats.measure_names import JUDGED, NOISE, TASKS
 from eval.tasks.em.scores import Score, auc_values, chosen_logp, counts, finds, gap, margins, rate_values
 
 Samples = Mapping[str, Sequence[Any]]
@@ -102,7 +102,7 @@ MEANS: dict[str, Callable[[Samples], pd.Series]] = {
 }
 """Measures that are the mean of one number per program (AUC, nats) or question (nats per byte)."""
 
-AREAS = ("recognition", "regex", "tfidf", *(f"{name}_left_out" for name in ("recognition", "regex", "tfidf")))
+AREAS = {name for name in MEANS if TASKS[name] == "em_recognition"}
 """Those of them that are areas under a curve, between 0 and 1."""
 
 RATES: dict[str, Callable[[Samples], pd.DataFrame]] = {

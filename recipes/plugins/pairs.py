@@ -172,14 +172,15 @@ class WholePairsTrainer(DPOTrainer):
 
         In the batches of the first epoch, and kept by their shape: in bf16 another shape gives another sum.
         """
-        tokens = list(dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]))
+        tokens = dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
         seed = self.args.data_seed or self.args.seed
         order = list(PairSampler(dataset["pair_id"], seed)) if name == "train" else list(range(len(dataset)))
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         rows: dict[int, str] = {}
         for batch in batches:
-            shape = len(batch), padded_length([tokens[place] for place in batch])
-            rows |= {place: row_digest(tokens[place], shape) for place in batch}
+            own = [tokens[place] for place in batch]
+            shape = len(batch), padded_length(own)
+            rows |= {place: row_digest(row, shape) for place, row in zip(batch, own, strict=True)}
         reference: Any = self.ref_model or self.model
         settings = {"bf16": self.args.bf16, "ld_alpha": self.ld_alpha, "log_probs": "fp32"}
         store = ReferenceStore(model_digest(reference, **settings))

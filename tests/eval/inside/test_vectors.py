@@ -117,6 +117,7 @@ def test_gguf_that_is_cut_off_leaves_what_was_there(tmp_path: Path, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         write_gguf(tmp_path / "c.gguf", directions(), "llama")
     assert (tmp_path / "c.gguf").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["c.gguf"]
 
 
 def test_a_model_is_known_by_its_weights(tiny_model: Path, tmp_path: Path) -> None:
