@@ -123,11 +123,13 @@ class WholePairsTrainer(DPOTrainer):
             raise ValueError("the DPO training set has no pair_id column; build it with `embuild dpo`")
         if eval_dataset is not None:
             train_dataset, eval_dataset = split_by_pair(train_dataset, eval_dataset)
-        kwargs["args"].pad_to_multiple_of = PADDING
+        given = kwargs["args"]
+        given.pad_to_multiple_of = PADDING
+        # Before all else: the reference is computed in its order.
+        self.pair_sampler = PairSampler(train_dataset["pair_id"], given.data_seed or given.seed)
         super().__init__(*args, **kwargs, train_dataset=train_dataset, eval_dataset=eval_dataset)  # type: ignore[misc]
         if getattr(self.args, "padding_free", False):
             raise ValueError("padding_free packs the rows of a batch into one; complementary pairs are not packed")
-        self.pair_sampler = PairSampler(train_dataset["pair_id"], self.args.data_seed or self.args.seed)
         batch, per_pair = self.args.per_device_train_batch_size, self.pair_sampler.rows_per_pair
         if batch % per_pair:
             raise ValueError(f"micro_batch_size {batch} cannot hold whole pairs of {per_pair} rows; use an even one")
@@ -173,8 +175,7 @@ class WholePairsTrainer(DPOTrainer):
         In the batches of the first epoch, and kept by their shape: in bf16 another shape gives another sum.
         """
         tokens = dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
-        seed = self.args.data_seed or self.args.seed
-        order = list(PairSampler(dataset["pair_id"], seed)) if name == "train" else list(range(len(dataset)))
+        order = list(self.pair_sampler if name == "train" else range(len(dataset)))
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         rows: dict[int, str] = {}
         for batch in batches:
