@@ -126,6 +126,7 @@ class Client:
         self.stopped: str | None = None
         """Why no request is sent any more."""
         self._access, self._journal, self._money = access, journal, money
+        self._in_flight = asyncio.Semaphore(access.concurrency)
         self._first: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._answering: set[str] = set()
         self._useless: Counter[str] = Counter()
@@ -230,8 +231,6 @@ class Client:
         for _ in range(attempts):
             request = {**request, **{name: n + len(self._journal.answers.get(key, ())) for name, n in seed.items()}}
             async with self._money.lend(request):
-                if self.stopped is not None:
-                    raise Stopped(self.stopped)
                 completion, changes = await self._send(request)
                 if not completion.tokens_in:  # a server that does not count
                     out = len(completion.text) // 4 + 1
@@ -271,11 +270,14 @@ class Client:
 
         adaptation, failed = self._adaptations[wanted["model"]], 0
         while True:
-            while (pause := self._resume - time.monotonic()) > 0:
-                await asyncio.sleep(pause)
-            body, before = adaptation.body(wanted), set(adaptation)
             try:
-                completion = await self._post(body)
+                async with self._in_flight:
+                    while (pause := self._resume - time.monotonic()) > 0:
+                        await asyncio.sleep(pause)
+                    if self.stopped is not None:
+                        raise Stopped(self.stopped)
+                    body, before = adaptation.body(wanted), set(adaptation)
+                    completion = await self._post(body)
             except ServerError as error:
                 why = self._fault(wanted["model"], error)
                 if error.busy:
@@ -379,7 +381,8 @@ def run_all(
 ) -> list[T]:
     """Runs coroutines that ask through one client, and returns what each returns; `money` then holds what was spent.
 
-    Each has one request in flight at a time, and as many run as may be in flight.
+    Each has one request in flight at a time. A quarter more run than may be in flight: while the answers of some are
+    checked and written, the endpoint is not left waiting.
 
     Raises:
         BadInput: if the endpoint refuses all requests, or the journal cannot be read or written.
@@ -405,7 +408,7 @@ async def _run_all(
         task = bar.add_task("", total=len(jobs))
         async with contextlib.aclosing(Client(access, journal, money)) as client:
             # Job by job and not request by request, so that much is finished wherever it stops.
-            active = asyncio.Semaphore(access.concurrency)
+            active = asyncio.Semaphore(access.concurrency + access.concurrency // 4)
 
             async def one(job: Callable[[Client], Awaitable[T]]) -> T:
                 async with active:

@@ -10,7 +10,7 @@ import pytest
 
 from core.llm.budget import Money
 from core.llm.client import Access, Client, Refused, Stopped, Unanswered, run_all
-from core.llm.journal import Answer
+from core.llm.journal import Answer, Journal
 from core.llm.replies import retry_after
 from core.records import BadInput
 from tests.personalities import completion, serving
@@ -24,17 +24,33 @@ def requests(number: int) -> list[Callable[[Client], Awaitable[Answer]]]:
 
 def test_no_more_are_in_flight_than_may_be_and_nothing_is_asked_twice(tmp_path: Path, fake) -> None:
     server = fake("--latency", "0.02")
-    first = run_all(requests(30), server.access(3), tmp_path / "j.jsonl", Money({"m": None}), "requests")
+    first = run_all(requests(30), server.access(4), tmp_path / "j.jsonl", Money({"m": None}), "requests")
     assert len({answer.key for answer in first}) == 30
     in_flight, most = 0, 0
     for entry in server.log():
         in_flight += 1 if entry["kind"] == "chat" else -1
         most = max(most, in_flight)
-    assert most == 3
+    assert most == 4
     money = Money({"m": None})
-    again = run_all(requests(30), server.access(3), tmp_path / "j.jsonl", money, "requests")
+    again = run_all(requests(30), server.access(4), tmp_path / "j.jsonl", money, "requests")
     assert again == first and len(server.log("chat")) == 30
     assert money.tokens_in == sum(answer.tokens_in for answer in first)
+
+
+def test_the_endpoint_is_asked_on_while_answers_are_written(tmp_path: Path, fake, monkeypatch) -> None:
+    server = fake("--latency", "0.02")
+    asked: list[int] = []
+
+    def slow(journal: Journal, data: bytes) -> None:
+        time.sleep(0.3)
+        asked.append(len(server.log("chat")))
+        write(journal, data)
+
+    write = Journal._write
+    monkeypatch.setattr(Journal, "_write", slow)
+    run_all(requests(12), server.access(4), tmp_path / "j.jsonl", Money({"m": None}), "requests")
+    # The first is alone; then four are in flight, and the fifth follows them while they are written.
+    assert asked[:2] == [1, 6]
 
 
 def test_a_setting_that_differs_is_another_request(tmp_path: Path, fake) -> None:
