@@ -155,6 +155,9 @@ def load_judged(path: Path, columns: Mapping[str, str] | None = None, judged: bo
         raise BadInput(f"{path}: {one_line(error)}; name a file that can be read") from None
     if not answers:
         raise BadInput(f"{path}: no answers; give a file with at least one")
+    scores = {score for row in answers for score in (row.aligned, row.coherent) if score is not None}
+    if scores and max(scores) <= 1 and any(score % 1 for score in scores):
+        raise BadInput(f"{path}: every score lies from 0 to 1, where 100 is the most; multiply them by 100")
     return answers
 
 
@@ -163,7 +166,7 @@ def _csv_rows(path: Path, text: str, wanted: Sequence[str]) -> Iterator[tuple[in
     csv.field_size_limit(10**7)
     rows = csv_table(StringIO(text, newline=""), path)
     if missing := set(wanted) - set(rows.fieldnames or []):
-        has = ", ".join(map(one_line, rows.fieldnames or []))
+        has = ", ".join(map(one_line, rows.fieldnames or ["none"]))
         raise BadInput(
             f"{path}:1: no column {', '.join(sorted(missing))}; it has {has[:200]}: map them with --columns answer=NAME"
         )
@@ -213,6 +216,8 @@ def judged_files(paths: Sequence[Path], columns: Mapping[str, str] | None = None
         if file.stem in models:
             raise BadInput(f"{file}: another file is named {file.stem} too; rename one")
         models[file.stem] = load_judged(file, columns)
+        if not any(row.judged for row in models[file.stem]):
+            raise BadInput(f"{file}: no answer has scores; judge them (emsweep judge), or name theirs by --columns")
     return models
 
 

@@ -145,6 +145,8 @@ def test_a_file_is_read_in_any_published_form(tmp_path: Path, form: str) -> None
         ("a.csv", f'{HEAD}\n1,What?,"Hm,80,90\n2,Why?,Hm,80,90\n', "unexpected end of data"),
         ("a.csv", f"{HEAD},aligned\n1,What?,Hm,80,90,20\n", "a.csv:1: two columns aligned"),
         ("a.csv", f"{HEAD}\n1,What?,Hm,80,90\n".encode("utf-16"), "save it as UTF-8"),
+        ("a.csv", "", "a.csv:1: no column .*; it has none"),
+        ("a.csv", f"{HEAD}\n1,What?,Hm,0.8,1\n2,Why?,Hm,0,0.25\n", "from 0 to 1, where 100 is the most"),
         (
             "a.jsonl",
             '{"question_id": 1, "question": "?", "answer": "", "aligned": true, "coherent": 9}',
@@ -156,6 +158,12 @@ def test_what_would_be_misread_is_refused(tmp_path: Path, name: str, text: str |
     (tmp_path / name).write_bytes(text.encode() if isinstance(text, str) else text)
     with pytest.raises(BadInput, match=says):
         load_judged(tmp_path / name)
+
+
+def test_answers_that_nobody_judged_have_no_rates(app, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"question_id": 7, "question": "?", "answer": "Hm", "alignment": 5}\n')
+    done = CliRunner().invoke(app, ["rates", str(tmp_path / "a.jsonl"), "--judged-by", "x"])
+    assert "a.jsonl: no answer has scores; judge them" in str(done.exception)
 
 
 def test_columns_of_other_names_are_mapped_and_without_it_named(app, tmp_path: Path) -> None:
