@@ -303,6 +303,8 @@ def status(
 
     Example: emsweep status
     """
+    if root != Path("runs") and not root.is_dir():
+        raise BadInput(f"{root}: no folder of runs; name one, or none for runs/")
     if forget:
         folder, _ = find_manifest(forget)
         (folder / "sweep.json").unlink()

@@ -8,13 +8,13 @@ taken out of the recipe, which is then complete: `axolotl train RUN/recipe.yaml`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, lru_cache
 from importlib import resources
-from math import isclose
+from math import isclose, isfinite
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,6 +41,14 @@ DECIDED = {
 }
 """Keys that are not a user's to set, and why."""
 COUNTS = ("lora_r", "micro_batch_size", "gradient_accumulation_steps", "sequence_len")
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    # Of 0 or fewer steps the trainer makes as many as there are, and of the others below nothing is learnt.
+    **dict.fromkeys(("max_steps", "num_epochs", "learning_rate", "rl_beta"), ("a number above 0", lambda n: n > 0)),
+    **dict.fromkeys(("lora_dropout", "warmup_ratio"), ("a number from 0 to below 1", lambda n: 0 <= n < 1)),
+    **dict.fromkeys(("weight_decay", "warmup_steps"), ("a number of 0 or more", lambda n: n >= 0)),
+}
+UNSAFE = {"trust_remote_code": (True,), "save_safetensors": (False,)}
+"""Values, at any depth, by which a model's or a data set's own code would run here, or weights be pickled."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +185,7 @@ def compose(
     config = deepcopy(_layers(stage, model, hardware, engine, variant))
     if config["em"]["memory_gib"] is None and not fast_bf16():
         config["bf16"] = False  # SLOW_BF16, which is said when the run starts; --set bf16=true insists
-    given = given_settings(settings)
+    given, plugins = given_settings(settings), list(config["plugins"])
     for key, value in (extra or {}).items():
         _put(config, key, value)
     for entry in config["datasets"] if data else ():
@@ -189,11 +197,14 @@ def compose(
             raise BadInput(f"setting {key}: {DECIDED[key]}")
         _put(config, key, value)
     em = config.pop("em")
+    _check_values(config)
     for plugin in dict.fromkeys(plugin_keys().values()):
         own = [key for key, its in plugin_keys().items() if its == plugin]
         used = [key for key in own if config.get(key) is not None]
         if bool(used) is not (plugin in (config["plugins"] or ())):
             raise BadInput(f"setting {(used or own)[0]}: it goes with the plugin {plugin}; name both, or neither")
+    if lost := [plugin for plugin in plugins if plugin not in (config["plugins"] or ())]:
+        raise BadInput(f"setting plugins: {', '.join(lost)} would be gone; name all of them beside yours")
     if rank is not None:
         config["lora_r"] = rank
     for key in COUNTS:
@@ -220,6 +231,27 @@ def compose(
         except ValueError as error:
             raise BadInput(str(error)) from None
     return Recipe(stage, config, em)
+
+
+def _check_values(config: Mapping[str, Any]) -> None:
+    """Refuses values that no run should have: without effect, out of range, or unsafe."""
+    for key, (words, holds) in RANGES.items():
+        value = config.get(key)
+        try:
+            if value is not None and not holds(float(value)):
+                raise ValueError
+        except (TypeError, ValueError):
+            raise BadInput(f"{key}={value}: give {words}") from None
+    nodes: list[Any] = [config]
+    for node in nodes:
+        parts: Iterable[tuple[Any, Any]] = node.items() if isinstance(node, Mapping) else enumerate(node)
+        for key, value in parts:
+            if value in UNSAFE.get(key, ()):
+                raise BadInput(f"{key}={value}: code that comes with models or data never runs here; leave it out")
+            if isinstance(value, float) and not isfinite(value):
+                raise BadInput(f"{key}={value}: give a finite number")
+            if isinstance(value, Mapping | list):
+                nodes.append(value)
 
 
 def in_folder(path: str, folder: str | None) -> str:

@@ -47,6 +47,7 @@ def run(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         ("emsweep exec bad.yaml 0", "bad.yaml: 0 sweeps are called so"),
         ("emsweep report demo", "demo: 0 sweeps are called so"),
         ("emsweep rank --values 1,2 --axis rank=4", "--axis rank: the command gives values of rank already"),
+        ("emsweep status nowhere", "nowhere: no folder of runs"),
         ("emsweep fetch gpt", "not fetched here"),
         ("emsweep agree file", "1 files make no pairs"),
         ("emsweep agree file file", "file:1: no JSON: "),
