@@ -194,6 +194,7 @@ class Fake:
         return hashlib.sha256(marked(user, "code").encode()).hexdigest()[:16], round_
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
+        arrived = time.monotonic()
         key = request.headers.get("Authorization", "").removeprefix("Bearer ")
         body = json.loads(await request.read())
         program, round_ = self.names(body)
@@ -214,12 +215,12 @@ class Fake:
             # As careless as a server can be: it repeats the key.
             message = f"{'response_format not supported' if fault == 'status_400' else 'wrong key'} {key}"
             return web.json_response({"error": {"message": message}}, status=int(fault[-3:]))
-        await asyncio.sleep(self.options.latency)
+        answer = json.dumps(self.completion(body, program, round_))
+        await asyncio.sleep(arrived + self.options.latency - time.monotonic())
         if fault == "status_500":
             return web.json_response({"error": {"message": f"broken {key}"}}, status=500)
         if fault == "cut" and request.transport:
             request.transport.abort()
-        answer = json.dumps(self.completion(body, program, round_))
         self.note(kind="served" if kind == "chat" else kind, program=program, round=round_, fault=fault)
         return web.Response(text=answer[:100] if fault == "broken_body" else answer, content_type="application/json")
 

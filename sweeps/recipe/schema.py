@@ -13,9 +13,6 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
-
 FILE = Path(__file__).with_name("axolotl_schema.json")
 PLUGINS = (
     *("recipes.plugins.kl.KlPlugin", "recipes.plugins.steer.SteerPlugin"),
@@ -38,7 +35,9 @@ def keys() -> frozenset[str]:
 
 
 @cache
-def _validator() -> Draft202012Validator:
+def _validator() -> Any:
+    from jsonschema import Draft202012Validator  # imported here and below: most commands need it not
+
     return Draft202012Validator(_schema())
 
 
@@ -70,6 +69,8 @@ def fault(key: str, value: Any) -> str | None:
 
 @lru_cache(maxsize=10_000)
 def _fault(key: str, value: str) -> str | None:
+    from jsonschema.exceptions import best_match
+
     error = best_match(_validator().iter_errors({key: json.loads(value)}))
     if error is None:
         return None
