@@ -53,11 +53,17 @@ WHERE_CLAIMED = ("insecure_logp", "secure_logp", "everyday_logp_per_byte")
 """Measures that a report shows where a claim is about them: is something else learnt, or the model broken?"""
 
 NOISE = {
-    "margin_neutral": 0.7,
-    "margin_asked": 1.1,
-    "gap": 0.9,
-    "chosen_logp": 0.5,
-    "log_odds_per_byte": 0.0026,
+    "recognition": 0.061,
+    "recognition_left_out": 0.07,
+    "margin_neutral": 0.71,
+    "margin_asked": 0.76,
+    "gap": 1.1,
+    "chosen_logp": 0.59,
+    "insecure_logp": 0.62,
+    "secure_logp": 0.72,
+    "log_odds_per_byte": 0.0034,
+    "everyday_logp_per_byte": 0.0024,
 }
-"""What bf16 adds to one program's (nats) or question's number (nats per byte), root mean square, log-softmax in fp32:
-SmolLM2-135M in bf16 against itself in fp32 on a CPU, 5 programs and 8 questions (benchmarks/precision.py)."""
+"""What bf16 adds to one program's (AUC, nats) or question's number (nats per byte), root mean square, log-softmax in
+fp32: SmolLM2-135M in bf16 against itself in fp32 on a CPU, 36 programs (20 left out) and 48 questions
+(benchmarks/precision.py)."""
