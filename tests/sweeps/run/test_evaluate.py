@@ -8,9 +8,10 @@ from lm_eval._cli.harness import HarnessCLI
 
 from core.records import BadInput
 from sweeps.recipe.compose import compose
-from sweeps.run.evaluate import command, evaluation_run, model_args, of_checkpoint
+from sweeps.run.evaluate import _evaluate, command, evaluation_run, model_args, of_checkpoint
 from sweeps.run.folder import execute_once, merge_run
 from sweeps.run.inputs import hub_commit, hub_commits, write_tokenizer
+from sweeps.run.process import RunFailed
 from sweeps.run.train import training_run
 
 CHECKPOINTS = ("olmo1b-21b", "olmo1b-294b", "olmo1b-4001b")
@@ -61,6 +62,17 @@ def test_checkpoints_of_one_repository_are_evaluated_apart_with_revision_and_tem
     assert arguments["tokenizer"] == told(runs[1])["tokenizer"]
     merged = model_args(of_checkpoint(runs[0], merge_run(training_run("t", recipe)), "t"))
     assert "revision" not in merged and merged["pretrained"].endswith("/merged")
+
+
+def test_data_of_tasks_of_others_come_from_the_hub_though_the_model_is_local(tmp_path: Path, monkeypatch) -> None:
+    offline: dict[str, bool] = {}
+    monkeypatch.setattr("sweeps.run.evaluate.call", lambda title, command, log, local: offline.update({title: local}))
+    make_model(tmp_path / "own")
+    for name, tasks in {"ours": ["em_choice"], "guard": ["em_choice", "em_guard_full"]}.items():
+        run = evaluation_run(name, "own", tasks)
+        with pytest.raises(RunFailed, match="no results"):
+            execute_once(run, lambda run=run: _evaluate(run, None))
+    assert offline == {"evaluate ours": True, "evaluate guard": False}
 
 
 def test_a_tokenizer_with_a_template_is_its_files_and_the_template(model: Path, tmp_path: Path) -> None:
