@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from core.options import App
 from core.records import BadInput, iter_jsonl, write_whole
 from data_builders import BUILTIN
 from data_builders.balance import copies, spread, write_balanced
@@ -32,7 +33,7 @@ from data_builders.tokens import beginning, chat_overhead, load_tokenizer, token
 if TYPE_CHECKING:
     from data_builders.describe import CountTokens
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = App(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(stderr=True)
 
 DEFAULT_TOKENIZER = "models/smollm2-135m"

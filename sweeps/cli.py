@@ -12,6 +12,7 @@ import typer
 from click.core import ParameterSource
 from rich.table import Column, Table
 
+from core.options import App
 from core.records import BadInput
 from eval.judge.settings import JudgeSettings
 from eval.preset_files import load_preset, preset_names, questions_file
@@ -29,7 +30,7 @@ from sweeps.run.train import training_run
 from sweeps.run.vllm import chosen_backend
 from sweeps.sets import sets_for
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = App(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 Model = Annotated[str, typer.Option(help="Short name of a model (`emsweep recipes` lists them).")]
 Hardware = Annotated[

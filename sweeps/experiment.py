@@ -17,6 +17,7 @@ import typer
 
 from core.llm.budget import Prices, prices_of
 from core.llm.client import Access
+from core.options import App
 from core.records import BadInput, read_jsonl, write_whole
 from eval.judge.settings import JudgeSettings
 from sweeps.options import StartOptions, SweepOptions, search_options, start_options, sweep_options, takes
@@ -27,7 +28,7 @@ from sweeps.sets import BUILT_IN, annotated_file, held_out_share, sets_for
 from sweeps.sweep_commands import start_ranks
 from sweeps.tune.learning_rate import Search
 
-app = typer.Typer()
+app = App()
 
 DEFAULT_KEY = "OPENAI_API_KEY"
 TIMEOUT = 600.0

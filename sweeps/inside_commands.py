@@ -14,6 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
+from core.options import App
 from core.records import BadInput, printable, write_records, write_whole
 from eval.stats.intervals import Estimate, mean_interval
 from sweeps.recipe.compose import layer_names, load_layer
@@ -21,7 +22,7 @@ from sweeps.recipe.precision import machine_dtype
 from sweeps.run.inputs import chat_template
 from sweeps.run.process import screen
 
-app = typer.Typer()
+app = App()
 
 ModelName = Annotated[str, typer.Argument(help="Short name of a model, folder or hub id.")]
 Adapter = Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter of MODEL.")]

@@ -14,6 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
+from core.options import App
 from core.records import BadInput, file_digest, write_whole
 from sweeps.inside_commands import layer_of, load_model
 from sweeps.plan.sweep import Point
@@ -22,7 +23,7 @@ from sweeps.run.folder import content_digest
 from sweeps.run.inputs import adapter_rank
 from sweeps.run.process import screen
 
-app = typer.Typer()
+app = App()
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from core.llm.budget import prices_of
+from core.options import App
 from core.records import BadInput
 from sweeps.options import StartOptions, SweepOptions, search_options, start_options, sweep_options, takes
 from sweeps.plan.export import write_slurm
@@ -29,7 +30,7 @@ from sweeps.run.status import STATES, all_statuses, status_lines
 from sweeps.tune.learning_rate import NO_JUDGE, Search, judged_coherent, tune, unbroken
 from sweeps.tune.threshold import Edge
 
-app = typer.Typer()
+app = App()
 
 SweepName = Annotated[str, typer.Argument(help="Declared sweep (recipes/sweeps) or the path of one.")]
 SweepOption = Annotated[str, typer.Option("--sweep", help="Declared sweep (recipes/sweeps) or the path of one.")]

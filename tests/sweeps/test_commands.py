@@ -6,7 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+import data_builders.cli
+import sweeps.cli
 from data_builders.cli import main as embuild
 from sweeps.cli import main as emsweep
 
@@ -16,6 +20,23 @@ BIN = Path(sys.executable).parent
 def run(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     name, *arguments = command.split(" ")
     return subprocess.run([BIN / name, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_no_option_takes_a_number_that_is_none() -> None:
+    tried = 0
+    for app in (sweeps.cli.app, data_builders.cli.app):
+        for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+            needed = [
+                text
+                for p in command.params
+                if p.required
+                for text in ([p.opts[0], "x"] if p.opts[0][0] == "-" else ["x"])
+            ]
+            for option in [p for p in command.params if p.type.name.startswith("float")]:
+                done = CliRunner().invoke(app, [name, *needed, option.opts[-1], "nan"])
+                assert done.exit_code == 2 and "finite" in done.output, (name, option.opts, done.output)
+                tried += 1
+    assert tried > 20
 
 
 @pytest.mark.parametrize(

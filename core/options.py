@@ -1,0 +1,31 @@
+"""The commands' common ground: what no option of any of them may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isfinite
+from typing import Any, TypeVar
+
+import click
+import typer
+from typer.core import TyperCommand
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Command(TyperCommand):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        for option in self.params:
+            given = ctx.params.get(option.name or "")
+            for value in given if isinstance(given, list | tuple) else [given]:
+                if isinstance(value, float) and not isfinite(value):
+                    raise click.BadParameter(f"{value} is no finite number.", ctx, option)
+        return rest
+
+
+class App(typer.Typer):
+    """Commands that take finite numbers alone: NaN would pass every bound, and as a limit of costs be none."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[F], F]:
+        return super().command(name, **{"cls": _Command, **options})
