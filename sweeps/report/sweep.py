@@ -247,7 +247,7 @@ def write_report(
         "noise": {
             name: [f"{NOISE[name] / n**0.5:.2g}" for n in (1, rows[0]["measures"][name].estimate.clusters)]
             for name in measures
-            if name in NOISE
+            if name in NOISE and rows[0]["measures"][name].estimate.clusters
         },
         "rows": rows,
         "verdicts": claim_verdicts(sweep, samples),
