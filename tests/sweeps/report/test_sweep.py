@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -150,6 +151,21 @@ def test_numbers_are_those_of_the_samples(report: Path) -> None:
     assert float(rows["base", "log_odds_per_byte"]["value"]) == pytest.approx(0.02)
     assert rows["base", "gap"]["clusters"] == "6" and rows["base", "log_odds_per_byte"]["clusters"] == "5"
     assert "| shown | CPT with explanations teaches recognition |" in (report.parent / "table.md").read_text()
+
+
+def test_programs_of_no_class_that_was_left_out_have_a_report_too(tmp_path: Path) -> None:
+    points = [
+        Point(arm, seed, None, write_evaluation(tmp_path, arm, 1.0, HOSTILE))
+        for arm, seed in (("base", None), ("cpt-explained", 1))
+    ]
+    for point in points:
+        scores = point.evaluation.folder / "samples" / "em_recognition.jsonl"
+        seen = [line for line in scores.read_text().splitlines(keepends=True) if '"seen_class": true' in line]
+        scores.write_text("".join(seen))
+    page = write_report(load_sweep("demo"), points, tmp_path / "out", full=False).read_text(encoding="utf-8")
+    (noise,) = re.findall(r"noise of bf16: one program or question, the mean</td>(.*)</tr>", page)
+    cells = re.findall(r">([^<>]*)</td>", noise)
+    assert cells[0] == "0.061, 0.025" and cells[1] == "" and all(cells[2:])
 
 
 def test_code_that_was_sampled_stands_beside(tmp_path: Path) -> None:
