@@ -81,7 +81,7 @@ def rank_verdicts(ranks: Sequence[Family], samples: Mapping[str, Seeds], measure
         for name in measures:
             seeds = [[PER_CLUSTER[name](one) for one in samples[arm].values()] for arm in family.members.values()]
             table = np.array([np.mean(own, axis=0) for own in seeds]).T
-            if np.isfinite(table).all():
+            if len(table) > 1 and np.isfinite(table).all():
                 peaks, p_turn = turn_p(table)
                 tested.append((family, name, table, peaks, float(trend_p(table)), p_turn))
     sentences = [family.refusal for family in ranks if family.differ]
