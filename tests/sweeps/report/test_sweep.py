@@ -250,6 +250,18 @@ def test_a_difference_below_the_noise_of_bf16_says_so(monkeypatch: pytest.Monkey
         assert row["words"] == says
 
 
+@pytest.mark.parametrize("questions", [0, 1])
+def test_ranks_are_not_compared_over_no_or_one_program(tmp_path: Path, questions: int) -> None:
+    docs = [{"doc": {"id": f"q{n}"}, "log_odds_per_byte": 0.1} for n in range(questions)]
+    points, samples = [], {}
+    for rank in (1, 4, 16):
+        training = write_training(tmp_path, f"a-r{rank}", lora_r=rank)
+        points.append(Point(f"a-r{rank}", 1, training, Run("evaluate", f"a-r{rank}", {})))
+        samples[f"a-r{rank}"] = {1: {"em_choice": docs}}
+    said = rank_verdicts(axis_families(points, "rank"), samples, ["log_odds_per_byte"])
+    assert not [line for line in said if "p = " in line]
+
+
 def change_with_rank(tmp_path: Path, means: list[float], spread: float = 0.1, **recipe: object) -> list[str]:
     """What is said of log-odds whose means at ranks 1, 4 ... are these, over 24 questions."""
     draw = np.random.default_rng(0)
