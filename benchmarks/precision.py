@@ -8,13 +8,12 @@ eval/stats/measures.py come from here. A CPU without bf16 instructions needs sec
 import argparse
 import json
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from eval.stats.measure_names import WHERE_SAMPLED, MeasureName
+from eval.stats.measure_names import NOISE
 from eval.stats.measures import PER_CLUSTER
 
 TASKS = Path(__file__).parents[1] / "eval/tasks"
@@ -41,7 +40,7 @@ def main() -> None:
         )
         logged.append(json.loads(json.dumps(done["samples"], default=str)))
     print("| measure | programs or questions | noise of one | noise of the mean |\n|---|---|---|---|")
-    for name in (name for name in get_args(MeasureName) if name not in WHERE_SAMPLED):
+    for name in NOISE:
         try:
             exact, rounded = (PER_CLUSTER[name](samples) for samples in logged)
         except KeyError:  # of a task that was not chosen
