@@ -27,6 +27,7 @@ from sweeps.run.graph import Graph, wanted
 from sweeps.run.index import write_index
 from sweeps.run.process import RunFailed, console
 from sweeps.run.status import STATES, all_statuses, status_lines
+from sweeps.run.validate import check_recipes
 from sweeps.tune.learning_rate import NO_JUDGE, Search, judged_coherent, tune, unbroken
 from sweeps.tune.threshold import Edge
 
@@ -95,7 +96,12 @@ def _judge(request: Request) -> Any:
 
 
 def finish(request: Request, runs: Graph, options: StartOptions) -> dict[str, BaseException]:
-    """Does the runs where it was asked for; returns why, by digest, for each that failed."""
+    """Does the runs where it was asked for; returns why, by digest, for each that failed.
+
+    Raises:
+        BadInput: if there is no place for them, or Axolotl refuses a recipe: then none is begun.
+    """
+    check_recipes(runs, request.folder)
     if options.launcher == "local":
         if not request.places:
             raise BadInput(none_free(request.sweep.hardware, request.sweep.gpus))
@@ -271,6 +277,7 @@ def export(options: SweepOptions, how: StartOptions, sweep: SweepName) -> None:
     """
     request = options.request(sweep)
     _refuse_shares(request, "a script for Slurm")
+    check_recipes(request.runs, request.folder)
     typer.echo(write_slurm(request, _command()))
 
 

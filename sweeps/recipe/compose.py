@@ -45,7 +45,8 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     # Of 0 or fewer steps the trainer makes as many as there are, and of the others below nothing is learnt.
     **dict.fromkeys(("max_steps", "num_epochs", "learning_rate", "rl_beta"), ("a number above 0", lambda n: n > 0)),
     **dict.fromkeys(("lora_dropout", "warmup_ratio"), ("a number from 0 to below 1", lambda n: 0 <= n < 1)),
-    **dict.fromkeys(("weight_decay", "warmup_steps"), ("a number of 0 or more", lambda n: n >= 0)),
+    **dict.fromkeys(("weight_decay", "warmup_steps", "max_grad_norm"), ("a number of 0 or more", lambda n: n >= 0)),
+    "seed": ("a number from 0 to below 2^32", lambda n: 0 <= n < 2**32),
 }
 UNSAFE = {"trust_remote_code": (True,), "save_safetensors": (False,)}
 """Values, at any depth, by which a model's or a data set's own code would run here, or weights be pickled."""
@@ -242,6 +243,11 @@ def _check_values(config: Mapping[str, Any]) -> None:
                 raise ValueError
         except (TypeError, ValueError):
             raise BadInput(f"{key}={value}: give {words}") from None
+    four, qlora = bool(config.get("load_in_4bit")), config.get("adapter") == "qlora"
+    if four is not qlora:  # Axolotl would load the weights whole
+        raise BadInput(f"load_in_4bit={four} and adapter={config.get('adapter')}: 4 bits go with qlora; set both")
+    if config.get("fp16") and config.get("bf16"):
+        raise BadInput("fp16 and bf16 are both true: fp16 would have no effect; set one of them to false")
     nodes: list[Any] = [config]
     for node in nodes:
         parts: Iterable[tuple[Any, Any]] = node.items() if isinstance(node, Mapping) else enumerate(node)

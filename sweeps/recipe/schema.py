@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from functools import cache, lru_cache
 from pathlib import Path
 from pydoc import locate
-from typing import Any
+from typing import Any, Literal
 
 FILE = Path(__file__).with_name("axolotl_schema.json")
 PLUGINS = (
@@ -82,8 +82,11 @@ def axolotl_schema() -> dict[str, Any]:
     """The schema as this version of Axolotl has it."""
     from axolotl.integrations.base import load_plugin
     from axolotl.utils.schemas.config import AxolotlInputConfig
+    from axolotl.utils.schemas.enums import CustomSupportedOptimizers
     from pydantic import create_model
     from pydantic.json_schema import GenerateJsonSchema
+    from transformers.trainer_utils import SchedulerType
+    from transformers.training_args import OptimizerNames
 
     class Named(GenerateJsonSchema):
         def enum_schema(self, schema: Any) -> dict[str, Any]:
@@ -102,7 +105,12 @@ def axolotl_schema() -> dict[str, Any]:
         return kept if names or "properties" not in kept else {**kept, "additionalProperties": False}
 
     own: dict[str, Any] = {name: locate(load_plugin(name).get_input_args()) for name in PLUGINS}
-    whole = create_model("Recipe", __base__=(AxolotlInputConfig, *own.values()))
+    # Axolotl takes any word for these two, and transformers stops at it when the model has been loaded.
+    named: dict[str, Any] = {
+        "optimizer": (OptimizerNames | CustomSupportedOptimizers | None, None),
+        "lr_scheduler": (SchedulerType | Literal["one_cycle", "rex"] | None, None),
+    }
+    whole = create_model("Recipe", __base__=(AxolotlInputConfig, *own.values()), **named)
     keys_of = {key: name for name, arguments in own.items() for key in arguments.model_fields}
     return {**bare(whole.model_json_schema(by_alias=False, schema_generator=Named)), "x-plugins": keys_of}
 

@@ -1,0 +1,26 @@
+"""What Axolotl's own validators refuse is refused before a sweep's first run, not by the run hours later."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from core.records import BadInput
+from sweeps import sweep_commands
+from sweeps.cli import app
+from sweeps.run.folder import Run
+from sweeps.run.validate import check_recipes
+
+
+def test_what_axolotl_would_refuse_is_refused_before_the_first_run(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Run] = []
+    monkeypatch.setattr(sweep_commands, "check_recipes", check_recipes)
+    monkeypatch.setattr(sweep_commands, "execute", begun.append)
+    for command in ("rank --values 1,4", "export rank --axis rank=1"):
+        refused = CliRunner().invoke(app, [*command.split(), "--set", "warmup_steps=3", "--set", "warmup_ratio=0.1"])
+        assert isinstance(refused.exception, BadInput) and not begun
+        said = "Axolotl refuses dpo dpo-pairs-r1-seed21: warmup_steps and warmup_ratio are mutually exclusive"
+        assert said in str(refused.exception) and "\n" not in str(refused.exception)
+    assert not list(Path("runs").glob("sweeps/*/*.sh"))
