@@ -40,14 +40,14 @@ def check_recipes(runs: Graph, folder: Path) -> None:
 def main(recipes: Path) -> int:
     """Prints the first refusal, as `call` reads it, and returns 1; 0 if there is none."""
     from axolotl.utils.schemas.config import AxolotlInputConfig  # half the import of axolotl.utils.config
+    from pydantic import ValidationError
 
     for line in recipes.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
         try:
             AxolotlInputConfig.model_validate(entry["recipe"])
-        except ValueError as error:  # pydantic's too
-            faults = getattr(error, "errors", lambda: [{"msg": str(error)}])()
-            why = faults[0]["msg"].removeprefix("Value error, ").replace("\n", " ")
+        except ValidationError as error:
+            why = error.errors()[0]["msg"].removeprefix("Value error, ").replace("\n", " ")
             print(f"refused: Axolotl refuses {entry['run']}: {why}", flush=True)
             return 1
     return 0
