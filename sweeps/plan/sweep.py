@@ -253,7 +253,8 @@ def _check_file(sweep: Sweep) -> None:
     """Refuses keys of a file that nothing would come of: of unused stages, or overwritten by the file itself."""
     if "base" in sweep.arms:
         raise BadInput("arms.base: so the model before training is called; call the arm otherwise")
-    set_by = {AXES.get(axis, axis): axis for axis in sweep.grid}
+    set_by = dict.fromkeys(given_settings(sweep.settings), "the key settings")
+    set_by |= {AXES.get(axis, axis): f"the axis {axis}" for axis in sweep.grid}
     for stage, keys in sweep.stages.items():
         check_keys(f"stages.{stage}.", keys)
         arms = [arm for arm in sweep.arms.values() if arm.stage == stage]
@@ -264,13 +265,13 @@ def _check_file(sweep: Sweep) -> None:
                 raise BadInput(f"stages.{stage}.{key}: {fault(top, None)}")
             own = [key in arm.settings or (key == "lora_r" and arm.rank is not None) for arm in arms]
             if arms and (all(own) or (key in set_by and all(arm.vary for arm in arms))):
-                by = f"the axis {set_by[key]}" if key in set_by else "every arm of it"
+                by = set_by.get(key, "every arm of it")
                 raise BadInput(f"stages.{stage}.{key}: {by} says otherwise; leave it out")
     for name, arm in sweep.arms.items():
         check_keys(f"arms.{name}.settings.", arm.settings)
         for key in (*arm.settings, *(("lora_r",) if arm.rank is not None else ())):
             if arm.vary and key in set_by:
-                raise BadInput(f"arms.{name}: the axis {set_by[key]} would overwrite its {key}; leave one out")
+                raise BadInput(f"arms.{name}: {set_by[key]} would overwrite its {key}; leave one out")
 
 
 def fitting_settings(settings: Iterable[str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.stats.intervals import Estimate, Floats, mean_interval
+from eval.stats.intervals import Estimate, Floats
 from eval.stats.measure_names import TASKS
 from eval.stats.measures import NOT_MEASURED, PER_CLUSTER, RATES, Seeds, below_noise, measure
 from eval.stats.ranks import holm
@@ -74,23 +74,27 @@ def claim_verdicts(sweep: Sweep, samples: Mapping[str, Seeds]) -> list[dict[str,
 def rank_verdicts(ranks: Sequence[Family], samples: Mapping[str, Seeds], measures: Sequence[str]) -> list[str]:
     """How a sweep's measures change with rank: permutation tests of a trend and of a peak, over programs or questions.
 
-    Values are means over seeds. Holm's correction is for all sentences together.
+    These are over means of seeds; the difference of the ends and the highest rank hold what another seed would change.
+    Holm's correction is for all sentences together.
     """
-    tested: list[tuple[Family, str, Floats, bool, float, float]] = []
+    tested: list[tuple[Family, str, list[list[Floats]], Floats, bool, float, float]] = []
     for family in (family for family in ranks if not family.differ and len(family.members) > 2):
         for name in measures:
             seeds = [[PER_CLUSTER[name](one) for one in samples[arm].values()] for arm in family.members.values()]
             table = np.array([np.mean(own, axis=0) for own in seeds]).T
             if len(table) > 1 and np.isfinite(table).all():
                 peaks, p_turn = turn_p(table)
-                tested.append((family, name, table, peaks, float(trend_p(table)), p_turn))
+                tested.append((family, name, seeds, table, peaks, float(trend_p(table)), p_turn))
     sentences = [family.refusal for family in ranks if family.differ]
-    p_trends, p_peaks = holm([row[4] for row in tested]), holm([row[5] for row in tested])
-    for (family, name, table, peaks, *_), p_trend, p_peak in zip(tested, p_trends, p_peaks, strict=True):
-        members, difference = [f"{rank:g}" for rank in family.members], mean_interval(table[:, 0] - table[:, -1])
-        shown = shape(p_trend, p_peak, peaks, difference.value)
+    p_trends, p_peaks = holm([row[5] for row in tested]), holm([row[6] for row in tested])
+    for (family, name, seeds, table, peaks, *_), p_trend, p_peak in zip(tested, p_trends, p_peaks, strict=True):
+        members, arms = [f"{rank:g}" for rank in family.members], list(family.members.values())
+        difference = measure(name, samples[arms[0]], samples[arms[-1]]).estimate
+        shown = shape(p_trend, p_peak, peaks, float(table[:, 0].mean() - table[:, -1].mean()))
         verdict = f"{shown} with rank" if shown in ("falls", "rises") else shown or "no change with rank is shown"
-        shares = highest_shares(table[None], np.ones_like(table[None]))
+        even = len({len(own) for own in seeds}) == 1
+        drawn = np.array(seeds).transpose(1, 2, 0) if even else table[None]
+        shares = highest_shares(drawn, np.ones_like(drawn))
         least = smallest_shift(table)
         seen = f"an even change by {least:.{DIGITS[name]}f} would be seen" if least else "nothing could have been seen"
         noise = " (below the noise of bf16)" if below_noise(name, difference) else ""

@@ -291,6 +291,33 @@ def test_the_shape_over_ranks_in_words(tmp_path: Path, means: list[float], says:
     assert says in verdict and "The effective scale is 2 at every rank" in scale
 
 
+def test_the_difference_of_ranks_holds_the_variance_of_seeds(tmp_path: Path) -> None:
+    """Both seeds of rank 1 lie far apart: nothing is known of rank 1 less rank 16, whatever the questions say."""
+
+    def said(seeds: dict[int, float]) -> tuple[float, float]:
+        points, samples = [], {}
+        for rank in (1, 4, 16):
+            arm = f"a-r{rank}"
+            training = write_training(tmp_path / f"{len(seeds)}-{seeds[2]:g}", arm, lora_r=rank)
+            points.append(Point(arm, 1, training, Run("evaluate", arm, {})))
+            samples[arm] = {
+                seed: {
+                    "em_choice": [
+                        {"doc": {"id": f"q{n}"}, "log_odds_per_byte": 0.01 * (n % 3) + (level if rank == 1 else 0.0)}
+                        for n in range(24)
+                    ]
+                }
+                for seed, level in seeds.items()
+            }
+        verdict, _ = rank_verdicts(axis_families(points, "rank"), samples, ["log_odds_per_byte"])
+        low, high = re.search(r"rank 1 less rank 16 \S+ \[(\S+), (\S+)\]", verdict).groups()
+        return float(low), float(high)
+
+    assert said({1: 1.0, 2: 1.0}) == (1.0, 1.0)
+    low, high = said({1: 0.0, 2: 2.0})
+    assert low < 0 < 2 < high
+
+
 def test_where_nothing_varies_nothing_could_have_been_seen(tmp_path: Path) -> None:
     assert "nothing could have been seen" in change_with_rank(tmp_path, [1, 1, 1], spread=0)[0]
 
