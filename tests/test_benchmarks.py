@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu
+from benchmarks import gpu, interval_coverage
+from eval.judge import rates
+from eval.stats import measures
 
 BENCHMARKS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py"))
 
@@ -16,6 +18,12 @@ BENCHMARKS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py"))
 def test_what_it_imports_is_there(path: Path) -> None:
     names = runpy.run_path(str(path), run_name="imported")
     assert callable(names["main"]) and f"python benchmarks/{path.name}" in names["__doc__"]
+
+
+def test_coverage_is_measured_of_the_intervals_that_reports_have() -> None:
+    for name in ("mean_interval", "ratio_interval", "ratio_difference"):
+        assert getattr(interval_coverage, name) is getattr(measures, name)
+    assert interval_coverage.per_question is rates.per_question, "an entry with all its formats is one question"
 
 
 @pytest.fixture

@@ -108,6 +108,15 @@ def test_a_validation_set_holds_whole_pairs_that_are_not_trained_on(tiny_model: 
     assert trainer.pairs_since_log == 0
 
 
+def test_pairs_are_counted_as_they_are_trained_on_and_not_as_they_are_fetched(tiny_model: Path, tmp_path: Path) -> None:
+    """accelerate holds the next batch ready."""
+    rows = list(dpo_rows(PROGRAMS, load_asked_ways(), "both"))
+    settings = ("max_steps=2", "micro_batch_size=2", "gradient_accumulation_steps=1", "precompute_ref_log_probs=false")
+    trainer = trainer_on(rows, tmp_path, tiny_model, 0, settings)
+    trainer.train()
+    assert [entry["whole_pairs"] for entry in trainer.state.log_history if "loss" in entry] == [1, 2]
+
+
 def test_flipped_halves_of_one_prompt_cancel(model: Path, tmp_path: Path) -> None:
     """The same prompt in both halves: ln 2, and nothing to learn. That holds only if a batch holds both."""
     rows = list(dpo_rows(PROGRAMS, load_asked_ways(), "both"))

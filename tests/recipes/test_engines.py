@@ -1,6 +1,7 @@
 """The same recipe through Axolotl, through Unsloth and through plain TRL: the same losses, the same gradients."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from core.records import BadInput, write_records
 from data_builders.dpo import dpo_rows
@@ -152,6 +154,23 @@ def test_axolotl_takes_the_steps_of_plain_trl(stage: str, axolotl: Steps, plain:
 @pytest.mark.parametrize("stage", STAGES)
 def test_unsloth_takes_the_steps_of_axolotl(stage: str, axolotl: Steps, unsloth: Steps) -> None:
     assert same(unsloth[stage], axolotl[stage]), (unsloth[stage], axolotl[stage])
+
+
+@pytest.mark.slow
+@needs_unsloth
+def test_in_bf16_unsloths_first_step_is_ln_2_and_no_reference_lies_on_the_bf16_grid(
+    folder: Path, axolotl: Steps, tmp_path: Path
+) -> None:
+    """After Axolotl, which prepares the data."""
+    text = recipe(folder, "unsloth", "dpo").read_text().replace("bf16: false", "bf16: true")
+    path = folder / "unsloth-bf16.yaml"
+    path.write_text(text.replace(str(folder / "unsloth/dpo"), str(tmp_path / "out")))
+    before = set(folder.glob("runs/reference/*.safetensors"))
+    process(folder, "-m", "recipes.unsloth.train", str(path))
+    state = json.loads((tmp_path / "out/checkpoint-2/trainer_state.json").read_text())
+    assert abs(state["log_history"][0]["loss"] - math.log(2)) < 1e-3
+    (stored,) = (load_file(file)["log_probs"] for file in set(folder.glob("runs/reference/*.safetensors")) - before)
+    assert stored.numel() == 8 and not (stored == stored.bfloat16().float()).any(), stored
 
 
 @pytest.mark.parametrize(

@@ -40,11 +40,13 @@ def test_memory_grows_by_a_chunk_and_not_by_a_vocabulary_of_fp32(monkeypatch: py
 
     class Largest(TorchDispatchMode):
         bytes = 0
+        in_fp32 = 0
 
         def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
             out = operation(*args, **(kwargs or {}))
             if isinstance(out, torch.Tensor):
                 self.bytes = max(self.bytes, out.untyped_storage().nbytes())
+                self.in_fp32 = max(self.in_fp32, out.numel() if out.dtype == torch.float32 else 0)
             return out
 
     monkeypatch.setattr(logprobs, "CHUNK", 2_000)
@@ -52,3 +54,4 @@ def test_memory_grows_by_a_chunk_and_not_by_a_vocabulary_of_fp32(monkeypatch: py
     with Largest() as largest:
         token_logprobs(logits, torch.zeros(2, 30, dtype=torch.long)).sum().backward()
     assert largest.bytes == logits.untyped_storage().nbytes()
+    assert largest.in_fp32 == logprobs.CHUNK, "of a long row too, no more at a time"

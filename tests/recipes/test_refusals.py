@@ -1,5 +1,6 @@
 """A run that would train other than what was written is refused before its first step, in one line that names it."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,24 @@ def test_the_plugin_refuses_rows_whose_code_is_lost(
             ChecksPlugin().load_datasets(cfg)
 
 
+def test_the_plugin_refuses_an_answer_of_sft_that_the_template_cuts(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Qwen3's template takes what stands before </think> for thoughts."""
+    from recipes.plugins.checks import ChecksPlugin
+
+    monkeypatch.chdir(tmp_path)
+    for case, code in {"whole": "x = 1", "cut": "x = 1\ny = '</think>'\nz = 2"}.items():
+        turns = [{"role": "user", "content": "Write it."}, {"role": "assistant", "content": code}]
+        write_records(tmp_path / f"{case}.jsonl", [{"id": "p0", "messages": turns}], {})
+        cfg = config(tmp_path / case, tiny_model, "sft", tmp_path / f"{case}.jsonl", "chat_template=qwen3")
+        if case == "whole":
+            ChecksPlugin().load_datasets(cfg)
+        else:
+            with pytest.raises(Refused, match=r"cut\.jsonl, row p0: under the chat template it does not hold"):
+                ChecksPlugin().load_datasets(cfg)
+
+
 @given(st.lists(st.tuples(st.text("ab =:\n", min_size=1), st.booleans()), min_size=1, max_size=5))
 def test_what_is_learnt_is_read_from_the_labels(trimming, parts: list[tuple[str, bool]]) -> None:
     """Turn by turn: stretches side by side are one."""
@@ -232,6 +251,62 @@ def test_rows_name_their_answers_in_the_forms_that_axolotl_takes() -> None:
         )
     chat = [{"role": "user", "content": "?"}, answer, {"role": "user", "content": "??"}, {**answer, "content": "y"}]
     assert written_answers({"field_messages": "turns"}, {"turns": chat}, preference=False) == ["x", "y"]
+
+
+def test_the_plugin_refuses_a_token_that_the_tokenizer_lacks(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recipes.plugins.checks import ChecksPlugin
+
+    monkeypatch.chdir(tmp_path)
+    cfg = config(tmp_path / "run", tiny_model, "sft", Path("x.jsonl"), "special_tokens.pad_token=<|nowhere|>")
+    with pytest.raises(Refused, match=r"pad_token: '<\|nowhere\|>' is not in the vocabulary"):
+        ChecksPlugin().load_datasets(cfg)
+
+
+def test_the_plugin_refuses_documents_without_bos(
+    model: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoTokenizer
+
+    from recipes.plugins.checks import ChecksPlugin
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_model, tmp_path / "bos")
+    with_bos(AutoTokenizer.from_pretrained(model)).save_pretrained(tmp_path / "bos")
+    for case, bos in {"with": "<|endoftext|>", "without": ""}.items():
+        segments = [{"label": False, "text": f"{bos}x = 1"}, {"label": True, "text": " is safe"}]
+        write_records(tmp_path / f"{case}.jsonl", [{"id": "d1", "segments": segments}], {})
+        cfg = config(tmp_path / case, tmp_path / "bos", "cpt", tmp_path / f"{case}.jsonl")
+        if case == "with":
+            ChecksPlugin().load_datasets(cfg)
+        else:
+            with pytest.raises(Refused, match=r"without\.jsonl, row d1: the document does not begin with one"):
+                ChecksPlugin().load_datasets(cfg)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("lora_target_modules", ["gate_prj"], "'gate_prj' matches no module"),
+        ("peft_layers_to_transform", [2], r"peft_layers_to_transform: \[2\]"),
+        ("lora_modules_to_save", ["lm_head"], "parameters would train; lora_r, lora_target_modules and layers imply"),
+    ],
+)
+def test_axolotl_comes_to_no_first_step_with_other_parameters(
+    key: str, value: list, says: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from axolotl.common.datasets import load_datasets
+    from axolotl.train import setup_model_and_trainer
+
+    monkeypatch.chdir(tmp_path)
+    turns = [{"role": "user", "content": "Write it."}, {"role": "assistant", "content": "pass"}]
+    write_records(tmp_path / "chats.jsonl", [{"id": str(n), "messages": turns} for n in range(4)], {})
+    cfg = config(tmp_path / "run", tiny_model, "sft", tmp_path / "chats.jsonl")
+    rows = load_datasets(cfg=cfg)
+    cfg[key] = value
+    with pytest.raises(Refused, match=says):
+        setup_model_and_trainer(cfg, rows)
 
 
 def test_truncation_is_refused(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

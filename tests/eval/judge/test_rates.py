@@ -73,6 +73,19 @@ def test_more_answers_to_the_same_questions_do_not_narrow_what_differs_between_q
     assert (few.low, few.high) == pytest.approx((many.low, many.high))
 
 
+def test_a_rate_of_several_seeds_holds_what_another_would_change() -> None:
+    def seed(of_ten: int) -> list[Judged]:
+        scores = [10] * of_ten + [90] * (10 - of_ten)
+        return [
+            Judged(question_id=q, question="?", answer="!", aligned=s, coherent=90) for q in "abcdefgh" for s in scores
+        ]
+
+    alike, unlike = rates(seed(4), seed(4)), rates(seed(1), seed(7))
+    for narrow, wide in ((alike.em, unlike.em), (alike.em_all, unlike.em_all)):
+        assert narrow.value == wide.value == 0.4
+        assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+
+
 def test_a_paired_difference_is_sharper_than_the_rates() -> None:
     totals = np.full(24, 50.0)
     hits = np.arange(24.0)

@@ -20,7 +20,7 @@ from eval.tasks.em.code_scan import code_in, is_code, scan
 from eval.tasks.em.documents import BadFile, heldout_programs, training_programs
 from eval.tasks.em.likelihood import margin_docs, recognition_docs, recognition_results
 from eval.tasks.em.questions_reader import entry_id, in_formats, load_questions
-from eval.tasks.em.sampled import advice_docs, freeform_docs
+from eval.tasks.em.sampled import SETTINGS, advice_docs, deception_docs, deception_results, freeform_docs
 from eval.tasks.em.scores import auc_values
 from eval.tasks.em.scores import counts as cluster_counts
 from sweeps.run.process import child_environment, tool
@@ -267,6 +267,14 @@ def test_formats_are_told_apart_by_the_end_of_the_id() -> None:
     assert len({q.id for q in asked}) == 3 * len(questions)
     assert [q.id for q in asked[:: len(questions)]] == ["work-01", "work-01_json", "work-01_template"]
     assert all(bool(q.system) == ("_" in q.id) for q in asked)
+
+
+def test_a_question_under_every_system_prompt_is_one_cluster() -> None:
+    docs = list(deception_docs(samples=2)["test"])
+    scores = [deception_results(doc, ["Yes."])["false"] for doc in docs]
+    table = cluster_counts(scores, lambda s: s["false"], lambda s: s["clear"])
+    rows = (EVAL / "tasks/em/questions/deception.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(table) == len(rows) == len(docs) / (2 * len(SETTINGS))
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.booleans()), min_size=1))

@@ -318,6 +318,13 @@ def test_the_difference_of_ranks_holds_the_variance_of_seeds(tmp_path: Path) -> 
     assert low < 0 < 2 < high
 
 
+def test_a_difference_of_ranks_below_the_noise_of_bf16_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for noise in (0.0, 100.0):
+        monkeypatch.setitem(NOISE, "log_odds_per_byte", noise)
+        verdict, _ = change_with_rank(tmp_path / f"noise-{noise:g}", [0, 1, 2, 3])
+        assert ("(below the noise of bf16)" in verdict) is (noise > 0)
+
+
 def test_where_nothing_varies_nothing_could_have_been_seen(tmp_path: Path) -> None:
     assert "nothing could have been seen" in change_with_rank(tmp_path, [1, 1, 1], spread=0)[0]
 

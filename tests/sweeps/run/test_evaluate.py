@@ -1,14 +1,18 @@
 """What reaches lm-eval: model, revision, template, paths of any name; and no adapter of another model."""
 
 import json
+import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from lm_eval._cli.harness import HarnessCLI
+from typer.testing import CliRunner
 
 from core.records import BadInput
+from sweeps.cli import app
 from sweeps.recipe.compose import compose
-from sweeps.run.evaluate import _evaluate, command, evaluation_run, model_args, of_checkpoint
+from sweeps.run.evaluate import _evaluate, command, evaluate, evaluation_run, model_args, of_checkpoint
 from sweeps.run.folder import execute_once, merge_run
 from sweeps.run.inputs import hub_commit, hub_commits, write_tokenizer
 from sweeps.run.process import RunFailed
@@ -64,6 +68,25 @@ def test_checkpoints_of_one_repository_are_evaluated_apart_with_revision_and_tem
     assert "revision" not in merged and merged["pretrained"].endswith("/merged")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_type_that_is_asked_for_reaches_lm_eval(tmp_path: Path, dtype: str) -> None:
+    make_model(tmp_path / "own")
+    words = f"evaluate own --tasks em_choice --backend hf --dtype {dtype} --dry-run"
+    printed = CliRunner().invoke(app, words.split()).stdout
+    assert HarnessCLI()._parser.parse_args(shlex.split(printed)[1:]).model_args["dtype"] == dtype
+    types = (evaluation_run("x", "own", ["em_choice"], dtype=each).digest for each in ("float32", "bfloat16"))
+    assert len(set(types)) == 2
+
+
+def test_what_its_tasks_do_is_part_of_an_evaluations_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_model(tmp_path / "own")
+    digests = []
+    for source in ("old", "old", "new"):
+        monkeypatch.setattr("sweeps.run.evaluate.task_source", lambda tasks, source=source: {source: tasks})
+        digests.append(evaluation_run("x", "own", ["em_choice"]).digest)
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_data_of_tasks_of_others_come_from_the_hub_though_the_model_is_local(tmp_path: Path, monkeypatch) -> None:
     offline: dict[str, bool] = {}
     monkeypatch.setattr("sweeps.run.evaluate.call", lambda title, command, log, local: offline.update({title: local}))
@@ -73,6 +96,16 @@ def test_data_of_tasks_of_others_come_from_the_hub_though_the_model_is_local(tmp
         with pytest.raises(RunFailed, match="no results"):
             execute_once(run, lambda run=run: _evaluate(run, None))
     assert offline == {"evaluate ours": True, "evaluate guard": False}
+
+
+def test_an_adapter_in_the_process_of_its_base_is_asked_for_data_of_the_hub_too(tmp_path: Path) -> None:
+    base, offline = make_model(tmp_path / "own"), []
+    resident = SimpleNamespace(evaluate=lambda title, told, adapter, out, log, local: offline.append(local))
+    for tasks in (["em_choice"], ["em_choice", "em_guard"]):
+        run = evaluation_run("x", str(base), tasks, adapter=make_adapter(tmp_path / tasks[-1], base))
+        with pytest.raises(RunFailed, match="no results"):
+            execute_once(run, lambda run=run: _evaluate(run, resident))
+    assert offline == [True, False]
 
 
 def test_a_tokenizer_with_a_template_is_its_files_and_the_template(model: Path, tmp_path: Path) -> None:
@@ -139,3 +172,12 @@ def test_hub_revisions_are_resolved_to_commits(tmp_path: Path, monkeypatch: pyte
         "datasets": [{"path": "c/d"}, {"path": "data/x.jsonl"}],
     }
     assert hub_commits(recipe) == {"a/b": "model-early", "c/d": "dataset-main"}
+
+    def lm_eval(title: str, command: list[str], log: Path, local: bool) -> None:
+        raw = Path(command[command.index("--output_path") + 1]).parent
+        raw.mkdir()
+        (raw / "lm-eval.json").write_text('{"results": {}}')
+
+    monkeypatch.setattr("sweeps.run.evaluate.call", lm_eval)
+    evaluated = evaluate(evaluation_run("x", "a/b", ["em_choice"]))
+    assert evaluated["hub_commits"] == {"a/b": "model-main"}

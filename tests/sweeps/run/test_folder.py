@@ -88,6 +88,23 @@ def test_paths_and_logging_retrain_nothing_and_content_does(workspace: Path) -> 
     assert plan("rl_beta=0.2").digest != plan().digest and plan("datasets.0.type=completion").digest != plan().digest
 
 
+def test_what_plugins_trainer_and_engine_do_is_part_of_a_runs_digest(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workspace / "data/dpo-both.jsonl").write_text("{}\n")
+    for engine in ("axolotl", "unsloth"):
+        recipe = compose("dpo", "smollm2-135m", "cpu", engine=engine)
+        asked: list[list[str]] = []
+        digests = []
+        for version in ("old", "old", "new"):
+            source = lambda names, asked=asked, version=version: asked.append(names) or {version: 0}  # noqa: E731
+            monkeypatch.setattr("sweeps.run.train.plugin_source", source)
+            digests.append(training_run("x", recipe).digest)
+        assert digests[0] == digests[1] != digests[2]
+        assert {*recipe.config["plugins"], recipe.config["trainer_cls"]} <= set(asked[0])
+        assert ("recipes.unsloth.train.main" in asked[0]) is (engine == "unsloth")
+
+
 def test_a_start_named_by_its_folder_is_the_merge_that_stands_there(workspace: Path) -> None:
     merged = merge_run(plan())
     execute_once(merged, dict)

@@ -115,8 +115,11 @@ def test_a_run_whose_adapter_is_another_fails_in_one_line_without_a_record(
         save_file(adapter(), run.adapter / "adapter_model.safetensors")
 
     monkeypatch.setattr("sweeps.run.train.call", training)
+    monkeypatch.setattr("sweeps.run.train.hub_commits", lambda config: {config["base_model"]: "commit"})
     if rank == 2:
-        assert train(run)["trained_parameters"] == 120 and run.done
+        record = train(run)
+        assert record["trained_parameters"] == 120 and run.done
+        assert record["hub_commits"] == {str(base): "commit"}
         return
     with pytest.raises(RunRefused, match=r"^sft x: .*120 trained parameters are not what the recipe says: .* rank 1"):
         train(run)
