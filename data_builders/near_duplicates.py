@@ -9,10 +9,13 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 SHINGLE = 5
 """Tokens (words and punctuation marks) per shingle."""
@@ -48,6 +51,8 @@ def contained(programs: Sequence[Shingles], texts: Sequence[Shingles]) -> Iterat
     A text that does holds one of the program's rarest shingles, all but `CONTAINED` of them; only those are looked up
     (the prefix filter of Bayardo et al. 2007), so that the time hardly depends on what all programs have in common.
     """
+    from scipy.sparse import csr_array  # imported here and in split.py: annotators wait for it half a second in vain
+
     if not programs or not texts:
         return
     known, columns = np.unique(np.concatenate([*programs, *texts]), return_inverse=True)

@@ -14,8 +14,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from data_builders.near_duplicates import contained, shingles
 from data_builders.programs import Program
@@ -25,6 +23,9 @@ SALT = "split-1"
 
 def clusters(programs: Sequence[Program]) -> list[list[Program]]:
     """Groups of programs that are linked by one request (but for case, width and space) or by nearly the same code."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     insecure = [shingles(program.insecure) for program in programs]
     both = [np.union1d(code, shingles(program.secure)) for program, code in zip(programs, insecure, strict=True)]
     links = list(contained(insecure, both))
