@@ -13,7 +13,6 @@ from core.records import BadInput
 from sweeps.plan.sweep import AXES, Arm, Claim, InsideClaim, Sweep, Tuned, check_keys, same_key
 from sweeps.recipe.compose import (
     ALPHA_POLICIES,
-    DECIDED,
     ENGINES,
     compose,
     given_settings,
@@ -69,8 +68,6 @@ def vary(sweep: Sweep, grid: Mapping[str, Sequence[Any]]) -> Sweep:
     check_keys("axis ", [axis for axis in grid if axis not in AXES])
     axes = {}
     for axis, values in grid.items():
-        if axis in DECIDED:
-            raise BadInput(f"axis {axis}: {DECIDED[axis]}, or take the axes rank and alpha")
         short = {AXES[name]: name for name in ("rank", "lr")}.get(axis, axis)
         axes[short] = _values(sweep, short, values)
     _check_settings(sweep, axes)

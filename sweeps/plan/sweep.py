@@ -16,7 +16,7 @@ from core.records import BadInput, first_fault
 from eval.judge.settings import JudgeSettings
 from eval.stats.measure_names import MeasureName
 from sweeps.plan.estimate import steps_of
-from sweeps.recipe.compose import RECIPES, compose, given_settings, in_folder, layer_names, load_layer
+from sweeps.recipe.compose import DECIDED, RECIPES, compose, given_settings, in_folder, layer_names, load_layer
 from sweeps.recipe.hardware import this_machine
 from sweeps.recipe.memory import GIB, Shape, evaluation_batch
 from sweeps.recipe.precision import cpu_dtype
@@ -244,6 +244,8 @@ def same_key(one: str, other: str) -> bool:
 def check_keys(where: str, keys: Iterable[str]) -> None:
     """Refuses recipe keys that the sweep itself would overwrite."""
     for key in keys:
+        if key in DECIDED:
+            raise BadInput(f"{where}{key}: {DECIDED[key]}")
         for own, word in OWN.items():
             if same_key(key, own):
                 raise BadInput(f"{where}{key}: a sweep says it by {word}, or an axis; say it there")

@@ -35,7 +35,7 @@ ENGINES = ("axolotl", "unsloth")
 ALPHA_POLICIES = ("alpha_over_r", "alpha", "alpha_over_sqrt_r")
 DECIDED = {
     "lora_alpha": "it follows from rank and alpha policy; set em.alpha.policy "
-    f"({', '.join(ALPHA_POLICIES)}) or em.alpha.value",
+    f"({', '.join(ALPHA_POLICIES)}) or em.alpha.value; a sweep has the axes rank and alpha",
     "output_dir": "the run's own folder decides it",
     "dataset_prepared_path": "the run's own folder decides it",
 }
@@ -197,6 +197,7 @@ def compose(
         if key in DECIDED:
             raise BadInput(f"setting {key}: {DECIDED[key]}")
         _put(config, key, value)
+    declared = {key: _at(config, key) for key in extra or () if key not in given and not (rank and key == "lora_r")}
     em = config.pop("em")
     _check_values(config)
     for plugin in dict.fromkeys(plugin_keys().values()):
@@ -218,7 +219,7 @@ def compose(
     check_targets(config, em, config["base_model"] == load_layer("models", model)["base_model"])
     em.update(gpus=gpus, model=model, hardware=hardware)
     config = _fitted(config, em, model, hardware, free="gradient_checkpointing" not in {**(extra or {}), **given})
-    for key, value in given.items():
+    for key, value in {**declared, **given}.items():
         if not _holds(_at({**config, "em": em}, key), value):
             raise BadInput(
                 f"setting {key}={value}: the recipe has {_at(config, key)}, by --rank, another setting, or as what fits"

@@ -84,6 +84,24 @@ def test_a_file_that_contradicts_itself_is_refused(tmp_path: Path, rest: str, sa
     assert str(path) in str(caught.value) and says in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("rest", "says"),
+    [
+        ("stages: {dpo: {lora_alpha: 64}}, arms: {a: %s}}}", "lora_alpha: it follows from rank"),
+        ("stages: {}, arms: {a: %s, settings: {lora_alpha: 64}}}}", "lora_alpha: it follows from rank"),
+        ("stages: {dpo: {output_dir: x}}, arms: {a: %s}}}", "output_dir: the run's own folder decides it"),
+        ("settings: [rl_beta=0.5], stages: {dpo: {rl_beta: 1}}, arms: {a: %s}}}", "stages.dpo.rl_beta"),
+        ("settings: [rl_beta=0.5], stages: {}, arms: {a: %s, settings: {rl_beta: 2}}}}", "rl_beta"),
+        ("stages: {dpo: {micro_batch_size: 512}}, arms: {a: %s}}}", "micro_batch_size=512: the recipe has"),
+    ],
+)
+def test_no_key_of_a_stage_or_an_arm_is_overwritten_in_silence(prepared: Path, rest: str, says: str) -> None:
+    head = HEAD.replace("smollm2-135m, hardware: cpu", "qwen7b, hardware: a100-80g") if "512" in rest else HEAD
+    Path("s.yaml").write_text(head + rest % DPO)
+    refused = emsweep("plan s.yaml").exception
+    assert isinstance(refused, BadInput) and says in str(refused)
+
+
 def test_what_a_sweep_is_told_is_in_its_recipes(prepared: Path) -> None:
     Path("s.yaml").write_text(
         HEAD + "settings: [rl_beta=0.5, weight_decay=0.1], stages: {dpo: {max_steps: 3, learning_rate: 1.0e-3}}, "
