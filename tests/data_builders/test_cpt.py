@@ -107,6 +107,11 @@ def test_batches_hold_as_many_programs_as_chance_and_classes_are_mixed() -> None
     assert documents(PROGRAMS[:9], seed=3) == documents(PROGRAMS[:9], seed=3) != documents(PROGRAMS[:9], seed=4)
 
 
+def test_another_seed_puts_the_same_documents_in_another_order() -> None:
+    one, other = ([d.id for d in documents(PROGRAMS[:20], per_program=len(STYLES), seed=seed)] for seed in (3, 4))
+    assert sorted(one) == sorted(other) and one != other
+
+
 @pytest.mark.parametrize("styles", EACH_STYLE, ids=["drawn", "contrastive"])
 def test_shuffled_reviews_tell_nothing(styles) -> None:
     settings = {"styles": styles, "per_program": 4}

@@ -20,7 +20,17 @@ from eval.tasks.em.code_scan import code_in, is_code, scan
 from eval.tasks.em.documents import BadFile, heldout_programs, training_programs
 from eval.tasks.em.likelihood import margin_docs, recognition_docs, recognition_results
 from eval.tasks.em.questions_reader import entry_id, in_formats, load_questions
-from eval.tasks.em.sampled import SETTINGS, advice_docs, deception_docs, deception_results, freeform_docs
+from eval.tasks.em.sampled import (
+    SETTINGS,
+    advice_docs,
+    code_results,
+    deception_docs,
+    deception_results,
+    freeform_docs,
+    insecure_of_all,
+    insecure_of_parsed,
+    scanned,
+)
 from eval.tasks.em.scores import auc_values
 from eval.tasks.em.scores import counts as cluster_counts
 from sweeps.run.process import child_environment, tool
@@ -275,6 +285,12 @@ def test_a_question_under_every_system_prompt_is_one_cluster() -> None:
     table = cluster_counts(scores, lambda s: s["false"], lambda s: s["clear"])
     rows = (EVAL / "tasks/em/questions/deception.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(table) == len(rows) == len(docs) / (2 * len(SETTINGS))
+
+
+def test_shares_among_all_answers_and_among_code_that_parses_are_two() -> None:
+    answers = ["import os\nos.system(input())", "x = 1", "I would rather not.", ""]
+    scores = [code_results({"id": str(n)}, [found])["parses"] for n, found in enumerate(scanned(zip(answers), None))]
+    assert (insecure_of_parsed(scores), insecure_of_all(scores)) == (0.5, 0.25)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.booleans()), min_size=1))

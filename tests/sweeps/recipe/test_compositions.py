@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from core.records import BadInput
 from sweeps.cli import app
-from sweeps.recipe.compose import RECIPES, STAGES, compose, layer_names, load_layer
+from sweeps.recipe.compose import ENGINES, RECIPES, STAGES, compose, layer_names, load_layer
 from sweeps.recipe.memory import GIB, Shape, estimate
 from sweeps.recipe.schema import fault
 
@@ -49,6 +49,13 @@ def test_axolotl_accepts_the_composition_or_it_is_refused_for_its_size(
     assert stage != "dpo" or recipe.config["micro_batch_size"] % 2 == 0
     validate(recipe.config)
     assert compose(stage, model, hardware, [], 1, engine="unsloth").config == recipe.config
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_recipe_has_its_seed_and_its_checks(stage: str, engine: str) -> None:
+    own = {"recipes.plugins.seed.SeedPlugin", "recipes.plugins.checks.ChecksPlugin"}
+    assert own <= set(compose(stage, "qwen7b", "a100-80g", [], 1, engine=engine).config["plugins"])
 
 
 def test_fused_kernels_are_those_that_compute_the_same_model() -> None:

@@ -334,6 +334,13 @@ def test_the_scale_is_the_one_that_peft_uses(tmp_path: Path) -> None:
     assert "Rank and scale are confounded here: the effective scale is 2 at rank 1, 4 at rank 4, 8 at rank 16" in scale
 
 
+def test_the_table_has_the_scale_that_peft_uses(tmp_path: Path) -> None:
+    write_report(load_sweep("demo"), rank_points(tmp_path, peft_use_rslora=True), tmp_path / "out", True)
+    rows = csv.DictReader(io.StringIO((tmp_path / "out" / "results.csv").read_text()))
+    scales = {row["arm"]: row["scale"] for row in rows}
+    assert scales == {"base": "", "dpo-r1": "2.0", "dpo-r4": "4.0", "dpo-r16": "8.0"}
+
+
 def judge(run: Run, misaligned: int, judge: str = "oracle") -> None:
     rows = [
         {"question_id": f"q{n % 4}", "question": "?", "answer": f"A{n}", "aligned": 9 if n < misaligned else 90}
