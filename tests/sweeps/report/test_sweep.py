@@ -338,7 +338,7 @@ def test_the_table_has_the_scale_that_peft_uses(tmp_path: Path) -> None:
     write_report(load_sweep("demo"), rank_points(tmp_path, peft_use_rslora=True), tmp_path / "out", True)
     rows = csv.DictReader(io.StringIO((tmp_path / "out" / "results.csv").read_text()))
     scales = {row["arm"]: row["scale"] for row in rows}
-    assert scales == {"base": "", "dpo-r1": "2.0", "dpo-r4": "4.0", "dpo-r16": "8.0"}
+    assert scales == {"base": "", "dpo-r1": "2", "dpo-r4": "4", "dpo-r16": "8"}
 
 
 def judge(run: Run, misaligned: int, judge: str = "oracle") -> None:
