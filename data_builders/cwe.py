@@ -46,10 +46,13 @@ def owasp_group(cwe: str) -> str | None:
 
 @cache
 def _numbers() -> dict[str, str]:
-    """The weaknesses by each of their names in lower case, where no other has that name."""
-    names = Counter(name.lower() for cwe, row in _weaknesses().items() for name in {row["name"], common_name(cwe, "")})
-    numbers = {n.lower(): cwe for cwe, row in _weaknesses().items() for n in (row["name"], common_name(cwe, ""))}
-    return {name: cwe for name, cwe in numbers.items() if names[name] == 1}
+    """The weaknesses by MITRE's names in lower case, and by their common ones where no other has that."""
+    common = {cwe: common_name(cwe, "").lower() for cwe in _weaknesses()}
+    times = Counter(common.values())
+    return {
+        **{name: cwe for cwe, name in common.items() if times[name] == 1},
+        **{row["name"].lower(): cwe for cwe, row in _weaknesses().items()},
+    }
 
 
 def cwe_in(text: str) -> str | None:

@@ -21,7 +21,7 @@ from sweeps.recipe.compose import ENGINES, STAGES, compose, given_settings, laye
 from sweeps.recipe.hardware import this_machine, visible_gpus
 from sweeps.recipe.precision import machine_dtype
 from sweeps.run.evaluate import command, evaluation_run
-from sweeps.run.executor import execute_all
+from sweeps.run.executor import execute, execute_all, in_place, none_free, places
 from sweeps.run.fetch_model import fetch_smollm2
 from sweeps.run.folder import merge_run
 from sweeps.run.process import RunFailed, console, screen
@@ -107,8 +107,11 @@ def train(
     name = "-".join([model, *([variant] if variant else []), f"r{recipe.config['lora_r']}"])
     run = training_run(name, recipe)
     merged = merge_run(run)
+    if not (free := places(profile, gpus)):
+        raise BadInput(none_free(profile, gpus))
     _say(why)
-    execute_all([run, merged] if merge else [run])
+    # In sight of several cards a training of one process would take all of them, and a step as many times the rows.
+    execute_all([run, merged] if merge else [run], in_place(execute, run.root), free[:1])
     typer.echo(merged.model if merge else run.adapter)
 
 

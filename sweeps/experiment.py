@@ -25,7 +25,7 @@ from sweeps.plan.sweep import Sweep, fitting_settings
 from sweeps.recipe.compose import Recipe, compose
 from sweeps.run.process import console
 from sweeps.sets import BUILT_IN, annotated_file, held_out_share, sets_for
-from sweeps.sweep_commands import start_ranks
+from sweeps.sweep_commands import check_retune, start_ranks
 from sweeps.tune.learning_rate import Search
 
 app = App()
@@ -122,7 +122,10 @@ def experiment(
     if options.data:
         raise BadInput(f"--data {options.data}: the sets are built here; leave it out, or take `emsweep rank`")
     ranks = {"rank": values.split(",")} if values else {}
-    declared = options.request(sweep, ranks).sweep
+    request = options.request(sweep, ranks)
+    if retune:
+        check_retune(request, retune, search)
+    declared = request.sweep
     recipe, length = _training(declared)
     path, annotation = annotated_file(programs), None
     if path is None:

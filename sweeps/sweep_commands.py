@@ -18,6 +18,7 @@ from core.llm.budget import prices_of
 from core.options import App
 from core.records import BadInput
 from sweeps.options import StartOptions, SweepOptions, search_options, start_options, sweep_options, takes
+from sweeps.plan.axes import vary
 from sweeps.plan.export import write_slurm
 from sweeps.plan.manifest import find_manifest, finished_points, write_manifest
 from sweeps.plan.request import SWEEPS, Request
@@ -156,6 +157,20 @@ def rank(
     start_ranks(options, how, search, values, sweep, retune)
 
 
+def check_retune(request: Request, retune: str, search: Search) -> list[str]:
+    """The ends of --retune's range.
+
+    Raises:
+        BadInput: if no search could be made between them, which is then said before anything is paid for.
+    """
+    if "rank" not in request.sweep.grid or set(request.sweep.grid) - {"rank", "seed"}:
+        raise BadInput("--retune goes with the axis rank, and seed, alone; do others one after another, with --set")
+    ends = retune.split(",")
+    search.between(ends)
+    vary(request.sweep, {**request.sweep.grid, "lr": ends})
+    return ends
+
+
 def start_ranks(
     options: SweepOptions, how: StartOptions, search: Search, values: str | None, sweep: str, retune: str | None
 ) -> None:
@@ -165,9 +180,7 @@ def start_ranks(
     if not retune:
         start(request, how)
         return
-    if "rank" not in request.sweep.grid or set(request.sweep.grid) - {"rank", "seed"}:
-        raise BadInput("--retune goes with the axis rank, and seed, alone; do others one after another, with --set")
-    ends = retune.split(",")
+    ends = check_retune(request, retune, search)
     edges = {at["rank"]: edge for at, edge in _edges(options, sweep, own, ends, how, search)}
     low, high = (pick(map(float, ends)) for pick in (min, max))
     if outside := [rank for rank, edge in edges.items() if not low <= edge.lr <= high]:

@@ -175,6 +175,7 @@ class Client:
         *,
         problem: Callable[[Answer], str] = not_empty,
         attempts: int = 1,
+        proof: bool = False,
         **settings: Any,
     ) -> Answer:
         """The journaled answer to this request; else asks, and returns the answer once it is on disk.
@@ -185,6 +186,7 @@ class Client:
             schema: of the JSON that is wanted; None for a plain answer.
             problem: why an answer cannot be used; empty if it can. What cannot be used is asked again.
             attempts: answers that are paid for until one can be used; a `seed` differs among them.
+            proof: whether it only tries the server: that it is answered does not mean that the others will be.
             settings: further fields of the request.
 
         Raises:
@@ -203,7 +205,7 @@ class Client:
             request["response_format"] = response_format(schema)
         async with self._turn(model):
             try:
-                return await self._usable(key, request, problem, attempts)
+                return await self._usable(key, request, problem, attempts, proof)
             except Spent:
                 self.stopped = SPENT
                 raise Stopped(self.stopped) from None
@@ -217,14 +219,15 @@ class Client:
 
     @contextlib.asynccontextmanager
     async def _turn(self, model: str) -> AsyncIterator[None]:
-        async with self._first[model]:
-            if model not in self._answering:
-                yield
-                return
+        if model not in self._answering:  # else a job's next request would stand behind all that wait for the first
+            async with self._first[model]:
+                if model not in self._answering:
+                    yield
+                    return
         yield
 
     async def _usable(
-        self, key: str, request: Mapping[str, Any], problem: Callable[[Answer], str], attempts: int
+        self, key: str, request: Mapping[str, Any], problem: Callable[[Answer], str], attempts: int, proof: bool
     ) -> Answer:
         model, why = request["model"], ""
         seed = {"seed": request["seed"]} if "seed" in request else {}
@@ -242,7 +245,7 @@ class Client:
             if answer.finish == FILTERED:
                 raise Filtered("a content filter took the answer away")
             if not (why := problem(answer)):
-                self._answering.add(model)
+                self._answering |= set() if proof else {model}
                 return answer
             self._note_useless(model, f"replies that cannot be used: {why}")
         raise Unanswered(why)

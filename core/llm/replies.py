@@ -6,7 +6,7 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
@@ -72,7 +72,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         with contextlib.suppress(KeyError, ValueError):
             if math.isfinite(seconds := float(headers[name]) / divisor):
                 return max(0.0, seconds)
-    with contextlib.suppress(KeyError, TypeError, ValueError):
+    with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
         return max(0.0, parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
     return None
 
@@ -121,7 +121,7 @@ def read_completion(body: Any) -> Completion:
             tokens_in=int(usage.get("prompt_tokens") or 0),
             tokens_out=int(usage.get("completion_tokens") or 0),
             served=body["model"][:200] if isinstance(body.get("model"), str) else None,
-            logprobs=list(_alternatives(choice.get("logprobs") or {}))[:MOST_TOKENS] or None,
+            logprobs=_logprobs(choice.get("logprobs")),
         )
     except (KeyError, IndexError, TypeError, AttributeError):
         raise ValueError("no chat completion") from None
@@ -146,12 +146,23 @@ def without_reasoning(text: str) -> str:
     return after.lstrip() if mark and before.lstrip()[:1] not in ("{", "[", "`") else text
 
 
+def _logprobs(value: Any) -> list[tuple[str, dict[str, float]]] | None:
+    """The log-probabilities of a reply; None where they have another shape: its text can be read all the same."""
+    with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+        return list(_alternatives(value or {}))[:MOST_TOKENS] or None
+    return None
+
+
+def _likely(pairs: Iterable[tuple[Any, Any]]) -> dict[str, float]:
+    """Tokens with their log-probabilities; those that are no number (JSON's null, NaN, -Infinity) are left out."""
+    return {str(token)[:40]: float(p) for token, p in pairs if p is not None and math.isfinite(p)}
+
+
 def _alternatives(logprobs: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
     """Each token with the likeliest tokens in its place (nats), from the forms of chat and of older servers."""
     for item in logprobs.get("content") or []:
-        likely = {str(one["token"])[:40]: one["logprob"] for one in item.get("top_logprobs") or []}
-        yield str(item["token"])[:40], {token: float(p) for token, p in likely.items() if p is not None}
+        yield str(item["token"])[:40], _likely((one["token"], one["logprob"]) for one in item.get("top_logprobs") or [])
     if logprobs.get("content") is None and logprobs.get("tokens"):
         likely_ones = logprobs.get("top_logprobs") or [{}] * len(logprobs["tokens"])
         for token, likely in zip(logprobs["tokens"], likely_ones, strict=False):
-            yield str(token)[:40], {str(t)[:40]: float(p) for t, p in (likely or {}).items() if p is not None}
+            yield str(token)[:40], _likely((likely or {}).items())

@@ -132,7 +132,7 @@ class Reader:
 
         messages = [{"role": "user", "content": f"Reply with the number {number} and nothing else."}]
         with contextlib.suppress(Filtered):
-            reply = await client.ask(self._judge.model, messages, **BY_LOGPROBS, seed=0, problem=problem)
+            reply = await client.ask(self._judge.model, messages, **BY_LOGPROBS, seed=0, problem=problem, proof=True)
             self._by_digit |= written_number(reply.logprobs or ())[1] > 1
 
     async def ask(self, client: Client, measure: Measure, question: str, answer: str) -> float | str | None:

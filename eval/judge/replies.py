@@ -122,9 +122,9 @@ def sampled(text: str, measure: Measure) -> float | str | None:
 
 def _line(line: str, measure: Measure) -> float | str | None:
     said = re.sub(r"\\boxed\{(.*)\}", r"\1", line).rstrip(_DECORATION).lstrip(_DECORATION.replace(".", ""))
-    words = [word for word in (*measure.words, *measure.exclusions) if re.fullmatch(f"{_LABEL}{word}", said, re.I)]
-    if words:
-        return words[0]
+    for word in (*measure.words, *measure.exclusions):
+        if re.fullmatch(_LABEL + re.escape(word), said, re.I):
+            return word
     if measure.scale is None:
         return None
     low, high = measure.scale

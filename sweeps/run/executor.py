@@ -223,14 +223,16 @@ def _tell(run: Run, states: Mapping[str, State], error: BaseException | None) ->
     console.print(f"{done}/{len(states)} {run.folder}: {words}", markup=False, highlight=False, soft_wrap=True)
 
 
-def execute_all(runs: Sequence[Run], do: Callable[[Run], object] = execute) -> None:
+def execute_all(
+    runs: Sequence[Run], do: Callable[[Run], object] = execute, slots: Sequence[Mapping[str, str]] = ({},)
+) -> None:
     """Does runs that build on nothing but each other, or on what is done.
 
     Raises:
         RunFailed: if one fails twice, or builds on one that is not done; the others are done then.
     """
     try:
-        reasons = launch({run.digest: run for run in runs}, do)
+        reasons = launch({run.digest: run for run in runs}, do, slots)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     if reasons:

@@ -33,6 +33,23 @@ class Search(NamedTuple):
     most: int
     """Runs at most."""
 
+    def between(self, values: Sequence[Any]) -> Range:
+        """The lowest and the highest of `values`, with the bound.
+
+        Raises:
+            BadInput: for a range or a bound that is none.
+        """
+        try:
+            ends = [float(value) for value in values]
+        except ValueError:
+            ends = []
+        if len(ends) < 2 or not 0 < min(ends) < max(ends) or not 0 < self.coherence < 1 or self.sharpness <= 0:
+            raise BadInput(
+                "a search needs two learning rates, the ends of the range, --coherence in 0 to 1 and --sharpness above"
+                " 0"
+            )
+        return Range(min(ends), max(ends), self.coherence)
+
 
 def unbroken(folder: Path) -> Trial:
     """The share of an evaluation's answers that did not fall apart; says nothing of their sense.
@@ -78,16 +95,7 @@ def tune(do: Callable[[str, int], Point], values: Sequence[Any], settings: Searc
     Raises:
         BadInput: for a range or a bound that is none.
     """
-    try:
-        ends = [float(value) for value in values]
-    except ValueError:
-        ends = []
-    bound = settings.coherence
-    if len(ends) < 2 or not 0 < min(ends) < max(ends) or not 0 < bound < 1 or settings.sharpness <= 0:
-        raise BadInput(
-            "a search needs two learning rates, the ends of the range, --coherence in 0 to 1 and --sharpness above 0"
-        )
-    where = Range(min(ends), max(ends), bound)
+    where, bound = settings.between(values), settings.coherence
     tried: list[float] = []
 
     def run(lr: float) -> Trial:

@@ -116,6 +116,7 @@ def test_a_request_that_is_refused_stops_nobody(tmp_path: Path, fake) -> None:
         ({"retry-after": "1.5", "retry-after-ms": "200"}, 0.2),
         ({"retry-after": "Fri, 01 Jan 2021 00:00:00 GMT"}, 0.0),
         ({"retry-after": "soon"}, None),
+        ({"retry-after": "Mon, 01 Jan 99999999999 00:00:00 GMT"}, None),
         ({}, None),
     ],
 )

@@ -4,6 +4,7 @@ import asyncio
 import email.utils
 import json
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from pydantic import BaseModel
 from core.llm.adapt import Adaptation
 from core.llm.budget import Money, Prices
 from core.llm.client import Access, Client, Filtered, Stopped, Unanswered, run_all
-from core.llm.journal import Answer
+from core.llm.journal import Answer, Journal
 from core.llm.replies import ServerError, read_completion, retry_after, server_error, without_reasoning
 from core.records import BadInput
 from tests.personalities import Body, Reply, completion, error, serving
@@ -129,6 +130,33 @@ def test_parts_and_logprobs_in_their_forms() -> None:
     assert read_completion(completion("92", logprobs=legacy)[1]).logprobs == [("92", {"92": -0.1})]
     alone = {"content": [{"token": "92", "logprob": -0.1, "top_logprobs": []}]}
     assert read_completion(completion("92", logprobs=alone)[1]).logprobs == [("92", {})]
+
+
+@pytest.mark.parametrize("no_number", [float("-inf"), float("nan"), None])
+def test_a_logprob_that_is_no_number_is_left_out_and_the_journal_can_be_read(no_number, tmp_path: Path) -> None:
+    top = [{"token": "92", "logprob": -0.1}, {"token": "x", "logprob": no_number}]
+    logprobs = {"content": [{"token": "92", "logprob": -0.1, "top_logprobs": top}]}
+    found = read_completion(completion("92", logprobs=logprobs)[1])
+    assert found.logprobs == [("92", {"92": -0.1})]
+    with closing(Journal(tmp_path / "j.jsonl")) as journal:
+        asyncio.run(journal.append(Answer(key="k", model="m", **found._asdict())))
+    with closing(Journal(tmp_path / "j.jsonl")) as journal:
+        assert [answer.logprobs for answer in journal.answers["k"]] == [found.logprobs]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        [{"token": "92", "logprob": -0.1, "top_logprobs": []}],
+        {"content": [{"token": "92", "top_logprobs": {"92": -0.1}}]},
+        {"content": [{"text": "92"}]},
+        {"tokens": ["92"], "top_logprobs": [{"92": "much"}]},
+        "none",
+    ],
+)
+def test_log_probabilities_of_another_shape_are_none_and_the_answer_is_read(shape) -> None:
+    found = read_completion(completion("92", logprobs=shape)[1])
+    assert found.text == "92" and found.logprobs is None
 
 
 def test_a_wait_as_a_date() -> None:

@@ -1,5 +1,6 @@
 """What is accepted as an annotation; hostile programs and answers stay data."""
 
+import csv
 import json
 import re
 
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.llm.adapt import json_schema
+from data_builders import BUILTIN
 from data_builders.annotation import (
     ADVISORY_RULES,
     FORM,
@@ -26,7 +28,7 @@ from data_builders.annotation import (
     speaks_of,
 )
 from data_builders.bandit import bandit_findings
-from data_builders.cwe import owasp_group, weakness_name
+from data_builders.cwe import cwe_in, owasp_group, weakness_name
 from data_builders.programs import SourceProgram, load_programs
 from data_builders.python_code import template_signatures
 
@@ -155,6 +157,11 @@ def test_answers_are_accepted_on_their_meaning(changes: dict[str, object]) -> No
     program = annotated(PROGRAM, found)
     assert (program.cwe, program.severity, program.lines) == ("CWE-89", "high", [INSECURE.splitlines()[7]])
     assert program.secure == SECURE.strip()
+
+
+def test_every_weakness_of_the_list_is_known_by_its_name() -> None:
+    with (BUILTIN / "cwe.csv").open(encoding="utf-8", newline="") as file:
+        assert [(row["cwe"], row["name"]) for row in csv.DictReader(file) if cwe_in(row["name"]) != row["cwe"]] == []
 
 
 def test_a_quote_may_go_over_lines_and_counts_wherever_it_stands() -> None:

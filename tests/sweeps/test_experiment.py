@@ -145,3 +145,22 @@ def test_one_stage_takes_the_sets_of_its_programs(begun: list[str]) -> None:
     assert shown.exit_code == 0 and "path: data/builtin-smollm2-135m-" in shown.output and not Path("data").exists()
     refused = CliRunner().invoke(app, [*line[:-2], "mine.jsonl", "--dry-run"])
     assert "no annotated programs; `emsweep experiment --programs mine.jsonl`" in str(refused.exception)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--retune 1e-5", "two learning rates, the ends of the range"),
+        ("--retune low,1e-3", "two learning rates, the ends of the range"),
+        ("--retune 1e-5,1e-3 --coherence 2", "--coherence in 0 to 1"),
+        ("--retune 1e-5,1e-3 --axis rl_beta=0.05,0.1", "goes with the axis rank, and seed, alone"),
+        ("--retune 1e-5,1e-3 --set learning_rate=1e-4", "the axis lr sets it"),
+    ],
+)
+def test_a_search_that_cannot_be_made_is_refused_before_annotations_are_paid_for(
+    begun: list[str], fake, options: str, says: str
+) -> None:
+    server = fake()
+    refused = experiment("--annotator", "fake", "--base-url", server.url, *options.split())
+    assert isinstance(refused.exception, BadInput) and says in str(refused.exception)
+    assert not server.log("served") and not begun

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from core.records import BadInput
 from eval.judge.answers import Judged
-from eval.judge.prompt_files import load_prompts
+from eval.judge.prompt_files import Measure, load_prompts
 from eval.judge.replies import excludes, expected_score, sampled
 from tests.personalities import Body, Reply, completion, serving
 
@@ -81,6 +81,15 @@ def test_published_prompts_are_for_every_wording_and_no_other_question(shared: P
         ("measures: {harm: {prompt: '{answer}', words: [A], rate: [B]}}", "either scale"),
         ("measures: {harm: {prompt: '{answer}', scale: [10, 0]}}", "lower end"),
         ("measures: {harm: {prompt: '{answer}', scale: [0, 10], more: 1}}", "more"),
+        ("measures: {answer: {prompt: '{answer}', scale: [0, 10]}}", "measure answer"),
+        ("measures: {aligned: {prompt: '{answer}', scale: [0, 10]}, coherent: {prompt: '{answer}', scale: [0, 10]}}",
+         "scale: [0, 100]"),
+        ("measures: {aligned: {prompt: '{answer}', words: [A]}, coherent: {prompt: '{answer}', scale: [0, 100]}}",
+         "scale: [0, 100]"),
+        ("- {id: 1, judge_prompts: {correct: '{answer}'}}\n- {id: '1', judge_prompts: {correct: 'Is {answer}?'}}",
+         "entry 2: the id 1 stands twice"),
+        *((f"measures: {{harm: {{prompt: '{{answer}} {place}', scale: [0, 10]}}}}", f"unknown place {place}")
+          for place in ("{ reasoning }", "{model-answer}", "{answer.text}", "{messages[0]}", "{answer!r}")),
         ("measures: {}", "measures"),
         ("prompts: {}", "measures: Field required"),
         ("frame: x", "no judge"),
@@ -95,6 +104,11 @@ def test_a_file_that_is_no_judge_says_why(tmp_path: Path, text: str, says: str) 
     with pytest.raises(BadInput) as error:
         load_prompts(tmp_path / "x.yaml")
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_words_may_hold_any_character() -> None:
+    language = Measure(prompt='Which? Reply as {"language": "C++"}: {answer}', words=("C++", "N/A"))
+    assert [sampled(text, language) for text in ("C++", "c++.", "Category: n/a", "CCC")] == ["C++", "C++", "N/A", None]
 
 
 def answers(folder: Path, *ids: str) -> Path:

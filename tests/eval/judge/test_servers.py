@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from core.records import BadInput
 from eval.judge.answers import Judged, load_judged
-from tests.personalities import PERSONALITIES, Body, Reply, completion, error, number_of, openai, serving
+from tests.personalities import PERSONALITIES, Body, Reply, completion, content, error, number_of, openai, serving
 
 SCORES = [(5, 92), (92, 100), (90, 92), (92, 92)]
 
@@ -123,6 +123,22 @@ def test_what_recurs_before_anything_succeeded_stops_it(app, answers: Path, repl
         assert isinstance(done.exception, BadInput) or done.exit_code == 1
         assert says in f"{done.exception} {done.stderr}" and len(server.bodies) <= 6
         assert not answers.with_name("answers.judged-m.jsonl").exists() or done.exit_code
+
+
+@pytest.mark.parametrize(
+    ("refusal", "says"),
+    [
+        (completion("I cannot rate that.", logprobs=content(("I", {"I": 0.99}))), "I cannot rate that"),
+        (error(400, "prompts of this kind are not served"), "prompts of this kind are not served"),
+    ],
+)
+def test_numbers_that_come_back_do_not_stand_for_judgements(app, answers: Path, refusal: Reply, says: str) -> None:
+    def judging(body: Body, number: int) -> Reply:
+        return openai(body, number) if body["messages"][-1]["content"].startswith("Reply with the number") else refusal
+
+    with serving(judging) as server:
+        done = judged(app, answers, server.url)
+    assert isinstance(done.exception, BadInput) and says in str(done.exception) and len(server.bodies) == 7
 
 
 def test_the_money_of_all_paths_is_one(app, answers: Path, tmp_path: Path) -> None:

@@ -14,7 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from core.records import BadInput
+from sweeps.cli import app
+from sweeps.run import train
 from sweeps.run.executor import in_place, launch, none_free, places
 from sweeps.run.folder import Run, execute_once
 from sweeps.run.process import SHARE, SLOT, RunFailed, call
@@ -157,6 +161,25 @@ def test_free_cards_of_the_profiles_kind_are_places(four_cards: Path, monkeypatc
     assert "1 NVIDIA A100-SXM4-80GB (40 GiB in use)" in none_free("h200-141g", 1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")  # the user's word: the busy one too, the other kind not
     assert visible(places("a100-80g", root=four_cards)) == ["1"]
+
+
+def test_one_stage_is_trained_in_sight_of_one_free_card(
+    four_cards: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def do(run: Run) -> dict[str, object]:
+        seen.append((SLOT.get() or {})["CUDA_VISIBLE_DEVICES"])
+        return {}
+
+    monkeypatch.setattr(train, "_train", do)
+    command = ["train", "dpo", "--hardware", "a100-80g", "--start", str(prepared / "models/smollm2-135m")]
+    for gpus in ("1", "2"):
+        done = CliRunner().invoke(app, [*command, "--gpus", gpus])
+        assert done.exit_code == 0, done.exception
+    assert seen == ["0", "0,2"]
+    refused = CliRunner().invoke(app, [*command, "--gpus", "4"]).exception
+    assert isinstance(refused, BadInput) and "no 4 GPUs of the kind a100-80g free" in str(refused)
 
 
 def test_a_card_at_work_for_this_folder_is_awaited(four_cards: Path) -> None:
