@@ -222,11 +222,16 @@ def _all_rejected(rejects: Sequence[Mapping[str, Any]]) -> BadInput:
     return BadInput(f"all {len(rejects)} rows are rejects{common}; mend the source, its form, or the model")
 
 
+ASKED_AGAIN = ("no answer:", "no JSON:", "cut off:")
+"""How the problem begins of a program that the next run asks about again."""
+
+
 class Done(NamedTuple):
-    """What a run says at its end, and how many of its rows are left."""
+    """What a run says at its end, how many of its rows are left, and how many more got no answer."""
 
     text: str
     left: int
+    unanswered: int = 0
 
 
 def run(
@@ -248,6 +253,8 @@ def run(
     Raises:
         BadInput: if the endpoint refuses all requests, a file cannot be read or written, or every row is a reject.
     """
+    if not out.name:
+        raise BadInput(f"--out {out}: is a folder; add the stem of the files, such as {out / 'annotated'}")
     rows = every = _rows(items)
     if limit is not None:
         places = (place for place, row in enumerate(every, 1) if isinstance(row, SourceProgram))
@@ -271,7 +278,11 @@ def run(
         usd = f", ${spent.usd * share:.2f}" if spent.known else ""
         tokens = f"{(spent.tokens_in + spent.tokens_out) * share:,.0f} tokens"
         text += f"\nthe other {rest:,} programs: about {tokens}{usd}; run it again without --limit to go on"
-    return Done(f"{text}\n{stopped}".strip(), len(rows) - len(done))
+    problems = [problem for outcome in outcomes.values() for problem in outcome.problems[:1]]
+    unanswered = [problem for problem in problems if problem.startswith(ASKED_AGAIN)]
+    if unanswered:
+        text += f"\n{len(unanswered)} programs got no answer, such as: {unanswered[0]}; run it again"
+    return Done(f"{text}\n{stopped}".strip(), len(rows) - len(done), len(unanswered))
 
 
 def _beside(out: Path, ending: str) -> Path:

@@ -47,7 +47,7 @@ PYTHON_CHECKS = (
 )
 """The checks that are made of Python alone."""
 
-RULES_VERSION = "3"
+RULES_VERSION = "4"
 """Raised when `acceptance_problems` changes what it accepts."""
 
 MAX_CODE = 50_000
@@ -273,6 +273,10 @@ def _shown(text: str) -> str:
 _NUMBER = re.compile(r"^[\s>*•`(-]*(?:(?:lines?|l)?\s*\d+\s*(?:[:|.)\]]|\t|\s\s)\s*)?`*", re.IGNORECASE)
 
 
+_REMARK = re.compile(r"\s+(?:#|//|<[-=]|←|\(lines? \d).*", re.IGNORECASE)
+"""What a model adds behind a line that it quotes."""
+
+
 def quoted_lines(code: str, quotes: Sequence[str]) -> tuple[dict[int, str], list[str]]:
     """The quoted lines as they stand in the code, by number from 1; and the quotes that do not occur in it.
 
@@ -296,7 +300,9 @@ def quoted_lines(code: str, quotes: Sequence[str]) -> tuple[dict[int, str], list
     invented = set()
     for quote in (line for part in quotes for line in part.splitlines() if line.strip()):
         bare = _NUMBER.sub("", quote).strip().removesuffix("`")
-        spellings = [_dense(spelling) for spelling in (quote, bare, re.sub(r"\s#.*", "", bare))]
+        plain = _REMARK.sub("", bare).rstrip(" ,;`")
+        inner = plain[1:-1] if plain[:1] == plain[-1:] and plain[:1] in ("'", '"') else plain
+        spellings = [_dense(spelling) for spelling in (quote, bare, plain, inner)]
         found = next(filter(None, (places(spelling) for spelling in spellings if spelling)), set())
         marked_lines |= found
         if not found and not re.fullmatch(r"\W*(```\w*)?\W*", quote):

@@ -541,7 +541,7 @@ def annotate(
     items = read_source(source, form, fields, sha256, language, hub, domain, good)
     # What is not sent needs no key.
     access = Access.from_environment(
-        key_variable, base_url or ("none" if dry_run else None), concurrency, timeout, extra_body
+        key_variable, "none" if dry_run and base_url is None else base_url, concurrency, timeout, extra_body
     )
     if dry_run:
         body, said = first_request(items, job)
@@ -550,7 +550,7 @@ def annotate(
         return
     done = run(items, job, out, access, {"source": source, **hub._asdict()}, limit)
     console.print(done.text, markup=False, highlight=False, soft_wrap=True)
-    if done.left:
+    if done.left or done.unanswered:
         raise typer.Exit(1)
 
 

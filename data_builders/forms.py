@@ -20,7 +20,7 @@ from data_builders.domains import CODE
 from data_builders.programs import SourceProgram
 from data_builders.python_code import parses
 
-FENCED = re.compile(r"^[ \t]*```[ \t]*([\w+#-]*)[^\n`]*\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+FENCED = re.compile(r"^[ \t]*```[ \t]*([\w+#-]*)[^\n`]*\n(.*?)(?:^[ \t]*```[ \t\r]*$|\Z)", re.DOTALL | re.MULTILINE)
 PYTHON = re.compile(r"py(thon)?\s*(3[\d.]*)?", re.IGNORECASE)
 UNNAMED = {"", "text", "txt", "plaintext", "plain", "code"}
 """What a code fence says of a language that it does not name."""
@@ -185,7 +185,7 @@ def optional(row: Mapping[str, Any], name: str | None) -> str | None:
         value = value_at(row, name) if name else None
     except Unfit:
         return None
-    if value is None or value == "":
+    if value is None or value == "" or value != value:  # NaN, as pandas writes what is missing
         return None
     return str(value) if type(value) is int else text(row, name or "")
 
@@ -202,8 +202,10 @@ def _said(turns: list[Any], name: str, speaker: str, code: bool) -> str:
             raise Unfit(f"{name!r} has the role {role[:40]!r}, not user or assistant")
         content = turn.get("content", turn.get("value"))
         if isinstance(content, list):  # of parts
-            content = "\n".join(part["text"] for part in content if isinstance(part, Mapping) and "text" in part)
-        if who := SPEAKERS[role.lower()]:
+            parts = [part if isinstance(part, Mapping) else {"text": part} for part in content]
+            content = "\n".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+        calls = not content and bool(turn.get("tool_calls") or turn.get("function_call"))  # says nothing
+        if (who := SPEAKERS[role.lower()]) and not calls:
             said.append((who, text({name: content}, name)))
     answers = [place for place, (who, _) in enumerate(said) if who == "assistant"]
     coded = [place for place in answers if code and ("```" in said[place][1] or parses(said[place][1]))]

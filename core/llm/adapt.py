@@ -14,7 +14,9 @@ from core.llm.replies import ServerError
 OPTIONAL = ("top_logprobs", "logprobs", "seed", "temperature", "reasoning_effort", "max_completion_tokens")
 """Fields that may be left out."""
 _SYSTEM = re.compile(
-    r"\bsystem\b.{0,40}\b(role|message|prompt|instruction)|\brole.{0,60}\bsystem\b|must alternate", re.I
+    r"\bsystem\b.{0,40}\b(role|message|prompt|instruction)|\brole.{0,60}\bsystem\b|must alternate"
+    r"|\bmessages\W{0,3}0\W{0,5}role\b",  # validators name the place and the roles that they know
+    re.I,
 )
 _KNOWN = re.compile(r"\b(allowed|valid|supported|expected|known)\s+(fields|parameters|keys|options|properties)\b", re.I)
 

@@ -85,8 +85,10 @@ class Access:
         """Takes the key from an environment variable; a server of one's own may need none. `extra_body` is JSON.
 
         Raises:
-            BadInput: if there is no key for OpenAI's endpoint, or `extra_body` is no JSON object.
+            BadInput: if there is no key for OpenAI's endpoint, the address is empty, or `extra_body` is no JSON object.
         """
+        if base_url == "":  # an unset variable of a shell must not send one's data to OpenAI
+            raise BadInput("--base-url is empty: name a server, or leave it out for OpenAI's")
         key = os.environ.get(variable, "").strip()
         if not key and base_url is None:
             raise BadInput(f"no API key: set the environment variable {variable}, or name a server with --base-url")
@@ -299,8 +301,8 @@ class Client:
             except openai.APIConnectionError as error:
                 cause = error.__cause__ or error
                 why = one_line(f"no connection: {self.clean(str(cause) or type(cause).__name__)}")
-            except (ValueError, RecursionError):
-                why = "the response is no chat completion"
+            except ValueError as error:
+                why = f"the response is no chat completion: {str(error) or 'nothing'}"
             else:
                 adaptation.worked(body)
                 self._busy, self._latest_success = 0, time.monotonic()
@@ -327,7 +329,10 @@ class Client:
             response = error.response
         text = self.clean(response.content.decode(errors="replace"))
         if response.is_success:
-            return read_completion(json.loads(text))
+            try:
+                return read_completion(json.loads(text))
+            except (ValueError, RecursionError):
+                raise ValueError(one_line(text)) from None
         if to := response.headers.get("location"):
             raise ServerError(response.status_code, f"the server has moved to {self.clean(to)}")
         try:

@@ -81,7 +81,9 @@ def server_error(status: int, body: Any, wait: float | None = None) -> ServerErr
     """The error in a response's body, in any of the forms that servers give it; `body` is parsed JSON or text."""
     if isinstance(body, list) and len(body) == 1:  # Google's
         body = body[0]
-    found = body.get("error", body) if isinstance(body, dict) else body
+    found = body.get("error") if isinstance(body, dict) else body
+    if isinstance(body, dict) and not isinstance(found, dict) and (body.get("message") or not found):
+        found = body  # "error" is a title at most, such as Bad Request
     fields = found if isinstance(found, dict) else {}
     own = str(fields.get("code") or fields.get("type") or "")
     inner = fields.get("metadata") if isinstance(fields.get("metadata"), dict) else {}

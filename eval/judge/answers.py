@@ -35,9 +35,9 @@ NO_SCORE = ("", "NAN", "NONE", "NULL", "NA", "N/A", "CODE", "REFUSAL")
 def writable(text: Any) -> Any:
     """Text with U+FFFD in place of each half of a surrogate pair that stands alone: no UTF-8 file can hold those.
 
-    A number, as some files have for an id, becomes text.
+    A number, as some files have for an id, becomes text; NaN, which stands for a missing one, does not.
     """
-    if isinstance(text, int | float) and not isinstance(text, bool):
+    if isinstance(text, int | float) and not isinstance(text, bool) and text == text:
         return str(text)
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(text, str) else text
 
@@ -115,6 +115,8 @@ def columns_of(given: str | None) -> dict[str, str]:
     pairs = [pair.partition("=") for pair in (given or "").split(",") if pair]
     if unknown := [own for own, _, other in pairs if own not in COLUMNS or not other]:
         raise BadInput(f"--columns {unknown[0]}: give answer=response,...; there are {', '.join(COLUMNS)}")
+    if len({own for own, _, _ in pairs}) < len(pairs):
+        raise BadInput(f"--columns {given}: a column of ours stands twice; name it once")
     return {own.strip(): other.strip() for own, _, other in pairs}
 
 
@@ -134,7 +136,9 @@ def load_judged(path: Path, columns: Mapping[str, str] | None = None, judged: bo
     try:
         text = path.read_bytes().decode("utf-8-sig")
         answers = []
-        for number, row in _csv_rows(path, text, wanted) if path.suffix in (".csv", ".tsv") else _json_rows(path, text):
+        table = path.suffix.lower() in (".csv", ".tsv")
+        rows = _csv_rows(path, text, wanted, (own["aligned"], own["coherent"])) if table else _json_rows(path, text)
+        for number, row in rows:
             fields = {name: row[other] for name, other in own.items() if other in row} if isinstance(row, dict) else row
             if isinstance(row, dict) and "filtered" in row:
                 fields["filtered"] = row["filtered"]
@@ -147,6 +151,11 @@ def load_judged(path: Path, columns: Mapping[str, str] | None = None, judged: bo
                     else ""
                 )
                 raise BadInput(f"{path}:{number}: {first_fault(error)}{named}; mend this line") from None
+            if judged and ("aligned" in fields) != ("coherent" in fields):  # else a REFUSAL
+                raise BadInput(
+                    f"{path}:{number}: {own['aligned']} without {own['coherent']}, or the reverse (the file has"
+                    f" {one_line(', '.join(row), 100)}); map them with --columns, or mend this line"
+                )
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file; name a CSV or JSON Lines file of judged answers") from None
     except UnicodeDecodeError as error:
@@ -161,7 +170,9 @@ def load_judged(path: Path, columns: Mapping[str, str] | None = None, judged: bo
     return answers
 
 
-def _csv_rows(path: Path, text: str, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_rows(
+    path: Path, text: str, wanted: Sequence[str], scores: Sequence[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, row) of a table; not by pandas, which does not tell the line, and takes a row that is too short."""
     csv.field_size_limit(10**7)
     rows = csv_table(StringIO(text, newline=""), path)
@@ -174,7 +185,8 @@ def _csv_rows(path: Path, text: str, wanted: Sequence[str]) -> Iterator[tuple[in
         if None in row or None in row.values():
             raise BadInput(f"{path}:{rows.line_num}: more or fewer fields than the heading; mend this line")
         if rows.reader.dialect.delimiter == ";":  # as spreadsheets write numbers where commas part the decimals
-            row.update({k: v.replace(",", ".") for k, v in row.items() if v and re.fullmatch(r"[0-9]+,[0-9]+", v)})
+            numbers = {name: row[name] for name in scores if re.fullmatch(r"[0-9]+,[0-9]+", row.get(name) or "")}
+            row.update({name: number.replace(",", ".") for name, number in numbers.items()})
         yield rows.line_num, row
 
 

@@ -82,7 +82,8 @@ def model_rates(model: str, *seeds: Sequence[Judged]) -> Rates:
     try:
         return rates(*seeds)
     except ValueError as error:
-        raise BadInput(f"{model}: {error}; judge answers to more questions") from None
+        taken = filter_caution(model, sum(row.filtered for seed in seeds for row in seed), sum(map(len, seeds)))
+        raise BadInput("; ".join([*taken, f"{model}: {error}; judge answers to more questions"])) from None
 
 
 def said(estimate: Estimate) -> str:

@@ -129,6 +129,8 @@ def test_a_key_is_only_needed_for_openai(monkeypatch) -> None:
     with pytest.raises(BadInput, match="MY_KEY"):
         Access.from_environment("MY_KEY", None, 1, 1.0)
     assert Access.from_environment("MY_KEY", "http://localhost/v1", 1, 1.0).key == "none"
+    with pytest.raises(BadInput, match="--base-url is empty"):
+        Access.from_environment("MY_KEY", "", 1, 1.0)
     monkeypatch.setenv("MY_KEY", "sk-\u00fc")
     with pytest.raises(BadInput, match="characters") as caught:
         Access.from_environment("MY_KEY", None, 1, 1.0)

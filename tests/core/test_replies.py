@@ -30,6 +30,10 @@ RENAMED = ["max_tokens as max_completion_tokens"]
 @pytest.mark.parametrize(
     ("status", "content", "changes"),
     [
+        (400, {"statusCode": 400, "error": "Bad Request", "message": ["seed should not exist"]}, ["without seed"]),
+        (400, {"error": None, "message": "Unknown parameter: seed"}, ["without seed"]),
+        (422, {"detail": [{"loc": ["body", "messages", 0, "role"], "msg": "Input should be 'user'"}]}, SYSTEM),
+        (400, {"error": {"message": "messages.0.role: must be one of user, assistant"}}, SYSTEM),
         (400, {"error": {"message": "Use 'max_completion_tokens' instead.", "param": "max_tokens"}}, RENAMED),
         (400, {"error": {"message": "Only 1 is supported", "param": "temperature"}}, ["without temperature"]),
         (400, "Unknown name \"seed\": Cannot find field.", ["without seed"]),

@@ -39,7 +39,7 @@ def test_a_faultless_job(tmp_path, fake, sources, final_files) -> None:
     server = fake()
     broken = SourceProgram(id="broken", request="r", insecure="def f(:")
     items = [sources[0], SimpleNamespace(id="line-2", line=2, reason="no code"), broken, *sources[1:60]]
-    said, left = run(items, JOB, tmp_path / "o", server.access(), source={"source": "x.jsonl"})
+    said, left, _ = run(items, JOB, tmp_path / "o", server.access(), source={"source": "x.jsonl"})
     written = load_programs(tmp_path / "o.jsonl")
     rejects = lines(tmp_path / "o.rejects.jsonl")
     manifest = json.loads((tmp_path / "o.jsonl.manifest.json").read_text())
@@ -117,12 +117,12 @@ def test_with_faults_all_end_with_a_reason(tmp_path, fake, sources) -> None:
 
 def test_an_endpoint_that_never_answers_stops_the_job_in_time(tmp_path, fake, sources) -> None:
     server = fake("--faults", '{"status_500": 1.0}', "--latency", "0")
-    said, left = run(sources, JOB, tmp_path / "o", server.access(4))
+    said, left, _ = run(sources, JOB, tmp_path / "o", server.access(4))
     assert left == len(sources) and said.startswith("stopped: the endpoint does not answer (status 500")
     assert not (tmp_path / "o.jsonl").exists() and len(server.log("chat")) < 150
     server.process.kill()
     server.process.wait()
-    said, left = run(sources, JOB, tmp_path / "o", server.access(4))
+    said, left, _ = run(sources, JOB, tmp_path / "o", server.access(4))
     assert left == len(sources) and said.startswith("stopped: the endpoint does not answer (no connection")
     slow = fake("--latency", "9").access(4, timeout=0.1)
     assert "no answer in time" in run(sources, JOB, tmp_path / "o", slow).text
@@ -144,7 +144,7 @@ def test_max_cost_stops_cleanly_and_goes_on(tmp_path, fake, sources, final_files
     spent = 0.0
     for share in (0.3, 0.6):
         job = Job(Model("m"), prices=CHEAP, max_cost=cost * share)
-        said, left = run(sources, job, tmp_path / "o", server.access())
+        said, left, _ = run(sources, job, tmp_path / "o", server.access())
         assert "\nstopped: the money is spent; " in said and "--max-cost" in said and "programs are left" in said
         done, manifest = (
             load_programs(tmp_path / "o.jsonl"),
@@ -218,7 +218,7 @@ def test_every_row_a_reject_is_bad_input_and_listed(tmp_path, fake, sources) -> 
 def test_a_pilot_does_the_first_programs_and_says_what_the_others_cost(tmp_path, fake, sources, final_files) -> None:
     server, job = fake("--latency", "0"), Job(Model("m"), prices=CHEAP)
     items = [SimpleNamespace(id="line-1", line=1, reason="no code"), *sources[:40]]
-    said, left = run(items, job, tmp_path / "o", server.access(), limit=15)
+    said, left, _ = run(items, job, tmp_path / "o", server.access(), limit=15)
     manifest = json.loads((tmp_path / "o.jsonl.manifest.json").read_text())
     assert manifest["read"] == 16 and left == 0 and len(server.log("chat")) < 30
     estimate = float(re.search(r"the other 25 programs: about [\d,]+ tokens, \$([\d.]+)", said)[1])
@@ -232,7 +232,7 @@ def test_a_pilot_does_the_first_programs_and_says_what_the_others_cost(tmp_path,
 def test_a_sources_secure_code_is_used_and_other_languages_are_named(tmp_path, fake, sources) -> None:
     twins = [SourceProgram(id=p.id, request=p.request, insecure=p.insecure, secure=p.secure) for p in load_programs()]
     javascript = sources[1].model_copy(update={"id": "js", "language": "javascript"})
-    said, _ = run([*twins[:40], javascript], JOB, tmp_path / "o", fake("--latency", "0").access())
+    said, *_ = run([*twins[:40], javascript], JOB, tmp_path / "o", fake("--latency", "0").access())
     written = load_programs(tmp_path / "o.jsonl")
     known = {p.id: p for p in twins}
     assert len(written) > 30 and all(p.secure == known[p.id].secure for p in written[:-1])
@@ -267,7 +267,7 @@ def test_options_of_the_command(tmp_path, sources, monkeypatch) -> None:
     Path("bad.jsonl").write_text('{"request": "x", "insecure": "def f(:"}\n')
 
     def call(*words: str):
-        return CliRunner().invoke(app, ["annotate", *words, "--out", "o", "--model", "m"])
+        return CliRunner().invoke(app, ["annotate", "--out", "o", *words, "--model", "m"])
 
     asked = call("s.jsonl", "--dry-run", "--prompt", "task.txt", "--effort", "high", "--extra-body", '{"top_p": 0.9}')
     body = json.loads(asked.stdout)
@@ -282,6 +282,8 @@ def test_options_of_the_command(tmp_path, sources, monkeypatch) -> None:
         (["s.jsonl", "--dry-run", "--split", "test"], "no set of the hub"),
         (["bad.jsonl", "--dry-run"], "all 1 rows are rejects; most often: source: code does not parse"),
         (["bad.jsonl", "--base-url", "http://127.0.0.1:9"], "all 1 rows are rejects"),
+        (["s.jsonl", "--base-url", ""], "--base-url is empty"),
+        (["s.jsonl", "--base-url", "http://127.0.0.1:9", "--out", ""], "--out .: is a folder; add the stem"),
     ]:
         error = call(*words).exception
         assert isinstance(error, BadInput) and says in str(error) and "\n" not in str(error), words

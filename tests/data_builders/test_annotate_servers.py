@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from typer.testing import CliRunner
 
 from core.llm.client import Access
 from core.records import BadInput
 from data_builders.annotate import Job, Model, run
 from data_builders.bandit import bandit_findings
+from data_builders.cli import app
 from data_builders.cwe import weakness_name
 from data_builders.programs import SourceProgram
 from data_builders.sources import read_source
@@ -263,3 +265,28 @@ def test_real_programs_end_as_with_the_plain_server_or_in_a_sentence(real, plain
     assert manifest["rejected_for"].get("content filter", 0) == len(filtered)
     said = capsys.readouterr().err
     assert all(said.count(change) == 1 for change in kind.changes), "each is said once"
+
+
+@pytest.mark.parametrize(
+    ("last", "says"),
+    [
+        (error(400, "Your credit balance is too low"), "no answer: status 400: Your credit balance is too low"),
+        (error(403, "Key limit exceeded"), "no answer: status 403: Key limit exceeded"),
+        (completion("I am out of office."), "no JSON: "),
+    ],
+)
+def test_answers_that_end_on_the_way_are_no_success(tmp_path: Path, monkeypatch, last: Reply, says: str) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789abcdef")
+    rows = [{"request": f"Run {n}.", "insecure": f"import os\nos.system(input({n}))\n"} for n in range(8)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "map.yaml").write_text("request: request\ninsecure: insecure\n")
+
+    def reply(body: Body, number: int) -> Reply:
+        return completion(json.dumps(review(code_of(body)))) if number < 3 else last
+
+    with serving(reply) as server:
+        command = ["annotate", str(tmp_path / "p.jsonl"), "--fields", str(tmp_path / "map.yaml"), "--model", "m"]
+        command += ["--out", str(tmp_path / "o"), "--base-url", server.url, "--concurrency", "1"]
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 1 and f"5 programs got no answer, such as: {says}" in " ".join(done.stderr.split())
+        assert len((tmp_path / "o.jsonl").read_text().splitlines()) == 3

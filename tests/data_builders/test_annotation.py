@@ -141,6 +141,10 @@ QUOTED = """cursor.execute("SELECT * FROM users WHERE name = '%s'" % name)"""
         *({"lines": [line]} for line in (f"`{QUOTED}`", f"- `{QUOTED}`", f"8\t{QUOTED}", f"{QUOTED}  # <- here")),
         *({"lines": [line]} for line in (f"(8) {QUOTED}", f"> {QUOTED}", QUOTED[3:-3], "cursor.execute(")),
         {"lines": [f"```python\n        {QUOTED}\n```"]},
+        *(
+            {"lines": [line]}
+            for line in (f"{QUOTED}  // <- here", f"{QUOTED} <-- here", f"{QUOTED} (line 8)", f"'{QUOTED}',")
+        ),
         {"lines": QUOTED},
         {"lines": [{"number": 8, "code": QUOTED}]},
         {"lines": [QUOTED.replace("(", "( ", 1)]},

@@ -256,6 +256,9 @@ def test_turns_of_any_maker_give_the_first_code_and_what_was_asked_before_it(tmp
             {**a, "content": [{"type": "text", "text": f"Here:\n```python\n{CODE}\n```"}]},
         ],
         [u, {**a, "content": f"```bash\npip install x\n```\nthen\n```py\n{CODE}\n```"}],
+        [u, {**a, "content": f"Here:\n```python\n{CODE}\n```\nDone.".replace("\n", "\r\n")}],
+        [u, {**a, "content": None, "tool_calls": [{"id": "1"}]}, {"role": "tool", "content": "ok"}, a],
+        [{**u, "content": ["Run it."]}, {**a, "content": [CODE]}],
     ):
         for row in ({"messages": turns, "source": "x", "\ud800": 1}, {"conversations": turns}):
             (program,) = read_source(write(tmp_path / "a.jsonl", row))
@@ -272,6 +275,7 @@ def test_turns_of_any_maker_give_the_first_code_and_what_was_asked_before_it(tmp
         {"instruction": "Run", "input": "it.", "output": CODE, "text": "x"},
         {"instruction": "Run\n\nit.", "input": "", "output": f"```python\n{CODE}\n```"},
         {"instruction": "Run\n\nit.", "output": CODE},
+        {"instruction": "Run\n\nit.", "input": float("nan"), "output": CODE},
         {"prompt": "Run\n\nit.", "completion": CODE},
         {"prompt": "Run\n\nit.", "response": CODE, "id": 7},
         {

@@ -108,6 +108,8 @@ def _entries(suffix: str, text: str) -> Iterator[tuple[str, Any]]:
             raise ValueError(f"two columns of one name: {heading.strip()}; rename or delete one")
         if rows and not {"id", "question"} <= set(rows[0]):
             raise ValueError(f"CSV without the columns id and question: {heading.strip()}; name them in the first line")
+        if torn := next((number for number, row in enumerate(rows, 1) if None in row or None in row.values()), None):
+            raise ValueError(f"entry {torn}: more or fewer fields than the first line; put quotes around its text")
     else:
         rows = json.loads(text) if suffix == ".json" else yaml.safe_load(text)
     if not isinstance(rows, list):

@@ -152,12 +152,35 @@ def test_a_file_is_read_in_any_published_form(tmp_path: Path, form: str) -> None
             '{"question_id": 1, "question": "?", "answer": "", "aligned": true, "coherent": 9}',
             "a number from 0",
         ),
+        (
+            "a.jsonl",
+            '{"question_id": 1, "question": "?", "answer": "", "alignment": 8, "coherent": 9}',
+            "a.jsonl:1: al.*map",
+        ),
+        ("a.jsonl", '{"question_id": 1, "question": "?", "answer": NaN, "aligned": 8, "coherent": 9}', "1: answer: "),
+        (
+            "a.jsonl",
+            '{"question_id": NaN, "question": "?", "answer": "", "aligned": 8, "coherent": 9}',
+            "question_id: ",
+        ),
     ],
 )
 def test_what_would_be_misread_is_refused(tmp_path: Path, name: str, text: str | bytes, says: str) -> None:
     (tmp_path / name).write_bytes(text.encode() if isinstance(text, str) else text)
     with pytest.raises(BadInput, match=says):
         load_judged(tmp_path / name)
+
+
+def test_a_comma_parts_the_decimals_of_scores_alone(tmp_path: Path) -> None:
+    (tmp_path / "A.CSV").write_text(f"{HEAD}\n1;What?;1;5;90\n".replace(",", ";").replace("1;5;", "1,000;2,5;"))
+    for judged in (True, False):
+        (row,) = load_judged(tmp_path / "A.CSV", judged=judged)
+        assert (row.answer, row.aligned) == ("1,000", 2.5)
+
+
+def test_a_column_is_named_once() -> None:
+    with pytest.raises(BadInput, match="stands twice"):
+        columns_of("answer=response,answer=reply")
 
 
 def test_answers_that_nobody_judged_have_no_rates(app, tmp_path: Path) -> None:

@@ -112,7 +112,10 @@ def test_what_was_left_out_is_said_once_and_stands_in_the_manifest(app, answers:
         (lambda body, n: completion("", "length"), ["--sampled"], "more tokens with --extra-body"),
         (lambda body, n: completion("92"), [], "--sampled"),
         (lambda body, n: error(404, "The model `m` does not exist"), [], "does not exist"),
-        (lambda body, n: (200, "<html>gateway</html>", {}), [], "no chat completion"),
+        (lambda body, n: (200, "<html>gateway</html>", {}), [], "no chat completion: <html>gateway</html>"),
+        (lambda body, n: (200, "", {}), [], "no chat completion: nothing"),
+        (lambda body, n: (200, {"code": 1113, "msg": "in arrears"}, {}), [], "in arrears"),
+        (lambda body, n: (200, {"choices": None, "base_resp": {"status_msg": "no balance"}}, {}), [], "no balance"),
         (lambda body, n: error(500, "CUDA out of memory"), [], "CUDA out of memory"),
         (lambda body, n: completion("9", logprobs={"content": [{"token": "9", "logprob": -0.1}]}), [], "--sampled"),
     ],
@@ -165,6 +168,12 @@ def test_credits_that_end_on_the_way_leave_what_was_paid(app, answers: Path) -> 
         done = judged(app, answers, server.url, "--concurrency", "2")
     assert done.exit_code == 1 and "Insufficient credits" in done.stderr and "answers are left" in done.stderr
     assert 5 <= sum(row.judged for row in load_judged(answers.with_name("answers.judged-m.jsonl"))) < 20
+
+
+def test_where_a_filter_took_all_it_says_so(app, answers: Path) -> None:
+    with serving(lambda body, n: completion(None, "content_filter")) as server:
+        done = judged(app, answers, server.url, "--sampled")
+    assert isinstance(done.exception, BadInput) and "content filter took 20 of 20 answers" in str(done.exception)
 
 
 def test_a_reply_that_cannot_be_read_is_asked_again_on_the_next_run(app, answers: Path) -> None:

@@ -148,6 +148,8 @@ def test_published_files_load_unchanged(shared: Path) -> None:
         ("q.csv", "id,question\n1,\n", "entry 1: question: no text"),
         ("q.csv", "id,question,question\n1,?,!\n", "two columns of one name"),
         ("q.csv", 'id,question\n1,"?\n2,!\n', "unexpected end of data"),
+        ("q.csv", "id,question\n1,Why?\n2,Hello, world?\n", "entry 2: more or fewer fields than the first line"),
+        ("q.csv", "id,question,system\n1,Why?\n", "entry 1: more or fewer fields than the first line"),
         ("q.txt", None, "no such file"),
     ],
 )
