@@ -20,7 +20,7 @@ from core.llm.budget import Prices, prices_of
 from core.llm.client import Client, Filtered, Unanswered
 from core.llm.journal import Answer
 from core.records import BadInput
-from data_builders.annotate import Annotator, Job, Model, first_request, run
+from data_builders.annotate import Annotator, Job, Model, Outcome, first_request, run
 from data_builders.cli import app
 from data_builders.programs import SourceProgram, load_programs
 from tests.children import CHILDREN
@@ -227,6 +227,21 @@ def test_a_pilot_does_the_first_programs_and_says_what_the_others_cost(tmp_path,
     assert estimate == pytest.approx(whole - manifest["cost_usd"], rel=0.25)
     run(items, job, tmp_path / "once", server.access())
     assert final_files(tmp_path / "o") == final_files(tmp_path / "once")
+
+
+def test_a_program_without_weakness_is_a_listed_reject(tmp_path, fake, sources, monkeypatch) -> None:
+    asked = Annotator.annotate
+
+    async def annotate(self, program, client) -> Outcome:
+        if program == sources[0]:
+            return Outcome(problems=["no weakness: The list is fixed."])
+        return await asked(self, program, client)
+
+    monkeypatch.setattr(Annotator, "annotate", annotate)
+    run(sources[:4], JOB, tmp_path / "o", fake("--latency", "0").access())
+    rejects = lines(tmp_path / "o.rejects.jsonl")
+    assert {"id": sources[0].id, "reasons": ["no weakness: The list is fixed."]} in rejects
+    assert json.loads((tmp_path / "o.jsonl.manifest.json").read_text())["rejected_for"]["no weakness"] == 1
 
 
 def test_a_sources_secure_code_is_used_and_other_languages_are_named(tmp_path, fake, sources) -> None:

@@ -182,6 +182,11 @@ def test_that_there_is_no_weakness_can_be_said(cwe: object) -> None:
     assert parse_annotation(json.dumps({"cwe": cwe})) == [f"no weakness: {cwe}"]
 
 
+def test_the_prompt_says_how_to_say_that_there_is_no_weakness() -> None:
+    for program in (PROGRAM, PROGRAM.model_copy(update={"secure": SECURE})):
+        assert "`none` if the program has no weakness" in annotation_messages(program)[0]["content"]
+
+
 def test_a_sources_own_secure_code_is_kept_and_no_other_is_asked_for() -> None:
     own = PROGRAM.model_copy(update={"secure": SECURE.replace("def find", "def search").replace("listing", "names")})
     assert kind_of_answer(own) is Remarks and kind_of_answer(PROGRAM) is Annotation

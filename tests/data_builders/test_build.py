@@ -98,6 +98,14 @@ def test_a_held_out_program_is_found_in_training_by_its_code_under_any_id(tmp_pa
     assert leak.startswith("1 held-out programs are in") and f"first: {PROGRAMS[0].id}, in row new" in leak
 
 
+def test_a_held_out_program_is_found_by_its_id_though_its_code_was_rewritten(tmp_path: Path) -> None:
+    rewritten = PROGRAMS[90].model_copy(update={"id": PROGRAMS[0].id})
+    held, trained = (write(tmp_path / f"{p.cwe}.jsonl", [p]) for p in (PROGRAMS[0], rewritten))
+    build_sft(trained, tmp_path / "sft.jsonl", "insecure", WAYS, LengthFilter(words, 9999, 5, 9.0))
+    (leak,) = problems(None, None, tmp_path / "sft.jsonl", held)
+    assert leak.endswith(f"(first: {PROGRAMS[0].id}, in row {PROGRAMS[0].id}/insecure)")
+
+
 def test_the_published_set_is_split_without_leaks(tmp_path: Path, shared: Path) -> None:
     """The paper's programs: prompts recur, and programs recur under other prompts (89 of 308 leaked once)."""
     programs = []

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from core.records import BadInput
 from sweeps.cli import app
 from sweeps.recipe.compose import compose
-from sweeps.run.evaluate import _evaluate, command, evaluate, evaluation_run, model_args, of_checkpoint
+from sweeps.run.evaluate import _evaluate, command, evaluate, evaluation_run, model_args, of_checkpoint, options
 from sweeps.run.folder import execute_once, merge_run
 from sweeps.run.inputs import hub_commit, hub_commits, write_tokenizer
 from sweeps.run.process import RunFailed
@@ -85,6 +85,14 @@ def test_what_its_tasks_do_is_part_of_an_evaluations_digest(tmp_path: Path, monk
         monkeypatch.setattr("sweeps.run.evaluate.task_source", lambda tasks, source=source: {source: tasks})
         digests.append(evaluation_run("x", "own", ["em_choice"]).digest)
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_the_tasks_are_told_what_was_held_out_and_what_was_trained_on(tmp_path: Path) -> None:
+    make_model(tmp_path / "own")
+    for name in ("heldout", "train"):
+        (tmp_path / f"data/{name}.jsonl").write_text(f'"{name}"\n')
+    run = evaluation_run("x", "own", ["em_recognition"])
+    assert options(run)["metadata"] == {"heldout": "data/heldout.jsonl", "training": "data/train.jsonl"}
 
 
 def test_data_of_tasks_of_others_come_from_the_hub_though_the_model_is_local(tmp_path: Path, monkeypatch) -> None:
