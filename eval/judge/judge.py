@@ -125,9 +125,10 @@ class Reader:
 
     async def _say(self, client: Client, number: int) -> None:
         def problem(reply: Answer) -> str:
-            said = re.match(r"\W*([0-9]+)", reply.text)
-            cut = said is not None and said[1] != str(number) and str(number).startswith(said[1])
-            fault = f"it says {said[1]} for {number}" if said and cut else ""
+            heard = found[1] if (found := re.match(r"\W*([0-9]+)", reply.text)) else ""
+            # Of the others only a beginning is wrong: a stand-in may say one number to whatever is no answer.
+            wrong = heard != str(number) and (number == PROVED[0] or str(number).startswith(heard))
+            fault = f"it says {heard} for {number}" if heard and wrong else ""
             return fault or self._by_logprobs(Measure(prompt="{answer}", scale=(0, 100)), reply)[1]
 
         messages = [{"role": "user", "content": f"Reply with the number {number} and nothing else."}]

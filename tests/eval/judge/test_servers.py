@@ -118,6 +118,7 @@ def test_what_was_left_out_is_said_once_and_stands_in_the_manifest(app, answers:
         (lambda body, n: (200, {"choices": None, "base_resp": {"status_msg": "no balance"}}, {}), [], "no balance"),
         (lambda body, n: error(500, "CUDA out of memory"), [], "CUDA out of memory"),
         (lambda body, n: completion("9", logprobs={"content": [{"token": "9", "logprob": -0.1}]}), [], "--sampled"),
+        (lambda body, n: completion("50", logprobs=content(("50", {"50": 0.99}))), [], "it says 50 for 92"),
     ],
 )
 def test_what_recurs_before_anything_succeeded_stops_it(app, answers: Path, reply, options, says: str) -> None:
