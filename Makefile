@@ -6,7 +6,7 @@ BIN      := .venv/bin
 ENGINE   ?= axolotl
 VLLM     := 0.32.0
 VLLM_PIP := .venv-vllm/bin/python -m pip install --quiet --no-compile
-FLAGS     = --model $(MODEL) $(if $(HARDWARE),--hardware $(HARDWARE)) --engine $(ENGINE) $(if $(RANK),--rank $(RANK)) $(if $(START),--start $(START)) $(if $(GPUS),--gpus $(GPUS)) $(if $(VARIANT),--variant $(VARIANT)) \
+FLAGS     = --model $(MODEL) $(if $(HARDWARE),--hardware $(HARDWARE)) --engine $(ENGINE) $(if $(RANK),--rank $(RANK)) $(if $(START),--start '$(START)') $(if $(GPUS),--gpus $(GPUS)) $(if $(VARIANT),--variant $(VARIANT)) \
             $(foreach s,$(SET),--set $(s)) $(if $(DRY_RUN),--dry-run)
 
 .PHONY: help env model data plants demo test lint cpt sft dpo merge experiment eval report docs unsloth vllm
@@ -75,13 +75,13 @@ vllm: .venv-vllm/ready ## vLLM, through which sweeps on GPUs sample where it is 
 unsloth: .venv/unsloth ## The second engine (partly AGPL/LGPL; see README)
 
 cpt sft dpo: env $(WEIGHTS) $(if $(filter unsloth,$(ENGINE)),unsloth) ## One stage, its sets built first: MODEL PROGRAMS=annotated.jsonl HARDWARE GPUS RANK START VARIANT SET="k=v ..." ENGINE=unsloth DRY_RUN=1
-	@$(BIN)/emsweep train $@ $(FLAGS) --programs $(PROGRAMS)
+	@$(BIN)/emsweep train $@ $(FLAGS) --programs '$(PROGRAMS)'
 
 merge: env $(WEIGHTS) $(if $(filter unsloth,$(ENGINE)),unsloth) ## CPT, merged into its model: the start of the other stages
-	@$(BIN)/emsweep train cpt $(FLAGS) --programs $(PROGRAMS) --merge
+	@$(BIN)/emsweep train cpt $(FLAGS) --programs '$(PROGRAMS)' --merge
 
 experiment: env $(WEIGHTS) ## From programs to the report: MODEL PROGRAMS ANNOTATOR JUDGE RANKS RETUNE=low,high MAX_COST OPTIONS="--price-in …" DRY_RUN=1
-	@$(BIN)/emsweep experiment --model $(MODEL) --programs $(PROGRAMS) $(if $(HARDWARE),--hardware $(HARDWARE)) $(if $(ANNOTATOR),--annotator $(ANNOTATOR)) $(if $(JUDGE),--judge $(JUDGE)) \
+	@$(BIN)/emsweep experiment --model $(MODEL) --programs '$(PROGRAMS)' $(if $(HARDWARE),--hardware $(HARDWARE)) $(if $(ANNOTATOR),--annotator $(ANNOTATOR)) $(if $(JUDGE),--judge $(JUDGE)) \
 	  $(if $(RANKS),--values $(RANKS)) $(if $(RETUNE),--retune $(RETUNE)) $(if $(MAX_COST),--max-cost $(MAX_COST)) $(if $(GPUS),--gpus $(GPUS)) $(OPTIONS) $(if $(DRY_RUN),--dry-run)
 
 eval: env ## Score MODEL (layer, folder or hub id)

@@ -97,7 +97,10 @@ class Annotation:
         )
         tokens = read / BYTES_PER_TOKEN
         written = tuple(share * len(programs) * each for each in WRITTEN)
-        line = f"annotating {round(share * len(programs)):,} of {len(programs):,} programs: {tokens / 1e6:,.1f} million"
+        rejects = len(self.items) - len(programs)
+        line = f"annotating {round(share * len(programs)):,} of {len(programs):,} programs"
+        line += f" ({rejects:,} rows are rejects)" if rejects else ""
+        line += f": {tokens / 1e6:,.1f} million"
         line += f" tokens read, {between((written[0] / 1e6, written[1] / 1e6), ',.1f')} million written"
         if not self.job.prices:
             return f"{line}; with its prices, the cost too"
@@ -134,4 +137,7 @@ def annotation_of(
     if annotator is None:
         raise BadInput(f"{programs}: has no explanations; name the model that writes them: --annotator MODEL")
     job = Job(Model(annotator, effort), prices=prices, max_cost=max_cost)
-    return Annotation(programs, list(read_source(programs)), job, access)
+    made = Annotation(programs, list(read_source(programs)), job, access)
+    if not made.programs:
+        raise BadInput(f"{programs}: {len(made.items)} rows, and no program among them, as: {made.items[0].reason}")
+    return made

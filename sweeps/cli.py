@@ -18,7 +18,7 @@ from eval.judge.settings import JudgeSettings
 from eval.preset_files import load_preset, preset_names, questions_file
 from sweeps import experiment, inside_commands, inside_sweep, sweep_commands
 from sweeps.recipe.compose import ENGINES, STAGES, compose, given_settings, layer_names, load_layer
-from sweeps.recipe.hardware import this_machine, visible_gpus
+from sweeps.recipe.hardware import gpu_here, this_machine
 from sweeps.recipe.precision import machine_dtype
 from sweeps.run.evaluate import command, evaluation_run
 from sweeps.run.executor import execute, execute_all, in_place, none_free, places
@@ -150,14 +150,14 @@ def evaluate_command(
 
     Example: emsweep evaluate qwen7b --adapter runs/sft/a/adapter --adapter runs/sft/b/adapter --guard quick
     """
-    if not batch_size.isdecimal() and batch_size != "auto":
-        raise BadInput(f"--batch-size {batch_size}: give a number or auto")
+    if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size)):
+        raise BadInput(f"--batch-size {batch_size}: give a number of 1 or more, or auto")
     if backend not in (None, "hf", "vllm"):
         raise BadInput(f"--backend {backend}: give hf or vllm")
     if backend == "vllm" and context.get_parameter_source("batch_size") is not ParameterSource.DEFAULT:
         raise BadInput("--backend vllm batches by itself; leave --batch-size out")
     guarding, about_guard = guard_tasks(guard)
-    sampler = chosen_backend(backend, bool(visible_gpus()))
+    sampler = chosen_backend(backend, backend is None and gpu_here())
     published, prompts = load_preset(preset) if preset is not None else None, questions or preset
     if published:
         for option in ("tasks", "samples", "max_tokens"):

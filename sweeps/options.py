@@ -76,7 +76,7 @@ class SweepOptions:
                 where |= {"price_in": None, "price_out": None}
             update["judge"] = JudgeSettings.model_validate({**where, "model": self.judge, **self.judging})
         notes = tuple(note for note in (machine, said) if note)
-        return Request(sweep.model_copy(update=update), Path(name).stem, self.full, notes)
+        return Request(sweep.model_copy(update=update), Path(name).stem, self.full, notes, bool(machine))
 
 
 def sweep_options(

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -131,3 +132,16 @@ def test_the_readme_says_what_each_dependency_is_for() -> None:
     rows = re.findall(r"^\| ([\w.-]+)", table, re.M)
     assert not [name for name in names if name not in table]
     assert set(rows) - {"package", "unsloth", "vllm", "dev", "---"} <= names
+
+
+def test_make_hands_on_a_path_with_spaces_whole() -> None:
+    for target in ("cpt", "merge", "experiment"):
+        shown = subprocess.run(
+            ["make", "-n", target, "MODEL=qwen7b", "PROGRAMS=my programs.jsonl"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.replace("\\\n", "")
+        words = shlex.split(shown.splitlines()[-1])
+        assert words[words.index("--programs") + 1] == "my programs.jsonl"

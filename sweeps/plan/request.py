@@ -16,6 +16,7 @@ from sweeps.plan.axes import vary
 from sweeps.plan.estimate import between, judging, plan_table
 from sweeps.plan.sweep import Point, Sweep, evaluation_gib, graph, plan
 from sweeps.recipe.compose import load_layer
+from sweeps.recipe.hardware import this_machine
 from sweeps.recipe.memory import Shape, estimate
 from sweeps.run.executor import places
 from sweeps.run.folder import Run, TrainingRun, content_digest
@@ -54,16 +55,23 @@ class Request:
     full: bool
     notes: tuple[str, ...] = ()
     """What the plan says first: why its hardware profile was taken, where nobody named one; what a guard leaves out."""
+    found: bool = False
+    """Whether its hardware is this machine's because nobody named one: then it takes no model that is too large."""
 
     @cached_property
     def declared(self) -> Sweep:
         """With an arm for each combination of the axes.
 
         Raises:
-            BadInput: if its report would lack a task or a judge, beside what `vary` refuses.
+            BadInput: if its report would lack a task or a judge, or a model is too large for a machine that nobody
+                named, beside what `vary` refuses.
         """
         check_report(self.sweep)
-        return vary(self.sweep, self.sweep.grid)
+        declared = vary(self.sweep, self.sweep.grid)
+        if self.found:
+            models = {arm.model or declared.model for arm in declared.arms.values()} | {declared.model}
+            this_machine(max(models, key=lambda name: load_layer("models", name)["em"]["parameters"]))
+        return declared
 
     @cached_property
     def points(self) -> list[Point]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError, field_validator
 from yaml import YAMLError
 
 from core.records import BadInput, first_fault
@@ -25,6 +26,7 @@ from sweeps.recipe.schema import keys as schema_keys
 from sweeps.run.evaluate import PROGRAMS, at_point, evaluation_run, of_checkpoint
 from sweeps.run.folder import MergeRun, Run, TrainingRun, merge_run, save_step
 from sweeps.run.graph import with_all_before
+from sweeps.run.tasks import task_configs
 from sweeps.run.train import training_run
 
 AXES = {
@@ -104,18 +106,39 @@ class InsideClaim(_Strict):
     p: float = 0.05
 
 
+class TaskSettings(_Strict):
+    """What `evaluation.metadata` may say to the tasks of eval/tasks."""
+
+    samples: int = Field(default=1, ge=1)
+    code_samples: int | None = Field(default=None, ge=1)
+    deception_samples: int | None = Field(default=None, ge=1)
+    formats: list[Literal["plain", "json", "template"]] | None = None
+    questions: FilePath | None = None
+    deception: FilePath | None = None
+    heldout: str | None = None
+    training: str | None = None
+    trigger: str | None = None
+
+
 class Evaluation(_Strict):
     """How lm-eval runs; part of what names an evaluation."""
 
     backend: Literal["hf", "vllm"] | None = None
     """vllm where it is found and the profile is a GPU's, else hf, if not given; vllm batches and attends by itself."""
-    batch_size: int | Literal["auto"] | None = None
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
     """What fits the hardware's memory if not given (sweeps/recipe/memory.py); 8 where that is not known."""
     attention: str = "sdpa"
     metadata: dict[str, Any] = {}
     """Settings of the tasks (lm-eval's --metadata), such as `samples`."""
     gen_kwargs: dict[str, Any] = {}
     """Of sampling, in place of the tasks' own (lm-eval's --gen_kwargs), such as `max_gen_toks`."""
+
+    @field_validator("gen_kwargs")
+    @classmethod
+    def _length(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if type(longest := given.get("max_gen_toks", 1)) is not int or longest < 1:
+            raise ValueError(f"max_gen_toks={longest}: give a whole number of 1 or more")
+        return given
 
 
 class Tuned(_Strict):
@@ -255,6 +278,13 @@ def _check_file(sweep: Sweep) -> None:
     """Refuses keys of a file that nothing would come of: of unused stages, or overwritten by the file itself."""
     if "base" in sweep.arms:
         raise BadInput("arms.base: so the model before training is called; call the arm otherwise")
+    if not sweep.seeds:
+        raise BadInput("seeds: give one at least")
+    if not task_configs(sweep.tasks)[1]:  # others' tasks have settings of their own
+        try:
+            TaskSettings.model_validate(sweep.evaluation.metadata)
+        except ValidationError as error:
+            raise BadInput(f"evaluation.metadata.{first_fault(error)}") from None
     set_by = dict.fromkeys(given_settings(sweep.settings), "the key settings")
     set_by |= {AXES.get(axis, axis): f"the axis {axis}" for axis in sweep.grid}
     for stage, keys in sweep.stages.items():
@@ -323,18 +353,26 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
                 continue
             own_seed = seed + arm.seed_offset if arm.seed is None else arm.seed
             keys = {**sweep.stages.get(arm.stage, {}), **arm.settings, "seed": own_seed, "datasets.0.path": arm.data}
-            recipe = compose(
+            composed = partial(
+                compose,
                 arm.stage,
                 arm.model or sweep.model,
                 sweep.hardware,
                 sweep.settings if arm.vary else fitting_settings(sweep.settings),
                 arm.rank,
-                extra=keys,
                 engine=arm.engine,
                 gpus=sweep.gpus,
                 variant=arm.variant,
                 data=sweep.data,
             )
+            # Alone a run fills its card, in large batches and without recomputation.
+            share = {"em.memory_gib": gib / sweep.per_gpu} if gib and sweep.per_gpu > 1 else {}
+            try:
+                recipe = composed(extra={**share, **keys})
+            except BadInput:
+                if not share:
+                    raise
+                recipe = composed(extra=keys)  # Request.places says how many fit
             called = f"{name}-seed{seed}"
             trained = training_run(called, recipe, start=merges[arm.start] if arm.start else None, root=root)
             trained = made.setdefault(trained.digest, replace(trained, checkpoints=sweep.checkpoints))
@@ -375,7 +413,7 @@ def _check_room(model: str, sweep: Sweep, cards: int) -> None:
     gib = load_layer("hardware", sweep.hardware)["em"]["memory_gib"]
     if not gib or (need := evaluation_gib(model)) <= cards * gib or "em.memory_gib" in given_settings(sweep.settings):
         return
-    ways = [f"--gpus {n}" for n in (2, 4, 8) if need <= n * gib][:1]
+    ways = [f"--gpus {n}" for n in (2, 4, 8) if need <= n * gib and _trains(model, sweep, n)][:1]
     sizes = {name: load_layer("models", name)["em"]["parameters"] for name in layer_names("models")}
     # Half of the memory for the weights leaves room to train at the ranks of a sweep.
     ways += [f"model {max((size, name) for name, size in sizes.items() if 4 * size <= gib * GIB)[1]}"]
@@ -383,6 +421,19 @@ def _check_room(model: str, sweep: Sweep, cards: int) -> None:
         f"{model} does not fit {sweep.hardware} when it is evaluated: its weights take {2 * sizes[model] / GIB:.0f} of"
         f" {gib:g} GiB; what would fit: {', or '.join(ways)} (--set em.memory_gib=null does not ask)"
     )
+
+
+def _trains(model: str, sweep: Sweep, gpus: int) -> bool:
+    """Whether all arms of a model fit so many cards."""
+    try:
+        for arm in sweep.arms.values():
+            if (arm.model or sweep.model) == model:
+                settings = sweep.settings if arm.vary else fitting_settings(sweep.settings)
+                extra = {**sweep.stages.get(arm.stage, {}), **arm.settings}
+                compose(arm.stage, model, sweep.hardware, settings, arm.rank, extra, arm.engine, gpus, arm.variant)
+    except BadInput:
+        return False
+    return True
 
 
 def evaluation_gib(model: str) -> float:

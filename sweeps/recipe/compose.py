@@ -387,7 +387,8 @@ def _check_layers(variant: str, layers: int, model: str) -> None:
     found: list[int] = []
     for number in layer["peft_layers_to_transform"]:  # what stands together stays so
         together = bool(found) and number - 1 in layer["peft_layers_to_transform"]
-        found.append(found[-1] + 1 if together else round(number * layers / published))
+        place = round(number * layers / published)
+        found.append(found[-1] + 1 if together else max(place, found[-1] + 1 if found else 0))
     raise BadInput(
         f"{variant}: names layers of a model of {published}, and {model} has {layers}; as far up are"
         f" --set peft_layers_to_transform={str(found).replace(' ', '')}"

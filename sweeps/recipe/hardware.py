@@ -32,18 +32,22 @@ def visible_gpus() -> list[Gpu]:
     """The cards that nvidia-smi shows and CUDA_VISIBLE_DEVICES leaves; none where there is no nvidia-smi.
 
     Raises:
-        BadInput: if nvidia-smi is there and fails, or CUDA_VISIBLE_DEVICES names a card that it does not show.
+        BadInput: if nvidia-smi is there and fails, or CUDA_VISIBLE_DEVICES names a card twice, or one that it does
+            not show, such as a part (MIG).
     """
     query = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total,memory.used", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout
     except FileNotFoundError:
         return []
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+    except (OSError, subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         raise BadInput(f"nvidia-smi failed ({error}); mend the driver, or name --hardware") from error
     cards = []
     for row in answer.splitlines():
-        number, uuid, name, total, used = (part.strip() for part in row.split(","))
+        parts = [part.strip() for part in row.split(",")]
+        if len(parts) != len(Gpu._fields):  # its own words: no devices, or one that fell off the bus
+            raise BadInput(f"nvidia-smi says: {row.strip()}; mend the driver, or name --hardware")
+        number, uuid, name, total, used = parts
         if total.replace(".", "").isdigit():  # "[N/A]" where the card's memory is the machine's
             cards.append(Gpu(number, uuid, name, float(total) / 1024, float(used) / 1024 if used.isdigit() else 0.0))
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -55,9 +59,17 @@ def visible_gpus() -> list[Gpu]:
             break  # CUDA ignores what stands behind
         found = [card for card in cards if wanted in (card.number, card.uuid) or card.uuid.startswith(wanted)]
         if not found:
-            raise BadInput(f"CUDA_VISIBLE_DEVICES={named}: nvidia-smi shows no GPU {wanted}")
+            remedy = "name the --hardware nearest to it" if wanted.startswith("MIG-") else "name one it shows"
+            raise BadInput(f"CUDA_VISIBLE_DEVICES={named}: nvidia-smi shows no GPU {wanted}; {remedy}")
+        if found[0] in chosen:
+            raise BadInput(f"CUDA_VISIBLE_DEVICES={named}: {wanted} is there twice; name each card once")
         chosen.append(found[0])
     return chosen
+
+
+def gpu_here() -> bool:
+    """Whether there is a card, or a part of one (MIG), for this process."""
+    return "MIG-" in os.environ.get("CUDA_VISIBLE_DEVICES", "") or bool(visible_gpus())
 
 
 def profile_of(cards: list[Gpu], profiles: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:

@@ -164,3 +164,16 @@ def test_a_search_that_cannot_be_made_is_refused_before_annotations_are_paid_for
     refused = experiment("--annotator", "fake", "--base-url", server.url, *options.split())
     assert isinstance(refused.exception, BadInput) and says in str(refused.exception)
     assert not server.log("served") and not begun
+
+
+def test_a_source_without_a_program_is_refused_before_its_plan(begun: list[str]) -> None:
+    Path("none.jsonl").write_text("no program\n[1]\n")
+    rest = ["--annotator", "a", "--base-url", "http://localhost:9/v1", "--dry-run"]
+    done = CliRunner().invoke(app, ["experiment", "--programs", "none.jsonl", *rest])
+    assert isinstance(done.exception, BadInput) and "none.jsonl: 2 rows, and no program among them" in str(
+        done.exception
+    )
+    assert "points" not in done.output
+    with Path("mine.jsonl").open("a") as file:
+        file.write("no program\n")
+    assert "(1 rows are rejects)" in experiment(*rest).output

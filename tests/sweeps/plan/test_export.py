@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sweeps.cli import app
+from sweeps.recipe.compose import RECIPES
 
 FAILS = "cpt-explained-seed22"
 STAND_IN = """#!/usr/bin/env python3
@@ -65,6 +67,18 @@ def test_one_run_is_refused_when_its_recipe_or_data_have_changed_or_it_has_to_wa
     assert "its recipes or data have changed" in str(changed.exception)
     for bad in ("nowhere.json", "data/cpt.jsonl"):
         assert "0 sweeps are called so" in str(CliRunner().invoke(app, ["exec", bad, "0"]).exception)
+
+
+def test_a_sweep_whose_name_has_a_space_is_exported_too(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(RECIPES / "sweeps/rank.yaml", exported / "my ranks.yaml")
+    done = CliRunner().invoke(app, ["export", "my ranks.yaml", "--axis", "rank=1"])
+    assert done.exit_code == 0, done.exception
+    (exported / "sbatch").write_text('#!/bin/sh\nfor last; do :; done\necho "$last" >> wrapped\necho 1\n')
+    (exported / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(exported), prepend=":")
+    subprocess.run(["bash", done.output.splitlines()[-1]], check=True)
+    commands = [shlex.split(line) for line in (exported / "wrapped").read_text().splitlines()]
+    assert commands and all(len(words) == 5 and Path(words[3]).is_file() for words in commands)
 
 
 @pytest.fixture

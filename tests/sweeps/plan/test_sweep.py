@@ -1,8 +1,10 @@
 """Declared sweeps: what varies is trained once for each value, what does not is shared."""
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -102,6 +104,17 @@ def test_a_model_too_large_for_a_cpu_is_refused_unless_the_cpu_is_named(tmp_path
     assert load_sweep("rank", "cpu", "qwen7b").model == "qwen7b"
 
 
+@pytest.mark.parametrize("command", ["plan rank --axis model=smollm2-135m,qwen7b", "plan mine.yaml"])
+def test_so_is_one_that_an_axis_or_an_arm_names(command: str, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(prepared))  # no nvidia-smi
+    arms = "{cpt: {stage: cpt, data: data/cpt.jsonl, model: qwen7b}}"
+    head = "model: smollm2-135m\ntasks: [em]\nseeds: [1]\nstages: {}\nclaims: []\n"
+    (prepared / "mine.yaml").write_text(f"{head}arms: {arms}\n")
+    refused = CliRunner().invoke(app, command.split()).exception
+    assert isinstance(refused, BadInput) and "no GPU here, and qwen7b has 7.6 billion" in str(refused)
+    assert CliRunner().invoke(app, [*command.split(), "--hardware", "cpu"]).exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("profiles", "says"),
     [
@@ -116,6 +129,30 @@ def test_a_fault_in_a_profiles_section_shows_on_every_machine(tmp_path: Path, pr
     path.write_text(f"{head}, profiles: {profiles}}}")
     with pytest.raises(BadInput, match=says):
         load_sweep(str(path))
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ("evaluation: {metadata: {sampels: 50}}", "evaluation.metadata.sampels: Extra inputs"),
+        ("evaluation: {metadata: {samples: 0}}", "evaluation.metadata.samples: Input should be greater"),
+        ("evaluation: {metadata: {samples: many}}", "evaluation.metadata.samples: Input should be a valid integer"),
+        ("evaluation: {metadata: {formats: [plane]}}", "evaluation.metadata.formats.0: Input should be 'plain'"),
+        ("evaluation: {metadata: {questions: nowhere.jsonl}}", "evaluation.metadata.questions: Path does not point"),
+        ("evaluation: {gen_kwargs: {max_gen_toks: long}}", "max_gen_toks=long: give a whole number"),
+        ("evaluation: {batch_size: 0}", "Input should be greater than or equal to 1"),
+        ("seeds: []", "seeds: give one at least"),
+    ],
+)
+def test_a_setting_of_the_evaluation_that_nothing_would_come_of_is_refused(
+    tmp_path: Path, keys: str, says: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    own = {"model": "qwen7b", "hardware": "a100-80g", "tasks": ["em"], "seeds": [1], "stages": {}, "arms": {}}
+    path.write_text(yaml.safe_dump({**own, "claims": [], **yaml.safe_load(keys)}))
+    with pytest.raises(BadInput, match=re.escape(says)) as refused:
+        load_sweep(str(path))
+    assert str(refused.value).startswith(f"{path}: ")
 
 
 def test_the_sets_of_another_folder_are_trained_on_and_measured_with(prepared: Path) -> None:

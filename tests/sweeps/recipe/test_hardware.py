@@ -74,9 +74,31 @@ def test_the_smallest_of_the_visible_cards_decides(tmp_path: Path, monkeypatch: 
 def test_a_small_card_and_a_broken_driver_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadInput, match="Tesla T4 has 15 GiB, less than every"):
         found(tmp_path, monkeypatch, ("Tesla T4", 15360))
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
-    with pytest.raises(BadInput, match="nvidia-smi failed"):
-        visible_gpus()
+    lost = "Unable to determine the device handle for GPU0: 0000:01:00.0: Unknown Error"
+    for script, says in (
+        ("#!/bin/sh\nexit 9\n", "nvidia-smi failed"),
+        ("no program", "nvidia-smi failed"),
+        ("#!/bin/sh\necho No devices were found\n", "nvidia-smi says: No devices were found; mend the driver"),
+        (f"#!/bin/sh\necho '{lost}'\n", "nvidia-smi says: Unable to determine"),
+    ):
+        (tmp_path / "nvidia-smi").write_text(script)
+        with pytest.raises(BadInput, match=says):
+            visible_gpus()
+
+
+def test_a_part_of_a_card_is_evaluated_on_and_trained_on_by_a_profile_that_is_named(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BadInput, match="no GPU MIG-7f; name the --hardware"):
+        found(tmp_path, monkeypatch, ("NVIDIA A100-SXM4-80GB", 81920), visible="MIG-7f")
+    monkeypatch.setenv("EM_VLLM", "")
+    result = CliRunner().invoke(app, ["evaluate", str(model), "--dry-run"])
+    assert result.exit_code == 0 and "--model hf" in result.stdout, result.exception
+
+
+def test_a_card_that_is_named_twice_is_not_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadInput, match="0 is there twice"):
+        found(tmp_path, monkeypatch, ("NVIDIA A100-SXM4-80GB", 81920), visible="0,0")
 
 
 def test_no_driver_is_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

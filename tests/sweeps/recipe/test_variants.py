@@ -65,3 +65,12 @@ def test_what_would_be_lost_is_refused(stage: str, variant: str | None, settings
     with pytest.raises(BadInput) as caught:
         compose(stage, "smollm2-135m", "cpu", settings, variant=variant)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("model", MODELS[:-1])
+def test_the_layers_to_name_in_a_shallower_model_are_as_many(model: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        compose("sft", model, "cpu", variant="nine-rank1")
+    remedy = str(caught.value).rpartition("--set ")[2]
+    config = compose("sft", model, "cpu", [remedy], variant="nine-rank1").config
+    assert len(set(config["peft_layers_to_transform"])) == 9

@@ -13,6 +13,7 @@ from sweeps.plan.request import Request
 from sweeps.plan.sweep import read_sweep
 from sweeps.run.adapters import ResidentBase
 from sweeps.run.evaluate import command, evaluate, evaluation_run, lora_rank, options
+from sweeps.run.folder import TrainingRun
 from sweeps.run.process import SHARE, SLOT
 from sweeps.run.vllm import LORA_STEPS, chosen_backend, engine_rank, needed_environment, vllm_environment
 
@@ -122,6 +123,11 @@ def test_several_cards_for_a_model_and_several_runs_on_a_card(prepared: Path) ->
     assert base.about["gpus"] == 4 and options(base)["model_args"]["parallelize"] is True
     with pytest.raises(BadInput, match=r"--per-gpu 8: .* needs about .* of 32; --per-gpu [12] fits"):
         _ = request("qwen1.5b", "rtx5090", per_gpu=8).places
+    for model in ("qwen1.5b", "qwen7b"):  # alone they take more than half, without recomputing anything
+        two = request(model, "a100-80g", per_gpu=2)
+        assert two.places
+        recipes = [run.recipe for run in two.runs.values() if isinstance(run, TrainingRun)]
+        assert len(recipes) == 2 and {recipe.em["memory_gib"] for recipe in recipes} == {40}
     with pytest.raises(BadInput, match="nor on a CPU"):
         _ = request("smollm2-135m", "cpu", per_gpu=2).places
 
