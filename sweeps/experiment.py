@@ -25,7 +25,7 @@ from sweeps.plan.sweep import Sweep, fitting_settings
 from sweeps.recipe.compose import Recipe, compose
 from sweeps.run.process import console
 from sweeps.sets import BUILT_IN, annotated_file, held_out_share, sets_for
-from sweeps.sweep_commands import check_retune, start_ranks
+from sweeps.sweep_commands import check_retune, show_search, start_ranks
 from sweeps.tune.learning_rate import Search
 
 app = App()
@@ -145,7 +145,7 @@ def experiment(
         if annotation and sets is None:
             console.print(annotation.plan(), highlight=False, soft_wrap=True)
         if retune:
-            console.print(f"--retune: up to {search.most} more runs, and evaluations, for each rank", highlight=False)
+            show_search(search)
         if how.dry_run:
             return
     if sets is None:
@@ -153,6 +153,8 @@ def experiment(
         annotation.run()
         judged = _judged(options, declared.judge, endpoints, annotation.spent)
         sets = sets_for(annotation.file, recipe, length)
+    if how.dry_run and retune:
+        show_search(search)
     start_ranks(replace(judged, data=str(sets.build())), how, search, values, sweep, None if how.dry_run else retune)
 
 

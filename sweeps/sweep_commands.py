@@ -37,6 +37,7 @@ app = App()
 SweepName = Annotated[str, typer.Argument(help="Declared sweep (recipes/sweeps) or the path of one.")]
 SweepOption = Annotated[str, typer.Option("--sweep", help="Declared sweep (recipes/sweeps) or the path of one.")]
 Values = Annotated[str | None, typer.Option(help="Values, with commas between; the declared ones if not given.")]
+UNSHOWN = "a search decides what to run as it goes, so that there is nothing for --dry-run to show"
 PlannedSweep = Annotated[str, typer.Argument(help="A planned sweep: its name, folder or sweep.json.")]
 
 
@@ -157,6 +158,11 @@ def rank(
     start_ranks(options, how, search, values, sweep, retune)
 
 
+def show_search(search: Search) -> None:
+    """Prints what --retune adds to the plan of its sweep."""
+    console.print(f"--retune: up to {search.most} more runs, and evaluations, for each rank", highlight=False)
+
+
 def check_retune(request: Request, retune: str, search: Search) -> list[str]:
     """The ends of --retune's range.
 
@@ -181,6 +187,12 @@ def start_ranks(
         start(request, how)
         return
     ends = check_retune(request, retune, search)
+    if how.dry_run:
+        raise BadInput(UNSHOWN)
+    request.show_plan()
+    if request.sweep.judge:
+        request.show_judging()
+    show_search(search)
     edges = {at["rank"]: edge for at, edge in _edges(options, sweep, own, ends, how, search)}
     low, high = (pick(map(float, ends)) for pick in (min, max))
     if outside := [rank for rank, edge in edges.items() if not low <= edge.lr <= high]:
@@ -227,7 +239,7 @@ def _edges(
 ) -> list[tuple[dict[str, str], Edge]]:
     """The highest coherent learning rate, between `ends`, at each combination of the axes (`own`, and the options')."""
     if how.dry_run:
-        raise BadInput("a search decides what to run as it goes, so that there is nothing for --dry-run to show")
+        raise BadInput(UNSHOWN)
     request = options.request(sweep, own)
     judge = _judge(request)
     score, judged_by = (judged_coherent(judge), f"judge: {judge.name}") if judge else (unbroken, NO_JUDGE)

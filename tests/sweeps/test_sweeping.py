@@ -147,6 +147,8 @@ def test_each_rank_is_trained_at_its_own_edge(begun: list[str], monkeypatch: pyt
     again = ("rank", "--values", "1,64", "--retune", "1e-5,1e-1", "--axis", "seed=5,6", "--sharpness", "0.1")
     done = emsweep(*again)
     assert done.exit_code == 0, done.exception
+    first = done.output.index("learning rate ")
+    assert done.output.index(" points, ") < done.output.index("--retune: up to 12 more runs") < first
     assert not [name for name in begun if "seed21" in name]
     for rank, edge in edges.items():
         records = [json.loads(p.read_text()) for p in Path("runs").glob(f"dpo/dpo-pairs-r{rank}-seed*/run.json")]
