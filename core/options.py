@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from itertools import pairwise
 from math import isfinite
 from typing import Any, TypeVar
 
@@ -15,6 +17,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 class _Command(TyperCommand):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for before, value in pairwise(["", *args]):
+            if not value or re.fullmatch("--[a-z-]+=", value):
+                given = value or f"{before} ''"
+                raise click.UsageError(f"{given.strip()}: an empty value, as of a variable that is not set.", ctx)
         rest = super().parse_args(ctx, args)
         for option in self.params:
             given = ctx.params.get(option.name or "")
@@ -25,7 +31,11 @@ class _Command(TyperCommand):
 
 
 class App(typer.Typer):
-    """Commands that take finite numbers alone: NaN would pass every bound, and as a limit of costs be none."""
+    """Commands that take finite numbers alone, and nothing empty.
+
+    NaN would pass every bound, and as a limit of costs be none; an empty path is the working folder, an empty address
+    OpenAI's.
+    """
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[F], F]:
         return super().command(name, **{"cls": _Command, **options})

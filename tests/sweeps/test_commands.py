@@ -39,6 +39,14 @@ def test_no_option_takes_a_number_that_is_none() -> None:
     assert tried > 20
 
 
+@pytest.mark.parametrize("empty", [["--programs", ""], ["--programs="], ["--data", ""], [""]])
+def test_nothing_empty_is_taken_for_a_value(empty: list[str]) -> None:
+    done = CliRunner().invoke(sweeps.cli.app, ["train", "dpo", *empty, "--dry-run"])
+    assert done.exit_code == 2 and "an empty value" in done.output, done.output
+    kept = CliRunner().invoke(sweeps.cli.app, ["train", "dpo", "--set", "lr_scheduler_kwargs=", "--dry-run"])
+    assert "an empty value" not in kept.output
+
+
 @pytest.mark.parametrize(
     ("command", "says"),
     [
