@@ -222,10 +222,6 @@ def _all_rejected(rejects: Sequence[Mapping[str, Any]]) -> BadInput:
     return BadInput(f"all {len(rejects)} rows are rejects{common}; mend the source, its form, or the model")
 
 
-ASKED_AGAIN = ("no answer:", "no JSON:", "cut off:")
-"""How the problem begins of a program that the next run asks about again."""
-
-
 class Done(NamedTuple):
     """What a run says at its end, how many of its rows are left, and how many more got no answer."""
 
@@ -279,7 +275,7 @@ def run(
         tokens = f"{(spent.tokens_in + spent.tokens_out) * share:,.0f} tokens"
         text += f"\nthe other {rest:,} programs: about {tokens}{usd}; run it again without --limit to go on"
     problems = [problem for outcome in outcomes.values() for problem in outcome.problems[:1]]
-    unanswered = [problem for problem in problems if problem.startswith(ASKED_AGAIN)]
+    unanswered = [problem for problem in problems if problem.startswith("no answer:")]
     if unanswered:
         text += f"\n{len(unanswered)} programs got no answer, such as: {unanswered[0]}; run it again"
     return Done(f"{text}\n{stopped}".strip(), len(rows) - len(done), len(unanswered))

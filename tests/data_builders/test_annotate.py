@@ -297,8 +297,7 @@ def test_options_of_the_command(tmp_path, sources, monkeypatch) -> None:
         (["s.jsonl", "--dry-run", "--split", "test"], "no set of the hub"),
         (["bad.jsonl", "--dry-run"], "all 1 rows are rejects; most often: source: code does not parse"),
         (["bad.jsonl", "--base-url", "http://127.0.0.1:9"], "all 1 rows are rejects"),
-        (["s.jsonl", "--base-url", ""], "--base-url is empty"),
-        (["s.jsonl", "--base-url", "http://127.0.0.1:9", "--out", ""], "--out .: is a folder; add the stem"),
+        (["s.jsonl", "--base-url", "http://127.0.0.1:9", "--out", "."], "--out .: is a folder; add the stem"),
     ]:
         error = call(*words).exception
         assert isinstance(error, BadInput) and says in str(error) and "\n" not in str(error), words
