@@ -16,6 +16,8 @@ MOST_TOKENS = 8
 """Tokens whose alternatives are kept: enough for a number with what may stand before it."""
 FILTERED = "content_filter"
 """`finish_reason` of a reply that a content filter took away."""
+_FILTERS = ("safety", "recitation", "blocklist", "prohibited_content", "spii", "sensitive")
+"""The same of other servers (Gemini's FinishReason, Zhipu's finish_reason)."""
 
 _THOUGHTS = re.compile(
     r"\s*(?:<(think|thinking|thought|reasoning)>.*?(?:</\1>|\Z)|\[THINK\].*?(?:\[/THINK\]|\Z)"
@@ -111,6 +113,7 @@ def read_completion(body: Any) -> Completion:
             raise server_error(200, body)
         choice, usage = body["choices"][0], body.get("usage") or {}
         finish = str(choice.get("finish_reason"))
+        finish = FILTERED if finish.lower() in _FILTERS else finish
         if choice.get("error") or finish == "error":
             raise server_error(200, {"error": choice.get("error") or "the reply ends in an error"})
         message = choice.get("message") or {}

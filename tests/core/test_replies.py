@@ -231,6 +231,7 @@ def test_a_filter_is_told_apart_and_is_no_answer(tmp_path: Path) -> None:
             return "filtered"
 
     journal = tmp_path / "j.jsonl"
+    assert {read_completion(completion("", way)[1]).finish for way in ("SAFETY", "sensitive")} == {"content_filter"}
     for reply in (completion(None, "content_filter"), error(400, "x", code="content_filter"), completion("now")):
         with serving(lambda body, n, reply=reply: reply) as server:
             found = run_all([job], Access("none", server.url, 1), journal, Money({"m": None}), "requests")
