@@ -17,10 +17,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 class _Command(TyperCommand):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        for before, value in pairwise(["", *args]):
-            if not value or re.fullmatch("--[a-z-]+=", value):
-                given = value or f"{before} ''"
-                raise click.UsageError(f"{given.strip()}: an empty value, as of a variable that is not set.", ctx)
+        for before, word in pairwise(["", *args]):
+            if not word or re.fullmatch("--[a-z-]+=", word):
+                empty = word or f"{before} ''"
+                raise click.UsageError(f"{empty.strip()}: an empty value, as of a variable that is not set.", ctx)
         rest = super().parse_args(ctx, args)
         for option in self.params:
             given = ctx.params.get(option.name or "")

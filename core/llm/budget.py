@@ -57,9 +57,7 @@ class Money:
     def __init__(self, prices: Mapping[str, Prices | None], limit: float | None = None) -> None:
         self.known = None not in prices.values()
         if limit is not None and not self.known:
-            raise BadInput(
-                "--max-cost needs the prices of every model that is asked: give --price-in and --price-out, and the others'"
-            )
+            raise BadInput("--max-cost needs the prices: give --price-in and --price-out, and those of the other model")
         self.tokens_in = self.tokens_out = 0
         self.usd = 0.0
         self._prices = prices
