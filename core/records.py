@@ -98,7 +98,7 @@ def iter_jsonl(path: Path, kind: type[Record], unique: str) -> Iterator[Record]:
         if line is None:
             raise BadInput(f"{path}:{number}: over {MAX_LINE} bytes; shorten or delete this line")
         try:
-            record = kind.model_validate_json(line.decode(), strict=True)
+            record = kind.model_validate_json(line.decode("utf-8-sig" if number == 1 else "utf-8"), strict=True)
         except UnicodeDecodeError:
             raise BadInput(f"{path}: line {number} is not UTF-8; save the file as UTF-8") from None
         except ValidationError as error:

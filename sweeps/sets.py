@@ -134,9 +134,9 @@ def annotated_file(programs: str | Path) -> Path | None:
 
 
 def _first_row(path: Path) -> dict[str, Any]:
-    _, line = next(numbered_lines(path, MAX_LINE))
+    lines = (line for _, line in numbered_lines(path, MAX_LINE) if line is None or line.strip())
     try:
-        row = json.loads(line or b"")
+        row = json.loads((next(lines, None) or b"").decode("utf-8-sig"))
     except ValueError:
         return {}
     return row if isinstance(row, dict) else {}

@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from core.records import BadInput
-from data_builders.programs import load_programs
+from core.records import BadInput, read_jsonl
+from data_builders import BUILTIN
+from data_builders.programs import Program, load_programs
 from sweeps import sweep_commands
 from sweeps.cli import app
 from sweeps.report import sweep as report
 from sweeps.run.folder import Run, execute_once
 from sweeps.run.process import RunFailed
+from sweeps.sets import annotated_file
 from tests.sweeps.answers import write_answers
 
 MANY = 14
@@ -177,3 +179,13 @@ def test_a_source_without_a_program_is_refused_before_its_plan(begun: list[str])
     with Path("mine.jsonl").open("a") as file:
         file.write("no program\n")
     assert "(1 rows are rejects)" in experiment(*rest).output
+
+
+def test_an_annotated_file_is_one_behind_a_byte_order_mark_or_a_blank_line(begun: list[str]) -> None:
+    row = (BUILTIN / "programs.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    for name, before in {"mark.jsonl": "\ufeff", "blank.jsonl": "\n"}.items():
+        Path(name).write_text(f"{before}{row}\n", encoding="utf-8")
+        assert annotated_file(name) == Path(name)
+    assert read_jsonl(Path("mark.jsonl"), Program, unique="id")
+    with pytest.raises(BadInput, match="blank.jsonl:1: "):
+        read_jsonl(Path("blank.jsonl"), Program, unique="id")
