@@ -272,7 +272,6 @@ def test_real_programs_end_as_with_the_plain_server_or_in_a_sentence(real, plain
     [
         (error(400, "Your credit balance is too low"), "no answer: status 400: Your credit balance is too low"),
         (error(403, "Key limit exceeded"), "no answer: status 403: Key limit exceeded"),
-        (completion("I am out of office."), "no JSON: "),
     ],
 )
 def test_answers_that_end_on_the_way_are_no_success(tmp_path: Path, monkeypatch, last: Reply, says: str) -> None:
