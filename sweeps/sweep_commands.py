@@ -103,7 +103,6 @@ def finish(request: Request, runs: Graph, options: StartOptions) -> dict[str, Ba
     Raises:
         BadInput: if there is no place for them, or Axolotl refuses a recipe: then none is begun.
     """
-    check_recipes(runs, request.folder)
     if options.launcher == "local":
         if not request.places:
             raise BadInput(none_free(request.sweep.hardware, request.sweep.gpus))
@@ -115,6 +114,7 @@ def finish(request: Request, runs: Graph, options: StartOptions) -> dict[str, Ba
         gpus = 0 if request.hardware["memory_gib"] is None else request.sweep.gpus
         do, at_once = on_ray(options.address, gpus)
         slots = [{}] * at_once
+    check_recipes(runs, request.folder)  # last: it takes seconds
     try:
         return launch(runs, do, slots, finished=write_index)
     except KeyboardInterrupt:

@@ -247,7 +247,8 @@ class Client:
             if answer.finish == FILTERED:
                 raise Filtered("a content filter took the answer away")
             if not (why := problem(answer)):
-                self._answering |= set() if proof else {model}
+                if not proof:
+                    self._answering.add(model)
                 return answer
             self._note_useless(model, f"replies that cannot be used: {why}")
         raise Unanswered(why)

@@ -56,7 +56,7 @@ class Request:
     notes: tuple[str, ...] = ()
     """What the plan says first: why its hardware profile was taken, where nobody named one; what a guard leaves out."""
     found: bool = False
-    """Whether its hardware is this machine's because nobody named one: then it takes no model that is too large."""
+    """Whether its hardware is this machine's because nobody named one: then a CPU takes no model that is too large."""
 
     @cached_property
     def declared(self) -> Sweep:
@@ -68,7 +68,7 @@ class Request:
         """
         check_report(self.sweep)
         declared = vary(self.sweep, self.sweep.grid)
-        if self.found:
+        if self.found and self.hardware["memory_gib"] is None:
             models = {arm.model or declared.model for arm in declared.arms.values()} | {declared.model}
             this_machine(max(models, key=lambda name: load_layer("models", name)["em"]["parameters"]))
         return declared

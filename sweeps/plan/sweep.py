@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +16,7 @@ from core.records import BadInput, first_fault
 from eval.judge.settings import JudgeSettings
 from eval.stats.measure_names import MeasureName
 from sweeps.plan.estimate import steps_of
-from sweeps.recipe.compose import DECIDED, RECIPES, compose, given_settings, in_folder, layer_names, load_layer
+from sweeps.recipe.compose import DECIDED, RECIPES, Recipe, compose, given_settings, in_folder, layer_names, load_layer
 from sweeps.recipe.hardware import this_machine
 from sweeps.recipe.memory import GIB, Shape, evaluation_batch
 from sweeps.recipe.precision import cpu_dtype
@@ -352,27 +351,15 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
                 merges[name] = None
                 continue
             own_seed = seed + arm.seed_offset if arm.seed is None else arm.seed
-            keys = {**sweep.stages.get(arm.stage, {}), **arm.settings, "seed": own_seed, "datasets.0.path": arm.data}
-            composed = partial(
-                compose,
-                arm.stage,
-                arm.model or sweep.model,
-                sweep.hardware,
-                sweep.settings if arm.vary else fitting_settings(sweep.settings),
-                arm.rank,
-                engine=arm.engine,
-                gpus=sweep.gpus,
-                variant=arm.variant,
-                data=sweep.data,
-            )
+            keys = {**_declared_keys(sweep, arm), "seed": own_seed, "datasets.0.path": arm.data}
             # Alone a run fills its card, in large batches and without recomputation.
             share = {"em.memory_gib": gib / sweep.per_gpu} if gib and sweep.per_gpu > 1 else {}
             try:
-                recipe = composed(extra={**share, **keys})
+                recipe = _recipe(sweep, arm, {**share, **keys}, sweep.gpus)
             except BadInput:
                 if not share:
                     raise
-                recipe = composed(extra=keys)  # Request.places says how many fit
+                recipe = _recipe(sweep, arm, keys, sweep.gpus)  # Request.places says how many fit
             called = f"{name}-seed{seed}"
             trained = training_run(called, recipe, start=merges[arm.start] if arm.start else None, root=root)
             trained = made.setdefault(trained.digest, replace(trained, checkpoints=sweep.checkpoints))
@@ -389,6 +376,27 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
                 along = (place, sweep.checkpoints)
                 points.append(Point(name, seed, trained, made.setdefault(own.digest, own), along))
     return points
+
+
+def _declared_keys(sweep: Sweep, arm: Arm) -> dict[str, Any]:
+    """The recipe keys that a sweep and its arm declare."""
+    return {**sweep.stages.get(arm.stage, {}), **arm.settings}
+
+
+def _recipe(sweep: Sweep, arm: Arm, keys: Mapping[str, Any], gpus: int) -> Recipe:
+    """The recipe of an arm with these keys, on so many cards."""
+    return compose(
+        arm.stage,
+        arm.model or sweep.model,
+        sweep.hardware,
+        sweep.settings if arm.vary else fitting_settings(sweep.settings),
+        arm.rank,
+        extra=keys,
+        engine=arm.engine,
+        gpus=gpus,
+        variant=arm.variant,
+        data=sweep.data,
+    )
 
 
 def _check_checkpoints(run: TrainingRun) -> None:
@@ -428,9 +436,7 @@ def _trains(model: str, sweep: Sweep, gpus: int) -> bool:
     try:
         for arm in sweep.arms.values():
             if (arm.model or sweep.model) == model:
-                settings = sweep.settings if arm.vary else fitting_settings(sweep.settings)
-                extra = {**sweep.stages.get(arm.stage, {}), **arm.settings}
-                compose(arm.stage, model, sweep.hardware, settings, arm.rank, extra, arm.engine, gpus, arm.variant)
+                _recipe(sweep, arm, _declared_keys(sweep, arm), gpus)
     except BadInput:
         return False
     return True
