@@ -137,7 +137,7 @@ def test_the_readme_says_what_each_dependency_is_for() -> None:
 def test_make_hands_on_a_path_with_spaces_whole() -> None:
     for target in ("cpt", "merge", "experiment"):
         shown = subprocess.run(
-            ["make", "-n", target, "MODEL=qwen7b", "PROGRAMS=my programs.jsonl"],
+            ["make", "--no-print-directory", "-n", target, "MODEL=qwen7b", "PROGRAMS=my programs.jsonl"],
             cwd=ROOT,
             capture_output=True,
             text=True,
