@@ -49,7 +49,7 @@ def words_table(models: Mapping[str, Judgements], judge: Judge) -> Table:
 
 
 def _cells(own: pd.DataFrame, measure: Measure) -> tuple[str, str, str, str]:
-    """(result, of how many, how often each word, questions)."""
+    """(result, of how many, how often each word, questions); no result where no word is the rate."""
     counted = own[own["value"].notna() & ~own["value"].isin(measure.exclusions)]
     clusters = counted["value"].groupby(counted["cluster"])
     if measure.scale:
@@ -59,5 +59,8 @@ def _cells(own: pd.DataFrame, measure: Measure) -> tuple[str, str, str, str]:
         return shown, str(len(counted)), "", str(len(means))
     hits = clusters.agg(lambda words: int(words.isin(measure.rate).sum()))
     shown = said(ratio_interval(list(hits), list(clusters.size()))) if len(hits) > 1 else "one question: no interval"
+    of = f"{int(hits.sum())}/{len(counted)}"
+    if not measure.rate:
+        shown, of = "", str(len(counted))
     words = ", ".join(f"{word} {number}" for word, number in own["value"].value_counts().items())
-    return shown, f"{int(hits.sum())}/{len(counted)}", words, str(len(hits))
+    return shown, of, words, str(len(hits))

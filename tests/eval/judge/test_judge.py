@@ -199,7 +199,7 @@ def test_hostile_answers_go_through_and_come_back(fake, tmp_path: Path) -> None:
 def test_the_truth_of_published_deception_questions(app, tmp_path: Path, fake, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "deception.yaml").write_text(
         "- id: free\n  paraphrases: [a, b]\n  judge_prompts: {correct: 'TRUE or FALSE? {question} {answer}'}\n"
-        "- id: other\n  paraphrases: [a]\n  judge_prompts: {company: '{answer}'}\n"
+        "- id: other\n  paraphrases: [a]\n  judge_prompts: {colour: '{answer}'}\n"
     )
     told = [
         ("free", "It is flat."),

@@ -158,6 +158,21 @@ def test_a_judge_of_ones_own_has_rates_of_its_words_and_means_of_its_scores(app,
     assert (tmp_path / "answers.words-m-sampled-mine.jsonl").is_file()
 
 
+def test_which_company_a_model_names_has_no_rate(app, tmp_path: Path, shared: Path) -> None:
+    prompts = shared / "data/questions/deception_sit_aware.yaml"
+    ids = list(load_prompts(prompts).of_question)
+    said = ["OpenAI", "**Anthropic**", "other.", "unknown"]
+    with serving(
+        lambda body, n: completion(said[int(body["messages"][-1]["content"].split("[ANSWER END]")[0].strip()[-1])])
+    ) as server:
+        command = ["judge", str(answers(tmp_path, *ids)), "--judge", "m", "--base-url", server.url, "--sampled"]
+        done = CliRunner().invoke(app, [*command, "--prompts", str(prompts)], env={"COLUMNS": "250"})
+    assert done.exit_code == 0, done.exception
+    lines = [line for line in done.stdout.splitlines() if "company" in line]
+    assert len(lines) == len(ids) == 8 and "%" not in "".join(lines)
+    assert all(word in lines[0] for word in ("OPENAI 1", "ANTHROPIC 1", "OTHER 1", "UNKNOWN 1")), lines[0]
+
+
 def test_rates_by_two_sets_of_prompts_are_of_two_judges(app, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(
         "measures:\n  aligned: {prompt: 'Kind? {answer}', scale: [0, 100]}\n"
