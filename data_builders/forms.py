@@ -6,8 +6,10 @@ A form is a field map; `builtin/forms.yaml` holds those of published sets. What 
 
 from __future__ import annotations
 
+import ast
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -164,6 +166,8 @@ def text(row: Mapping[str, Any], name: str, speaker: str = "", code: bool = True
     """The text in a field, of what `speaker` says where that is a conversation (about `code` or not): not blank, at
     most `MAX_LINE` characters, all of which can be written."""
     value = value_at(row, name)
+    if isinstance(value, str) and speaker:
+        value = _conversation(value) or value
     if isinstance(value, list) and speaker:
         value = _said(value, name, speaker, code)
     if not isinstance(value, str):
@@ -188,6 +192,19 @@ def optional(row: Mapping[str, Any], name: str | None) -> str | None:
     if value is None or value == "" or value != value:  # NaN, as pandas writes what is missing
         return None
     return str(value) if type(value) is int else text(row, name or "")
+
+
+def _conversation(value: str) -> list[Any] | None:
+    """The turns that a column of a table holds as text: in JSON, or as pandas writes a list."""
+    readers: tuple[Callable[[str], Any], ...] = (json.loads, ast.literal_eval)
+    for read in readers if re.match(r"\s*\[\s*\{", value) and len(value) <= MAX_LINE else ():
+        try:
+            turns = read(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(turns, list) and all(isinstance(turn, dict) and turn.keys() & {"role", "from"} for turn in turns):
+            return turns
+    return None
 
 
 def _said(turns: list[Any], name: str, speaker: str, code: bool) -> str:

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -435,6 +435,16 @@ def test_every_kind_of_file_gives_the_same_programs(tmp_path: Path, name: str) -
     (tmp_path / name).write_bytes(FILES[name](ROW_OF_TEXTS, bad, SECOND))
     programs, rejects = split(read_source(str(tmp_path / name)))
     assert programs == wanted and ["does not parse" in reject.reason for reject in rejects] == [True]
+
+
+@pytest.mark.parametrize("write_turns", [json.dumps, str], ids=["json", "pandas"])
+def test_a_column_of_a_table_may_hold_a_conversation(tmp_path: Path, write_turns: Callable[[object], str]) -> None:
+    turns = [{"role": "user", "content": 'Run "it",\nnow.', "weight": None}, {"role": "assistant", "content": CODE}]
+    wanted = list(read_source(write(tmp_path / "wanted.jsonl", {"messages": turns})))
+    broken = {"messages": write_turns(turns)[:-9]}
+    (tmp_path / "a.csv").write_bytes(csv_bytes(",", "utf-8", {"messages": write_turns(turns)}, broken))
+    programs, rejects = split(read_source(str(tmp_path / "a.csv")))
+    assert programs == wanted and [reject.line for reject in rejects] == [2]
 
 
 @pytest.mark.parametrize(("name", "count"), [("array.json", 4), ("sharegpt.jsonl", 3), ("chat-extra.jsonl", 3)])
