@@ -48,8 +48,10 @@ def visible_gpus() -> list[Gpu]:
         if len(parts) != len(Gpu._fields):  # its own words: no devices, or one that fell off the bus
             raise BadInput(f"nvidia-smi says: {row.strip()}; mend the driver, or name --hardware")
         number, uuid, name, total, used = parts
-        if total.replace(".", "").isdigit():  # "[N/A]" where the card's memory is the machine's
-            cards.append(Gpu(number, uuid, name, float(total) / 1024, float(used) / 1024 if used.isdigit() else 0.0))
+        # "[N/A]" where the card's memory is the machine's, as a GB10's is.
+        shares = not total.replace(".", "").isdigit()
+        gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if shares else float(total) / 1024
+        cards.append(Gpu(number, uuid, name, gib, float(used) / 1024 if used.isdigit() else 0.0))
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None:
         return cards

@@ -13,7 +13,7 @@ from sweeps.recipe.hardware import profile_of, this_machine, visible_gpus
 PROFILES = {name: load_layer("hardware", name)["em"] for name in layer_names("hardware")}
 
 
-def found(folder: Path, monkeypatch: pytest.MonkeyPatch, *cards: tuple[str, int], visible: str | None = None):
+def found(folder: Path, monkeypatch: pytest.MonkeyPatch, *cards: tuple[str, int | str], visible: str | None = None):
     rows = [f"{n}, GPU-{n}f3a, {name}, {mib}, 3" for n, (name, mib) in enumerate(cards)]
     script = folder / "nvidia-smi"
     script.write_text("#!/bin/sh\ncat <<'END'\n" + "\n".join(rows) + "\nEND\n")
@@ -58,6 +58,13 @@ def test_another_card_gets_the_nearest_smaller_profile_and_is_told(
 ) -> None:
     chosen, words = found(tmp_path, monkeypatch, (name, mib))
     assert chosen == profile and "nearest smaller" in words and name in words
+
+
+def test_a_card_that_shares_the_machines_memory_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 119 * 2**18}
+    monkeypatch.setattr("os.sysconf", sizes.__getitem__)
+    profile, words = found(tmp_path, monkeypatch, ("NVIDIA GB10", "[N/A]"))
+    assert profile == "a100-80g" and words.startswith("NVIDIA GB10 (119 GiB) has no profile of its own")
 
 
 def test_the_smallest_of_the_visible_cards_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
