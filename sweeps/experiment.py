@@ -140,8 +140,7 @@ def experiment(
         sources = annotation.programs if annotation else read_jsonl(Path(path or ""), Program, unique="id")
         with _stand_ins(sources, judged.request(sweep, ranks).declared) as folder:
             planned = replace(judged, data=str(folder)).request(sweep, ranks)
-            planned.show_plan()
-            planned.show_judging()
+            planned.show_plan(judged=True)
         if annotation and sets is None:
             console.print(annotation.plan(), highlight=False, soft_wrap=True)
         if retune:
@@ -153,9 +152,7 @@ def experiment(
         annotation.run()
         judged = _judged(options, declared.judge, endpoints, annotation.spent)
         sets = sets_for(annotation.file, recipe, length)
-    if how.dry_run and retune:
-        show_search(search)
-    start_ranks(replace(judged, data=str(sets.build())), how, search, values, sweep, None if how.dry_run else retune)
+    start_ranks(replace(judged, data=str(sets.build())), how, search, values, sweep, retune)
 
 
 def _training(sweep: Sweep) -> tuple[Recipe, int]:

@@ -37,7 +37,6 @@ app = App()
 SweepName = Annotated[str, typer.Argument(help="Declared sweep (recipes/sweeps) or the path of one.")]
 SweepOption = Annotated[str, typer.Option("--sweep", help="Declared sweep (recipes/sweeps) or the path of one.")]
 Values = Annotated[str | None, typer.Option(help="Values, with commas between; the declared ones if not given.")]
-UNSHOWN = "a search decides what to run as it goes, so that there is nothing for --dry-run to show"
 PlannedSweep = Annotated[str, typer.Argument(help="A planned sweep: its name, folder or sweep.json.")]
 
 
@@ -53,8 +52,6 @@ def start(request: Request, options: StartOptions) -> None:
     """
     began = time.monotonic()
     request.show_plan()
-    if request.sweep.judge:
-        request.show_judging()
     if options.dry_run:
         for point in request.points:
             typer.echo(point.training.folder if point.training else point.evaluation.folder)
@@ -159,8 +156,9 @@ def rank(
 
 
 def show_search(search: Search) -> None:
-    """Prints what --retune adds to the plan of its sweep."""
-    console.print(f"--retune: up to {search.most} more runs, and evaluations, for each rank", highlight=False)
+    """Prints what a search for the learning rate adds to the plan of its sweep; which runs, it finds as it goes."""
+    words = f"the search: up to {search.most} more runs, and evaluations, at each combination of the other axes"
+    console.print(words, highlight=False, soft_wrap=True)
 
 
 def check_retune(request: Request, retune: str, search: Search) -> list[str]:
@@ -187,12 +185,10 @@ def start_ranks(
         start(request, how)
         return
     ends = check_retune(request, retune, search)
-    if how.dry_run:
-        raise BadInput(UNSHOWN)
     request.show_plan()
-    if request.sweep.judge:
-        request.show_judging()
     show_search(search)
+    if how.dry_run:
+        return
     edges = {at["rank"]: edge for at, edge in _edges(options, sweep, own, ends, how, search)}
     low, high = (pick(map(float, ends)) for pick in (min, max))
     if outside := [rank for rank, edge in edges.items() if not low <= edge.lr <= high]:
@@ -224,7 +220,12 @@ def lr(
     own = {"lr": values.split(",")} if values else {}
     request = options.request(sweep, own)
     if searching:
-        _edges(options, sweep, {}, request.sweep.grid.get("lr", ()), how, search)
+        ends = request.sweep.grid.get("lr", ())
+        search.between(ends)
+        request.show_plan()
+        show_search(search)
+        if not how.dry_run:
+            _edges(options, sweep, {}, ends, how, search)
     else:
         start(request, how)
 
@@ -238,8 +239,6 @@ def _edges(
     search: Search,
 ) -> list[tuple[dict[str, str], Edge]]:
     """The highest coherent learning rate, between `ends`, at each combination of the axes (`own`, and the options')."""
-    if how.dry_run:
-        raise BadInput(UNSHOWN)
     request = options.request(sweep, own)
     judge = _judge(request)
     score, judged_by = (judged_coherent(judge), f"judge: {judge.name}") if judge else (unbroken, NO_JUDGE)
@@ -288,9 +287,8 @@ def plan(
     """
     request = options.request(sweep)
     prices = prices_of(price_in, price_out, "--price-in and --price-out")
-    request.show_plan()
+    request.show_plan(prices, judged=True)
     request.show_scales()
-    request.show_judging(prices)
 
 
 @app.command()

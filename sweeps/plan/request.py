@@ -119,8 +119,8 @@ class Request:
         digest = content_digest(self.sweep.model_dump(exclude={"judge"}))
         return SWEEPS / f"{self.name}-{self.sweep.model}-{digest[:6]}"
 
-    def show_plan(self) -> None:
-        """Prints what the sweep will take."""
+    def show_plan(self, prices: Prices | None = None, judged: bool = False) -> None:
+        """Prints what the sweep will take, of a judge too where there is one, or where `judged` asks for it."""
         table, words = plan_table(self.runs, write_index(), max(1, len(self.places)))
         for note in self.notes:
             console.print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
@@ -128,6 +128,8 @@ class Request:
         console.print(f"{len(self.points)} points, {words}", highlight=False, soft_wrap=True)
         for line in self._built_for_others():
             console.print(line, style="yellow", highlight=False, soft_wrap=True)
+        if judged or self.sweep.judge:
+            self._show_judging(prices)
 
     def _built_for_others(self) -> list[str]:
         """A line for each corpus that was counted in the tokens of another model than the one that it trains."""
@@ -145,7 +147,7 @@ class Request:
                     )
         return list(lines.values())
 
-    def show_judging(self, prices: Prices | None = None) -> None:
+    def _show_judging(self, prices: Prices | None) -> None:
         """Prints what judging every evaluation once takes, by `prices` or those of its judge."""
         judge = self.sweep.judge
         if prices is None and judge:

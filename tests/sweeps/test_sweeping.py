@@ -118,6 +118,13 @@ def coherence_with_edge(edge: Callable[[int], float]) -> Callable[[Path], Trial]
     return coherence
 
 
+@pytest.mark.parametrize("command", ["lr --search --values 1e-5,1e-3", "rank --values 1,64 --retune 1e-5,1e-3"])
+def test_a_search_is_shown_and_not_begun_by_dry_run(begun: list[str], command: str) -> None:
+    done = emsweep(*command.split(), "--dry-run")
+    assert done.exit_code == 0 and done.output.index(" points, ") < done.output.index("the search: up to 12 more runs")
+    assert not begun and not list(Path("runs").glob("dpo/*/run.json"))
+
+
 def test_a_rate_that_recurs_is_another_seed_of_the_arm_alone(begun: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep_commands, "unbroken", coherence_with_edge(lambda rank: 1e-2))
     assert emsweep("lr", "--search", "--values", "1e-4,1e-3", "--most", "3").exit_code == 0  # runs into the upper end
@@ -148,7 +155,7 @@ def test_each_rank_is_trained_at_its_own_edge(begun: list[str], monkeypatch: pyt
     done = emsweep(*again)
     assert done.exit_code == 0, done.exception
     first = done.output.index("learning rate ")
-    assert done.output.index(" points, ") < done.output.index("--retune: up to 12 more runs") < first
+    assert done.output.index(" points, ") < done.output.index("the search: up to 12 more runs") < first
     assert not [name for name in begun if "seed21" in name]
     for rank, edge in edges.items():
         records = [json.loads(p.read_text()) for p in Path("runs").glob(f"dpo/dpo-pairs-r{rank}-seed*/run.json")]
@@ -174,7 +181,6 @@ def test_each_rank_is_trained_at_its_own_edge(begun: list[str], monkeypatch: pyt
         ("rank --retune 1e-5,1e-1 --alpha-policy alpha,alpha_over_r", "goes with the axis rank, and seed, alone"),
         ("rank --retune low,1e-3", "two learning rates, the ends of the range"),
         ("lr --sweep rank --search", "two learning rates, the ends of the range"),
-        ("lr --search --dry-run --values 1e-5,1e-3", "nothing for --dry-run to show"),
         ("rank --address 10.0.0.1:6379", "--address goes with --launcher ray"),
     ],
 )
