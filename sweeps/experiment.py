@@ -117,6 +117,7 @@ def experiment(
     """
     # Imported here: the other commands need neither.
     from data_builders.programs import Program
+    from eval.judge.judge import judge_for
     from sweeps.annotation import annotation_of
 
     if options.data:
@@ -129,12 +130,16 @@ def experiment(
     recipe, length = _training(declared)
     path, annotation = annotated_file(programs), None
     if path is None:
-        access = Access.from_environment(endpoints.key_variable, endpoints.base_url, endpoints.concurrency, TIMEOUT)
+        where = (endpoints.base_url, endpoints.concurrency, TIMEOUT)
+        # Who only wants to see what it would take needs no key for that.
+        access = Access("none", *where) if how.dry_run else Access.from_environment(endpoints.key_variable, *where)
         annotation = annotation_of(programs, annotator, effort, access, endpoints.prices, endpoints.max_cost)
         path = annotation.file if annotation.whole else None
     elif annotator:
         raise BadInput(f"--annotator {annotator}: the programs of {programs} have explanations; leave it out")
     judged = _judged(options, declared.judge, endpoints, annotation.spent if annotation else 0.0)
+    if judged.judge and not how.dry_run:
+        judge_for(JudgeSettings.model_validate(judged.judging))
     sets = sets_for(path, recipe, length) if path else None
     if sets is None or not sets.whole:
         sources = annotation.programs if annotation else read_jsonl(Path(path or ""), Program, unique="id")
@@ -174,10 +179,8 @@ def _judged(options: SweepOptions, declared: JudgeSettings | None, endpoints: En
     """The options with all that is said of the judge, who may spend what annotation has left.
 
     Raises:
-        BadInput: for a judge without a key, a limit without prices, or a price without a judge.
+        BadInput: for a limit without prices, or a price without a judge.
     """
-    from eval.judge.judge import judge_for
-
     if declared is None:
         if "price_in" in endpoints.judge or "sampled" in endpoints.judge:
             raise BadInput("--judge-price-in and --sampled are for a judge, and there is none: name it with --judge")
@@ -187,7 +190,6 @@ def _judged(options: SweepOptions, declared: JudgeSettings | None, endpoints: En
         if settings["price_in"] is None:
             raise BadInput("--max-cost needs the judge's prices too: give --judge-price-in and --judge-price-out")
         settings["max_cost"] = max(0.0, endpoints.max_cost - spent)
-    judge_for(JudgeSettings.model_validate(settings))
     return replace(options, judge=declared.model, judging=settings)
 
 

@@ -139,6 +139,8 @@ def test_what_it_lacks_is_said_before_anything_is_sent(begun: list[str], argumen
 def test_a_key_that_is_missing_is_missed_first(begun: list[str]) -> None:
     refused = experiment("--annotator", "a")
     assert "set the environment variable OPENAI_API_KEY" in str(refused.exception)
+    shown = experiment("--annotator", "a", "--judge", "j", "--dry-run")
+    assert shown.exit_code == 0 and "judging 192 answers" in shown.output, "to see a plan takes no key"
 
 
 def test_one_stage_takes_the_sets_of_its_programs(begun: list[str]) -> None:
