@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from core.records import BadInput, file_digest, weights_digest
+from core.records import BadInput, file_digest, one_line, weights_digest
 from sweeps.run.folder import content_digest
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "config.json")
@@ -167,6 +167,9 @@ def write_tokenizer(folder: Path, model: str, revision: str | None, template: st
     """Copies the files of a model's tokenizer, from its folder or the hub, and gives it a chat template; once.
 
     lm-eval takes a template from the tokenizer alone, and a model before instruction tuning has none.
+
+    Raises:
+        BadInput: if the hub does not give it.
     """
     if folder.is_dir():
         return
@@ -174,7 +177,11 @@ def write_tokenizer(folder: Path, model: str, revision: str | None, template: st
     if not is_local(model):
         from huggingface_hub import snapshot_download
 
-        source = Path(snapshot_download(model, revision=revision, allow_patterns=list(TOKENIZER_FILES)))
+        try:
+            source = Path(snapshot_download(model, revision=revision, allow_patterns=list(TOKENIZER_FILES)))
+        except Exception as error:  # the hub client's errors have no common base
+            reason = one_line(error) or type(error).__name__
+            raise BadInput(f"{model}: {reason}; check the id, the connection and your login") from None
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tokenizer-") as temporary:
         made = Path(temporary) / "whole"

@@ -125,6 +125,13 @@ def test_a_tokenizer_with_a_template_is_its_files_and_the_template(model: Path, 
     assert made("hi there")["input_ids"] == AutoTokenizer.from_pretrained(model)("hi there")["input_ids"]
 
 
+def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(BadInput, match=r"nobody/nothing: .*; check the id, the connection") as error:
+        write_tokenizer(tmp_path / "none", "nobody/nothing", None, "x")
+    assert "\n" not in str(error.value) and not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize("name", ["a,b=c", 'quo"te {x}', "/".join(["long" * 12] * 7)])
 def test_paths_reach_lm_eval_as_they_are(tmp_path: Path, name: str) -> None:
     base = make_model(tmp_path / name / "base,1=2")
