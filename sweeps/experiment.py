@@ -21,8 +21,8 @@ from core.options import App
 from core.records import BadInput, read_jsonl, write_whole
 from eval.judge.settings import JudgeSettings
 from sweeps.options import StartOptions, SweepOptions, search_options, start_options, sweep_options, takes
-from sweeps.plan.sweep import Sweep, fitting_settings
-from sweeps.recipe.compose import Recipe, compose
+from sweeps.plan.sweep import Sweep, arm_recipe, declared_keys
+from sweeps.recipe.compose import Recipe
 from sweeps.run.process import console
 from sweeps.sets import BUILT_IN, annotated_file, held_out_share, sets_for
 from sweeps.sweep_commands import check_retune, show_search, start_ranks
@@ -162,16 +162,7 @@ def experiment(
 
 def _training(sweep: Sweep) -> tuple[Recipe, int]:
     """A recipe of the sweep, which names the model; and the length that the rows of all arms must have."""
-    recipes = [
-        compose(
-            *(arm.stage, sweep.model, sweep.hardware),
-            sweep.settings if arm.vary else fitting_settings(sweep.settings),
-            extra={**sweep.stages.get(arm.stage, {}), **arm.settings},
-            gpus=sweep.gpus,
-            variant=arm.variant,
-        )
-        for arm in sweep.arms.values()
-    ]
+    recipes = [arm_recipe(sweep, arm, declared_keys(sweep, arm), sweep.gpus) for arm in sweep.arms.values()]
     return recipes[0], min(int(recipe.config["sequence_len"]) for recipe in recipes)
 
 

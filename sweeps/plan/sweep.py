@@ -351,15 +351,15 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
                 merges[name] = None
                 continue
             own_seed = seed + arm.seed_offset if arm.seed is None else arm.seed
-            keys = {**_declared_keys(sweep, arm), "seed": own_seed, "datasets.0.path": arm.data}
+            keys = {**declared_keys(sweep, arm), "seed": own_seed, "datasets.0.path": arm.data}
             # Alone a run fills its card, in large batches and without recomputation.
             share = {"em.memory_gib": gib / sweep.per_gpu} if gib and sweep.per_gpu > 1 else {}
             try:
-                recipe = _recipe(sweep, arm, {**share, **keys}, sweep.gpus)
+                recipe = arm_recipe(sweep, arm, {**share, **keys}, sweep.gpus)
             except BadInput:
                 if not share:
                     raise
-                recipe = _recipe(sweep, arm, keys, sweep.gpus)  # Request.places says how many fit
+                recipe = arm_recipe(sweep, arm, keys, sweep.gpus)  # Request.places says how many fit
             called = f"{name}-seed{seed}"
             trained = training_run(called, recipe, start=merges[arm.start] if arm.start else None, root=root)
             trained = made.setdefault(trained.digest, replace(trained, checkpoints=sweep.checkpoints))
@@ -378,12 +378,12 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
     return points
 
 
-def _declared_keys(sweep: Sweep, arm: Arm) -> dict[str, Any]:
+def declared_keys(sweep: Sweep, arm: Arm) -> dict[str, Any]:
     """The recipe keys that a sweep and its arm declare."""
     return {**sweep.stages.get(arm.stage, {}), **arm.settings}
 
 
-def _recipe(sweep: Sweep, arm: Arm, keys: Mapping[str, Any], gpus: int) -> Recipe:
+def arm_recipe(sweep: Sweep, arm: Arm, keys: Mapping[str, Any], gpus: int) -> Recipe:
     """The recipe of an arm with these keys, on so many cards."""
     return compose(
         arm.stage,
@@ -436,7 +436,7 @@ def _trains(model: str, sweep: Sweep, gpus: int) -> bool:
     try:
         for arm in sweep.arms.values():
             if (arm.model or sweep.model) == model:
-                _recipe(sweep, arm, _declared_keys(sweep, arm), gpus)
+                arm_recipe(sweep, arm, declared_keys(sweep, arm), gpus)
     except BadInput:
         return False
     return True
