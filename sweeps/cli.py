@@ -27,6 +27,7 @@ from sweeps.run.folder import merge_run
 from sweeps.run.process import RunFailed, console, screen
 from sweeps.run.tasks import guard_tasks
 from sweeps.run.train import training_run
+from sweeps.run.validate import check_runs
 from sweeps.run.vllm import chosen_backend
 from sweeps.sets import sets_for
 
@@ -189,6 +190,7 @@ def evaluate_command(
         return
     _say(f"lm-eval on {sampler}" if sampler != "hf" and not backend else "")
     _say(about_guard)
+    check_runs({run.digest: run for run in runs}, runs[0].root / ".check")
     execute_all(runs)
     typer.echo("\n".join(str(run.folder) for run in runs))
     if published:

@@ -28,7 +28,7 @@ from sweeps.run.graph import Graph, wanted
 from sweeps.run.index import write_index
 from sweeps.run.process import RunFailed, console
 from sweeps.run.status import STATES, all_statuses, status_lines
-from sweeps.run.validate import check_recipes
+from sweeps.run.validate import check_runs
 from sweeps.tune.learning_rate import NO_JUDGE, Search, judged_coherent, tune, unbroken
 from sweeps.tune.threshold import Edge
 
@@ -111,7 +111,7 @@ def finish(request: Request, runs: Graph, options: StartOptions) -> dict[str, Ba
         gpus = 0 if request.hardware["memory_gib"] is None else request.sweep.gpus
         do, at_once = on_ray(options.address, gpus)
         slots = [{}] * at_once
-    check_recipes(runs, request.folder)  # last: it takes seconds
+    check_runs(runs, request.folder)  # last: it takes seconds
     try:
         return launch(runs, do, slots, finished=write_index)
     except KeyboardInterrupt:
@@ -300,7 +300,7 @@ def export(options: SweepOptions, how: StartOptions, sweep: SweepName) -> None:
     """
     request = options.request(sweep)
     _refuse_shares(request, "a script for Slurm")
-    check_recipes(request.runs, request.folder)
+    check_runs(request.runs, request.folder)
     typer.echo(write_slurm(request, _command()))
 
 

@@ -17,7 +17,7 @@ NAMES = [*CPT, *(f"dpo-{name}" for name in DPO), *(f"sft-{name}" for name in SFT
 @pytest.fixture
 def prepared(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with the model and stand-ins for the data; Axolotl's look at the recipes takes seconds each."""
-    monkeypatch.setattr(sweep_commands, "check_recipes", lambda runs, folder: None)
+    monkeypatch.setattr(sweep_commands, "check_runs", lambda runs, folder: None)
     (tmp_path / "models").symlink_to(model.parent)
     (tmp_path / "data").mkdir()
     for name in NAMES:

@@ -40,7 +40,7 @@ def begun(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[
         return out
 
     monkeypatch.setattr(sweep_commands, "execute", do)
-    monkeypatch.setattr(sweep_commands, "check_recipes", lambda runs, folder: None)
+    monkeypatch.setattr(sweep_commands, "check_runs", lambda runs, folder: None)
     monkeypatch.setattr(report, "write_report", write_report)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setenv("PATH", "/nowhere")  # no nvidia-smi

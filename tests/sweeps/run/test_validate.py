@@ -3,20 +3,22 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from core.records import BadInput
-from sweeps import sweep_commands
+from sweeps import cli, sweep_commands
 from sweeps.cli import app
+from sweeps.recipe.compose import RECIPES
 from sweeps.run.folder import Run
-from sweeps.run.validate import check_recipes
+from sweeps.run.validate import check_runs
 
 
 def test_what_axolotl_would_refuse_is_refused_before_the_first_run(
     prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[Run] = []
-    monkeypatch.setattr(sweep_commands, "check_recipes", check_recipes)
+    monkeypatch.setattr(sweep_commands, "check_runs", check_runs)
     monkeypatch.setattr(sweep_commands, "execute", begun.append)
     for command in ("rank --values 1,4", "export rank --axis rank=1"):
         refused = CliRunner().invoke(app, [*command.split(), "--set", "warmup_steps=3", "--set", "warmup_ratio=0.1"])
@@ -24,3 +26,21 @@ def test_what_axolotl_would_refuse_is_refused_before_the_first_run(
         said = "Axolotl refuses dpo dpo-pairs-r1-seed21: warmup_steps and warmup_ratio are mutually exclusive"
         assert said in str(refused.exception) and "\n" not in str(refused.exception)
     assert not list(Path("runs").glob("sweeps/*/*.sh"))
+
+
+def test_a_task_that_there_is_not_is_refused_before_the_first_run(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Run] = []
+    monkeypatch.setattr(sweep_commands, "check_runs", check_runs)
+    monkeypatch.setattr(sweep_commands, "execute", begun.append)
+    monkeypatch.setattr(cli, "execute_all", begun.extend)
+    sweep = yaml.safe_load((RECIPES / "sweeps/rank.yaml").read_text())
+    Path("mine.yaml").write_text(
+        yaml.safe_dump({**sweep, "model": "smollm2-135m", "tasks": ["em", "hellaswog"], "profiles": {}})
+    )
+    for command in ("run mine.yaml --hardware cpu", "evaluate smollm2-135m --tasks hellaswag,hellaswog"):
+        refused = CliRunner().invoke(app, command.split())
+        assert isinstance(refused.exception, BadInput) and "nor lm-eval has 'hellaswog'" in str(refused.exception)
+    assert not begun and CliRunner().invoke(app, ["evaluate", "smollm2-135m", "--tasks", "hellaswag"]).exit_code == 0
+    assert begun
