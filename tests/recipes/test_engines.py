@@ -173,6 +173,16 @@ def test_in_bf16_unsloths_first_step_is_ln_2_and_no_reference_lies_on_the_bf16_g
     assert stored.numel() == 8 and not (stored == stored.bfloat16().float()).any(), stored
 
 
+@pytest.mark.slow
+@needs_unsloth
+def test_unsloth_is_refused_layers_that_the_model_does_not_have(folder: Path, axolotl: Steps) -> None:
+    """After Axolotl, which prepares the data."""
+    path = recipe(folder, "unsloth", "sft")
+    path.write_text(path.read_text() + "peft_layers_to_transform: [99]\n")
+    with pytest.raises(AssertionError, match=r"refused: peft_layers_to_transform: .*99.*: the model has layers 0 to"):
+        process(folder, "-m", "recipes.unsloth.train", str(path))
+
+
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
