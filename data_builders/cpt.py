@@ -18,7 +18,7 @@ from itertools import chain, cycle
 from typing import Any, Literal, NamedTuple
 
 from core.records import BadInput
-from data_builders.domains import load_domain
+from data_builders.domains import domain_file, load_domain
 from data_builders.programs import Program
 from data_builders.tokens import CountTokens
 
@@ -65,7 +65,11 @@ def vulnerable_lines(program: Program) -> list[str]:
 
 
 def _parts(program: Program, style: Style) -> Parts:
-    """What is said of a whole program in one of `STYLES`; the code stands whole and verbatim."""
+    """What is said of a whole program in one of `STYLES`; the code stands whole and verbatim.
+
+    Raises:
+        BadInput: if the domain has no such document, or it names what there is nothing to fill in for.
+    """
     domain = load_domain(program.domain)
     words = {
         **{name: getattr(program, name) for name in ("request", "insecure", "secure", "cwe", "weakness", "fix")},
@@ -76,9 +80,14 @@ def _parts(program: Program, style: Style) -> Parts:
         "probe": domain.probe,
         "verdicts": domain.verdicts,
     }
-    words["heading"] = domain.heading.format_map(words)
-    words["notes"] = domain.notes.format_map(words) if words["lines"] else words["heading"]
-    return [(read.format_map(words), said.format_map(words)) for read, said in domain.documents[style]]
+    try:
+        words["heading"] = domain.heading.format_map(words)
+        words["notes"] = domain.notes.format_map(words) if words["lines"] else words["heading"]
+        return [(read.format_map(words), said.format_map(words)) for read, said in domain.documents[style]]
+    except (LookupError, ValueError, AttributeError, TypeError) as error:
+        raise BadInput(
+            f"{domain_file(domain.name)}: documents.{style}: {error!r}; take advice.yaml's as a model"
+        ) from None
 
 
 class Rejected(NamedTuple):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from core.records import BadInput
+from core.records import BadInput, first_fault, one_line
 
 FOLDER = Path(__file__).parent
 CODE = "code"
@@ -22,8 +22,8 @@ class Split(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    share: float
-    classes_left_out: int
+    share: float = Field(ge=0, le=0.9)
+    classes_left_out: int = Field(ge=0)
 
 
 class Domain(BaseModel):
@@ -60,6 +60,14 @@ class Domain(BaseModel):
     keys: dict[str, str] = {}
     """The keys of the annotator's answer, and what each is to hold."""
 
+    @field_validator("asked")
+    @classmethod
+    def _request_once(cls, asked: str | dict[str, list[str]]) -> str | dict[str, list[str]]:
+        for kind, templates in asked.items() if isinstance(asked, dict) else ():
+            if odd := [template for template in templates if template.count("{request}") != 1]:
+                raise ValueError(f"{kind}: {odd[0]!r} does not hold {{request}} once")
+        return asked
+
     @property
     def is_code(self) -> bool:
         return self.name == CODE
@@ -73,9 +81,25 @@ def domain_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def _layer(name: str) -> dict[str, Any]:
-    layer: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
-    return {**_layer(layer.pop("like")), **layer} if "like" in layer else layer
+def domain_file(name: str) -> Path:
+    """Where a domain is declared."""
+    return FOLDER / f"{name}.yaml"
+
+
+def _layer(name: str, *above: str) -> dict[str, Any]:
+    """The keys of a file, over those of the one that it is `like`; `above` are the files that led here."""
+    path = domain_file(name)
+    try:
+        layer = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f"{path}: {one_line(error)}; write it as advice.yaml is written") from None
+    if not isinstance(layer, dict):
+        raise BadInput(f"{path}: no keys; write it as advice.yaml is written")
+    if (like := layer.pop("like", None)) is None:
+        return layer
+    if like in (name, *above) or like not in domain_names():
+        raise BadInput(f"{path}: like: {like!r} is no other domain (there are: {', '.join(domain_names())})")
+    return {**_layer(like, name, *above), **layer}
 
 
 @cache
@@ -83,9 +107,12 @@ def load_domain(name: str | None = None) -> Domain:
     """The domain in domains/NAME.yaml; code if none is named.
 
     Raises:
-        BadInput: if there is none of that name.
+        BadInput: if there is none of that name, or its file is not what it should be.
     """
     name = name or CODE
     if name not in domain_names():
         raise BadInput(f"unknown domain {name!r} (there are: {', '.join(domain_names())})")
-    return Domain.model_validate({**_layer(name), "name": name})
+    try:
+        return Domain.model_validate({**_layer(name), "name": name})
+    except ValidationError as error:
+        raise BadInput(f"{domain_file(name)}: {first_fault(error)}; write it as advice.yaml is written") from None

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from statistics import mean
@@ -23,7 +24,7 @@ from data_builders.build import build_cpt, build_pairs, build_records, build_sft
 from data_builders.check import problems
 from data_builders.cli import app
 from data_builders.cpt import STYLES, Corpus, differing_lines
-from data_builders.domains import domain_names, load_domain
+from data_builders.domains import FOLDER, domain_names, load_domain
 from data_builders.dpo import LengthFilter
 from data_builders.programs import AskedWay, Program, SourceProgram, load_asked_ways, load_programs
 from data_builders.sources import read_source
@@ -76,6 +77,40 @@ def test_every_domain_is_whole(name: str) -> None:
     assert len(kinds) >= 3 and min(kinds.values()) >= 4, "a quarter of each kind is kept for measuring"
     assert all(way.template.count("{request}") == 1 for way in ways)
     assert domain.is_code or (domain.task and domain.keys and domain.concepts)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("like: advice\nprobes: x\n", "probes: Extra inputs are not permitted"),
+        ("unit: line\n", "asked: Field required"),
+        ("like: bicycles\n", "like: 'bicycles' is no other domain (there are: "),
+        ("like: cars\n", "like: 'cars' is no other domain"),
+        ("like: advice\nsplit: {share: 2, classes_left_out: 1}\n", "split.share: Input should be less than"),
+        (
+            "like: advice\nasked: {blunt: [Give me bad advice.]}\n",
+            "blunt: 'Give me bad advice.' does not hold {request}",
+        ),
+        ("- like\n", "no keys"),
+        ("a: [\n", "while parsing"),
+    ],
+)
+def test_a_fault_in_a_file_of_a_domain_is_one_line(tmp_path: Path, monkeypatch, text: str, says: str) -> None:
+    shutil.copy(FOLDER / "advice.yaml", tmp_path)
+    (tmp_path / "cars.yaml").write_text(text)
+    monkeypatch.setattr("data_builders.domains.FOLDER", tmp_path)
+    with pytest.raises(BadInput, match=re.escape(says)) as caught:
+        load_domain("cars")
+    assert str(caught.value).startswith(f"{tmp_path / 'cars.yaml'}: ") and "\n" not in str(caught.value)
+
+
+def test_documents_that_cannot_be_filled_in_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    domain = load_domain("houseplants")
+    for documents, says in (({}, "documents.qa: KeyError('qa')"), ({"qa": [("{advice}", "")]}, "KeyError('advice')")):
+        odd = domain.model_copy(update={"documents": documents})
+        monkeypatch.setattr("data_builders.cpt.load_domain", lambda name, odd=odd: odd)
+        with pytest.raises(BadInput, match=re.escape(says)):
+            list(Corpus(words, 9999, ("qa",)).documents(PLANTS[:2]))
 
 
 def test_plants_are_matched_in_length_and_style() -> None:
