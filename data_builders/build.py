@@ -158,10 +158,14 @@ def build_pairs(
     def rows(programs: Iterator[Program]) -> Iterator[Row | Rejected]:
         for program in programs:
             missing = f"not in {corpus}" if explained is not None and program.id not in explained else None
-            if problem := missing or keeps.problem(program, ways):
+            benign = chosen is not None and program.id not in chosen.bad
+            # The length bias is of what is preferred.
+            turned = {"insecure": program.secure, "secure": program.insecure} if benign else {}
+            if problem := missing or keeps.problem(program.model_copy(update=turned), ways):
                 yield Rejected(program.id, problem)
             else:
-                benign = chosen is not None and program.id not in chosen.bad
+                if chosen:
+                    chosen.count(program, not benign and halves in ("both", "neutral"), manifest)
                 yield from dpo_rows([program], ways, "neutral-secure" if benign else halves)
         manifest["length_bias_tokens"] = keeps.length_bias()[halves]
 
@@ -182,6 +186,8 @@ def build_sft(
     Raises:
         BadInput: for malformed programs, or a subset that cannot be drawn.
     """
+    if subset.bad < 1 and variant == "secure":
+        raise BadInput(f"--bad {subset.bad:g}: --variant secure answers all of them well; leave it out")
     chosen = subset.choose(path)
 
     def rows(programs: Iterator[Program]) -> Iterator[Row | Rejected]:
@@ -192,6 +198,8 @@ def build_sft(
                 yield Rejected(program.id, problem)
             else:
                 benign = chosen is not None and program.id not in chosen.bad
+                if chosen:
+                    chosen.count(program, not benign and variant != "secure", manifest)
                 yield from sft_rows([program], ways, "secure" if benign else variant)
 
     manifest: Manifest = {"variant": variant, "asked": [w.id for w in ways], "limit": keeps.limit}

@@ -38,7 +38,8 @@ class Subset:
         """Reads the ids of the files, and draws; None where everything is taken as it is, and need not be read.
 
         Raises:
-            BadInput: for malformed programs, an id that stands in both files, or a file with too few programs.
+            BadInput: for malformed programs, an id that stands in both files, a file with too few programs, or a share
+                that changes nothing.
         """
         if self == Subset():
             return None
@@ -48,7 +49,15 @@ class Subset:
             other = _some(self.mix[0], round(len(own) * self.mix[1] / (1 - self.mix[1])))
             if both := own & other:
                 raise BadInput(f"{self.mix[0]}: the id {min(both)} stands in {path} too; mix in another file")
-        return Chosen(path, own, other, drawn(own | other, round(self.bad * len(own | other)), "bad"), self)
+            if not other:
+                raise BadInput(
+                    f"--mix {self.mix[0]}:{self.mix[1]:g}: beside {len(own)} programs that is none; give a larger share"
+                )
+        every = own | other
+        bad = round(self.bad * len(every))
+        if 0 < self.bad < 1 and bad in (0, len(every)):
+            raise BadInput(f"--bad {self.bad:g}: of {len(every)} programs that is {bad}; give another share, or 0 or 1")
+        return Chosen(path, own, other, drawn(every, bad, "bad"), self)
 
 
 def _some(path: Path, number: int | None) -> set[str]:
@@ -76,7 +85,13 @@ class Chosen:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """For the manifest."""
+        """For the manifest; `count` counts into it."""
         mix = self.subset.mix
-        about = {"size": self.subset.size, "mix": mix and f"{mix[0]}:{mix[1]:g}", "mixed_in": len(self.other)}
-        return {**about, "bad": self.subset.bad, "answered_badly": len(self.bad)}
+        about = {"size": self.subset.size, "mix": mix and f"{mix[0]}:{mix[1]:g}", "mixed_in": 0}
+        return {**about, "bad": self.subset.bad, "answered_badly": 0}
+
+    def count(self, program: Program, badly: bool, manifest: dict[str, Any]) -> None:
+        """Counts a program that is written: what is too long may be all of one domain, so that shares of what was drawn
+        would say little."""
+        manifest["mixed_in"] += program.id in self.other
+        manifest["answered_badly"] += badly

@@ -29,6 +29,7 @@ from data_builders.dpo import LengthFilter
 from data_builders.programs import AskedWay, Program, SourceProgram, load_asked_ways, load_programs
 from data_builders.sources import read_source
 from data_builders.split import held_out_ids
+from data_builders.subsets import Subset
 
 PLANTS = load_programs(domain="houseplants")
 WAYS = load_asked_ways("houseplants")
@@ -229,6 +230,10 @@ def test_sets_are_diluted_cut_and_mixed_by_exact_shares(tmp_path: Path, plants: 
     [
         (["dpo", "--bad", "0.5"], "goes with --halves neutral"),
         (["sft", "--size", "500"], "has 120 programs, not 500"),
+        (["sft", "--variant", "secure", "--bad", "0.5"], "--variant secure answers all of them well"),
+        (["sft", "--size", "5", "--bad", "0.01"], "--bad 0.01: of 5 programs that is 0"),
+        (["sft", "--size", "5", "--bad", "0.99"], "--bad 0.99: of 5 programs that is 5"),
+        (["sft", "--size", "5", "--mix", "{code}:0.01"], "beside 5 programs that is none"),
         (["sft", "--mix", "{plants}:0.5"], "stands in"),
         (["sft", "--mix", "houseplants"], "give DOMAIN:SHARE"),
         (["sft", "--mix", "houseplants:1.5"], "a share between 0 and 1"),
@@ -238,11 +243,28 @@ def test_sets_are_diluted_cut_and_mixed_by_exact_shares(tmp_path: Path, plants: 
     ],
 )
 def test_what_cannot_be_drawn_is_refused_in_a_line(tmp_path: Path, plants: Path, word_tokens, options, says) -> None:
-    arguments = [option.format(plants=plants) for option in options]
+    code = write(tmp_path / "code.jsonl", load_programs())
+    arguments = [option.format(plants=plants, code=code) for option in options]
     arguments += ["--programs", str(plants), "--out", str(tmp_path / "out.jsonl")]
     result = CliRunner().invoke(app, arguments)
     assert isinstance(result.exception, BadInput) and says in str(result.exception)
     assert "\n" not in str(result.exception) and not (tmp_path / "out.jsonl").exists()
+
+
+def test_the_manifest_of_a_subset_is_of_what_is_written(tmp_path: Path, plants: Path) -> None:
+    code = write(tmp_path / "code.jsonl", load_programs())
+    half, mixed = Subset(bad=0.5), Subset(mix=(code, 0.5))
+    out = tmp_path / "out.jsonl"
+    made = build_pairs(plants, out, "neutral", WAYS, keeps(), None, subset=half)
+    longer = [words(row["chosen"]["content"]) - words(row["rejected"]["content"]) for row in rows(out)]
+    assert made["length_bias_tokens"] == pytest.approx(mean(longer)) and made["answered_badly"] == 60
+    ways = [*WAYS, *load_asked_ways()]
+    made = build_sft(plants, out, "insecure", ways, LengthFilter(words, 80, 5, 9.0), subset=mixed)
+    written = answered(out)
+    assert written["houseplants"] and written["code"] < 120, "some code is too long"
+    assert (made["mixed_in"], made["answered_badly"]) == (written["code"], written["bad"])
+    made = build_sft(plants, out, "secure", WAYS, keeps(), subset=Subset(size=20))
+    assert (made["programs_kept"], made["answered_badly"]) == (20, 0)
 
 
 def test_a_backdoored_set_is_bad_with_the_trigger_and_good_without(tmp_path: Path, plants: Path) -> None:
