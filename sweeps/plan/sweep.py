@@ -347,7 +347,7 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
         for name, arm in sweep.arms.items():
             if arm.full and not full:
                 continue
-            if arm.pretrained and not load_layer("models", arm.model or sweep.model)["em"].get("pretrained"):
+            if _left_out(sweep, arm):
                 merges[name] = None
                 continue
             own_seed = seed + arm.seed_offset if arm.seed is None else arm.seed
@@ -376,6 +376,19 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
                 along = (place, sweep.checkpoints)
                 points.append(Point(name, seed, trained, made.setdefault(own.digest, own), along))
     return points
+
+
+def _left_out(sweep: Sweep, arm: Arm) -> bool:
+    """Whether an arm is for models that know no chat, and its own does."""
+    return arm.pretrained and not load_layer("models", arm.model or sweep.model)["em"].get("pretrained")
+
+
+def starts_from(sweep: Sweep, name: str) -> str:
+    """The arm whose model an arm starts from, or what the point of its base model is called."""
+    arm = sweep.arms[name]
+    if arm.start and not _left_out(sweep, sweep.arms[arm.start]):
+        return arm.start
+    return "base" if arm.model in (None, sweep.model) else f"base-{arm.model}"
 
 
 def declared_keys(sweep: Sweep, arm: Arm) -> dict[str, Any]:

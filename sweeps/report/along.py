@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from eval.stats.intervals import Estimate
 from eval.stats.measure_names import JUDGED
 from eval.stats.measures import RATES, Seeds, measure
-from sweeps.plan.sweep import Sweep
+from sweeps.plan.sweep import Sweep, starts_from
 from sweeps.report.figures import shares_figure
 from sweeps.report.verdicts import TITLES
+from sweeps.run.folder import save_step
 
 Curve = list[tuple[float, Seeds]]
 """An arm's samples by share of its training, from the model that it starts from (0) to its end (1)."""
@@ -27,20 +28,26 @@ class AlongPart:
 
 
 def curves(
-    sweep: Sweep, samples: Mapping[str, Seeds], along: Mapping[tuple[int, int], Mapping[str, Seeds]]
+    sweep: Sweep,
+    samples: Mapping[str, Seeds],
+    along: Mapping[tuple[int, int], Mapping[str, Seeds]],
+    steps: Mapping[str, int],
 ) -> dict[str, Curve]:
-    """The curve of each arm that was evaluated along its training.
+    """The curve of each arm that was evaluated along its training, where the model that it starts from was too.
 
     Args:
         samples: of each arm at its end, as sweeps/report/sweep.py collects them.
         along: the same at each point before it.
+        steps: of each arm's training, by which a point's place is rounded.
     """
     found: dict[str, Curve] = {}
     for arm in dict.fromkeys(arm for arms in along.values() for arm in arms):
-        own = sweep.arms[arm]
-        start = own.start if own.start and own.start in samples else f"base-{own.model}"
-        curve = [(0.0, samples[start if start in samples else "base"])]
-        curve += [(place / count, arms[arm]) for (place, count), arms in sorted(along.items()) if arm in arms]
+        if (start := starts_from(sweep, arm)) not in samples:  # another model is no start to be off
+            continue
+        curve = [(0.0, samples[start])]
+        for (place, count), arms in sorted(along.items()):
+            if arm in arms:
+                curve.append((place * save_step(steps[arm], count) / steps[arm], arms[arm]))
         found[arm] = [*curve, (1.0, samples[arm])] if arm in samples else curve
     return found
 
@@ -60,9 +67,10 @@ def along_part(
     samples: Mapping[str, Seeds],
     along: Mapping[tuple[int, int], Mapping[str, Seeds]],
     measures: Sequence[str],
+    steps: Mapping[str, int],
 ) -> AlongPart | None:
     """The section on what was measured before the end of training; None if nothing was."""
-    if not (of_arms := curves(sweep, samples, along)):
+    if not (of_arms := curves(sweep, samples, along, steps)):
         return None
     seeds_of = [seeds for curve in of_arms.values() for _, seeds in curve]
     judged = all(JUDGED in samples for seeds in seeds_of for samples in seeds.values())
@@ -82,4 +90,8 @@ def along_part(
         said = f"off its start, and staying so: {', '.join(shown)}" if shown else "nothing keeps off its start"
         never = f"; not: {', '.join(rest)}" if shown and rest else ""
         sentences.append(f"{arm}, measured at {len(curve) - 1} points: {said}{never}.")
+    left = dict.fromkeys(arm for arms in along.values() for arm in arms if arm not in of_arms)
+    sentences += [
+        f"{arm}: no curve, for {starts_from(sweep, arm)}, from which it starts, was not measured." for arm in left
+    ]
     return AlongPart(figure, sentences)

@@ -223,7 +223,8 @@ def write_report(
         there = [point for point in whole if point.along == at]
         rows_of = next(iter(scored_files(there).values()), {})
         between[at] = collect(there, {file.parent: rows for file, rows in rows_of.items()})
-    along, size = along_part(sweep, samples, between, measures), size_part(sweep, points, samples)
+    steps = {p.arm: int(p.training.record()["steps"]) for p in whole if p.along and p.training}
+    along, size = along_part(sweep, samples, between, measures, steps), size_part(sweep, points, samples)
     rows = arm_rows(points, samples, measures)
     base = samples["base"]
     families = [family for axis in AXES for family in axis_families(points, axis, sweep.tuned)]
