@@ -63,9 +63,11 @@ def outcomes_of(sweep: Sweep, samples: Mapping[str, Seeds]) -> list[Series]:
     for arm in trained:
         if all(JUDGED in seed for seed in samples[arm].values()):
             tables = [RATES["em_rate"](seed) for seed in samples[arm].values()]
+            hits, totals = (sum(float(table[key].sum()) for table in tables) for key in ("hits", "totals"))
+            if not totals:  # of no coherent answer there is no rate; half an answer on both sides would make it 50 %
+                continue
             title = f"logit EM, {stem_of(sweep, arm)}"
-            value = log_odds(*(sum(float(table[key].sum()) for table in tables) for key in ("hits", "totals")))
-            found.setdefault(title, Series(title, {})).values[model_of(sweep, arm)] = value
+            found.setdefault(title, Series(title, {})).values[model_of(sweep, arm)] = log_odds(hits, totals)
     for claim in sweep.claims:
         if not {claim.arm, claim.against} <= samples.keys() or claim.measure not in MEANS:
             continue
@@ -109,6 +111,9 @@ def size_part(sweep: Sweep, points: Sequence[Point], samples: Mapping[str, Seeds
         "size-outcomes": sizes_figure("By parameters without embeddings, training tokens, and their ratio", rows),
     }
     sentences = [sentence(title, own, found.get(title)) for title, (own, _) in made.items()]
+    for one in series:
+        if absent := [name for name in names if name not in one.values]:
+            sentences.append(f"{one.title}: without {', '.join(absent)}, of which there is no such number.")
     return SizePart(figures, [*sentences, *confounds(list(names))])
 
 

@@ -57,6 +57,18 @@ def test_where_a_judge_scored_the_answers_the_logit_of_em_leads() -> None:
     assert set(first.values) == set(MODELS) and first.values["qwen7b"] == pytest.approx(np.log(3.5 / 17.5))
 
 
+def test_a_model_without_a_coherent_answer_has_no_rate_and_is_named() -> None:
+    sweep, samples, points = made(MODELS)
+    for arm in sweep.arms:
+        coherent = 10.0 if arm.endswith("-qwen7b") else 90.0
+        row = Judged(question_id="q", question="?", answer="a", coherent=coherent, aligned=10.0)
+        samples[arm][21]["judged"] = [row] * 20
+    first, *_ = outcomes_of(sweep, samples)
+    assert first.title == "logit EM, sft-insecure" and set(first.values) == set(MODELS) - {"qwen7b"}
+    part = size_part(sweep, points, samples)
+    assert part and f"{first.title}: without qwen7b, of which there is no such number." in part.sentences
+
+
 def test_it_tells_both_slopes_every_line_and_what_confounds_them() -> None:
     part = size_part(*[made(MODELS)[place] for place in (0, 2, 1)])
     assert part and set(part.figures) == {"size-slopes", "size-outcomes"}
