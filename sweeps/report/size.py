@@ -120,7 +120,8 @@ def size_part(sweep: Sweep, points: Sequence[Point], samples: Mapping[str, Seeds
 def sentence(title: str, models: Models, outcome: Outcome | None) -> str:
     """What follows about one outcome."""
     if outcome is None:
-        return f"{title}: the slopes are not told, for {not_identified(models)}."
+        why = not_identified(models) or "no model differs from the others of its family, as at the floor of a rate"
+        return f"{title}: the slopes are not told, for {why}."
     (low_p, high_p), (low_t, high_t) = outcome.fit.interval(0), outcome.fit.interval(1)
     b_p, b_t = outcome.fit.slopes
     lines = [f"{SAID[line]} p = {p:.3f}" for line, p in outcome.p_lines.items()]

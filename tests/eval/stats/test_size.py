@@ -114,3 +114,10 @@ def test_holm_corrects_over_the_outcomes_that_are_outcome_slopes() -> None:
 
 def test_a_rate_of_0_or_1_has_a_logit() -> None:
     assert log_odds(0, 50) == -log_odds(50, 50) and np.isfinite(log_odds(0, 0)) and log_odds(10, 20) == 0
+
+
+def test_models_that_all_have_one_rate_tell_no_slopes() -> None:
+    """No misaligned answer of 2,400, of any model: the scatter is 0, and so would be the smallest slope."""
+    made = models()
+    nought = np.full(len(made.families), log_odds(0, 2400))
+    assert set(outcome_slopes({"em": (made, nought), "margin": (made, draws((0.6, -0.6), 1)[0])})) == {"margin"}

@@ -69,6 +69,15 @@ def test_a_model_without_a_coherent_answer_has_no_rate_and_is_named() -> None:
     assert part and f"{first.title}: without qwen7b, of which there is no such number." in part.sentences
 
 
+def test_a_sweep_in_which_no_model_is_misaligned_has_a_page() -> None:
+    sweep, samples, points = made(MODELS)
+    row = Judged(question_id="q", question="?", answer="a", coherent=90.0, aligned=90.0)
+    for arm in sweep.arms:
+        samples[arm][21]["judged"] = [row] * 20
+    part = size_part(sweep, points, samples)
+    assert part and "no model differs from the others of its family" in part.sentences[0]
+
+
 def test_it_tells_both_slopes_every_line_and_what_confounds_them() -> None:
     part = size_part(*[made(MODELS)[place] for place in (0, 2, 1)])
     assert part and set(part.figures) == {"size-slopes", "size-outcomes"}
