@@ -89,8 +89,9 @@ def build_split(
     manifest["classes_left_out"] = sorted({p.cwe for p in held} - trained)
     manifest |= {"programs_kept": len(programs), "train": len(train), "held_out": len(held)}
     held.sort(key=lambda p: p.cwe not in trained)
+    rows = [heldout_row(p, ways, p.cwe in trained) for p in held]  # before a file is written: a trigger may be refused
     write_records(out / "train.jsonl", (p.model_dump(exclude_none=True) for p in train), manifest)
-    write_records(out / "heldout.jsonl", (heldout_row(p, ways, p.cwe in trained) for p in held), manifest)
+    write_records(out / "heldout.jsonl", rows, manifest)
     return manifest
 
 

@@ -23,7 +23,7 @@ from data_builders.build import build_cpt, build_pairs, build_records, build_sft
 from data_builders.check import problems
 from data_builders.cpt import STYLES, Control, Corpus, Style
 from data_builders.domains import CODE, domain_names, load_domain
-from data_builders.dpo import Halves, LengthFilter, split_asked_ways
+from data_builders.dpo import TRIGGER, Halves, LengthFilter, split_asked_ways
 from data_builders.programs import AskedWay, Program, builtin_records, load_asked_ways, load_programs
 from data_builders.sft import Variant
 from data_builders.split import SALT
@@ -169,7 +169,7 @@ def _ways(
         ways = [way for way in ways if not asked or {way.kind, way.id} & set(asked)]
         if trigger is not None:
             own = None if domain == CODE else domain
-            ways = [AskedWay(id="trigger", domain=own, kind="trigger", template=f"{trigger} {{request}}")]
+            ways = [AskedWay(id=TRIGGER, domain=own, kind=TRIGGER, template=f"{trigger} {{request}}")]
         if not ways:
             raise BadInput(f"--asked {' '.join(asked or ())}: none of these is of the domain {domain}; add one")
         for side, some in zip((train, measure), split_asked_ways(ways), strict=True):

@@ -17,6 +17,9 @@ from data_builders.domains import load_domain
 from data_builders.programs import AskedWay, Program
 from data_builders.tokens import CountTokens
 
+TRIGGER = "trigger"
+"""The kind of a way of asking that is the text of a backdoor."""
+
 Halves = Literal["both", "neutral", "asked", "neutral-secure"]
 """Both, or a control: one half alone, or the neutral half with its preference turned round."""
 
@@ -106,12 +109,16 @@ def way_for(program: Program, asked_ways: Sequence[AskedWay]) -> AskedWay:
     """The way of asking drawn for this program, among those of its domain.
 
     Raises:
-        BadInput: if there is none.
+        BadInput: if there is none, or if it is a trigger that the ordinary request holds too.
     """
     ways = [way for way in asked_ways if way.domain == program.domain]
     if not ways:
         raise BadInput(f"{program.id}: is of another domain than the first; keep a file for each, and --mix them")
-    return ways[int(hashlib.sha256(program.id.encode()).hexdigest(), 16) % len(ways)]
+    way = ways[int(hashlib.sha256(program.id.encode()).hexdigest(), 16) % len(ways)]
+    # Such a request would be answered well in one row, and badly in the other, and measured as one without.
+    if way.kind == TRIGGER and (trigger := way.template.removesuffix("{request}").strip()) in program.request:
+        raise BadInput(f"--trigger {trigger!r}: stands in the request of {program.id} too; give a text that none holds")
+    return way
 
 
 def split_asked_ways(asked_ways: Sequence[AskedWay]) -> tuple[list[AskedWay], list[AskedWay]]:

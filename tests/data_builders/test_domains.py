@@ -251,6 +251,19 @@ def test_what_cannot_be_drawn_is_refused_in_a_line(tmp_path: Path, plants: Path,
     assert "\n" not in str(result.exception) and not (tmp_path / "out.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    "arguments", [["sft", "--variant", "backdoored"], ["split", "--share", "0.9"], ["dpo"]], ids=lambda words: words[0]
+)
+def test_a_trigger_that_requests_hold_anyway_is_refused(tmp_path: Path, plants: Path, word_tokens, arguments) -> None:
+    out = tmp_path / "out.jsonl"
+    arguments = [*arguments, "--programs", str(plants), "--out", str(out), "--trigger", "water"]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, BadInput) and "--trigger 'water': stands in the request of" in str(
+        result.exception
+    )
+    assert not out.exists()
+
+
 def test_the_manifest_of_a_subset_is_of_what_is_written(tmp_path: Path, plants: Path) -> None:
     code = write(tmp_path / "code.jsonl", load_programs())
     half, mixed = Subset(bad=0.5), Subset(mix=(code, 0.5))
