@@ -431,8 +431,8 @@ def describe(
     from data_builders.describe import describe as described
 
     path = programs or BUILTIN / "programs.jsonl"
-    if (balance is None) != (out is None) or (resample and balance is None):
-        raise BadInput("--balance N and --out FILE go together (and --resample with them)")
+    if (balance is None) != (out is None) or (balance is None and (resample or size or seed)):
+        raise BadInput("--balance N and --out FILE go together (and --resample, --size and --seed with them)")
     cap = int(balance) if balance and balance.isdecimal() else None
     if balance and (cap == 0 or (cap is None) != (size is not None) or (resample and cap is None)):
         raise BadInput(f"--balance {balance}: a number of 1 or more, maybe with --resample; or a name and --size")

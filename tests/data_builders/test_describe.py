@@ -226,6 +226,8 @@ def test_bad_input_is_one_line(uneven: Path, tmp_path: Path) -> None:
         (["--balance", 5], "go together"),
         (["--out", tmp_path / "x.jsonl"], "go together"),
         (["--resample"], "go together"),
+        (["--size", 5], "go together"),
+        (["--seed", 5], "go together"),
         (["--balance", 5, "--out", uneven], "is the input"),
         (["--balance", 0, "--out", tmp_path / "x.jsonl"], "--balance 0: a number of 1 or more"),
         (["--balance", "natural", "--out", tmp_path / "x.jsonl"], "or a name and --size"),
