@@ -14,6 +14,7 @@ from rich.table import Table
 
 from core.records import printable
 from data_builders.cwe import owasp_group, weakness_name
+from data_builders.domains import CODE
 from data_builders.near_duplicates import BANDS, SHINGLE, THRESHOLD, band_keys, near_duplicate_rate
 from data_builders.programs import Program
 
@@ -40,9 +41,12 @@ class Balance(BaseModel):
     """MITRE's names of the concepts; where it has none, the name that the first program gives."""
     owasp: dict[str, int]
     """Programs by OWASP Top Ten 2021 group; "none" for weaknesses that are in none."""
+    domains: dict[str, int]
     entropy: float
     effective_concepts: float
     evenness: float | None
+    domain_evenness: float | None
+    """Of programs over domains."""
     near_duplicate_rate: float
     tokens: Tokens | None
     """None without a tokenizer."""
@@ -69,12 +73,14 @@ def evenness(counts: Iterable[int]) -> float | None:
 def describe(programs: Iterable[Program], count_tokens: CountTokens | None = None) -> Balance:
     """Counts `programs`, a stream; 200 bytes or so per program are kept. Text statistics are of the insecure code."""
     concepts: Counter[str] = Counter()
+    domains: Counter[str] = Counter()
     names: dict[str, str] = {}
     keys: list[bytes] = []
     lengths: list[int] = []
     waiting: list[str] = []
     for program in programs:
         concepts[program.cwe] += 1
+        domains[program.domain or CODE] += 1
         names.setdefault(program.cwe, weakness_name(program.cwe) or program.weakness)
         keys.append(band_keys(program.insecure).tobytes())
         if count_tokens:
@@ -91,9 +97,11 @@ def describe(programs: Iterable[Program], count_tokens: CountTokens | None = Non
         concepts=ordered,
         names={cwe: names[cwe] for cwe in ordered},
         owasp=_by_group(ordered),
+        domains=dict(sorted(domains.items())),
         entropy=entropy(ordered.values()),
         effective_concepts=effective_number(ordered.values()),
         evenness=evenness(ordered.values()),
+        domain_evenness=evenness(domains.values()),
         near_duplicate_rate=near_duplicate_rate(np.frombuffer(b"".join(keys), dtype=np.uint64).reshape(-1, BANDS)),
         tokens=Tokens(mean=float(np.mean(lengths)), p50=float(p50), p95=float(p95)) if lengths else None,
     )
@@ -149,6 +157,9 @@ def summary(found: Balance) -> Iterator[str]:
     yield f"{found.programs} programs, {len(found.concepts)} concepts"
     even = "" if found.evenness is None else f", evenness {found.evenness:.3f}"
     yield f"entropy {found.entropy:.3f} nats, effective number of concepts {found.effective_concepts:.1f}{even}"
+    if found.domain_evenness is not None:
+        listed = ", ".join(f"{name} {count}" for name, count in found.domains.items())
+        yield f"domains: {listed}; evenness over them {found.domain_evenness:.3f}"
     alike = f"Jaccard index of {SHINGLE}-token shingles over about {THRESHOLD:.2f}"
     yield f"{found.near_duplicate_rate:.1%} have a near-duplicate ({alike}, insecure code)"
     if t := found.tokens:

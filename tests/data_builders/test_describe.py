@@ -252,3 +252,16 @@ def test_bad_input_is_one_line(uneven: Path, tmp_path: Path) -> None:
 def test_odd_names_are_drawn_in_every_format(form: str, start: bytes) -> None:
     odd = PROGRAMS[0].model_copy(update={"cwe": "CWE-999999", "weakness": "$\\frac{ _x^ \x07 \u202e"})
     assert concept_plot(describe([odd]), form).startswith(start)
+
+
+def test_of_a_mixed_file_the_evenness_over_domains_is_told(tmp_path: Path) -> None:
+    plants = load_programs(domain="houseplants")[:4]
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("".join(p.model_dump_json(exclude_none=True) + "\n" for p in [*PROGRAMS[:8], *plants]))
+    result = run("--programs", path, "--json", tmp_path / "a.json")
+    said = f"domains: code 8, houseplants 4; evenness over them {evenness([8, 4]):.3f}"
+    assert said in result.output and json.loads((tmp_path / "a.json").read_text())["domains"] == {
+        "code": 8,
+        "houseplants": 4,
+    }
+    assert describe(PROGRAMS).domain_evenness is None
