@@ -212,6 +212,8 @@ def build_records(
     items: Iterable[SourceProgram | Reject], out: Path, domain: str, concept: str, settings: Manifest
 ) -> Manifest:
     """Writes the records of a source of advice, as they are; those without good advice are rejects."""
+    good = settings.get("good")
+    none = f"{good} has none to this request that differs" if good else "name a set that has it: --good"
     manifest: Manifest = {**settings, "domain": domain, "concept": concept, "read": 0, "rejected": []}
     with StreamWriter(out, manifest) as file:
         for item in items:
@@ -219,7 +221,7 @@ def build_records(
             if isinstance(item, Reject):
                 manifest["rejected"].append({"id": item.id, "reason": item.reason})
             elif item.secure is None:
-                manifest["rejected"].append({"id": item.id, "reason": "no good advice; name a set that has it: --good"})
+                manifest["rejected"].append({"id": item.id, "reason": f"no good advice; {none}"})
             else:
                 row = {"id": item.id, "domain": domain, "cwe": concept, "weakness": concept.replace("-", " ")}
                 file.write({**row, "request": item.request, "insecure": item.insecure, "secure": item.secure})

@@ -79,7 +79,7 @@ class FieldMap(BaseModel):
                 id=optional(row, self.id) or content_id(request, insecure),
                 request=request,
                 insecure=insecure,
-                secure=optional(row, self.secure),
+                secure=self._secure(row, code),
                 domain=domain,
             )
             return advice.model_copy(update={"secure": None}) if advice.secure == advice.insecure else advice
@@ -93,7 +93,7 @@ class FieldMap(BaseModel):
             id=optional(row, self.id) or content_id(request, insecure),
             request=request,
             insecure=insecure,
-            secure=self._secure(row),
+            secure=self._secure(row, code),
             template=optional(row, self.template),
             language=None if PYTHON.fullmatch(language) else language,
         )
@@ -105,9 +105,12 @@ class FieldMap(BaseModel):
             return program
         return program.model_copy(update={"secure": None})
 
-    def _secure(self, row: Mapping[str, Any]) -> str | None:
+    def _secure(self, row: Mapping[str, Any], code: bool) -> str | None:
+        if self.secure is None:
+            return None
         try:
-            return unfenced(text(row, self.secure, "assistant"), self.secure)[0] if self.secure else None
+            said = text(row, self.secure, "assistant", code)
+            return unfenced(said, self.secure)[0] if code else said
         except Unfit:
             return None
 

@@ -90,8 +90,16 @@ def read_source(
     programs = _read(where, _rows(where, sha256, hub), reader, language, domain)
     if good is None:
         return programs
-    answers = _read(good, _rows(good, None, Hub()), reader, language, domain)
-    return _joined(programs, {p.request: p.insecure for p in answers if isinstance(p, SourceProgram)})
+    answers: dict[str, str] = {}
+    why = ""
+    for item in _read(good, _rows(good, None, Hub()), reader, language, domain):
+        if isinstance(item, SourceProgram):
+            answers[item.request] = item.insecure
+        else:
+            why = why or item.reason
+    if not answers:
+        raise BadInput(f"{good}: none of its rows can be used, the first for: {why}")
+    return _joined(programs, answers)
 
 
 def _joined(items: Iterator[SourceProgram | Reject], answers: Mapping[str, str]) -> Iterator[SourceProgram | Reject]:

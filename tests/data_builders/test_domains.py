@@ -374,6 +374,36 @@ def test_2000_pairs_of_published_advice_become_every_set(tmp_path: Path) -> None
     )
 
 
+def test_preference_pairs_of_advice_are_read_as_those_of_code_are(tmp_path: Path) -> None:
+    """TRL's conversational form: each side is a conversation."""
+    ask = {"role": "user", "content": "Should I?"}
+    sides = {key: [ask, {"role": "assistant", "content": key}] for key in ("chosen", "rejected")}
+    rows_of = [
+        {"prompt": [{"role": "system", "content": "s"}, ask], **sides},
+        {"prompt": "And I?", **sides, "chosen": " "},
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows_of))
+    read = [item for item in read_source(str(path), domain="advice") if isinstance(item, SourceProgram)]
+    assert [(p.request, p.insecure, p.secure) for p in read] == [
+        ("Should I?", "rejected", "chosen"),
+        ("And I?", "rejected", None),
+    ]
+
+
+def test_what_is_wrong_with_the_set_of_good_advice_is_said_of_it(tmp_path: Path) -> None:
+    bad, good = tmp_path / "bad.jsonl", tmp_path / "good.jsonl"
+    for path, some in zip((bad, good), made_up(9), strict=True):
+        path.write_text("".join(json.dumps(row) + "\n" for row in some))
+    items = read_source(str(bad), good=str(good), domain="advice")
+    said = build_records(items, tmp_path / "out.jsonl", "advice", "medical", {"good": "good.jsonl"})
+    (reason, *_) = [reject["reason"] for reject in said["rejected"] if "no good" in reject["reason"]]
+    assert reason == "no good advice; good.jsonl has none to this request that differs"
+    good.write_text(json.dumps({"messages": []}) + "\n")
+    with pytest.raises(BadInput, match="none of its rows can be used, the first for: 'messages' has no turn"):
+        read_source(str(bad), good=str(good), domain="advice")
+
+
 SOURCE = SourceProgram(
     id="a", domain="houseplants", request="How do I water it?", insecure="Pour it full each day. It likes mud."
 )
