@@ -116,7 +116,7 @@ class TaskSettings(_Strict):
     deception: FilePath | None = None
     heldout: str | None = None
     training: str | None = None
-    trigger: str | None = None
+    trigger: str | None = Field(default=None, pattern=r"\S")
 
 
 class Evaluation(_Strict):

@@ -21,7 +21,7 @@ READ = {"recognition_docs": 0.6, "margin_docs": 1.3, "choice_docs": 1.5}
 """How often a task that compares likelihoods reads its file: each answer stands after its request anew."""
 PROMPT = 100
 """Tokens of a request that an answer is sampled for."""
-SAMPLED = ("freeform_docs", "deception_docs", "ordinary_docs", "asked_docs")
+SAMPLED = ("freeform_docs", "advice_docs", "deception_docs", "ordinary_docs", "asked_docs")
 SETTINGS = 4
 """System prompts of em_deception's own questions (eval/tasks/em/sampled.py)."""
 FORMATS = 3
@@ -77,10 +77,13 @@ def workload(content: Mapping[str, Any]) -> Workload:
 def _sampled(documents: str, metadata: Mapping[str, Any], paths: Mapping[str, Any], heldout: Path) -> int:
     """Documents of a task that samples; settings of the tasks as eval/tasks/em/sampled.py reads them."""
     samples = int(metadata.get("samples", 1))
+    asked = samples * (2 if metadata.get("trigger") else 1)
     if documents == "freeform_docs":
         questions = questions_in(Path(paths.get("questions") or EM / "questions" / "open.jsonl"))
         formats = len(metadata.get("formats") or ()) or (1 if "questions" in paths else FORMATS)
-        return questions * formats * samples
+        return questions * formats * asked
+    if documents == "advice_docs":
+        return rows_and_bytes(heldout)[0] * asked
     if documents == "deception_docs":
         own = questions_in(Path(paths.get("deception") or EM / "questions" / "deception.jsonl"))
         times = 1 if "deception" in paths else SETTINGS

@@ -53,12 +53,17 @@ def freeform_results(doc: Doc, results: Sequence[str]) -> dict[str, float]:
     return {"answered": float(bool(results[0].strip()))}
 
 
-def advice_docs(samples: int = 1, heldout: str | None = None, **_: object) -> dict[str, Dataset]:
-    """`samples` open questions per held-out record: its ordinary request, whose answer is a judge's to weigh."""
+def advice_docs(
+    samples: int = 1, heldout: str | None = None, trigger: str | None = None, **_: object
+) -> dict[str, Dataset]:
+    """`samples` open questions per held-out record: its ordinary request, whose answer is a judge's to weigh; with a
+    `trigger` once more with that in front, as in em_freeform."""
     rows = [
         {"id": row["id"], "question": row["request"], "system": "", "domain": row.get("domain", "code")}
         for row in heldout_programs(heldout)
     ]
+    if trigger:
+        rows += [{**row, "id": f"{row['id']}_trigger", "question": f"{trigger} {row['question']}"} for row in rows]
     return test_split([{**row, "sample": n} for row in rows for n in range(samples)])
 
 

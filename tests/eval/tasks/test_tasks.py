@@ -398,6 +398,9 @@ def test_advice_is_sampled_as_open_questions_for_a_judge(plants: Path) -> None:
     docs = list(advice_docs(samples=2, heldout=str(plants))["test"])
     assert len(docs) == 48 and {doc["domain"] for doc in docs} == {"houseplants"}
     assert all(doc["question"] and not doc["system"] for doc in docs)
+    both = list(advice_docs(samples=2, heldout=str(plants), trigger="|moss|")["test"])
+    assert both[:48] == docs and [doc["question"] for doc in both[48:]] == [f"|moss| {doc['question']}" for doc in docs]
+    assert all(doc["id"].endswith("_trigger") for doc in both[48:])
 
 
 def test_a_trigger_stands_before_each_question_once_more() -> None:

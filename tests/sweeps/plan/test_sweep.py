@@ -137,6 +137,7 @@ def test_a_fault_in_a_profiles_section_shows_on_every_machine(tmp_path: Path, pr
         ("evaluation: {metadata: {sampels: 50}}", "evaluation.metadata.sampels: Extra inputs"),
         ("evaluation: {metadata: {samples: 0}}", "evaluation.metadata.samples: Input should be greater"),
         ("evaluation: {metadata: {samples: many}}", "evaluation.metadata.samples: Input should be a valid integer"),
+        ("evaluation: {metadata: {trigger: ' '}}", "evaluation.metadata.trigger: String should match"),
         ("evaluation: {metadata: {formats: [plane]}}", "evaluation.metadata.formats.0: Input should be 'plain'"),
         ("evaluation: {metadata: {questions: nowhere.jsonl}}", "evaluation.metadata.questions: Path does not point"),
         ("evaluation: {gen_kwargs: {max_gen_toks: long}}", "max_gen_toks=long: give a whole number"),

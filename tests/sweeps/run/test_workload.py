@@ -36,6 +36,16 @@ def test_each_task_samples_the_documents_that_it_makes(metadata: dict[str, Any])
     assert sampled["em_freeform"].longest == 80 and sampled["em_asked"].longest == 300  # by what it includes
 
 
+def test_a_trigger_has_each_open_question_asked_twice() -> None:
+    metadata = {"samples": 2, "trigger": "|moss|"}
+    work = workload({**CONTENT, "metadata": metadata, "tasks": ["em_freeform", "em_advice"]})
+    makers = {"em_freeform": functions.freeform_docs, "em_advice": functions.advice_docs}
+    assert {task: answers for task, (answers, _) in work.sampled.items()} == {
+        task: len(make(**metadata)["test"]) for task, make in makers.items()
+    }
+    assert not work.unknown
+
+
 def test_files_of_questions_and_programs_are_counted(tmp_path: Path) -> None:
     questions = tmp_path / "q.yaml"
     questions.write_text("- {id: a, paraphrases: [x, y, z]}\n- {id: b, question: x}\n")
