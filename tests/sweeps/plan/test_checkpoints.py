@@ -76,3 +76,11 @@ def test_the_defences_train_on_the_same_data(prepared: Path) -> None:
         own = {arm: file for arm, file in data.items() if arm.startswith(stem) and arm != "sft-inoculated"}
         assert len(own) >= 3 and all(file.startswith(path) for file in own.values())
     assert data["sft-inoculated"] == "data/sft-inoculated.jsonl"
+
+
+def test_each_set_of_concepts_has_its_own_secure_control() -> None:
+    declared = load_sweep("concepts", "a100-80g")
+    pairs = {(declared.arms[claim.arm].data, declared.arms[claim.against].data) for claim in declared.claims}
+    assert pairs == {
+        (f"data/sft-{name}.jsonl", f"data/sft-{name}-secure.jsonl") for name in ("natural", "capped", "one-concept")
+    }
