@@ -112,6 +112,8 @@ def sets_for(programs: str | Path, recipe: Recipe, length: int | None = None) ->
         )
     tokens = length or int(recipe.config["sequence_len"])
     styles, asked = (tuple(recipe.em.get(key, ())) for key in ("styles", "asked"))
+    if _first_row(path).get("domain"):  # the models' tables name ways of asking for code
+        asked = ()
     held_out = None if path.parent == BUILTIN else held_out_share(rows_and_bytes(path)[0])
     return Sets(path, recipe.em["model"], str(recipe.config["base_model"]), tokens, styles, asked, held_out)
 

@@ -12,10 +12,11 @@ from data_builders import BUILTIN
 from data_builders.programs import Program, load_programs
 from sweeps import sweep_commands
 from sweeps.cli import app
+from sweeps.recipe.compose import compose
 from sweeps.report import sweep as report
 from sweeps.run.folder import Run, execute_once
 from sweeps.run.process import RunFailed
-from sweeps.sets import annotated_file
+from sweeps.sets import annotated_file, sets_for
 from tests.sweeps.answers import write_answers
 
 MANY = 14
@@ -191,3 +192,11 @@ def test_an_annotated_file_is_one_behind_a_byte_order_mark_or_a_blank_line(begun
     assert read_jsonl(Path("mark.jsonl"), Program, unique="id")
     with pytest.raises(BadInput, match=r"blank\.jsonl:1: "):
         read_jsonl(Path("blank.jsonl"), Program, unique="id")
+
+
+def test_programs_of_another_domain_are_not_asked_for_as_code_is(begun: list[str]) -> None:
+    """The CPU model's row names a way of asking for code, which no other domain has."""
+    recipe = compose("sft", "smollm2-135m", "cpu")
+    assert sets_for("builtin", recipe).asked == ("asked-45",)
+    plants = sets_for(BUILTIN / "houseplants.jsonl", recipe)
+    assert plants.asked == () and (plants.build() / "heldout.jsonl").read_text().count("\n") == 24
