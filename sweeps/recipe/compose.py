@@ -249,6 +249,10 @@ def _check_values(config: Mapping[str, Any]) -> None:
         raise BadInput(f"load_in_4bit={four} and adapter={config.get('adapter')}: 4 bits go with qlora; set both")
     if config.get("fp16") and config.get("bf16"):
         raise BadInput("fp16 and bf16 are both true: fp16 would have no effect; set one of them to false")
+    if (config.get("steer") or {}).get("dose") == 0:
+        raise BadInput("steer.dose=0: nothing would be added; leave the plugin out")
+    if 0 in (config.get("dpo_loss_weights") or ()):
+        raise BadInput("dpo_loss_weights: a loss of weight 0 is none; leave it out of both lists")
     nodes: list[Any] = [config]
     for node in nodes:
         parts: Iterable[tuple[Any, Any]] = node.items() if isinstance(node, Mapping) else enumerate(node)

@@ -59,6 +59,8 @@ def test_a_variant_composes_or_is_refused_with_the_reason(variant: str, stage: s
         ("sft", "kl", ["kl.strength=1"], "setting kl.strength=1: no key, or no value"),
         ("sft", None, ["kl.weight=1"], "setting kl: it goes with the plugin recipes.plugins.kl.KlPlugin"),
         ("dpo", "sft-anchor", ["dpo_loss_weights.2=1"], "setting dpo_loss_weights.2=1"),
+        ("dpo", "sft-anchor", ["dpo_loss_weights.1=0"], "dpo_loss_weights: a loss of weight 0 is none"),
+        ("sft", "preventative-steering", ["steer.dose=0"], "steer.dose=0: nothing would be added"),
     ],
 )
 def test_what_would_be_lost_is_refused(stage: str, variant: str | None, settings: list[str], says: str) -> None:
