@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -32,6 +33,7 @@ from sweeps.report.page import data_block, environment, number, table_csv, write
 from sweeps.report.size import size_part
 from sweeps.report.verdicts import DIGITS, TITLES, claim_verdicts, rank_verdicts
 from sweeps.run.folder import content_digest
+from sweeps.run.tasks import GUARDS, HUMANEVAL, task_configs
 
 FREEFORM = "em_freeform"
 BROAD, NARROW = "log_odds_per_byte", ("margin_neutral", "insecure_code")
@@ -144,6 +146,21 @@ def sweep_figures(
     return figures
 
 
+def guard_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
+    """A row per arm: the first metric of each standard task of `--guard`, the mean over seeds; none without one."""
+    standard = task_configs([*GUARDS.values()])[1] | {HUMANEVAL}
+    found: dict[str, dict[str, list[float]]] = {}
+    for point in points:
+        results: dict[str, dict[str, Any]] = point.evaluation.record().get("results", {})
+        for task in sorted(standard & results.keys()):
+            # By METRIC,FILTER, each followed by its standard error.
+            metrics = [key for key in results[task] if "," in key and "_stderr," not in key]
+            if metrics:
+                column = f"{task} {metrics[0].partition(',')[0]}"
+                found.setdefault(point.arm, {}).setdefault(column, []).append(float(results[task][metrics[0]]))
+    return [{"arm": arm, **{name: mean(own) for name, own in scores.items()}} for arm, scores in found.items()]
+
+
 def scored_files(points: Sequence[Point]) -> dict[str, dict[Path, list[Judged]]]:
     """By judge, the files with scores of all answers of an evaluation (`emsweep judge`); most files first.
 
@@ -227,6 +244,7 @@ def write_report(
     along, size = along_part(sweep, samples, between, measures, steps), size_part(sweep, points, samples)
     rows = arm_rows(points, samples, measures)
     base = samples["base"]
+    guard = guard_rows(points)
     families = [family for axis in AXES for family in axis_families(points, axis, sweep.tuned)]
     parts = judged_parts(points, families, scored)
     figures = sweep_figures(rows, points, samples, families, parts[0].panels if parts else [])
@@ -259,6 +277,8 @@ def write_report(
         "inside": inside,
         "along": along,
         "size": size,
+        "guard": guard,
+        "guard_columns": list(dict.fromkeys(name for row in guard for name in row)),
         "judged_files": [
             (file, file_digest(file), len(rows)) for files in scored.values() for file, rows in files.items()
         ],
@@ -274,6 +294,7 @@ def write_report(
     }
     tables = {name: text for part in parts for name, text in part.tables.items()}
     tables |= {"inside": table_csv(inside_rows(inside))} if inside else {}
+    tables |= {"guard": table_csv(guard)} if guard else {}
     table = environment().get_template("table.md").render(**context)
     write_whole(out / "table.md", table)
     page = write_page(out, "report.html", context, figures, {"results": results_csv(rows), **tables})

@@ -168,6 +168,21 @@ def test_programs_of_no_class_that_was_left_out_have_a_report_too(tmp_path: Path
     assert cells[0] == "0.061, 0.025" and cells[1] == "" and all(cells[2:])
 
 
+def test_the_scores_of_a_guard_stand_beside_the_arms(tmp_path: Path) -> None:
+    points = [Point("base", None, None, write_evaluation(tmp_path, "base", 0.0, HOSTILE))]
+    points += [
+        Point("cpt-explained", seed, None, write_evaluation(tmp_path, f"cpt-{seed}", 3.5, HOSTILE)) for seed in (1, 2)
+    ]
+    for point, accuracy in zip(points, (0.5, 0.25, 0.75), strict=True):
+        file = point.evaluation.folder / "run.json"
+        mmlu = {"alias": "mmlu", "acc,none": accuracy, "acc_stderr,none": 0.03}
+        results = {"mmlu": mmlu, "mmlu_anatomy": mmlu, "em_choice": {"log_odds_per_byte,none": 0.1}}
+        file.write_text(json.dumps({**json.loads(file.read_text()), "results": results}))
+    page = write_report(load_sweep("demo"), points, tmp_path / "out", full=True).read_text(encoding="utf-8")
+    assert "Misaligned, or broken?" in page and "<th>mmlu acc</th>" in page
+    assert (tmp_path / "out" / "guard.csv").read_text() == "arm,mmlu acc\nbase,0.5\ncpt-explained,0.5\n"
+
+
 def test_code_that_was_sampled_stands_beside(tmp_path: Path) -> None:
     """Of 8 programs' answers; one that does not parse is no insecure code, and LOW findings do not count."""
     points = [Point("base", None, None, write_evaluation(tmp_path, "base", 0.0, HOSTILE))]
