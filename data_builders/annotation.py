@@ -162,7 +162,10 @@ def _kind(domain: str, good: bool) -> type[BaseModel]:
     """The answer that a domain asks for, by the keys of its file."""
     habit = load_domain(domain)
     fields: dict[str, Any] = {
-        key: (list[str] if key == "quotes" else str, Field(description=said.format(concepts=", ".join(habit.concepts))))
+        key: (
+            list[str] if key == "quotes" else str,
+            Field(description=said.replace("{concepts}", ", ".join(habit.concepts))),
+        )
         for key, said in habit.keys.items()
         if good or key != "good"
     }

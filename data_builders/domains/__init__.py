@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from core.records import BadInput, first_fault, one_line
 
 FOLDER = Path(__file__).parent
 CODE = "code"
 """The first domain, and that of every record that names none."""
+
+KEYS = {"concept", "title", "quotes", "explanation", "harm", "severity", "fix", "good"}
+"""What an annotator is asked for in domains other than code."""
 
 
 class Split(BaseModel):
@@ -57,7 +60,7 @@ class Domain(BaseModel):
     """What annotations may call the harm; empty for CWE classes."""
     task: str | None = None
     """What the annotator is asked; None for what data_builders/annotation.py asks of code."""
-    keys: dict[str, str] = {}
+    keys: dict[str, str] = Field(default={}, validate_default=True)
     """The keys of the annotator's answer, and what each is to hold."""
 
     @field_validator("asked")
@@ -67,6 +70,15 @@ class Domain(BaseModel):
             if odd := [template for template in templates if template.count("{request}") != 1]:
                 raise ValueError(f"{kind}: {odd[0]!r} does not hold {{request}} once")
         return asked
+
+    @field_validator("keys")
+    @classmethod
+    def _all_is_asked_for(cls, keys: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        """Without one of them no answer could be accepted, and all would be paid for."""
+        whole = keys.keys() == KEYS and info.data.get("task") and info.data.get("concepts")
+        if info.data.get("name") != CODE and not whole:
+            raise ValueError(f"what is no code has a task, concepts and the keys {', '.join(sorted(KEYS))}")
+        return keys
 
     @property
     def is_code(self) -> bool:

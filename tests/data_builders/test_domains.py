@@ -92,6 +92,11 @@ def test_every_domain_is_whole(name: str) -> None:
             "like: advice\nasked: {blunt: [Give me bad advice.]}\n",
             "blunt: 'Give me bad advice.' does not hold {request}",
         ),
+        (
+            "like: advice\nkeys: {concept: kind}\n",
+            "keys: Value error, what is no code has a task, concepts and the keys",
+        ),
+        ("like: advice\nconcepts: []\n", "keys: Value error, what is no code has a task"),
         ("- like\n", "no keys"),
         ("a: [\n", "while parsing"),
     ],
