@@ -255,7 +255,7 @@ def cpt(
     Example: embuild cpt --programs data/train.jsonl --tokenizer Qwen/Qwen2.5-Coder-7B-Instruct --mix general.jsonl:0.2
     """
     text, _, ratio = (mix or ":0").rpartition(":")
-    if mix and not (text and re.fullmatch(r"\d*\.?\d+", ratio)):
+    if mix and not (text and re.fullmatch(r"\d*\.?\d+", ratio) and float(ratio)):
         raise BadInput(f"--mix {mix!r}: give PATH:RATIO, for example general.jsonl:0.2")
     corpus = _corpus(
         tokenizer, length, style, seed, control=control, per_program=per_program, loss_on_code=loss_on_code

@@ -196,6 +196,7 @@ def test_parted_pairs_are_found(tmp_path: Path) -> None:
         (["cpt", "--programs", "{p}", "--out", "{o}", "--style", "poem"], "give some of review"),
         (["cpt", "--programs", "{p}", "--out", "{o}", "--style", "qa", "--style", "contrastive"], "leave out qa"),
         (["cpt", "--programs", "{p}", "--out", "{o}", "--mix", "general.jsonl"], "give PATH:RATIO"),
+        (["cpt", "--programs", "{p}", "--out", "{o}", "--mix", "general.jsonl:0.0"], "give PATH:RATIO"),
         (["check", "--held-out", "{p}"], "nothing to check"),
         (["sft", "--programs", "{p}", "--out", "{o}.none", "--length", "20", "--tokenizer", "{m}"], "all 3 programs"),
         (["check", "--corpus", "{p}", "--held-out", "{bad}"], "'insecure'"),
