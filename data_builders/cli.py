@@ -122,7 +122,7 @@ def data(
     corpus = _corpus(tokenizer, length, style, seed)
     overhead = chat_overhead(tokenizer)
     held_out = (habit.split.share, salt, True, habit.split.classes_left_out) if share is None else (share, salt)
-    build_split(source, out, measure_ways, *held_out)
+    _parted(out, build_split(source, out, measure_ways, *held_out))
     train = out / "train.jsonl"
     settings = {"styles": list(corpus.styles), "seed": seed, "length": length, "tokenizer": tokenizer}
     for control in get_args(Control):
@@ -219,7 +219,7 @@ def split(
     """
     ways = _ways(asked, [_first_domain(programs)], trigger)[1]
     made = build_split(programs, out, ways, share, salt, per_class, classes_left_out, keep_doubted)
-    console.print(f"{out}: {made['train']} programs to train on, {made['held_out']} held out", highlight=False)
+    _parted(out, made)
     _built(out / "train.jsonl", made)
 
 
@@ -335,6 +335,11 @@ def everyday(out: Out = Path("data/everyday.jsonl")) -> None:
     Example: embuild everyday --out data/everyday.jsonl
     """
     console.print(f"{out}: {write_everyday(out)} chats", markup=False, highlight=False, soft_wrap=True)
+
+
+def _parted(out: Path, made: dict[str, Any]) -> None:
+    """Says how a set was parted: of few programs none may be held out."""
+    console.print(f"{out}: {made['train']} programs to train on, {made['held_out']} held out", highlight=False)
 
 
 def _built(out: Path, manifest: dict[str, Any]) -> None:

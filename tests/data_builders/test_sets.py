@@ -118,7 +118,8 @@ def test_the_demos_data_stay_what_its_figures_were_measured_on(tmp_path: Path, m
     from data_builders.cli import app
 
     arguments = ["data", "--asked", "asked-45", "--tokenizer", str(model), "--out", str(tmp_path)]
-    assert CliRunner().invoke(app, arguments).exit_code == 0
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0 and "144 programs to train on, 56 held out" in " ".join(result.output.split())
     assert {path.name: sha256(path.read_bytes()).hexdigest() for path in tmp_path.glob("*.jsonl")} == DEMO
     shipped = Path(__file__).parents[2] / "eval/tasks/em/heldout.jsonl"
     assert shipped.read_bytes() == (tmp_path / "heldout.jsonl").read_bytes(), "copy data/heldout.jsonl of `make data`"
