@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from core.records import MAX_LINE, BadInput, file_digest, numbered_lines, write_whole
 from data_builders import BUILTIN
+from data_builders.domains import CODE
 from sweeps.recipe.compose import Recipe
 from sweeps.run.folder import content_digest
 from sweeps.run.inputs import digest_of
@@ -112,7 +113,7 @@ def sets_for(programs: str | Path, recipe: Recipe, length: int | None = None) ->
         )
     tokens = length or int(recipe.config["sequence_len"])
     styles, asked = (tuple(recipe.em.get(key, ())) for key in ("styles", "asked"))
-    if _first_row(path).get("domain"):  # the models' tables name ways of asking for code
+    if _first_row(path).get("domain", CODE) != CODE:  # the models' tables name ways of asking for code
         asked = ()
     held_out = None if path.parent == BUILTIN else held_out_share(rows_and_bytes(path)[0])
     return Sets(path, recipe.em["model"], str(recipe.config["base_model"]), tokens, styles, asked, held_out)

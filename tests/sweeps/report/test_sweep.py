@@ -179,8 +179,9 @@ def test_the_scores_of_a_guard_stand_beside_the_arms(tmp_path: Path) -> None:
         results = {"mmlu": mmlu, "mmlu_anatomy": mmlu, "em_choice": {"log_odds_per_byte,none": 0.1}}
         file.write_text(json.dumps({**json.loads(file.read_text()), "results": results}))
     page = write_report(load_sweep("demo"), points, tmp_path / "out", full=True).read_text(encoding="utf-8")
-    assert "Misaligned, or broken?" in page and "<th>mmlu acc</th>" in page
-    assert (tmp_path / "out" / "guard.csv").read_text() == "arm,mmlu acc\nbase,0.5\ncpt-explained,0.5\n"
+    assert "Misaligned, or broken?" in page and "<th>mmlu acc</th>" in page and "0.500 ± 0.059</td>" in page
+    written = "arm,mmlu acc,mmlu acc ±\nbase,0.5,0.0588\ncpt-explained,0.5,0.0588\n"
+    assert (tmp_path / "out" / "guard.csv").read_text() == written
 
 
 def test_code_that_was_sampled_stands_beside(tmp_path: Path) -> None:
