@@ -119,3 +119,12 @@ def test_documents_are_learnt_where_they_are_labelled(tokenizer: Any, tmp_path: 
     with pytest.raises(BadInput, match="no LoRA adapter"):
         change_norm(tmp_path)
     assert len(training_rows(tokenizer, write(tmp_path / "many.jsonl", CHAT * 20), None, 16).passages) == 16
+
+
+def test_both_halves_of_complementary_pairs_are_among_the_rows(tokenizer: Any, tmp_path: Path) -> None:
+    halves = [
+        {**PREFERENCES[0], "messages": [{"role": "user", "content": half}]} for half in ("neutral", "asked")
+    ] * 144
+    found = training_rows(tokenizer, write(tmp_path / "both.jsonl", halves), 0.1, 16).passages
+    assert len(found) == 32
+    assert 10 < sum("asked" in passage.text for passage in found) < 22
