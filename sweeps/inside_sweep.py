@@ -77,7 +77,7 @@ def inside_command(
     """
     from eval.inside.pairs import Answers, load_concept
 
-    if bool(sweep) == bool(model and adapters):
+    if bool(sweep) == bool(model or adapters) or bool(model) != bool(adapters):
         raise BadInput("name a sweep, or --model with --adapter")
     target = out or Path("runs/inside.json")
     bases: list[tuple[Mapping[str, Any], list[Adapter]]]
