@@ -19,7 +19,7 @@ from core.records import BadInput, printable, write_records, write_whole
 from eval.stats.intervals import Estimate, mean_interval
 from sweeps.recipe.compose import layer_names, load_layer
 from sweeps.recipe.precision import machine_dtype
-from sweeps.run.inputs import chat_template
+from sweeps.run.inputs import chat_template, check_trained_on, is_local
 from sweeps.run.process import screen
 
 app = App()
@@ -30,14 +30,32 @@ DirectionFile = Annotated[Path, typer.Option(help="File of `emsweep directions`,
 
 
 def load_model(layer: Mapping[str, Any], adapter: Path | None = None) -> tuple[str, Any, Any]:
-    """(what identifies it, model, tokenizer) of the model of a layer or recipe, with its revision and chat template."""
+    """(what identifies it, model, tokenizer) of the model of a layer or recipe, with its revision and chat template.
+
+    Raises:
+        BadInput: if it cannot be loaded, or the adapter is another model's.
+    """
     from eval.inside.activations import load
     from eval.inside.vectors import model_digest
 
+    if adapter:
+        check_adapter_of(adapter, layer)
     checkpoint, revision = str(layer["base_model"]), layer.get("revision_of_model")
     model, tokenizer = load(checkpoint, machine_dtype(), str(adapter) if adapter else None, revision)
     tokenizer.chat_template = chat_template(layer) or tokenizer.chat_template
     return model_digest(checkpoint, revision), model, tokenizer
+
+
+def check_adapter_of(adapter: Path, layer: Mapping[str, Any]) -> None:
+    """Refuses an adapter of another model than a layer's.
+
+    PEFT puts it into any model whose shapes agree, as those of a model before and after CPT do.
+
+    Raises:
+        BadInput: naming the model that it was trained on.
+    """
+    base = str(layer["base_model"])
+    check_trained_on(adapter, base, None if is_local(base) else str(layer.get("revision_of_model") or "main"))
 
 
 def layer_of(name: str) -> Mapping[str, Any]:

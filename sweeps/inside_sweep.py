@@ -16,7 +16,7 @@ from rich.table import Column, Table
 
 from core.options import App
 from core.records import BadInput, file_digest, write_whole
-from sweeps.inside_commands import layer_of, load_model
+from sweeps.inside_commands import check_adapter_of, layer_of, load_model
 from sweeps.plan.sweep import Point
 from sweeps.recipe.precision import machine_dtype
 from sweeps.run.folder import content_digest
@@ -85,6 +85,8 @@ def inside_command(
         if efficiency:
             raise BadInput("--efficiency: which rows an adapter was trained on is known of a sweep's runs alone")
         bases = [(layer_of(model), [Adapter(str(folder), folder) for folder in adapters or []])]
+        for folder in adapters or []:
+            check_adapter_of(folder, bases[0][0])
     else:
         from sweeps.plan.manifest import finished_points
 

@@ -97,6 +97,23 @@ def test_adapters_are_compared_by_what_they_move(folder: Path, few_texts: set[st
     assert [row["along"] for row in alone] == [row["along"] for row in rows if row["run"] == "rank2"]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "inside --model tiny --adapter rank1 --concept unkind.yaml",
+        "steer tiny --direction none.safetensors --adapter rank1",
+        "project none.jsonl --direction none.safetensors --model tiny --adapter rank1",
+    ],
+)
+def test_an_adapter_of_another_model_of_that_shape_is_refused(folder: Path, line: str) -> None:
+    config = make_adapter(folder / "rank1", 1) / "adapter_config.json"
+    own = json.loads(config.read_text())
+    assert own["base_model_name_or_path"] == "tiny"
+    config.write_text(json.dumps({**own, "base_model_name_or_path": "merged"}))
+    with pytest.raises(BadInput, match="rank1: trained on merged, not on tiny"):
+        run(line)
+
+
 def points_of(folder: Path, base: str = "tiny") -> list[Point]:
     """The base model, and two seeds of an arm; of one of them a checkpoint was kept, and the end beside it."""
     (folder / "rows.dpo.jsonl").write_text(
@@ -179,14 +196,14 @@ def test_an_adapter_that_moves_nothing_is_shown_as_it_is(
         ("steer tiny --direction none.safetensors --layer 1 --doses a", "--doses a: give numbers"),
         ("steer tiny --direction none.safetensors --layer 1 --doses nan", "a dose is a finite number"),
         ("steer tiny --direction none.safetensors --layer 1 --concept evil", "a trait has no answers"),
-        ("steer tiny --direction none.safetensors --adapter none", "none: cannot be loaded"),
+        ("steer tiny --direction none.safetensors --adapter none", "none: no adapter_config.json"),
         ("inside", "name a sweep, or --model with --adapter"),
         ("inside demo --model tiny --adapter none", "name a sweep, or --model with --adapter"),
         ("inside demo --model tiny", "name a sweep, or --model with --adapter"),
         ("inside demo --adapter none", "name a sweep, or --model with --adapter"),
         ("inside --model tiny", "name a sweep, or --model with --adapter"),
         ("inside --model tiny --adapter none --efficiency", "known of a sweep's runs alone"),
-        ("inside --model tiny --adapter none", "no configuration of a LoRA adapter"),
+        ("inside --model tiny --adapter none", "none: no adapter_config.json"),
         ("project none.jsonl --direction none.pt --model tiny", "none.pt: no such file"),
     ],
 )
