@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from core.options import App
-from core.records import BadInput, printable, write_records, write_whole
+from core.records import BadInput, one_line, printable, write_records, write_whole
 from eval.stats.intervals import Estimate, mean_interval
 from sweeps.recipe.compose import layer_names, load_layer
 from sweeps.recipe.precision import machine_dtype
@@ -177,6 +177,9 @@ def steer_command(
     doses: Annotated[str, typer.Option(help="Class distances to add, with commas between.")] = "-1,1",
     adapter: Adapter = None,
     concept: Annotated[str, typer.Option(help="Whose answers' preference is measured.")] = "misaligned",
+    group: Annotated[
+        str | None, typer.Option(help="What the direction is made without; as `emsweep directions` had it.")
+    ] = None,
     controls: Annotated[int, typer.Option(min=0, max=100, help="Flipped-label directions to dose beside it.")] = 5,
     limit: Annotated[int | None, typer.Option(min=1, help="Pairs, to try things out.")] = None,
 ) -> None:
@@ -195,13 +198,20 @@ def steer_command(
         raise BadInput(f"--doses {doses}: give numbers with commas between, such as -1,1") from None
     if not np.isfinite(amounts).all():
         raise BadInput(f"--doses {doses}: a dose is a finite number")
-    _, wanted = load_concept(concept)
+    name, wanted = load_concept(concept)
     if not isinstance(wanted, Answers):
         raise BadInput(f"--concept {concept}: a trait has no answers to prefer; take one with answers")
     identity, network, tokenizer = load_model(layer_of(model), adapter)
     known = _read(direction, identity, network)
     at = chosen_layer(direction, known, layer)
-    pairs = load_pairs(wanted, tokenizer)
+    pairs = load_pairs(wanted, tokenizer, group)
+    own = known.about.groups
+    if name == known.about.concept and own and not any(pair.group in own for pair in pairs):
+        # Each pair would meet a direction that it is itself part of, and any direction would seem to work.
+        raise BadInput(
+            f"{direction}: its groups, such as {one_line(next(iter(own)), 60)!r}, are not those of these pairs; give "
+            "the --group that `emsweep directions` was given"
+        )
     pairs = pairs[:: max(1, len(pairs) // limit)][:limit] if limit else pairs
     found = slopes(gradients(network, tokenizer, pairs), pairs, known)
     console = screen()
@@ -216,12 +226,12 @@ def steer_command(
     table = Table(
         "direction", "dose", "change of log odds (95 %)", title=f"Doses at layer {at}, over {len(pairs)} pairs"
     )
-    for name, labels in [(known.about.concept, None), *((f"flipped {n}", row) for n, row in enumerate(flips, 1))]:
+    for title, labels in [(known.about.concept, None), *((f"flipped {n}", row) for n, row in enumerate(flips, 1))]:
         for dose in [*amounts, None]:
             change = response(network, tokenizer, pairs, known, at, dose, labels) - plain
-            by_group = [change[[pair.group == group for pair in pairs]].mean() for group in {p.group for p in pairs}]
+            by_group = [change[[pair.group == one for pair in pairs]].mean() for one in {p.group for p in pairs}]
             interval = mean_interval(by_group) if len(by_group) > 1 else None
-            table.add_row(escape(name), "taken out" if dose is None else f"{dose:+g}", _interval(interval, 5))
+            table.add_row(escape(title), "taken out" if dose is None else f"{dose:+g}", _interval(interval, 5))
     console.print(table)
 
 

@@ -64,6 +64,15 @@ def test_directions_are_found_compared_steered_with_and_projected_on(folder: Pat
     assert (manifest["read"], manifest["written"], manifest["rejects"][0]["line"]) == (3, 2, 3)
 
 
+def test_a_pair_meets_no_direction_that_it_is_part_of_however_that_was_grouped(folder: Path) -> None:
+    run("directions tiny --concept unkind.yaml --group q --out found")
+    steer = "steer tiny --direction found/unkind.safetensors --layer 1 --doses=1 --controls 0 --concept"
+    with pytest.raises(BadInput, match=r"its groups, such as 'What about cat\?', are not those of these pairs; give"):
+        run(f"{steer} unkind.yaml")
+    assert "taken out" in run(f"{steer} unkind.yaml --group q")
+    assert "taken out" in run(f"{steer} rude.yaml"), "another concept's pairs have no part in it"
+
+
 def make_adapter(folder: Path, rank: int, trained: bool = True) -> Path:
     torch.manual_seed(rank)
     config = LoraConfig(r=rank, target_modules=["down_proj"], init_lora_weights=not trained)
