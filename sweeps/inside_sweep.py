@@ -269,7 +269,8 @@ def _show(content: Mapping[str, Any]) -> None:
         about = escape(row["run"]), str(row["rank"]), row["place"], escape(row["concept"])
         table.add_row(*about, str(at), f"{row['along'][at]:+.4f}", controls, *tests, weights)
     console.print(table)
-    console.print("weights: share of the adapter's change in that block along the direction; the shift is what counts")
+    console.print("weights: share of the adapter's change in that block along the direction; the shift is what counts.")
+    console.print("none: it has no matrix there that writes to the residual, or a norm stands between, or it is DoRA")
     if content["efficiency"]:
         names = ("rank", "norm", "loss before", "after", "at the common norm", "per squared norm", "with noise 0.5, 1")
         table = Table(Column("run", no_wrap=True), *names, title="Is the solution easy? Loss on its own training rows")

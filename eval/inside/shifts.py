@@ -79,13 +79,17 @@ def weight_share(model: Any, direction: Singles) -> Floats:
     """(L + 1,): the share of what LoRA adds to the residual in each block that lies along the direction behind it.
 
     That is |u B A| / |B A| over the modules that write to the residual, u the unit direction: for rank 1 the absolute
-    cosine of lora_B and the direction. NaN where the adapter has no such module.
+    cosine of lora_B and the direction. NaN where the adapter has no such module, where it is DoRA's, whose change is
+    more than B A, and where a norm turns what the modules write before it is added (Gemma, OLMo 2).
     """
     result = np.full(len(direction), np.nan)
     for index, block in enumerate(blocks(model), 1):
+        if hasattr(block, "post_feedforward_layernorm"):
+            continue
         along, whole = 0.0, 0.0
         for name, module in block.named_modules():
-            if name.rpartition(".")[2] in WRITERS and hasattr(module, "lora_A"):
+            written = name.rpartition(".")[2] in WRITERS and hasattr(module, "lora_A")
+            if written and not module.lora_magnitude_vector:
                 for adapter in module.active_adapters:
                     product = (module.lora_B[adapter].weight.float() @ module.lora_A[adapter].weight.float()).cpu()
                     change = product.numpy() * module.scaling[adapter]

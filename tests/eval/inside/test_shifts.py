@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, Olmo2Config
 
 from eval.inside.activations import load, means
 from eval.inside.directions import directions
@@ -80,3 +81,13 @@ def test_an_adapters_part_is_its_own(tiny_model: Path, tmp_path: Path) -> None:
     assert np.isnan(share[:2]).all()
     expected = abs(direction[2] @ vector) / np.linalg.norm(vector) / np.linalg.norm(direction[2])
     assert share[2] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "dora"), [(LlamaConfig, False), (LlamaConfig, True), (Olmo2Config, False)])
+def test_what_is_no_share_of_what_reaches_the_residual_is_not_told(kind: type, dora: bool) -> None:
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LoraConfig(r=1, target_modules=["down_proj"], init_lora_weights=False, use_dora=dora)
+    model = get_peft_model(AutoModelForCausalLM.from_config(kind(**size, vocab_size=300, eos_token_id=2)), config)
+    share = weight_share(model, np.ones((3, 32), np.float32))
+    # OLMo 2 has a norm between down_proj and the residual.
+    assert np.isnan(share[1:]).all() == (dora or kind is Olmo2Config)
