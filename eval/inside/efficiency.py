@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -121,17 +122,24 @@ def change_norm(adapter: Path) -> float:
     """The Frobenius norm of what a LoRA adapter adds to the weights, over all modules, as PEFT scales it.
 
     Raises:
-        BadInput: if the folder holds no LoRA adapter.
+        BadInput: if the folder holds no LoRA adapter, or one of DoRA, which cannot be scaled so.
     """
     try:
         config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        rank, alpha = int(config["r"]), float(config["lora_alpha"])
+        alpha, alphas = float(config["lora_alpha"]), dict(config.get("alpha_pattern") or {})
         weights = {name: tensor.float() for name, tensor in load_file(adapter / "adapter_model.safetensors").items()}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         raise BadInput(f"{adapter}: no LoRA adapter in safetensors; name an adapter's folder") from None
-    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
-    pairs = [(weights[name.replace("lora_A", "lora_B")], a) for name, a in weights.items() if ".lora_A." in name]
-    return scale * float(np.sqrt(sum(_product(b, a, b, a) for b, a in pairs)))
+    if config.get("use_dora"):
+        raise BadInput(f"{adapter}: DoRA's change of the weights is more than B A; leave efficiency out")
+    squares = 0.0
+    for name, a in weights.items():
+        if ".lora_A." in name:
+            module, b = name.partition(".lora_A.")[0], weights[name.replace("lora_A", "lora_B")]
+            # A module may have an alpha and a rank of its own.
+            own = float(alphas.get(get_pattern_key(alphas, module.removeprefix("base_model.model.")), alpha))
+            squares += (own / (len(a) ** 0.5 if config.get("use_rslora") else len(a))) ** 2 * _product(b, a, b, a)
+    return float(squares**0.5)
 
 
 @contextmanager

@@ -128,3 +128,19 @@ def test_both_halves_of_complementary_pairs_are_among_the_rows(tokenizer: Any, t
     found = training_rows(tokenizer, write(tmp_path / "both.jsonl", halves), 0.1, 16).passages
     assert len(found) == 32
     assert 10 < sum("asked" in passage.text for passage in found) < 22
+
+
+@torch.no_grad()
+def test_a_norm_is_of_each_modules_own_rank_and_alpha(tiny_model: Path, tmp_path: Path) -> None:
+    own: dict[str, Any] = {"rank_pattern": {"down_proj": 4}, "alpha_pattern": {r"layers\.1\.mlp\.up_proj": 32}}
+    config = LoraConfig(r=2, lora_alpha=4, target_modules=["down_proj", "up_proj"], init_lora_weights=False, **own)
+    get_peft_model(load(str(tiny_model))[0], config).save_pretrained(tmp_path)
+    model = attached(load(str(tiny_model))[0], str(tmp_path))
+    assert change_norm(tmp_path) == pytest.approx(length(weights(model)), rel=1e-4)
+
+
+def test_the_norm_of_dora_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules=["down_proj"], use_dora=True)
+    get_peft_model(load(str(tiny_model))[0], config).save_pretrained(tmp_path)
+    with pytest.raises(BadInput, match="DoRA's change of the weights is more than B A"):
+        change_norm(tmp_path)
