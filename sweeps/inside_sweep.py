@@ -105,10 +105,15 @@ def inside_command(
     for layer, runs in bases:
         _look(layer, runs, wanted, norm, content, target)
     content = _only(content, abouts)
-    _correct(content["shifts"])
-    write_whole(target, json.dumps(content, indent=1) + "\n")
+    _write(target, content)
     _show(content)
     typer.echo(target)
+
+
+def _write(target: Path, content: Mapping[str, Any]) -> None:
+    """Writes what is known, corrected for the rows that there are: if no more come, the report reads these."""
+    _correct(content["shifts"])
+    write_whole(target, json.dumps(content, indent=1) + "\n")
 
 
 def _by_base(points: Sequence[Point]) -> list[tuple[Mapping[str, Any], list[Adapter]]]:
@@ -183,7 +188,7 @@ def _look(
             row = {**run.about(), **_efficiency(adapted, tokenizer, run, norm)}
             content["efficiency"] = [old for old in content["efficiency"] if old["adapter"] != run.digest] + [row]
         network = adapted.unload()
-        write_whole(target, json.dumps(content, indent=1) + "\n")
+        _write(target, content)
 
 
 def _shifts(

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from typer.testing import CliRunner
 
 from core.records import BadInput
-from eval.inside.activations import load
+from eval.inside.activations import attached, load
 from eval.inside.shifts import places
 from sweeps.cli import app
 from sweeps.plan.sweep import Point
@@ -104,6 +104,23 @@ def test_adapters_are_compared_by_what_they_move(folder: Path, few_texts: set[st
     run("inside --model tiny --adapter rank2 --concept unkind.yaml --concept rude.yaml --out alone.json")
     alone = json.loads((folder / "alone.json").read_text())["shifts"]
     assert [row["along"] for row in alone] == [row["along"] for row in rows if row["run"] == "rank2"]
+
+
+def test_what_a_killed_look_has_found_can_be_reported(
+    folder: Path, few_texts: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(model: object, adapter: str) -> object:
+        if adapter == "rank2":
+            raise RuntimeError("cut off")
+        return attached(model, adapter)
+
+    for rank in (1, 2):
+        make_adapter(folder / f"rank{rank}", rank)
+    monkeypatch.setattr("eval.inside.activations.attached", cut_off)
+    with pytest.raises(AssertionError, match="cut off"):
+        run("inside --model tiny --adapter rank1 --adapter rank2 --concept unkind.yaml --out in.json")
+    rows = json.loads((folder / "in.json").read_text())["shifts"]
+    assert len(rows) == 3 and all(row["p"] <= row["p_holm"] for row in rows)
 
 
 @pytest.mark.parametrize(
