@@ -102,12 +102,15 @@ def inside_command(
     every = [adapter for _, runs in bases for adapter in runs]
     abouts = [adapter.about() for adapter in every]
     norm = _common_norm(every) if efficiency else None
+    failed: list[str] = []
     for layer, runs in bases:
-        _look(layer, runs, wanted, norm, content, target)
+        failed += _look(layer, runs, wanted, norm, content, target)
     content = _only(content, abouts)
     _write(target, content)
     _show(content)
     typer.echo(target)
+    if failed:
+        raise BadInput(f"{len(failed)} of {len(every)} adapters could not be looked at, the first: {failed[0]}")
 
 
 def _write(target: Path, content: Mapping[str, Any]) -> None:
@@ -164,8 +167,8 @@ def _look(
     norm: float | None,
     content: dict[str, Any],
     target: Path,
-) -> None:
-    """Looks at all adapters of one model that have not been looked at, and writes after each.
+) -> list[str]:
+    """Looks at all adapters of one model that have not been looked at, and writes after each; why some could not be.
 
     Args:
         norm: at which the efficiency of those that ended is measured, if it is wanted.
@@ -175,20 +178,25 @@ def _look(
     new = [run for run in runs if run.digest not in shown]
     ended = [run for run in runs if run.last and norm and run.digest not in learnt]
     if not new and not ended:
-        return
+        return []
     from eval.inside.activations import attached
 
     identity, network, tokenizer = load_model(layer)
     look = _shifts(network, tokenizer, identity, wanted) if new else None
+    failed = []
     for run in dict.fromkeys([*new, *ended]):
         adapted = attached(network, str(run.folder))
-        if look and run in new:
-            content["shifts"] += [{**run.about(), **row} for row in look(adapted)]
-        if norm and run in ended:
-            row = {**run.about(), **_efficiency(adapted, tokenizer, run, norm)}
-            content["efficiency"] = [old for old in content["efficiency"] if old["adapter"] != run.digest] + [row]
+        try:
+            if look and run in new:
+                content["shifts"] += [{**run.about(), **row} for row in look(adapted)]
+            if norm and run in ended:
+                row = {**run.about(), **_efficiency(adapted, tokenizer, run, norm)}
+                content["efficiency"] = [old for old in content["efficiency"] if old["adapter"] != run.digest] + [row]
+        except BadInput as error:  # such as a training that went to NaN, which costs the others nothing
+            failed.append(f"{run.run}: {error}")
         network = adapted.unload()
         _write(target, content)
+    return failed
 
 
 def _shifts(
@@ -243,13 +251,13 @@ def _common_norm(runs: Sequence[Adapter]) -> float:
     """The smallest change of adapters whose training ended: at it all of them are compared.
 
     Raises:
-        BadInput: if one changes nothing.
+        BadInput: if one changes nothing, or is not finite.
     """
     from eval.inside.efficiency import change_norm
 
     norms = {run.run: change_norm(run.folder) for run in runs if run.last}
-    if still := [run for run, norm in norms.items() if not norm]:
-        raise BadInput(f"--efficiency: the adapter of {still[0]} changes nothing; leave it out")
+    if still := [run for run, norm in norms.items() if not 0 < norm < np.inf]:
+        raise BadInput(f"--efficiency: the adapter of {still[0]} changes nothing, or is not finite; leave it out")
     return min(norms.values())
 
 

@@ -231,4 +231,6 @@ def _means(
 
         with watched(model, keep):
             decoder(model)(input_ids=ids, attention_mask=attention, use_cache=False)
+    if not np.isfinite(result).all():
+        raise BadInput(f"{title}: not finite: weights went to NaN, or {model.dtype} is too narrow; name another model")
     return result

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from core.records import BadInput
@@ -121,6 +122,16 @@ def test_what_a_killed_look_has_found_can_be_reported(
         run("inside --model tiny --adapter rank1 --adapter rank2 --concept unkind.yaml --out in.json")
     rows = json.loads((folder / "in.json").read_text())["shifts"]
     assert len(rows) == 3 and all(row["p"] <= row["p_holm"] for row in rows)
+
+
+def test_an_adapter_that_went_to_nan_costs_the_others_nothing(folder: Path, few_texts: set[str]) -> None:
+    for rank in (1, 2):
+        make_adapter(folder / f"rank{rank}", rank)
+    weights = folder / "rank1" / "adapter_model.safetensors"
+    save_file({name: tensor * float("nan") for name, tensor in load_file(weights).items()}, weights)
+    with pytest.raises(BadInput, match="1 of 2 adapters could not be looked at, the first: rank1: activations: not fin"):
+        run("inside --model tiny --adapter rank1 --adapter rank2 --concept unkind.yaml --out in.json")
+    assert {row["run"] for row in json.loads((folder / "in.json").read_text())["shifts"]} == {"rank2"}
 
 
 @pytest.mark.parametrize(

@@ -150,3 +150,10 @@ def test_a_neuron_is_what_its_own_block_multiplies_into_the_residual(tiny) -> No
 def test_a_bar_leaves_nothing_in_a_file(capfd: pytest.CaptureFixture[str]) -> None:
     assert list(progress(range(3), "steps")) == [0, 1, 2]
     assert capfd.readouterr() == ("", "")
+
+
+def test_activations_that_are_not_finite_are_refused(tiny_model: Path) -> None:
+    model, tokenizer = load(str(tiny_model))
+    blocks(model)[1].mlp.down_proj.weight[0, 0] = float("nan")
+    with pytest.raises(BadInput, match=r"activations: not finite: weights went to NaN, or torch.float32 is too narrow"):
+        means(model, tokenizer, [passage(text) for text in TEXTS])
