@@ -17,6 +17,7 @@ import torch
 import yaml
 from jinja2 import TemplateError
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from torch.nn.utils.rnn import pad_sequence
 
 from core.records import MAX_LINE, BadInput, first_fault, numbered_lines, one_line
 from eval.inside.activations import Passage, Singles, means, progress
@@ -196,20 +197,19 @@ def sample_answers(model: Any, tokenizer: Any, pairs: Sequence[Pair], tokens: in
     """
     torch.manual_seed(0)
     prompts = [side.prompt for pair in pairs for side in (pair.positive, pair.negative)]
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    # By hand, for a tokenizer may have no token to pad with, as Llama's.
+    pad = next(token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if token is not None)
+    special = tokenizer.chat_template is None
+    encoded = [torch.tensor(tokenizer(prompt, add_special_tokens=special)["input_ids"]) for prompt in prompts]
     answers: list[str] = []
     for start in progress(range(0, len(prompts), size), "answers"):
-        batch = tokenizer(
-            prompts[start : start + size],
-            padding=True,
-            padding_side="left",
-            add_special_tokens=tokenizer.chat_template is None,
-            return_tensors="pt",
-        ).to(model.device)
+        batch = encoded[start : start + size]
+        ids = pad_sequence(batch, batch_first=True, padding_value=pad, padding_side="left").to(model.device)
+        seen = pad_sequence([torch.ones_like(row) for row in batch], batch_first=True, padding_side="left").to(ids)
         # Every key, for a model's generation_config.json has values of its own.
         sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
-        drawn = model.generate(**batch, **sampling, max_new_tokens=tokens, pad_token_id=pad)
-        answers += tokenizer.batch_decode(drawn[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        drawn = model.generate(input_ids=ids, attention_mask=seen, **sampling, max_new_tokens=tokens, pad_token_id=pad)
+        answers += tokenizer.batch_decode(drawn[:, ids.shape[1] :], skip_special_tokens=True)
     filled = [
         replace(
             pair,

@@ -136,6 +136,9 @@ def test_answers_of_a_trait_are_sampled_alike_each_time(tiny_model: Path, tokeni
     pairs = load_pairs(load_concept("evil")[1], tokenizer)[:3]
     first = sample_answers(model, tokenizer, pairs, 5, size=4)
     assert first == sample_answers(model, tokenizer, pairs, 5, size=4)
+    bare = load(str(tiny_model))[1]
+    bare.pad_token = None  # as Llama's
+    assert first == sample_answers(model, bare, pairs, 5, size=4)
     assert len(first) == 3
     assert all(pair.positive.answer.strip() and pair.positive.answer != pair.negative.answer for pair in first)
     assert [pair.positive.prompt for pair in first] == [pair.positive.prompt for pair in pairs]
