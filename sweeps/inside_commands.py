@@ -63,6 +63,20 @@ def layer_of(name: str) -> Mapping[str, Any]:
     return load_layer("models", name) if name in layer_names("models") else {"base_model": name}
 
 
+def load_concepts(names: Sequence[str] | None) -> list[tuple[str, Any]]:
+    """(name, concept) of each that is named; misaligned and insecure if none is.
+
+    Raises:
+        BadInput: if there is no such concept, or two have one name.
+    """
+    from eval.inside.pairs import load_concept
+
+    loaded = [load_concept(name) for name in names or ["misaligned", "insecure"]]
+    if len({name for name, _ in loaded}) < len(loaded):
+        raise BadInput("--concept: two of one name, which nothing would tell apart; leave one out or rename its file")
+    return loaded
+
+
 def _read(path: Path, identity: str, model: Any) -> Any:
     """The directions of a file, for this model."""
     from eval.inside.activations import residual_shape
@@ -87,7 +101,9 @@ def directions_command(
         str | None, typer.Option(help="Tokens to average over: answer, prompt (its last) or changed (lines of code).")
     ] = None,
     group: Annotated[str | None, typer.Option(help="What is held out together, such as id, cwe or domain.")] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Length of sampled answers, for traits at `answer`.")] = 64,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Length of sampled answers, for traits at `answer`; 64 if not given.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the files; runs/directions/MODEL if not given.")] = None,
     gguf: Annotated[bool, typer.Option("--gguf", help="Control vectors for llama.cpp too.")] = False,
     neurons: Annotated[
@@ -100,14 +116,16 @@ def directions_command(
     """
     from eval.inside.activations import means, neuron_means
     from eval.inside.directions import FEW, directions, held_out, standardised
-    from eval.inside.pairs import Position, class_texts, load_concept
+    from eval.inside.pairs import Position, Trait, class_texts
     from eval.inside.vectors import About, write_directions, write_gguf
 
     if position and position not in get_args(Position):
         raise BadInput(f"--position {position}: there are {', '.join(get_args(Position))}")
-    loaded = [load_concept(name) for name in concepts or ["misaligned", "insecure"]]
-    if len({name for name, _ in loaded}) < len(loaded):
-        raise BadInput("--concept: two of one name; their files would be one")
+    loaded = load_concepts(concepts)
+    if tokens and not any(isinstance(one, Trait) and (position or one.position) == "answer" for _, one in loaded):
+        raise BadInput("--tokens: nothing is sampled here; it goes with a trait and --position answer")
+    if neurons and len(loaded) < 2:
+        raise BadInput("--neurons: compares concepts; name two or more")
     identity, network, tokenizer = load_model(layer_of(model))
     folder = out or Path("runs/directions") / Path(model).name
     found, by_neuron, summary = [], [], {}
@@ -115,7 +133,7 @@ def directions_command(
     table = Table(Column("concept", no_wrap=True), *columns, title="Held-out AUC")
     for name, concept in loaded:
         place: Any = position or concept.position
-        texts = class_texts(network, tokenizer, concept, place, group, tokens)
+        texts = class_texts(network, tokenizer, concept, place, group, tokens or 64)
         groups = texts.groups
         positive, negative = (means(network, tokenizer, side) for side in (texts.positive, texts.negative))
         tested = held_out(positive, negative, groups)

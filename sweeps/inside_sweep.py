@@ -16,7 +16,7 @@ from rich.table import Column, Table
 
 from core.options import App
 from core.records import BadInput, file_digest, write_whole
-from sweeps.inside_commands import check_adapter_of, layer_of, load_model
+from sweeps.inside_commands import check_adapter_of, layer_of, load_concepts, load_model
 from sweeps.plan.sweep import Point
 from sweeps.recipe.precision import machine_dtype
 from sweeps.run.folder import content_digest
@@ -75,7 +75,7 @@ def inside_command(
     Example: emsweep inside inside --efficiency
     Example: emsweep inside --model smollm2-135m --adapter runs/dpo/a/adapter --adapter runs/dpo/b/adapter
     """
-    from eval.inside.pairs import Answers, load_concept
+    from eval.inside.pairs import Answers
 
     if bool(sweep) == bool(model or adapters) or bool(model) != bool(adapters):
         raise BadInput("name a sweep, or --model with --adapter")
@@ -95,7 +95,7 @@ def inside_command(
         bases = _by_base(points)
         if not bases:
             raise BadInput(f"{folder}: no finished run with an adapter (missing: {', '.join(missing) or 'none'})")
-    wanted = [load_concept(name) for name in concepts or ["misaligned", "insecure"]]
+    wanted = load_concepts(concepts)
     files = [file_digest(concept.file) for _, concept in wanted if isinstance(concept, Answers)]
     settings = [machine_dtype(), [[name, concept.model_dump(mode="json")] for name, concept in wanted], files]
     content = _known(target, content_digest(settings))

@@ -105,6 +105,8 @@ def test_adapters_are_compared_by_what_they_move(folder: Path, few_texts: set[st
     run("inside --model tiny --adapter rank2 --concept unkind.yaml --concept rude.yaml --out alone.json")
     alone = json.loads((folder / "alone.json").read_text())["shifts"]
     assert [row["along"] for row in alone] == [row["along"] for row in rows if row["run"] == "rank2"]
+    with pytest.raises(BadInput, match="two of one name"):
+        run("inside --model tiny --adapter rank2 --concept unkind.yaml --concept unkind.yaml")
 
 
 def test_what_a_killed_look_has_found_can_be_reported(
@@ -227,6 +229,9 @@ def test_an_adapter_that_moves_nothing_is_shown_as_it_is(
         ("directions tiny --concept evil --position changed", "a trait has no twins"),
         ("directions tiny --concept nope", "unknown concept 'nope'"),
         ("directions tiny --concept unkind.yaml --concept unkind.yaml", "two of one name"),
+        ("directions tiny --concept unkind.yaml --tokens 5", "--tokens: nothing is sampled here"),
+        ("directions tiny --concept evil --tokens 5", "--tokens: nothing is sampled here"),
+        ("directions tiny --concept unkind.yaml --neurons", "--neurons: compares concepts; name two"),
         ("directions nowhere/model --concept unkind.yaml", "nowhere/model: cannot be loaded"),
         ("steer tiny --direction none.safetensors --layer 1", "none.safetensors: no such file"),
         ("steer tiny --direction rows.jsonl --layer 1", "rows.jsonl: no safetensors"),
