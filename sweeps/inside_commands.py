@@ -127,7 +127,8 @@ def directions_command(
     if neurons and len(loaded) < 2:
         raise BadInput("--neurons: compares concepts; name two or more")
     identity, network, tokenizer = load_model(layer_of(model))
-    folder = out or Path("runs/directions") / Path(model).name
+    # The whole path: the folder of a merged model is called `merged`, whatever was merged.
+    folder = out or Path("runs/directions") / "-".join(part for part in Path(model).parts if part.strip("./"))
     found, by_neuron, summary = [], [], {}
     columns = ("position", "pairs", "groups", "layer", "AUC", "embeddings", "gain (95 %)", "flipped", "p")
     table = Table(Column("concept", no_wrap=True), *columns, title="Held-out AUC")

@@ -65,6 +65,14 @@ def test_directions_are_found_compared_steered_with_and_projected_on(folder: Pat
     assert (manifest["read"], manifest["written"], manifest["rejects"][0]["line"]) == (3, 2, 3)
 
 
+def test_two_models_of_one_folder_name_share_no_files(folder: Path) -> None:
+    for name in ("one", "other"):
+        (folder / name).mkdir()
+        (folder / name / "merged").symlink_to(folder / "tiny")
+        assert f"runs/directions/{name}-merged" in run(f"directions {name}/merged --concept unkind.yaml")
+        assert (folder / f"runs/directions/{name}-merged/unkind.safetensors").is_file()
+
+
 def test_a_pair_meets_no_direction_that_it_is_part_of_however_that_was_grouped(folder: Path) -> None:
     run("directions tiny --concept unkind.yaml --group q --out found")
     steer = "steer tiny --direction found/unkind.safetensors --layer 1 --doses=1 --controls 0 --concept"
