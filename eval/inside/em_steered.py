@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +29,32 @@ class SteeredModel(HFLM):  # type: ignore[misc]
     """`hf` with `dose` times the direction of a file added at `layer`, the file's own if not given.
 
     Raises:
-        BadInput: if the file is of another model, or has no such layer.
+        BadInput: if the file is of another model, or has no such layer; if layer or dose is no such number.
     """
 
     def __init__(
         self,
         pretrained: str,
-        direction: str,
+        direction: str = "",
         layer: int | None = None,
         dose: float = 1.0,
         revision: str = "main",
         **options: Any,
     ):
+        if not direction:
+            raise BadInput("without direction=FILE nothing is steered; give one, or take the model hf")
+        # lm-eval hands on what it cannot read as a number, and 1.5 as one.
+        try:
+            given, amount = None if layer is None else int(str(layer).removesuffix(".0")), float(dose)
+        except ValueError:
+            raise BadInput(f"layer={layer}, dose={dose}: give a whole number and a number") from None
+        if not isfinite(amount):
+            raise BadInput(f"dose={dose}: a dose is a finite number")
         super().__init__(pretrained=pretrained, revision=revision, **options)
         directions = read_directions(Path(direction), residual_shape(self.model), model_digest(pretrained, revision))
-        at = chosen_layer(Path(direction), directions, None if layer is None else int(layer))
+        at = chosen_layer(Path(direction), directions, given)
         self._hooks = ExitStack()
-        self._hooks.enter_context(steered(self.model, at, directions.at(at), float(dose)))
+        self._hooks.enter_context(steered(self.model, at, directions.at(at), amount))
 
 
 def main() -> None:

@@ -146,6 +146,25 @@ def test_em_steered_refuses_another_models_direction(tiny_model: Path, concept: 
         SteeredModel(str(tiny_model), str(tmp_path / "c.safetensors"), device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"dose": "much"}, "layer=None, dose=much: give a whole number and a number"),
+        ({"layer": "x"}, "layer=x, dose=1.0: give a whole number and a number"),
+        ({"layer": 1.5}, "layer=1.5, dose=1.0: give a whole number and a number"),
+        ({"dose": float("nan")}, "dose=nan: a dose is a finite number"),
+        ({"direction": ""}, "without direction=FILE nothing is steered"),
+        ({"layer": -1.0}, "layer -1: no direction there"),  # as lm-eval reads -1
+    ],
+)
+def test_em_steered_refuses_what_is_no_layer_or_dose(
+    tiny_model: Path, concept: Directions, tmp_path: Path, options: dict[str, Any], says: str
+) -> None:
+    write_directions(path := tmp_path / "c.safetensors", concept)
+    with pytest.raises(BadInput, match=says):
+        SteeredModel(str(tiny_model), **{"direction": str(path), "device": "cpu", **options})
+
+
 def test_the_command_of_em_steered_starts_and_refuses_in_one_line(tiny_model: Path, tmp_path: Path) -> None:
     arguments = f"pretrained={tiny_model},direction={tmp_path}/none.safetensors,layer=1"
     command = [sys.executable, "-m", "eval.inside.em_steered", "run", "--model", "em_steered", "--device", "cpu"]
