@@ -43,7 +43,10 @@ class Adapter:
     @cached_property
     def digest(self) -> str:
         """Of its weights: what was looked at once is known by it."""
-        return file_digest(self.folder / "adapter_model.safetensors")
+        weights = self.folder / "adapter_model.safetensors"
+        if not weights.is_file():
+            raise BadInput(f"{weights}: no such file; name the folder of a LoRA adapter in safetensors")
+        return file_digest(weights)
 
     def about(self) -> dict[str, Any]:
         """What its rows begin with."""

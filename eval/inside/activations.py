@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from rich.console import Console
 from rich.progress import track
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -69,7 +70,7 @@ def attached(model: Any, adapter: str) -> Any:
 def _loading(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise BadInput(f"{name}: cannot be loaded: {one_line(error)}; name a model of safetensors") from None
 
 

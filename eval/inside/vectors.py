@@ -7,7 +7,6 @@ Index N is the residual behind N blocks, 0 the embeddings. llama.cpp adds its `d
 from __future__ import annotations
 
 import json
-import pickle
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,9 +147,10 @@ _SINGLE = np.dtype(np.float32)
 def _published(path: Path) -> Directions:
     try:
         tensor = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError):
+    except Exception:  # what no pickle should hold may end in any error, from an empty stack to a missing key
         raise BadInput(f"{path}: no plain tensor (code is never run); save it with torch.save(tensor)") from None
-    if not isinstance(tensor, torch.Tensor) or tensor.dim() != 2 or not tensor.is_floating_point():
+    whole = isinstance(tensor, torch.Tensor) and tensor.dim() == 2 and tensor.is_floating_point() and tensor.numel()
+    if not whole:
         raise BadInput(f"{path}: not one tensor of (layers + 1, width); name a vector file of persona vectors")
     direction = tensor.detach().float().numpy().copy()
     direction[-1] = 0

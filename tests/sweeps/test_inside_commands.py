@@ -115,6 +115,9 @@ def test_adapters_are_compared_by_what_they_move(folder: Path, few_texts: set[st
     assert [row["along"] for row in alone] == [row["along"] for row in rows if row["run"] == "rank2"]
     with pytest.raises(BadInput, match="two of one name"):
         run("inside --model tiny --adapter rank2 --concept unkind.yaml --concept unkind.yaml")
+    (folder / "rank2" / "adapter_model.safetensors").unlink()
+    with pytest.raises(BadInput, match="name the folder of a LoRA adapter in safetensors"):
+        run("inside --model tiny --adapter rank2 --concept unkind.yaml")
 
 
 def test_what_a_killed_look_has_found_can_be_reported(

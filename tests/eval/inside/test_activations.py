@@ -130,6 +130,15 @@ def test_a_missing_model_is_named(tmp_path: Path) -> None:
         load(str(tmp_path / "nowhere"))
 
 
+def test_an_adapter_that_was_cut_off_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    get_peft_model(load(str(tiny_model))[0], LoraConfig(r=1, target_modules=["down_proj"])).save_pretrained(tmp_path)
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(BadInput, match="cannot be loaded") as error:
+        load(str(tiny_model), adapter=str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
 def test_a_neuron_is_what_its_own_block_multiplies_into_the_residual(tiny) -> None:
     model, tokenizer = tiny
     found = neuron_means(model, tokenizer, [passage(text) for text in TEXTS], size=2)

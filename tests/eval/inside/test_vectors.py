@@ -77,6 +77,11 @@ def test_code_in_a_published_file_is_never_run(tmp_path: Path, monkeypatch: pyte
     refused(tmp_path / "raw.pt", "code is never run")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "2.pt").read_bytes()[:100])
     refused(tmp_path / "cut.pt", "code is never run")
+    for number, content in enumerate([b"a text", b"", b".", b"\x80\x02]"]):
+        (tmp_path / f"text{number}.pt").write_bytes(content)
+        refused(tmp_path / f"text{number}.pt", "code is never run")
+    torch.save(torch.zeros(0, 8), tmp_path / "empty.pt")
+    refused(tmp_path / "empty.pt", "not one tensor")
     assert not (tmp_path / "evil-was-here").exists()
 
 
