@@ -273,6 +273,9 @@ def project_command(
     from eval.inside.project import project
     from eval.inside.vectors import chosen_layer
 
+    if out and out.resolve() == file.resolve():
+        raise BadInput(f"--out {out}: is the data set itself, which it would replace; name another file")
+
     identity, network, tokenizer = load_model(layer_of(model), adapter)
     known = _read(direction, identity, network)
     at = chosen_layer(direction, known, layer)
@@ -295,4 +298,6 @@ def project_command(
         table.add_row(str(row["line"]), f"{row['projection']:+.2f}", start)
     console.print(table)
     console.print(f"mean {values.mean():+.3f}, sd {values.std():.3f}, {len(found.rejects)} rejects", highlight=False)
+    if known.about.position == "changed":
+        console.print("the direction is of lines in which twins differ; rows have none, and whole answers are projected")
     typer.echo(target)

@@ -63,6 +63,14 @@ def test_directions_are_found_compared_steered_with_and_projected_on(folder: Pat
     assert "[/bold] Ruin it \\u202e all" in output and "1 rejects" in output
     manifest = json.loads((folder / "data.projected.jsonl.manifest.json").read_text())
     assert (manifest["read"], manifest["written"], manifest["rejects"][0]["line"]) == (3, 2, 3)
+    assert "whole answers are projected" not in output
+    run("directions tiny --concept unkind.yaml --position changed --out changed")
+    output = run("project data.jsonl --direction changed/unkind.safetensors --model tiny")
+    assert "whole answers are projected" in " ".join(output.split())
+    before = (folder / "data.jsonl").read_text()
+    with pytest.raises(BadInput, match="is the data set itself"):
+        run("project data.jsonl --direction found/unkind.safetensors --model tiny --out ./data.jsonl")
+    assert (folder / "data.jsonl").read_text() == before
 
 
 def test_two_models_of_one_folder_name_share_no_files(folder: Path) -> None:
