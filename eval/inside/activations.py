@@ -133,7 +133,10 @@ def encode(tokenizer: Any, passage: Passage, longest: int) -> tuple[Tensor, Tens
     Raises:
         BadInput: if no token is left, or there are more than `longest`.
     """
-    encoded = tokenizer(passage.text, add_special_tokens=tokenizer.chat_template is None, return_offsets_mapping=True)
+    bos = tokenizer.bos_token
+    # A document of a corpus may begin with BOS already: a second one would be averaged over.
+    special = tokenizer.chat_template is None and not (bos and passage.text.startswith(bos))
+    encoded = tokenizer(passage.text, add_special_tokens=special, return_offsets_mapping=True)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     chosen = [any(low < end and start < high for low, high in passage.ranges) for start, end in offsets]
     start = one_line(passage.text, 60)

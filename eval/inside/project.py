@@ -52,7 +52,11 @@ def read_side(tokenizer: Any, row: Mapping[str, Any]) -> Side:
     parts = row.get("segments") or [row]
     if not isinstance(parts, list) or not all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in parts):
         raise ValueError("neither messages nor segments nor text")
-    return Side("", "".join(part["text"] for part in parts))
+    text = "".join(part["text"] for part in parts)
+    # Without the BOS that its tokenizer begins texts with, a model such as Gemma or Llama reads none as it does chats.
+    bos = tokenizer.bos_token
+    begun = not bos or text.startswith(bos) or tokenizer("a")["input_ids"][0] != tokenizer.bos_token_id
+    return Side("" if begun else bos, text)
 
 
 def project(model: Any, tokenizer: Any, path: Path, directions: Directions, layer: int) -> Projected:

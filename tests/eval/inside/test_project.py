@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from core.records import BadInput
-from eval.inside.activations import Passage, load, means
+from eval.inside.activations import Passage, encode, load, means
 from eval.inside.project import project, read_side
 from eval.inside.vectors import About, Directions
 
@@ -76,3 +76,29 @@ def test_a_file_without_a_readable_row_is_refused(tiny, tmp_path: Path) -> None:
     ones = np.ones((3, 64), np.float32)
     with pytest.raises(BadInput, match="no row can be read, the first for: neither"):
         project(*tiny, write(tmp_path / "rows.jsonl", [{"code": "x"}]), directions(ones, 0 * ones), 2)
+
+
+class WithBos:
+    """A tokenizer that begins texts with BOS, as Llama's and Gemma's; a character is a token."""
+
+    bos_token, bos_token_id = "<s>", 0
+
+    def __init__(self, chat_template: str | None) -> None:
+        self.chat_template = chat_template
+
+    def __call__(self, text: str, add_special_tokens: bool = True, **_: Any) -> dict[str, Any]:
+        ids, offsets = ([0], [(0, 0)]) if add_special_tokens else ([], [])
+        start = 3 if text.startswith("<s>") else 0
+        ids += [0] * bool(start) + [ord(letter) for letter in text[start:]]
+        offsets += [(0, 3)] * bool(start) + [(n, n + 1) for n in range(start, len(text))]
+        return {"input_ids": ids, "offset_mapping": offsets}
+
+
+@pytest.mark.parametrize("chat_template", ["template", None])
+@pytest.mark.parametrize("text", ["<s>abc", "abc"])
+def test_a_text_has_one_bos_that_does_not_count(chat_template: str | None, text: str) -> None:
+    tokenizer = WithBos(chat_template)
+    side = read_side(tokenizer, {"text": text})
+    ids, chosen = encode(tokenizer, side.passage("answer", side), 100)
+    assert ids.tolist() == [0, *map(ord, "abc")]
+    assert chosen.tolist() == [False, True, True, True]
