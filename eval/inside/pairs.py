@@ -112,6 +112,10 @@ def load_concept(name: str) -> tuple[str, Concept]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         kind: type[Concept] = Trait if isinstance(content, dict) and "instruction" in content else Answers
+        if kind is Trait:  # published files hold more keys: refused is what must be one of ours, mistyped
+            for key in content.keys() - Trait.model_fields.keys():
+                if near := difflib.get_close_matches(str(key), Trait.model_fields, 1, 0.75):
+                    raise BadInput(f"{path}: unknown key {one_line(key, 60)}; did you mean {near[0]}?")
         concept = kind.model_validate(content)
     except ValidationError as error:
         raise BadInput(f"{path}: {first_fault(error)}; see eval/inside/concepts for concepts that work") from None
@@ -164,12 +168,16 @@ def load_pairs(concept: Concept, tokenizer: Any, group: str | None = None) -> li
             for number, prompts in enumerate(concept.instruction)
             for text in concept.questions
         ]
-    result = []
+    result: list[Pair] = []
+    seen: dict[tuple[str, ...], tuple[str, str]] = {}
     for place, row in rows(concept.file):
         texts = [row.get(key) for key in (concept.prompt, concept.positive, concept.negative, group)]
         if not all(isinstance(text, str) and text for text in texts):
             keys = f"{concept.prompt}, {concept.positive}, {concept.negative}, {group}"
             raise BadInput(f"{place}: lacks a text among {keys}; name a group and keys that every row has")
+        first, before = seen.setdefault(tuple(map(str, texts[:3])), (place, str(texts[3])))
+        if before != texts[3]:  # what is held out would be among what it is told by
+            raise BadInput(f"{place}: the pair of {first}, in another group ({group}); group otherwise or delete one")
         prompt = chat(tokenizer, question(str(texts[0])))
         result.append(Pair(Side(prompt, str(texts[1])), Side(prompt, str(texts[2])), str(texts[3])))
     return result
