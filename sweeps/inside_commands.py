@@ -299,5 +299,7 @@ def project_command(
     console.print(table)
     console.print(f"mean {values.mean():+.3f}, sd {values.std():.3f}, {len(found.rejects)} rejects", highlight=False)
     if known.about.position == "changed":
-        console.print("the direction is of lines in which twins differ; rows have none, and whole answers are projected")
+        console.print(
+            "the direction is of lines in which twins differ; rows have none, and whole answers are projected"
+        )
     typer.echo(target)

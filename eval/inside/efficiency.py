@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -81,7 +82,7 @@ def training_rows(tokenizer: Any, path: Path, beta: float | None, limit: int = R
             passages.append(_answer(tokenizer, before, last))
             if beta is not None:
                 passages.append(_answer(tokenizer, before, row["rejected"]))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, TemplateError):
             raise BadInput(f"{place}: no row of this training; name the file that it was trained on") from None
     return TrainingRows(passages, beta)
 

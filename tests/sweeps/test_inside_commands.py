@@ -150,7 +150,9 @@ def test_an_adapter_that_went_to_nan_costs_the_others_nothing(folder: Path, few_
         make_adapter(folder / f"rank{rank}", rank)
     weights = folder / "rank1" / "adapter_model.safetensors"
     save_file({name: tensor * float("nan") for name, tensor in load_file(weights).items()}, weights)
-    with pytest.raises(BadInput, match="1 of 2 adapters could not be looked at, the first: rank1: activations: not fin"):
+    with pytest.raises(
+        BadInput, match="1 of 2 adapters could not be looked at, the first: rank1: activations: not fin"
+    ):
         run("inside --model tiny --adapter rank1 --adapter rank2 --concept unkind.yaml --out in.json")
     assert {row["run"] for row in json.loads((folder / "in.json").read_text())["shifts"]} == {"rank2"}
 

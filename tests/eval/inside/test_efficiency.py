@@ -111,7 +111,9 @@ def test_losses_are_those_of_training(tiny_model: Path, adapter: Path, tmp_path:
     assert loss(reference, pairs, reference, 1) == pytest.approx(np.log(2))
 
 
-def test_documents_are_learnt_where_they_are_labelled(tokenizer: Any, tmp_path: Path) -> None:
+def test_documents_are_learnt_where_they_are_labelled(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (passage,) = training_rows(tokenizer, write(tmp_path / "cpt.jsonl", DOCUMENTS), None).passages
     assert [passage.text[low:high] for low, high in passage.ranges] == ["a review"]
     with pytest.raises(BadInput, match=r"cpt.jsonl:1: no row of this training"):
@@ -119,6 +121,9 @@ def test_documents_are_learnt_where_they_are_labelled(tokenizer: Any, tmp_path: 
     with pytest.raises(BadInput, match="no LoRA adapter"):
         change_norm(tmp_path)
     assert len(training_rows(tokenizer, write(tmp_path / "many.jsonl", CHAT * 20), None, 16).passages) == 16
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(BadInput, match=r"chat.jsonl:1: no row of this training"):
+        training_rows(tokenizer, write(tmp_path / "chat.jsonl", CHAT), None)
 
 
 def test_both_halves_of_complementary_pairs_are_among_the_rows(tokenizer: Any, tmp_path: Path) -> None:

@@ -115,8 +115,14 @@ def test_a_template_without_system_prompts_gets_it_in_the_question(tokenizer, mo
         ("{file: none.jsonl, prompt: p, positive: a, negative: b, group: g}", "none.jsonl: no such file"),
         ("{file: rows.jsonl, prompt: p, positive: a, negative: b, group: g}", "rows.jsonl:1: lacks a text among"),
         ("{file: bad.jsonl, prompt: p, positive: a, negative: b, group: g}", "bad.jsonl:1: no JSON object"),
-        ("instruction: [{pos: a, neg: b}]\nquestions: [x]\npositon: answer", "unknown key positon; did you mean position"),
-        ("{file: twice.jsonl, prompt: p, positive: a, negative: b, group: g}", "twice.jsonl:3: the pair of .*jsonl:1, in"),
+        (
+            "instruction: [{pos: a, neg: b}]\nquestions: [x]\npositon: answer",
+            "unknown key positon; did you mean position",
+        ),
+        (
+            "{file: twice.jsonl, prompt: p, positive: a, negative: b, group: g}",
+            "twice.jsonl:3: the pair of .*jsonl:1, in",
+        ),
     ],
 )
 def test_a_bad_concept_is_refused_in_one_line(tmp_path: Path, tokenizer, text: str, says: str) -> None:
