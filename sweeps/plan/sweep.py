@@ -99,10 +99,10 @@ class InsideClaim(_Strict):
 
     says: str
     concept: str
-    place: str
+    place: Literal["open prompts", "everyday answers", "code"]
     arm: str
     against: str
-    p: float = 0.05
+    p: float = Field(default=0.05, gt=0, lt=1)
 
 
 class TaskSettings(_Strict):
@@ -244,6 +244,8 @@ def _declared(path: Path, layer: Mapping[Any, Any], hardware: str) -> Sweep:
     for arm in [name for claim in claims for name in (claim.arm, claim.against)]:
         if arm not in sweep.arms and arm != "base":
             raise BadInput(f"{path}: arm {arm!r} is not declared (there are: base, {', '.join(sweep.arms)})")
+    if any("base" in (claim.arm, claim.against) for claim in sweep.inside):
+        raise BadInput(f"{path}: inside: the base model has no adapter that moves anything; name two arms")
     before: list[str] = []
     for name, own in sweep.arms.items():
         if own.start and own.start not in before:

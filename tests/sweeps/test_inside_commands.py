@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from core.records import BadInput
 from eval.inside.activations import attached, load
 from eval.inside.shifts import places
 from sweeps.cli import app
-from sweeps.plan.sweep import Point
+from sweeps.plan.sweep import InsideClaim, Point
 
 CONCEPT = "{file: rows.jsonl, prompt: q, positive: bad, negative: good, group: topic}\n"
 ROWS = [
@@ -101,6 +102,7 @@ def make_adapter(folder: Path, rank: int, trained: bool = True) -> Path:
 def few_texts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     texts = places(load("tiny")[1])
     monkeypatch.setattr("eval.inside.shifts.places", lambda _: {place: rows[:3] for place, rows in texts.items()})
+    assert set(texts) == set(get_args(InsideClaim.model_fields["place"].annotation))
     return set(texts)
 
 

@@ -156,6 +156,25 @@ def test_a_setting_of_the_evaluation_that_nothing_would_come_of_is_refused(
     assert str(refused.value).startswith(f"{path}: ")
 
 
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"place": "open prompt"}, "inside.0.place: Input should be 'open prompts'"),
+        ({"p": 5}, "inside.0.p: Input should be less than 1"),
+        ({}, "the base model has no adapter that moves anything"),
+    ],
+)
+def test_a_claim_on_the_inside_that_nothing_could_decide_is_refused(
+    tmp_path: Path, keys: dict[str, object], says: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    own = {"model": "qwen7b", "hardware": "a100-80g", "tasks": ["em"], "seeds": [1], "stages": {}, "arms": {}}
+    claim = {"says": "x", "concept": "misaligned", "place": "code", "arm": "base", "against": "base", **keys}
+    path.write_text(yaml.safe_dump({**own, "claims": [], "inside": [claim]}))
+    with pytest.raises(BadInput, match=re.escape(says)):
+        load_sweep(str(path))
+
+
 def test_the_sets_of_another_folder_are_trained_on_and_measured_with(prepared: Path) -> None:
     (prepared / "data").rename(prepared / "mine")
     sweep = load_sweep("rank").model_copy(update={"data": "mine"})
