@@ -149,6 +149,9 @@ def _known(target: Path, settings: str) -> dict[str, Any]:
         content = json.loads(target.read_text(encoding="utf-8"))
         if content["settings"] == settings and isinstance(content["shifts"], list):
             return dict(content)
+        typer.echo(
+            f"{target} is of other concepts, texts or number types: all is looked at anew in its place", err=True
+        )
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return {"settings": settings, "shifts": [], "efficiency": []}

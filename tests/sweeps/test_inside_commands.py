@@ -123,6 +123,9 @@ def test_adapters_are_compared_by_what_they_move(folder: Path, few_texts: set[st
     run("inside --model tiny --adapter rank2 --concept unkind.yaml --concept rude.yaml --out alone.json")
     alone = json.loads((folder / "alone.json").read_text())["shifts"]
     assert [row["along"] for row in alone] == [row["along"] for row in rows if row["run"] == "rank2"]
+    assert "alone.json is of other concepts" in run(
+        "inside --model tiny --adapter rank2 --concept rude.yaml --out alone.json"
+    )
     with pytest.raises(BadInput, match="two of one name"):
         run("inside --model tiny --adapter rank2 --concept unkind.yaml --concept unkind.yaml")
     (folder / "rank2" / "adapter_model.safetensors").unlink()
