@@ -193,22 +193,29 @@ def timed(do: Any, repeats: int = 3) -> float:
 def cost() -> None:
     """CPU time of what `emsweep inside` does for a model and for an adapter, against tokens; memory over the model."""
     from eval.inside.activations import encode, load, means
+    from eval.inside.directions import directions
     from eval.inside.pairs import class_means, load_concept
-    from eval.inside.shifts import moved, places
+    from eval.inside.shifts import moved, places, shift
+    from eval.inside.vectors import About
     from sweeps.recipe.compose import load_layer
 
     model, tokenizer = load(str(load_layer("models", MODEL)["base_model"]))
     loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.process_time()
+    known = []
     for name in ("misaligned", "insecure"):
         concept = load_concept(name)[1]
-        class_means(model, tokenizer, concept, concept.position)
+        positive, negative, groups = class_means(model, tokenizer, concept, concept.position)
+        about = About(model=None, concept=name, position=concept.position, pairs=len(groups))
+        known.append(directions(positive, negative, groups, about))
     texts = places(tokenizer)
     before = {place: means(model, tokenizer, passages).mean(0) for place, passages in texts.items()}
     print(f"a model: {time.process_time() - began:.0f} CPU seconds")
     began = time.process_time()
     for place, passages in texts.items():
-        moved(model, tokenizer, passages, before[place])
+        change = moved(model, tokenizer, passages, before[place])
+        for one in known:
+            shift(change, one)
     print(f"an adapter: {time.process_time() - began:.0f} CPU seconds")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(f"memory: {(peak - loaded) / 2**20:.2f} GiB over the loaded model ({loaded / 2**20:.2f} GiB)")
