@@ -138,7 +138,7 @@ def change_norm(adapter: Path) -> float:
         if ".lora_A." in name:
             module, b = name.partition(".lora_A.")[0], weights[name.replace("lora_A", "lora_B")]
             # A module may have an alpha and a rank of its own.
-            own = float(alphas.get(get_pattern_key(alphas, module.removeprefix("base_model.model.")), alpha))
+            own = float(alphas.get(get_pattern_key(list(alphas), module.removeprefix("base_model.model.")), alpha))
             squares += (own / (len(a) ** 0.5 if config.get("use_rslora") else len(a))) ** 2 * _product(b, a, b, a)
     return float(squares**0.5)
 

@@ -91,8 +91,8 @@ def weight_share(model: Any, direction: Singles) -> Floats:
             written = name.rpartition(".")[2] in WRITERS and hasattr(module, "lora_A")
             if written and not module.lora_magnitude_vector:
                 for adapter in module.active_adapters:
-                    product = (module.lora_B[adapter].weight.float() @ module.lora_A[adapter].weight.float()).cpu()
-                    change = product.numpy() * module.scaling[adapter]
+                    product = module.lora_B[adapter].weight.float() @ module.lora_A[adapter].weight.float()
+                    change = product.detach().cpu().numpy() * module.scaling[adapter]
                     length = float(np.linalg.norm(direction[index]))
                     along += float(np.square(direction[index] @ change).sum()) / length**2 if length else 0.0
                     whole += float(np.square(change).sum())
