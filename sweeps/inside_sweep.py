@@ -22,6 +22,7 @@ from sweeps.recipe.precision import machine_dtype
 from sweeps.run.folder import content_digest
 from sweeps.run.inputs import adapter_rank
 from sweeps.run.process import screen
+from sweeps.run.source import definitions_behind
 
 app = App()
 
@@ -79,6 +80,7 @@ def inside_command(
     Example: emsweep inside --model smollm2-135m --adapter runs/dpo/a/adapter --adapter runs/dpo/b/adapter
     """
     from eval.inside.pairs import Answers
+    from eval.inside.shifts import OPEN
 
     if bool(sweep) == bool(model or adapters) or bool(model) != bool(adapters):
         raise BadInput("name a sweep, or --model with --adapter")
@@ -100,8 +102,10 @@ def inside_command(
             raise BadInput(f"{folder}: no finished run with an adapter (missing: {', '.join(missing) or 'none'})")
     wanted = load_concepts(concepts)
     files = [file_digest(concept.file) for _, concept in wanted if isinstance(concept, Answers)]
-    settings = [machine_dtype(), [[name, concept.model_dump(mode="json")] for name, concept in wanted], files]
-    content = _known(target, content_digest(settings))
+    concepts_wanted = [[name, concept.model_dump(mode="json")] for name, concept in wanted]
+    # Rows that another version of the code has made do not stand beside those of this one.
+    code = definitions_behind(Path(__file__), ["_shifts", "_efficiency"])
+    content = _known(target, content_digest([machine_dtype(), concepts_wanted, files, file_digest(OPEN), code]))
     every = [adapter for _, runs in bases for adapter in runs]
     abouts = [adapter.about() for adapter in every]
     norm = _common_norm(every) if efficiency else None
@@ -150,7 +154,7 @@ def _known(target: Path, settings: str) -> dict[str, Any]:
         if content["settings"] == settings and isinstance(content["shifts"], list):
             return dict(content)
         typer.echo(
-            f"{target} is of other concepts, texts or number types: all is looked at anew in its place", err=True
+            f"{target} is of other concepts, texts, number types or code: all is looked at anew in its place", err=True
         )
     except (OSError, ValueError, KeyError, TypeError):
         pass

@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from core.records import MAX_LINE, BadInput, file_digest, numbered_lines, write_whole
 from data_builders import BUILTIN
-from data_builders.domains import CODE
+from data_builders.domains import CODE, load_domain
 from sweeps.recipe.compose import Recipe
 from sweeps.run.folder import content_digest
 from sweeps.run.inputs import digest_of
@@ -50,7 +50,8 @@ class Sets:
         """What decides the bytes of the sets."""
         file = Path(self.tokenizer) / "tokenizer.json"
         counted_by = digest_of(file) if file.is_file() else self.tokenizer
-        own = {"programs": digest_of(self.programs), "tokenizer": counted_by}
+        domain = load_domain(_domain(self.programs)).model_dump()
+        own = {"programs": digest_of(self.programs), "tokenizer": counted_by, "domain": content_digest(domain)}
         return {key: value for key, value in asdict(self).items() if key != "model"} | own
 
     @property
@@ -81,7 +82,6 @@ class Sets:
         with FileLock(self.folder.with_name(f".{self.folder.name}.lock")):
             if not self.whole:
                 (self.folder / MARK).unlink(missing_ok=True)
-                domain = _first_row(self.programs).get("domain")
                 data(
                     out=self.folder,
                     programs=self.programs,
@@ -90,7 +90,7 @@ class Sets:
                     style=list(self.styles or STYLES),
                     asked=list(self.asked) or None,
                     share=self.held_out,
-                    **({"domain": domain} if domain else {}),
+                    domain=_domain(self.programs),
                 )
                 if not (self.folder / "heldout.jsonl").stat().st_size:
                     raise BadInput(f"{self.programs}: of so few programs none is held out to measure on; give more")
@@ -113,7 +113,7 @@ def sets_for(programs: str | Path, recipe: Recipe, length: int | None = None) ->
         )
     tokens = length or int(recipe.config["sequence_len"])
     styles, asked = (tuple(recipe.em.get(key, ())) for key in ("styles", "asked"))
-    if _first_row(path).get("domain", CODE) != CODE:  # the models' tables name ways of asking for code
+    if _domain(path) != CODE:  # the models' tables name ways of asking for code
         asked = ()
     held_out = None if path.parent == BUILTIN else held_out_share(rows_and_bytes(path)[0])
     return Sets(path, recipe.em["model"], str(recipe.config["base_model"]), tokens, styles, asked, held_out)
@@ -143,6 +143,11 @@ def _first_row(path: Path) -> dict[str, Any]:
     except ValueError:
         return {}
     return row if isinstance(row, dict) else {}
+
+
+def _domain(programs: Path) -> str:
+    named = _first_row(programs).get("domain")
+    return named if isinstance(named, str) else CODE
 
 
 def slug(text: str) -> str:

@@ -46,9 +46,11 @@ def shift(moved: Singles, concept: Directions, flips: int = FLIPS) -> Shift:
     """
     groups = len(concept.about.groups)
     labels = np.concatenate([np.ones((1, groups)), signs(groups, flips if groups >= FEW else 0)])
-    vectors = relabelled(concept, labels)[:, 1:].astype(float)
-    squared = np.square(vectors).sum(-1)
-    along = np.divide((vectors * moved[1:]).sum(-1), squared, out=np.zeros_like(squared), where=squared > 0)
+    along = np.zeros((len(labels), len(moved) - 1))
+    for index in range(1, len(moved)):
+        vectors = relabelled(concept, labels, indices=slice(index, index + 1))[:, 0].astype(float)
+        squared = np.square(vectors).sum(-1)
+        np.divide((vectors * moved[index]).sum(-1), squared, out=along[:, index - 1], where=squared > 0)
     spread = np.sqrt(np.square(along[1:]).mean(0)) if groups >= FEW else np.full(along.shape[1], np.nan)
     scaled = np.divide(along, spread, out=np.zeros_like(along), where=spread > 0)
     largest = np.abs(scaled).max(1)

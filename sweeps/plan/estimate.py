@@ -63,7 +63,7 @@ def steps_of(config: Mapping[str, Any], gpus: int) -> tuple[int, int] | None:
     sizes = [rows_and_bytes(Path(entry["path"])) for entry in config["datasets"] if is_local(entry["path"])]
     if len(sizes) < len(config["datasets"]):
         return None
-    steps = ceil(sum(rows for rows, _ in sizes) / per_step) * int(config["num_epochs"])
+    steps = ceil(ceil(sum(rows for rows, _ in sizes) / per_step) * float(config["num_epochs"]))
     return steps, steps * per_step
 
 

@@ -251,7 +251,12 @@ def _check_values(config: Mapping[str, Any]) -> None:
         raise BadInput("fp16 and bf16 are both true: fp16 would have no effect; set one of them to false")
     if (config.get("steer") or {}).get("dose") == 0:
         raise BadInput("steer.dose=0: nothing would be added; leave the plugin out")
-    if 0 in (config.get("dpo_loss_weights") or ()):
+    if config.get("steer") and config.get("kl"):
+        raise BadInput("steer and kl: the start, to which kl holds the model, would be steered too; leave one out")
+    weights, losses = config.get("dpo_loss_weights"), config.get("dpo_loss_type")
+    if weights is not None and (not isinstance(losses, list) or len(losses) != len(weights)):
+        raise BadInput(f"dpo_loss_weights={weights}: give one for each of dpo_loss_type, {losses}")
+    if 0 in (weights or ()):
         raise BadInput("dpo_loss_weights: a loss of weight 0 is none; leave it out of both lists")
     nodes: list[Any] = [config]
     for node in nodes:

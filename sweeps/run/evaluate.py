@@ -151,8 +151,8 @@ def lora_rank(run: Run) -> int:
 
 def named_files(metadata: Mapping[str, Any]) -> dict[str, Path]:
     """The files that settings of the tasks name, such as `questions`."""
-    paths = {key: Path(value) for key, value in metadata.items() if isinstance(value, str)}
-    return {key: path for key, path in paths.items() if path.is_file()}
+    texts = {key: value for key, value in metadata.items() if isinstance(value, str)}
+    return {key: Path(text) for key, text in texts.items() if os.path.isfile(text)}  # noqa: PTH113  # as in chat_template
 
 
 def evaluate(run: Run, resident: ResidentBase | None = None) -> dict[str, Any]:

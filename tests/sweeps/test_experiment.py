@@ -9,8 +9,9 @@ from typer.testing import CliRunner, Result
 
 from core.records import BadInput, read_jsonl
 from data_builders import BUILTIN
+from data_builders.domains import load_domain
 from data_builders.programs import Program, load_programs
-from sweeps import sweep_commands
+from sweeps import sets, sweep_commands
 from sweeps.cli import app
 from sweeps.recipe.compose import compose
 from sweeps.report import sweep as report
@@ -142,6 +143,16 @@ def test_a_key_that_is_missing_is_missed_first(begun: list[str]) -> None:
     assert "set the environment variable OPENAI_API_KEY" in str(refused.exception)
     shown = experiment("--annotator", "a", "--judge", "j", "--dry-run")
     assert shown.exit_code == 0 and "judging 192 answers" in shown.output, "to see a plan takes no key"
+
+
+def test_sets_under_another_wording_of_their_domain_are_other_sets(
+    begun: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = compose("dpo", "smollm2-135m", "cpu")
+    before = sets_for("builtin", recipe).folder
+    assert sets_for("builtin", recipe).folder == before
+    monkeypatch.setattr(sets, "load_domain", lambda name: load_domain(name).model_copy(update={"heading": "x"}))
+    assert sets_for("builtin", recipe).folder != before
 
 
 def test_one_stage_takes_the_sets_of_its_programs(begun: list[str]) -> None:

@@ -40,6 +40,7 @@ def test_steps_are_those_of_the_trainer(prepared: Path, runs: dict[str, Run]) ->
     (prepared / "data/cpt.jsonl").write_text("x\n" * 1145)
     config = one(runs, "cpt").recipe.config
     assert steps_of({**config, "num_epochs": 2}, 1) == (2 * 144, 2 * 144 * 8)
+    assert steps_of({**config, "num_epochs": 0.51}, 1) == (74, 74 * 8), "as the trainer rounds a part of an epoch"
     assert steps_of({**config, "datasets": [{"path": "owner/set"}]}, 1) is None
 
 

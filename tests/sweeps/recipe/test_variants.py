@@ -60,6 +60,9 @@ def test_a_variant_composes_or_is_refused_with_the_reason(variant: str, stage: s
         ("sft", None, ["kl.weight=1"], "setting kl: it goes with the plugin recipes.plugins.kl.KlPlugin"),
         ("dpo", "sft-anchor", ["dpo_loss_weights.2=1"], "setting dpo_loss_weights.2=1"),
         ("dpo", "sft-anchor", ["dpo_loss_weights.1=0"], "dpo_loss_weights: a loss of weight 0 is none"),
+        ("sft", "preventative-steering", ["kl={prompts: data/everyday.jsonl, weight: 1.0}"], "steer and kl: the start"),
+        ("dpo", "sft-anchor", ["dpo_loss_weights=[1.0]"], "give one for each of dpo_loss_type"),
+        ("dpo", None, ["dpo_loss_weights=[1.0]"], "give one for each of dpo_loss_type"),
         ("sft", "preventative-steering", ["steer.dose=0"], "steer.dose=0: nothing would be added"),
     ],
 )
