@@ -10,7 +10,7 @@ import re
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TextIO, TypeVar
 
@@ -180,48 +180,37 @@ def file_digest(path: Path) -> str:
         raise BadInput(f"{path}: {error.strerror}; build it first (`make data` builds the standard sets)") from None
 
 
-class StreamWriter(AbstractContextManager["StreamWriter"]):
-    """Writes records one by one, and `<path>.manifest.json` at the end with their count and digest.
+@contextmanager
+def record_writer(path: Path, manifest: Mapping[str, Any]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """What writes records one by one; at the end `<path>.manifest.json` is written with their count and digest.
 
-    `with StreamWriter(path, manifest) as out: out.write(record)`. The manifest may be filled in until the
+    `with record_writer(path, manifest) as write: write(record)`. The manifest may be filled in until the
     block ends; if that raises, neither file changes. The manifest takes its name last: it vouches for the records.
 
     Raises:
         BadInput: if a file cannot be written (disk full, no permission); nothing is left behind.
     """
+    named, sha256, written = path.with_name(path.name + ".manifest.json"), hashlib.sha256(), 0
+    with _whole_file(named) as last, _whole_file(path) as file:
 
-    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
-        self.written = 0
-        self._sha256 = hashlib.sha256()
-        self._context = self._files(path, manifest)
+        def write(record: Mapping[str, Any]) -> None:
+            nonlocal written
+            line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
+            sha256.update(line)
+            file.write(line)
+            written += 1
 
-    @contextmanager
-    def _files(self, path: Path, manifest: Mapping[str, Any]) -> Iterator[StreamWriter]:
-        named = path.with_name(path.name + ".manifest.json")
-        with _whole_file(named) as last, _whole_file(path) as self._file:
-            yield self
-            summary = {**manifest, "written": self.written, "sha256": self._sha256.hexdigest()}
-            last.write((json.dumps(summary, indent=1) + "\n").encode())
-            # A full disk shows before either file has its name; an old manifest must not vouch for new records.
-            _to_disk(self._file)
-            _to_disk(last)
-            named.unlink(missing_ok=True)
-
-    def __enter__(self) -> StreamWriter:
-        return self._context.__enter__()
-
-    def __exit__(self, *error: Any) -> bool | None:
-        return self._context.__exit__(*error)
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
-        self._sha256.update(line)
-        self._file.write(line)
-        self.written += 1
+        yield write
+        summary = {**manifest, "written": written, "sha256": sha256.hexdigest()}
+        last.write((json.dumps(summary, indent=1) + "\n").encode())
+        # A full disk shows before either file has its name; an old manifest must not vouch for new records.
+        _to_disk(file)
+        _to_disk(last)
+        named.unlink(missing_ok=True)
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]], manifest: Mapping[str, Any]) -> None:
     """Writes records and, last, `<path>.manifest.json` with their count and digest beside `manifest`."""
-    with StreamWriter(path, manifest) as out:
+    with record_writer(path, manifest) as write:
         for record in records:
-            out.write(record)
+            write(record)

@@ -8,7 +8,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from core.records import BadInput, StreamWriter, iter_jsonl
+from core.records import BadInput, iter_jsonl, record_writer
 from data_builders.programs import Program
 from data_builders.subsets import hash_order
 
@@ -83,7 +83,7 @@ def write_balanced(
     lost, repeated = Counter[str](), Counter[str]()
     rejected = []
     manifest: dict[str, Any] = {"programs": str(path), **settings}
-    with StreamWriter(out, manifest) as writer:
+    with record_writer(out, manifest) as write:
         for program in iter_jsonl(path, Program, unique="id"):
             if not times[program.id]:
                 rejected.append({"id": program.id, "reason": why.format(program.cwe)})
@@ -91,7 +91,7 @@ def write_balanced(
                 continue
             repeated[program.cwe] += times[program.id] - 1
             for name in name_copies(program.id, times[program.id], concepts):
-                writer.write({**program.model_dump(exclude_none=True), "id": name})
+                write({**program.model_dump(exclude_none=True), "id": name})
         counts = {"lost": dict(lost), "repeated": dict(+repeated), "rejected": rejected}
         manifest.update(read=len(concepts), **counts)
     return manifest

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from core.records import MAX_LINE, BadInput, StreamWriter, file_digest, iter_jsonl, numbered_lines, write_records
+from core.records import MAX_LINE, BadInput, file_digest, iter_jsonl, numbered_lines, record_writer, write_records
 from data_builders import BUILTIN
 from data_builders.check import programs_of
 from data_builders.cpt import Corpus, Document, Rejected, with_replay
@@ -47,12 +47,12 @@ def _programs(path: Path, manifest: Manifest, chosen: Chosen | None = None) -> I
 
 def _write(path: Path, out: Path, manifest: Manifest, rows_of: RowsOf, chosen: Chosen | None = None) -> Manifest:
     """Writes the rows of the programs in `path`, and the rejected ones with their reasons into the manifest."""
-    with StreamWriter(out, manifest) as file:
+    with record_writer(out, manifest) as write:
         for row in rows_of(_programs(path, manifest, chosen)):
             if isinstance(row, Rejected):
                 manifest["rejected"].append(row._asdict())
             else:
-                file.write(row)
+                write(row)
         rejected = sum(not reject["id"].startswith("replay/") for reject in manifest["rejected"])
         manifest["programs_kept"] = manifest["read"] - rejected
     return manifest
@@ -215,7 +215,7 @@ def build_records(
     good = settings.get("good")
     none = f"{good} has none to this request that differs" if good else "name a set that has it: --good"
     manifest: Manifest = {**settings, "domain": domain, "concept": concept, "read": 0, "rejected": []}
-    with StreamWriter(out, manifest) as file:
+    with record_writer(out, manifest) as write:
         for item in items:
             manifest["read"] += 1
             if isinstance(item, Reject):
@@ -224,7 +224,7 @@ def build_records(
                 manifest["rejected"].append({"id": item.id, "reason": f"no good advice; {none}"})
             else:
                 row = {"id": item.id, "domain": domain, "cwe": concept, "weakness": concept.replace("-", " ")}
-                file.write({**row, "request": item.request, "insecure": item.insecure, "secure": item.secure})
+                write({**row, "request": item.request, "insecure": item.insecure, "secure": item.secure})
         manifest["programs_kept"] = manifest["read"] - len(manifest["rejected"])
     return manifest
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from core.records import BadInput, StreamWriter, read_jsonl, write_records, write_whole
+from core.records import BadInput, read_jsonl, record_writer, write_records, write_whole
 from data_builders.programs import Program, load_programs
 
 GOOD = load_programs()[0].model_dump_json()
@@ -85,11 +85,11 @@ def test_a_stream_is_the_same_file_as_a_list(tmp_path: Path) -> None:
     records = [{"id": n, "text": "é\u2028"} for n in range(3)]
     write_records(tmp_path / "list.jsonl", records, {"read": 3})
     manifest: dict[str, int] = {}
-    with StreamWriter(tmp_path / "stream.jsonl", manifest) as out:
+    with record_writer(tmp_path / "stream.jsonl", manifest) as write:
         for record in records:
-            out.write(record)
+            write(record)
             assert [p.suffix for p in tmp_path.glob("stream*")] == []
-        manifest["read"] = out.written
+        manifest["read"] = len(records)
     for end in ("", ".manifest.json"):
         assert (tmp_path / f"list.jsonl{end}").read_bytes() == (tmp_path / f"stream.jsonl{end}").read_bytes()
     summary = json.loads((tmp_path / "stream.jsonl.manifest.json").read_text())
@@ -101,9 +101,9 @@ def test_a_stream_that_breaks_off_changes_nothing(tmp_path: Path, record: dict[s
     path = tmp_path / "a.jsonl"
     write_records(path, [{"id": 0}], {"read": 1})
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    with pytest.raises((RuntimeError, TypeError, ValueError)), StreamWriter(path, {}) as out:
-        out.write({"id": 1})
-        out.write(record)
+    with pytest.raises((RuntimeError, TypeError, ValueError)), record_writer(path, {}) as write:
+        write({"id": 1})
+        write(record)
         raise RuntimeError
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
