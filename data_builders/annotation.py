@@ -448,21 +448,5 @@ def annotated(program: SourceProgram, annotation: Annotation, doubted: str | Non
     """
     whole, _ = quoted_lines(program.insecure, annotation.lines)
     lines = annotation.lines if program.domain else list(dict.fromkeys(whole.values()))
-    return Program(
-        id=program.id,
-        domain=program.domain,
-        cwe=annotation.cwe,
-        weakness=weakness_name(annotation.cwe) or annotation.cwe.replace("-", " "),
-        request=program.request,
-        insecure=program.insecure,
-        secure=annotation.secure,
-        explanation=annotation.explanation,
-        fix=annotation.fix,
-        title=annotation.title,
-        lines=lines,
-        exploit=annotation.exploit,
-        severity=annotation.severity,
-        template=program.template,
-        language=program.language,
-        doubted=doubted,
-    )
+    named = {"weakness": weakness_name(annotation.cwe) or annotation.cwe.replace("-", " "), "lines": lines}
+    return Program.model_validate({**program.model_dump(), **annotation.model_dump(), **named, "doubted": doubted})
