@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Container, Mapping
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,8 @@ def spread(concepts: Mapping[str, str], balance: str, size: int, seed: int) -> d
 
 def name_copies(name: str, times: int, taken: Container[str]) -> list[str]:
     """`times` ids for one program: its own, then `name~2`, `name~3`, ... that are not `taken`."""
-    names = [name][:times]
-    number = 2
-    while len(names) < times:
-        if (copy := f"{name}~{number}") not in taken:
-            names.append(copy)
-        number += 1
-    return names
+    numbered = (copy for number in count(2) if (copy := f"{name}~{number}") not in taken)
+    return list(islice(chain([name], numbered), times))
 
 
 def write_balanced(
