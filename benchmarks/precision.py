@@ -14,7 +14,7 @@ from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from eval.stats.measure_names import NOISE
-from eval.stats.measures import PER_CLUSTER
+from eval.stats.measures import per_cluster
 
 TASKS = Path(__file__).parents[1] / "eval/tasks"
 
@@ -42,7 +42,7 @@ def main() -> None:
     print("| measure | programs or questions | noise of one | noise of the mean |\n|---|---|---|---|")
     for name in NOISE:
         try:
-            exact, rounded = (PER_CLUSTER[name](samples) for samples in logged)
+            exact, rounded = (per_cluster(name, samples) for samples in logged)
         except KeyError:  # of a task that was not chosen
             continue
         off = rounded - exact

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -117,13 +116,10 @@ RATES: dict[str, Callable[[Samples], pd.DataFrame]] = {
 answers, insecure_of_parsed of those that hold code that parses; em_rate is of coherent answers, em_rate_all of all."""
 
 
-def _per_cluster(name: str, samples: Samples) -> Floats:
+def per_cluster(name: str, samples: Samples) -> Floats:
+    """One number per program or question (in order), whose mean is the measure."""
     values = MEANS[name](samples) if name in MEANS else rate_values(RATES[name](samples))
     return values.to_numpy(dtype=np.float64)
-
-
-PER_CLUSTER: dict[str, Callable[[Samples], Floats]] = {name: partial(_per_cluster, name) for name in (*MEANS, *RATES)}
-"""One number per program or question (in order), whose mean is the measure."""
 
 
 @dataclass(frozen=True)

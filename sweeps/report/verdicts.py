@@ -10,7 +10,7 @@ import numpy as np
 
 from eval.stats.intervals import Estimate, Floats
 from eval.stats.measure_names import TASKS
-from eval.stats.measures import NOT_MEASURED, PER_CLUSTER, RATES, Seeds, below_noise, measure
+from eval.stats.measures import NOT_MEASURED, RATES, Seeds, below_noise, measure, per_cluster
 from eval.stats.ranks import holm
 from eval.stats.trend import highest_shares, shape, smallest_shift, trend_p, turn_p
 from sweeps.plan.sweep import Sweep
@@ -80,7 +80,7 @@ def rank_verdicts(ranks: Sequence[Family], samples: Mapping[str, Seeds], measure
     tested: list[tuple[Family, str, list[list[Floats]], Floats, bool, float, float]] = []
     for family in (family for family in ranks if not family.differ and len(family.members) > 2):
         for name in measures:
-            seeds = [[PER_CLUSTER[name](one) for one in samples[arm].values()] for arm in family.members.values()]
+            seeds = [[per_cluster(name, one) for one in samples[arm].values()] for arm in family.members.values()]
             table = np.array([np.mean(own, axis=0) for own in seeds]).T
             if len(table) > 1 and np.isfinite(table).all():
                 peaks, p_turn = turn_p(table)
