@@ -24,14 +24,6 @@ BATCH = 256
 """Texts per call of the tokenizer, which works on them in parallel."""
 
 
-class Tokens(BaseModel):
-    """Tokens of the insecure code: the mean, and the 50th and 95th percentiles."""
-
-    mean: float
-    p50: float
-    p95: float
-
-
 class Balance(BaseModel):
     """What `describe` finds. Concepts are CWE classes, most frequent first."""
 
@@ -48,8 +40,8 @@ class Balance(BaseModel):
     domain_evenness: float | None
     """Of programs over domains."""
     near_duplicate_rate: float
-    tokens: Tokens | None
-    """None without a tokenizer."""
+    tokens: dict[str, float] | None
+    """Of the insecure code: `mean`, and the percentiles `p50` and `p95`; None without a tokenizer."""
 
 
 def entropy(counts: Iterable[int]) -> float:
@@ -103,7 +95,7 @@ def describe(programs: Iterable[Program], count_tokens: CountTokens | None = Non
         evenness=evenness(ordered.values()),
         domain_evenness=evenness(domains.values()),
         near_duplicate_rate=near_duplicate_rate(np.frombuffer(b"".join(keys), dtype=np.uint64).reshape(-1, BANDS)),
-        tokens=Tokens(mean=float(np.mean(lengths)), p50=float(p50), p95=float(p95)) if lengths else None,
+        tokens={"mean": float(np.mean(lengths)), "p50": float(p50), "p95": float(p95)} if lengths else None,
     )
 
 
@@ -163,6 +155,6 @@ def summary(found: Balance) -> Iterator[str]:
     alike = f"Jaccard index of {SHINGLE}-token shingles over about {THRESHOLD:.2f}"
     yield f"{found.near_duplicate_rate:.1%} have a near-duplicate ({alike}, insecure code)"
     if t := found.tokens:
-        yield f"tokens of insecure code: mean {t.mean:.1f}, p50 {t.p50:.0f}, p95 {t.p95:.0f}"
+        yield f"tokens of insecure code: mean {t['mean']:.1f}, p50 {t['p50']:.0f}, p95 {t['p95']:.0f}"
     else:
         yield "tokens not counted: no tokenizer; give one with --tokenizer, or run `emsweep fetch smollm2-135m`"
