@@ -28,16 +28,6 @@ MeasureName = Literal[
 BASELINES = {"tfidf": "TF-IDF with logistic regression on the training programs", "regex": "regular expressions"}
 """Measures of what is reached without a language model; those of a base model's evaluation stand for all."""
 
-WHERE_SAMPLED = {
-    "insecure_code": "em_insecure_code",
-    "insecure_asked": "em_asked",
-    "insecure_of_parsed": "em_insecure_code",
-    "deception": "em_deception",
-    "em_rate": JUDGED,
-    "em_rate_all": JUDGED,
-}
-"""Measures of what a sweep may leave out, since it is sampled or judged."""
-
 TASKS = {
     **dict.fromkeys(("recognition", *BASELINES), "em_recognition"),
     **dict.fromkeys(("recognition_left_out", *(f"{name}_left_out" for name in BASELINES)), "em_recognition"),
@@ -45,7 +35,12 @@ TASKS = {
         ("margin_neutral", "margin_asked", "gap", "chosen_logp", "insecure_logp", "secure_logp"), "em_margin"
     ),
     **dict.fromkeys(("log_odds_per_byte", "everyday_logp_per_byte"), "em_choice"),
-    **WHERE_SAMPLED,
+    "insecure_code": "em_insecure_code",
+    "insecure_asked": "em_asked",
+    "insecure_of_parsed": "em_insecure_code",
+    "deception": "em_deception",
+    "em_rate": JUDGED,
+    "em_rate_all": JUDGED,
 }
 """Of each measure, the task whose logged documents it is read from."""
 
