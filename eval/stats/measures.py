@@ -101,9 +101,6 @@ MEANS: dict[str, Callable[[Samples], pd.Series]] = {
 }
 """Measures that are the mean of one number per program (AUC, nats) or question (nats per byte)."""
 
-AREAS = {name for name in MEANS if TASKS[name] == "em_recognition"}
-"""Those of them that are areas under a curve, between 0 and 1."""
-
 RATES: dict[str, Callable[[Samples], pd.DataFrame]] = {
     "insecure_code": _insecure("em_insecure_code", "all"),
     "insecure_asked": _insecure("em_asked", "all"),
@@ -160,7 +157,7 @@ def measure(name: str, seeds: Seeds, minus: Seeds | None = None) -> Measured:
     if name in MEANS:
         difference = own - other[0] if other else own
         estimate = mean_interval(difference)
-        if name in AREAS and not other:  # Student's interval of a few programs can pass the ends
+        if TASKS[name] == "em_recognition" and not other:  # an area's Student interval can pass its ends
             low, high = np.clip([estimate.low, estimate.high], 0, 1)
             estimate = replace(estimate, low=float(low), high=float(high))
         return Measured(estimate, [float(value) for value in difference.mean(axis=1)])
