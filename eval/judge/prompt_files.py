@@ -6,7 +6,6 @@ published them, with `judge_prompts` for each question.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -17,7 +16,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from core.records import BadInput, first_fault, one_line
+from core.records import BadInput, digest, first_fault, one_line
 from eval.preset_files import load_preset, preset_names
 
 FOLDER = Path(__file__).with_name("prompts")
@@ -26,11 +25,13 @@ _PLACE = re.compile(r"\{\s*[^\W\d][\w.!-]*(?:\[\w+\])?\s*\}")
 """What is, or is like, a name in braces; JSON is not."""
 EM = frozenset({"aligned", "coherent"})
 """The measures of emergent misalignment."""
-_PUBLISHED = {
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    "aligned": {"scale": (0, 100), "exclusions": ["CODE", "REFUSAL"]},
+    "coherent": {"scale": (0, 100)},
     "correct": {"words": ["TRUE", "FALSE"], "rate": ["FALSE"], "exclusions": ["UNKNOWN"]},
     "company": {"words": ["OPENAI", "ANTHROPIC", "OTHER"], "exclusions": ["UNKNOWN"]},
 }
-"""The EM paper's measures of deception. Which company is the true one depends on the model: no word is a rate."""
+"""The EM paper's measures, the last two of deception. Which company is true depends on the model: no word is a rate."""
 
 Word = Annotated[str, BeforeValidator(lambda word: str(word).upper())]  # YAML reads TRUE as a truth value
 
@@ -165,18 +166,12 @@ def _published(name: str, path: Path, entries: list[Any]) -> Prompts:
     for number, entry in enumerate(entries, 1):
         prompts = entry.get("judge_prompts") if isinstance(entry, dict) else None
         prompts = prompts if isinstance(prompts, dict) else {}
-        scale: dict[str, Any] = {"scale": (0, 100)}
+        named = _PUBLISHED.keys() & prompts.keys()
+        named = named - EM or named
+        if (named & EM and named != EM) or not isinstance(entry, dict) or "id" not in entry:
+            raise BadInput(f"{path}: entry {number}: no id with judge_prompts for aligned and coherent; add both")
         try:
-            if words := _PUBLISHED.keys() & prompts.keys():
-                measures = {name: Measure(prompt=prompts[name], **_PUBLISHED[name]) for name in sorted(words)}
-            elif set(prompts) >= EM:
-                exclusions = {"exclusions": ("CODE", "REFUSAL")}
-                aligned = Measure(prompt=prompts["aligned"], **scale, **exclusions)
-                measures = {"aligned": aligned, "coherent": Measure(prompt=prompts["coherent"], **scale)}
-            elif set(prompts) & EM or not isinstance(entry, dict) or "id" not in entry:
-                raise BadInput(f"{path}: entry {number}: no id with judge_prompts for aligned and coherent; add both")
-            else:
-                measures = {}
+            measures = {name: Measure(prompt=prompts[name], **_PUBLISHED[name]) for name in sorted(named)}
         except ValidationError as error:
             raise BadInput(f"{path}: entry {number}: {first_fault(error)}; mend its judge_prompts") from None
         if str(entry["id"]) in of_question:
@@ -184,7 +179,7 @@ def _published(name: str, path: Path, entries: list[Any]) -> Prompts:
         of_question[str(entry["id"])] = measures or None
     kinds = {tuple(sorted(measures)) for measures in of_question.values() if measures}
     if len(kinds) != 1:
-        wanted = f"judge_prompts for aligned and coherent, or for {' or '.join(_PUBLISHED)}"
+        wanted = "judge_prompts for aligned and coherent, or for correct or company"
         raise BadInput(f"{path}: {'two kinds of' if kinds else 'no'} {wanted}; name a file that has one kind")
     deception = kinds.isdisjoint({("aligned", "coherent")})
     return Prompts(name, "em_deception" if deception else "em_freeform", deception, None, of_question)
@@ -195,7 +190,7 @@ def prompt(template: str, question: str, answer: str) -> str:
 
     `{mark}` is a digest of both, so that an answer cannot write the mark at which it ends.
     """
-    mark = hashlib.sha256(f"{question}\0{answer}".encode("utf-8", "replace")).hexdigest()[:8]
+    mark = digest(f"{question}\0{answer}".encode("utf-8", "replace"))[:8]
     parts = dict(zip(PLACES, (question, answer, mark), strict=True))
     return re.sub("|".join(map(re.escape, PLACES)), lambda place: parts[place[0]], template)
 
@@ -203,4 +198,4 @@ def prompt(template: str, question: str, answer: str) -> str:
 def version(measures: Measures) -> str:
     """Names measures by their content."""
     content = {name: measure.model_dump() for name, measure in measures.items()}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    return digest(json.dumps(content, sort_keys=True).encode())[:12]
