@@ -30,6 +30,7 @@ T = TypeVar("T")
 Message = dict[str, str]
 
 OPENAI = "https://api.openai.com/v1"
+RETRIES = 7
 FEW = 4
 """Refusals or unreadable replies of a model that has answered nothing yet: then the job stops."""
 FAILURES_IN_A_ROW = 5
@@ -74,7 +75,6 @@ class Access:
     """Requests in flight at most."""
     timeout: float = 600.0
     """Seconds that one attempt may take."""
-    retries: int = 7
     extra_body: Mapping[str, Any] = field(default_factory=dict)
     """Fields that every request gets; one that is None is left out of it."""
 
@@ -309,8 +309,7 @@ class Client:
                 self._busy, self._latest_success = 0, time.monotonic()
                 return completion, tuple(adaptation)
             failed += 1
-            retries = self._access.retries
-            if failed > (retries if wanted["model"] in self._answering else min(FEW, retries)):
+            if failed > (RETRIES if wanted["model"] in self._answering else FEW):
                 raise Unreachable(f"{why}, {failed} times")
             await asyncio.sleep(min(FIRST_WAIT * 2 ** (failed - 1), LONGEST_WAIT))
 
