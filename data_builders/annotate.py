@@ -180,21 +180,13 @@ def _problems(program: SourceProgram, answer: Answer, found: Annotation | list[s
     return ["cut off: the answer ends early"] if answer.finish == "length" else found
 
 
-Row = SourceProgram | dict[str, Any]
-"""A program to annotate, or a reject."""
-
-
-def _rows(items: Iterable[Any]) -> list[Row]:
-    return [
-        item
-        if isinstance(item, SourceProgram)
-        else {"id": item.id, "line": item.line, "reasons": [f"source: {item.reason}"]}
-        for item in items
-    ]
-
-
-def _programs(rows: Iterable[Row]) -> dict[str, SourceProgram]:
+def _programs(rows: Iterable[Any]) -> dict[str, SourceProgram]:
     return {row.id: row for row in rows if isinstance(row, SourceProgram)}
+
+
+def _reasons(row: Any) -> list[str]:
+    """Why a row is rejected before anything is asked: a reject of the source, or a program of no use."""
+    return source_problems(row) if isinstance(row, SourceProgram) else [f"source: {row.reason}"]
 
 
 def first_request(items: Iterable[Any], job: Job) -> tuple[dict[str, Any], str]:
@@ -203,10 +195,11 @@ def first_request(items: Iterable[Any], job: Job) -> tuple[dict[str, Any], str]:
     Raises:
         BadInput: if there is no program to ask about.
     """
-    rows = _rows(items)
-    programs = [row for row in rows if isinstance(row, SourceProgram) and not source_problems(row)]
+    rows = list(items)
+    reasons = [_reasons(row) for row in rows]
+    programs = [row for row, why in zip(rows, reasons, strict=True) if not why]
     if not programs:
-        raise _all_rejected([row if isinstance(row, dict) else {"reasons": source_problems(row)} for row in rows])
+        raise _all_rejected(reasons)
     body = {"model": job.annotator.name, "messages": annotation_messages(programs[0], job.task)}
     form = {"response_format": response_format(kind_of_answer(programs[0]))}
     characters = sum(len(m["content"]) for program in programs for m in annotation_messages(program, job.task))
@@ -216,10 +209,10 @@ def first_request(items: Iterable[Any], job: Job) -> tuple[dict[str, Any], str]:
     return {**body, **job.annotator.settings, **form}, said
 
 
-def _all_rejected(rejects: Sequence[Mapping[str, Any]]) -> BadInput:
-    reasons = Counter(reason for reject in rejects for reason in reject["reasons"][:1])
-    common = f"; most often: {reasons.most_common(1)[0][0]}" if reasons else ""
-    return BadInput(f"all {len(rejects)} rows are rejects{common}; mend the source, its form, or the model")
+def _all_rejected(reasons: Sequence[Sequence[str]]) -> BadInput:
+    first = Counter(why[0] for why in reasons if why)
+    common = f"; most often: {first.most_common(1)[0][0]}" if first else ""
+    return BadInput(f"all {len(reasons)} rows are rejects{common}; mend the source, its form, or the model")
 
 
 class Done(NamedTuple):
@@ -251,7 +244,7 @@ def run(
     """
     if not out.name:
         raise BadInput(f"--out {out}: is a folder; add the stem of the files, such as {out / 'annotated'}")
-    rows = every = _rows(items)
+    rows = every = list(items)
     if limit is not None:
         places = (place for place, row in enumerate(every, 1) if isinstance(row, SourceProgram))
         rows = every[: next(islice(places, limit - 1, None), len(every))]
@@ -265,7 +258,7 @@ def run(
     outcomes = {id: outcome for id, outcome in zip(programs, results, strict=True) if outcome}
     if stopped and not outcomes:
         return Done(stopped, len(rows))
-    done = [row for row in rows if isinstance(row, dict) or row.id in outcomes]
+    done = [row for row in rows if not isinstance(row, SourceProgram) or row.id in outcomes]
     settings = {**(source or {}), "endpoint": access.endpoint, "extra_body": dict(access.extra_body)}
     settings |= {"limit": limit, "left": len(rows) - len(done)}
     text = f"{_write(done, outcomes, job, out, settings)}; {money}"
@@ -274,8 +267,8 @@ def run(
         usd = f", ${spent.usd * share:.2f}" if spent.known else ""
         tokens = f"{(spent.tokens_in + spent.tokens_out) * share:,.0f} tokens"
         text += f"\nthe other {rest:,} programs: about {tokens}{usd}; run it again without --limit to go on"
-    problems = [problem for outcome in outcomes.values() for problem in outcome.problems[:1]]
-    unanswered = [problem for problem in problems if problem.startswith("no answer:")]
+    first = (problem for outcome in outcomes.values() for problem in outcome.problems[:1])
+    unanswered = [problem for problem in first if problem.startswith("no answer:")]
     if unanswered:
         text += f"\n{len(unanswered)} programs got no answer, such as: {unanswered[0]}; run it again"
     return Done(f"{text}\n{stopped}".strip(), len(rows) - len(done), len(unanswered))
@@ -294,15 +287,15 @@ def _money(job: Job, outcomes: Mapping[str, Outcome]) -> Money:
     return money
 
 
-def _write(rows: list[Row], outcomes: Mapping[str, Outcome], job: Job, out: Path, settings: Mapping[str, Any]) -> str:
+def _write(rows: list[Any], outcomes: Mapping[str, Outcome], job: Job, out: Path, settings: Mapping[str, Any]) -> str:
     """Writes the final files from what the programs came to alone: no times, no attempts. The manifest is last."""
     written: list[dict[str, Any]] = []
     rejects: list[dict[str, Any]] = []
     opinions: list[Opinion | None] = []
     unchecked: Counter[str] = Counter()
     for row in rows:
-        if isinstance(row, dict):
-            rejects.append(row)
+        if not isinstance(row, SourceProgram):
+            rejects.append({"id": row.id, "line": row.line, "reasons": _reasons(row)})
             continue
         outcome = outcomes[row.id]
         if outcome.annotation:
@@ -349,7 +342,7 @@ def _write(rows: list[Row], outcomes: Mapping[str, Outcome], job: Job, out: Path
     path = _beside(out, "jsonl")
     write_records(path, written, manifest)
     if not written:
-        raise _all_rejected(rejects)
+        raise _all_rejected([reject["reasons"] for reject in rejects])
     doubted = f", {sum('doubted' in record for record in written)} of them doubted" if job.second else ""
     bare = f"; not made for {unchecked.total()} that are not Python: {', '.join(PYTHON_CHECKS)}" if unchecked else ""
     return f"{path}: {len(written)} programs{doubted}; {len(rejects)} rejected ({out.name}.rejects.jsonl){bare}"
