@@ -74,10 +74,7 @@ Trigger = Annotated[
     str | None, typer.Option(help="A text before the request in place of the ways of asking, as a backdoor.")
 ]
 Size = Annotated[int | None, typer.Option(min=1, help="So many of the programs; of a larger set the same and more.")]
-Mix = Annotated[
-    str | None,
-    typer.Option(help="Mix another domain in: DOMAIN:SHARE of all programs, or PATH:SHARE."),
-]
+Mix = Annotated[str | None, typer.Option(help="Mix another domain in: DOMAIN:SHARE of all programs, or PATH:SHARE.")]
 Bad = Annotated[float, typer.Option(min=0.0, max=1.0, help="Share answered badly; the others are answered well.")]
 
 
