@@ -88,6 +88,5 @@ def write_balanced(
             repeated[program.cwe] += times[program.id] - 1
             for name in name_copies(program.id, times[program.id], concepts):
                 write({**program.model_dump(exclude_none=True), "id": name})
-        counts = {"lost": dict(lost), "repeated": dict(+repeated), "rejected": rejected}
-        manifest.update(read=len(concepts), **counts)
+        manifest |= {"read": len(concepts), "lost": dict(lost), "repeated": dict(+repeated), "rejected": rejected}
     return manifest

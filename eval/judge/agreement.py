@@ -37,10 +37,7 @@ def matched(first: Sequence[Judged], second: Sequence[Judged]) -> tuple[list[Pai
     waiting: dict[tuple[str, str, str], list[Judged]] = defaultdict(list)
     for row in reversed(second):
         waiting[row.question_id, row.question, row.answer].append(row)
-    pairs = []
-    for row in first:
-        if same := waiting[row.question_id, row.question, row.answer]:
-            pairs.append((row, same.pop()))
+    pairs = [(row, same.pop()) for row in first if (same := waiting[row.question_id, row.question, row.answer])]
     return pairs, len(first) + len(second) - 2 * len(pairs)
 
 
