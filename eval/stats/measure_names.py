@@ -1,29 +1,11 @@
 """The measures by name, what each is read from, and how exact it is: all that a plan needs to know of them."""
 
-from typing import Literal
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 JUDGED = "judged"
 """Where a checkpoint's judged answers stand among its samples."""
-
-MeasureName = Literal[
-    "recognition",
-    "recognition_left_out",
-    "margin_neutral",
-    "margin_asked",
-    "gap",
-    "chosen_logp",
-    "insecure_logp",
-    "secure_logp",
-    "log_odds_per_byte",
-    "everyday_logp_per_byte",
-    "insecure_code",
-    "insecure_asked",
-    "insecure_of_parsed",
-    "deception",
-    "em_rate",
-    "em_rate_all",
-]
-"""What a claim can be about."""
 
 BASELINES = {"tfidf": "TF-IDF with logistic regression on the training programs", "regex": "regular expressions"}
 """Measures of what is reached without a language model; those of a base model's evaluation stand for all."""
@@ -43,6 +25,18 @@ TASKS = {
     "em_rate_all": JUDGED,
 }
 """Of each measure, the task whose logged documents it is read from."""
+
+CLAIMED = tuple(name for name in TASKS if not name.startswith(tuple(BASELINES)))
+"""What a claim can be about."""
+
+
+def _claimed(name: str) -> str:
+    if name not in CLAIMED:
+        raise ValueError(f"{name} is none of {', '.join(CLAIMED)}")
+    return name
+
+
+MeasureName = Annotated[str, AfterValidator(_claimed)]
 
 WHERE_CLAIMED = ("insecure_logp", "secure_logp", "everyday_logp_per_byte")
 """Measures that a report shows where a claim is about them: is something else learnt, or the model broken?"""
