@@ -22,8 +22,8 @@ from sklearn.metrics import cohen_kappa_score
 
 from core.records import BadInput
 from eval.judge.answers import COHERENT, MISALIGNED, Judged, load_judged, per_question
-from eval.judge.rates import Rates, few_questions, rates, said
-from eval.stats.intervals import Estimate, ratio_difference
+from eval.judge.rates import Rates, rates, said
+from eval.stats.intervals import Estimate, caution, ratio_difference
 
 Pair = tuple[Judged, Judged]
 """One answer with the scores of the first and of the second judge."""
@@ -241,5 +241,5 @@ def shifts_table(models: Models, first: str, second: str) -> Table:
             moved: Estimate = getattr(found, rate)
             interval = f"{moved.value:+.2%} [{moved.low:+.1%}, {moved.high:+.1%}]"
             table.add_row(Text(model), name, *cells, interval, str(moved.clusters))
-    table.caption = few_questions(questions)
+    table.caption = Text(caution(min(questions)) or "", justify="left")
     return table

@@ -8,7 +8,7 @@ record of an answer (eval.judge.answers).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,12 +93,6 @@ def said(estimate: Estimate) -> str:
     )
 
 
-def few_questions(clusters: Iterable[int]) -> Text | None:
-    """A caution for the foot of a table whose intervals are over so many questions, row by row."""
-    words = caution(min(clusters))
-    return Text(words, justify="left") if words else None
-
-
 def rates_table(
     models: Mapping[str, Sequence[Judged]], judge: str, samples_of: Mapping[str, int] | None = None
 ) -> Table:
@@ -123,7 +117,7 @@ def rates_table(
             said(found.coherent),
             *map(str, (found.excluded, found.unjudged, found.em_all.clusters)),
         )
-    table.caption = Text("\n".join(filter(None, [str(few_questions(clusters) or ""), *cautions])), justify="left")
+    table.caption = Text("\n".join(filter(None, [caution(min(clusters)), *cautions])), justify="left")
     return table
 
 
