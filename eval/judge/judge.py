@@ -232,23 +232,18 @@ def judge_rows(
         found, left = stopped.results, str(stopped)
     by_key = {key: each or Judgement({}, "left") for key, each in zip(jobs, found, strict=True)}
     judgements = [by_key[key] if key else Judgement({}, judged_at_all=False) for key in keys]
-    write_records(
-        out, _records(rows, judgements, judge), _manifest(keys, judgements, judge, journal) | dict(facts or {})
-    )
-    if left:
-        unfinished = Unfinished(left)
-        unfinished.judgements = judgements
-        raise unfinished
-    return judgements
-
-
-def _records(rows: Sequence[Judged], judgements: Sequence[Judgement], judge: Judge) -> list[dict[str, Any]]:
-    return [
+    records: list[dict[str, Any]] = [
         {name: getattr(row, name) for name in ("question_id", "question", "answer")}
         | (dict.fromkeys(judge.prompts.measures) | dict(each.values))
         | ({"filtered": True} if each.filtered else {})
         for row, each in zip(rows, judgements, strict=True)
     ]
+    write_records(out, records, _manifest(keys, judgements, judge, journal) | dict(facts or {}))
+    if left:
+        unfinished = Unfinished(left)
+        unfinished.judgements = judgements
+        raise unfinished
+    return judgements
 
 
 def _manifest(keys: Sequence[Any], judgements: Sequence[Judgement], judge: Judge, path: Path) -> dict[str, Any]:
