@@ -384,9 +384,10 @@ class Client:
         return text.encode("utf-8", "replace").decode()
 
 
-def run_all(
-    jobs: Sequence[Callable[[Client], Awaitable[T]]], access: Access, journal: Path, money: Money, noun: str
-) -> list[T]:
+Job = Callable[[Client], Awaitable[T]]
+
+
+def run_all(jobs: Sequence[Job[T]], access: Access, journal: Path, money: Money, noun: str) -> list[T]:
     """Runs coroutines that ask through one client, and returns what each returns; `money` then holds what was spent.
 
     Each has one request in flight at a time. A quarter more run than may be in flight: while the answers of some are
@@ -400,9 +401,7 @@ def run_all(
     return asyncio.run(_run_all(jobs, access, journal, money, noun))
 
 
-async def _run_all(
-    jobs: Sequence[Callable[[Client], Awaitable[T]]], access: Access, path: Path, money: Money, noun: str
-) -> list[T]:
+async def _run_all(jobs: Sequence[Job[T]], access: Access, path: Path, money: Money, noun: str) -> list[T]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -418,7 +417,7 @@ async def _run_all(
             # Job by job and not request by request, so that much is finished wherever it stops.
             active = asyncio.Semaphore(access.concurrency + access.concurrency // 4)
 
-            async def one(job: Callable[[Client], Awaitable[T]]) -> T:
+            async def one(job: Job[T]) -> T:
                 async with active:
                     result = await job(client)
                 bar.update(task, advance=1, description=str(money))
