@@ -528,23 +528,17 @@ def annotate(
     from data_builders.annotation import TASK
     from data_builders.sources import Hub, read_source
 
-    job = Job(
-        Model(model, effort),
-        Model(second_opinion) if second_opinion else None,
-        prices_of(price_in, price_out, "--price-in and --price-out"),
-        prices_of(second_price_in, second_price_out, "--second-price-in and --second-price-out"),
-        max_cost,
-        _task(prompt) if prompt else load_domain(domain).task or TASK,
-        None if domain == CODE else domain,
-    )
+    prices = prices_of(price_in, price_out, "--price-in and --price-out")
+    second_prices = prices_of(second_price_in, second_price_out, "--second-price-in and --second-price-out")
+    second = Model(second_opinion) if second_opinion else None
+    task = _task(prompt) if prompt else load_domain(domain).task or TASK
+    job = Job(Model(model, effort), second, prices, second_prices, max_cost, task, None if domain == CODE else domain)
     if language and domain != CODE:
         raise BadInput(f"--language {language}: is of code, and --domain {domain} is none; leave it out")
     hub = Hub(split, config, revision)
     items = read_source(source, form, fields, sha256, language, hub, domain, good)
-    # What is not sent needs no key.
-    access = Access.from_environment(
-        key_variable, "none" if dry_run and base_url is None else base_url, concurrency, timeout, extra_body
-    )
+    where = "none" if dry_run and base_url is None else base_url  # what is not sent needs no key
+    access = Access.from_environment(key_variable, where, concurrency, timeout, extra_body)
     if dry_run:
         body, said = first_request(items, job)
         print(json.dumps({**body, **access.extra_body}, indent=1, ensure_ascii=False))

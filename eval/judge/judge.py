@@ -78,16 +78,10 @@ def judge_for(settings: JudgeSettings) -> Judge:
         BadInput: if there is no key for it, its prompts cannot be read, or a price is missing.
     """
     prompts = load_prompts(settings.prompts)
-    return Judge(
-        settings.model,
-        Access.from_environment(
-            settings.key_variable, settings.base_url, settings.concurrency, settings.timeout, settings.extra_body
-        ),
-        prompts=prompts,
-        sampled=settings.sampled,
-        prices=prices_of(settings.price_in, settings.price_out, "the judge's prices of tokens in and out"),
-        max_cost=settings.max_cost,
-    )
+    where = (settings.key_variable, settings.base_url, settings.concurrency, settings.timeout, settings.extra_body)
+    access = Access.from_environment(*where)
+    prices = prices_of(settings.price_in, settings.price_out, "the judge's prices of tokens in and out")
+    return Judge(settings.model, access, prompts, settings.sampled, prices, settings.max_cost)
 
 
 class Reader:
