@@ -185,9 +185,7 @@ def prompt_version(task: str = TASK, domain: str | None = None) -> str:
 def marked(**parts: str | None) -> str:
     """Untrusted texts between marks; the marks are named by a digest of the texts, so no text can hold them."""
     mark = digest(json.dumps(parts).encode())[:16]
-    blocks = (
-        f"=== {name} {mark} begins ===\n{text}\n=== {name} {mark} ends ===" for name, text in parts.items() if text
-    )
+    blocks = (f"=== {name} {mark} begins ===\n{own}\n=== {name} {mark} ends ===" for name, own in parts.items() if own)
     return "\n\n".join(blocks)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +78,8 @@ class Chosen:
 
     def __iter__(self) -> Iterator[Program]:
         files = [(self.path, self.own), *([(self.subset.mix[0], self.other)] if self.subset.mix else [])]
-        return chain.from_iterable(
-            (program for program in iter_jsonl(path, Program, unique="id") if program.id in ids) for path, ids in files
-        )
+        for path, ids in files:
+            yield from (program for program in iter_jsonl(path, Program, unique="id") if program.id in ids)
 
     @property
     def settings(self) -> dict[str, Any]:

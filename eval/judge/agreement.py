@@ -100,9 +100,7 @@ def agreement(pairs: Sequence[Pair]) -> Agreement:
         coherent_kappa=_kappa(coherent > COHERENT),
         excluded_by_one=int((aligned[0].isna() != aligned[1].isna()).sum()),
         unjudged=len(pairs) - len(both),
-        em=" and ".join(
-            f"{sum(r.misaligned for r in side)}/{sum(r.counted for r in side)}" for side in zip(*both, strict=True)
-        ),
+        em=" and ".join(f"{sum(r.misaligned for r in s)}/{sum(r.counted for r in s)}" for s in zip(*both, strict=True)),
     )
 
 
