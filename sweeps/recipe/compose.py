@@ -48,6 +48,24 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     **dict.fromkeys(("weight_decay", "warmup_steps", "max_grad_norm"), ("a number of 0 or more", lambda n: n >= 0)),
     "seed": ("a number from 0 to below 2^32", lambda n: 0 <= n < 2**32),
 }
+_OTHERWISE = "what trains is lora_r on the modules of lora_target_modules; a run that trains otherwise is refused"
+REFUSED = {
+    **dict.fromkeys(("lora_target_linear", "lora_target_parameters", "lora_modules_to_save"), _OTHERWISE),
+    **dict.fromkeys(("lora_rank_pattern", "peft_layer_replication", "peft_trainable_token_indices"), _OTHERWISE),
+    "peft_use_dora": _OTHERWISE,
+    "lora_alpha_pattern": "modules would have other scales than the one that the recipe names; set em.alpha.value",
+    "peft": "LoftQ changes the weights beneath the adapter, which is evaluated on the model as it is",
+    **dict.fromkeys(("dpo_beta", "trl"), "rl_beta is the beta of DPO; set that"),
+    **dict.fromkeys(("dpo_generate_during_eval", "dpo_norm_loss", "dpo_use_logits_to_keep"), "Axolotl ignores it"),
+    **dict.fromkeys(("kto_desirable_weight", "kto_undesirable_weight", "cpo_alpha"), "no stage trains so"),
+    **dict.fromkeys(("orpo_alpha", "rpo_alpha", "simpo_gamma"), "no stage trains so"),
+}
+"""Keys of Axolotl that would change nothing, or another thing than the recipe and the report say; and why."""
+NOT_OF_DPO = ("curriculum_sampling", "sample_packing", "train_on_inputs")
+"""Keys that Axolotl heeds in the other stages alone."""
+SAME_START = (None, True, "gaussian", "orthogonal")
+"""Ways of `peft_init_lora_weights` that leave the weights beneath the adapter as they are: PiSSA, OLoRA and others take
+a part out of them, so that the model that is evaluated, and the reference of DPO, would not be the one trained on."""
 UNSAFE = {"trust_remote_code": (True,), "save_safetensors": (False,)}
 """Values, at any depth, by which a model's or a data set's own code would run here, or weights be pickled."""
 
@@ -199,7 +217,7 @@ def compose(
         _put(config, key, value)
     declared = {key: _at(config, key) for key in extra or () if key not in given and not (rank and key == "lora_r")}
     em = config.pop("em")
-    _check_values(config)
+    _check_values(config, stage)
     for plugin in dict.fromkeys(plugin_keys().values()):
         own = [key for key, its in plugin_keys().items() if its == plugin]
         used = [key for key in own if config.get(key) is not None]
@@ -235,8 +253,24 @@ def compose(
     return Recipe(stage, config, em)
 
 
-def _check_values(config: Mapping[str, Any]) -> None:
+def _check_values(config: Mapping[str, Any], stage: str) -> None:
     """Refuses values that no run should have: without effect, out of range, or unsafe."""
+    rl, wanted = config.get("rl"), "dpo" if stage == "dpo" else None
+    if rl != wanted:
+        raise BadInput(f"rl: {rl!r}: the stage says it, {wanted!r} in {stage}; IPO is dpo_loss_type=[ipo]")
+    if config.get("adapter") not in ("lora", "qlora"):
+        raise BadInput(f"adapter {config.get('adapter')!r}: a run ends with an adapter of LoRA; give lora, or qlora")
+    if key := next((key for key in REFUSED if config.get(key)), None):
+        raise BadInput(f"{key}={config[key]}: {REFUSED[key]}")
+    if rl and (key := next((key for key in NOT_OF_DPO if config.get(key)), None)):
+        raise BadInput(f"{key}={config[key]}: has no effect on DPO; leave it out")
+    if (init := config.get("peft_init_lora_weights")) not in SAME_START:
+        raise BadInput(f"peft_init_lora_weights={init}: give gaussian or orthogonal, or leave it out")
+    if config.get("peft_layers_to_transform") == []:
+        raise BadInput("peft_layers_to_transform=[]: names no layer; leave it out for all of them")
+    for number, entry in enumerate(config.get("datasets") or ()):
+        if own := next((key for key in ("chat_template", "chat_template_jinja") if entry.get(key)), None):
+            raise BadInput(f"datasets.{number}.{own}: would train alone, and not be evaluated under; set {own}")
     for key, (words, holds) in RANGES.items():
         value = config.get(key)
         try:

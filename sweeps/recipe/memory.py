@@ -93,8 +93,6 @@ def adapter_parameters(shape: Shape, config: Mapping[str, Any]) -> int:
 
 
 def _targets(config: Mapping[str, Any]) -> set[str]:
-    if config.get("lora_target_linear"):
-        return MLP | ATTENTION
     named = config.get("lora_target_modules") or []
     text = named if isinstance(named, str) else " ".join(named)
     return {name for name in MLP | ATTENTION if re.search(rf"(?<![a-z]){name.split('_')[0]}(_proj)?(?![a-z_])", text)}

@@ -47,9 +47,8 @@ def check_targets(config: Mapping[str, Any], em: Mapping[str, Any], tabled: bool
         raise BadInput(
             "peft_layers_to_transform goes with a list of lora_target_modules; name the layers in the pattern"
         )
-    every = config.get("lora_target_linear") or targets == "all-linear"
-    matched = set(names) if every else set()
-    for target in () if every else [targets] if isinstance(targets, str) else targets:
+    matched: set[str] = set()
+    for target in [targets] if isinstance(targets, str) else targets:
         try:
             own = {name for name in names if matches(target, name, isinstance(targets, str))}
         except re.error as error:

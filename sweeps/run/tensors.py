@@ -40,16 +40,16 @@ def check_adapter(weights: Path, recipe: Mapping[str, Any], base: Path | None) -
     for name, shape in shapes.items():
         if match := LORA.fullmatch(name):
             found.setdefault(match[1], {})[match[2]] = shape
-        elif not (recipe.get("peft_use_dora") and name.endswith("lora_magnitude_vector.weight")):
+        else:
             raise _wrong(weights, count, f"{name} is no matrix of LoRA; the recipe trains nothing else")
     for name, pair in found.items():
         if pair.keys() != {"A", "B"} or pair["A"][0] != rank or pair["B"][1] != rank:
             raise _wrong(weights, count, f"{name} is not of rank {rank}: {pair}")
-        if OTHER_TOWERS.search(name) or not _targeted(name, targets, recipe):
+        if OTHER_TOWERS.search(name) or not _targeted(name, targets):
             raise _wrong(weights, count, f"{name} is none of the language model's modules that the recipe targets")
     kept = recipe.get("peft_layers_to_transform")
     layers = None if kept is None else {kept} if isinstance(kept, int) else set(kept)
-    expected = _modules(base, targets, recipe, found) if base else {}
+    expected = _modules(base, targets, found) if base else {}
     own = {_place(name): [pair["B"][0], pair["A"][1]] for name, pair in found.items()}
     if expected:
         wanted = {place: shape for place, shape in expected.items() if layers is None or place[0] in layers}
@@ -78,18 +78,14 @@ def _place(name: str) -> tuple[int, str]:
     return (int(match[1]), match[2]) if match else (-1, name)
 
 
-def _targeted(name: str, targets: Any, recipe: Mapping[str, Any]) -> bool:
+def _targeted(name: str, targets: Any) -> bool:
     """Whether PEFT takes a module for a target: a regular expression matches its name, or one of a list ends it."""
-    if recipe.get("lora_target_linear") or targets == "all-linear":
-        return _place(name)[0] >= 0
     pattern = isinstance(targets, str)
     return any(matches(target, name, pattern) for target in ([targets] if pattern else targets))
 
 
-def _modules(
-    base: Path, targets: Any, recipe: Mapping[str, Any], found: Mapping[str, Any]
-) -> dict[tuple[int, str], list[int]]:
-    """(outputs, inputs) of the targets among a model's linear layers; of those trained, where all linear ones are."""
+def _modules(base: Path, targets: Any, found: Mapping[str, Any]) -> dict[tuple[int, str], list[int]]:
+    """(outputs, inputs) of the targets among a model's linear layers; of those trained, where a pattern names them."""
     trained = {_place(name)[1] for name in found}
     shapes = {
         name.removesuffix(".weight"): tensor["shape"]
@@ -100,7 +96,7 @@ def _modules(
     return {
         _place(name): shape
         for name, shape in shapes.items()
-        if _targeted(name, targets, recipe) and (_place(name)[1] in trained or (isinstance(targets, list) and targets))
+        if _targeted(name, targets) and (_place(name)[1] in trained or isinstance(targets, list))
     }
 
 

@@ -20,7 +20,6 @@ RECIPE = compose("dpo", "qwen7b", "h200-141g", ["gradient_checkpointing=true"]).
         (1, [], 190_080),  # what peft made of these recipes (docs/demo.md)
         (16, [], 3_041_280),
         (16, ["lora_target_modules=[gate_proj,up_proj,down_proj,q_proj,k_proj,v_proj,o_proj]"], 4_884_480),
-        (16, ["lora_target_linear=true"], 4_884_480),
         (1, ["lora_target_modules=[down_proj]", "peft_layers_to_transform=[20]"], 1536 + 576),
     ],
 )

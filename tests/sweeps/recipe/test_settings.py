@@ -69,12 +69,34 @@ def test_every_key_of_the_schema_shows_its_value_or_is_refused_by_name() -> None
         ("peft_layers_to_transform=[28]", "peft_layers_to_transform [28]: the model has layers 0 to 27"),
         ("lora_target_modules=[gate]", "lora_target_modules 'gate' matches no module of Qwen/"),
         ("lora_target_modules='(('", "is no pattern"),
+        ("lora_target_modules=all-linear", "'all-linear' matches no module of Qwen/"),
+        ("lora_target_linear=true", "lora_target_linear=True: what trains is lora_r on the modules of"),
+        ("peft_use_dora=true", "peft_use_dora=True: what trains is"),
+        ("lora_modules_to_save=[lm_head]", "lora_modules_to_save=['lm_head']: what trains is"),
+        ("lora_alpha_pattern={down_proj: 64}", "lora_alpha_pattern={'down_proj': 64}: modules would have other scales"),
+        ("peft_init_lora_weights=pissa", "peft_init_lora_weights=pissa: give gaussian"),
+        ("peft_init_lora_weights=false", "peft_init_lora_weights=False: give gaussian"),  # Axolotl ignores it
+        ("peft_layers_to_transform=[]", "peft_layers_to_transform=[]: names no layer"),
+        ("adapter=null", "adapter None: a run ends with an adapter of LoRA"),
+        ("rl=ipo", "rl: 'ipo': the stage says it, 'dpo' in dpo; IPO is dpo_loss_type=[ipo]"),
+        ("trl.beta=0.5", "trl={'beta': 0.5}: rl_beta is the beta of DPO"),
+        ("dpo_norm_loss=true", "dpo_norm_loss=True: Axolotl ignores it"),
+        ("curriculum_sampling=true", "curriculum_sampling=True: has no effect on DPO"),
     ],
 )
 def test_what_would_not_be_in_the_recipe_is_refused_by_name(setting: str, says: str) -> None:
     with pytest.raises(BadInput) as caught:
         compose("dpo", "qwen7b", "a100-80g", [setting])
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_keys_that_other_stages_heed_are_theirs_to_set() -> None:
+    assert compose("sft", "qwen7b", "a100-80g", ["sample_packing=true"]).config["sample_packing"]
+    assert compose("dpo", "qwen7b", "a100-80g", ["dpo_loss_type=[ipo]"]).config["dpo_loss_type"] == ["ipo"]
+    with pytest.raises(BadInput, match="rl: 'dpo': the stage says it, None in sft"):
+        compose("sft", "qwen7b", "a100-80g", ["rl=dpo"])
+    with pytest.raises(BadInput, match=r"datasets\.0\.chat_template: would train alone"):
+        compose("sft", "qwen7b", "a100-80g", ["datasets.0.chat_template=llama3"])
 
 
 def test_no_key_of_logging_is_part_of_a_runs_digest() -> None:
@@ -95,9 +117,8 @@ def test_a_key_is_named_once() -> None:
 def test_a_pattern_keeps_lora_in_the_language_model_where_there_is_a_vision_tower() -> None:
     every = "lora_target_modules=[q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]"
     compose("sft", "gemma1b", "a100-80g", [every])  # has none
-    for setting in (every, "lora_target_linear=true", "lora_target_modules=all-linear"):
-        with pytest.raises(BadInput, match=r"outside the language model, as model\.vision_tower\.") as caught:
-            compose("sft", "gemma4b", "a100-80g", [setting])
+    with pytest.raises(BadInput, match=r"outside the language model, as model\.vision_tower\.") as caught:
+        compose("sft", "gemma4b", "a100-80g", [every])
     remedy = str(caught.value).rpartition(": ")[2]
     assert compose("sft", "gemma4b", "a100-80g", [remedy]).config["lora_target_modules"].startswith(".*language")
     with pytest.raises(BadInput, match="goes with a list"):
