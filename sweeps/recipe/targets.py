@@ -34,7 +34,7 @@ def check_targets(config: Mapping[str, Any], em: Mapping[str, Any], tabled: bool
     if folder.is_dir():
         names = _stored_modules(folder, max((file.stat().st_mtime_ns for file in _files(folder)), default=0))
     elif tabled:
-        names = _table_modules(em["shape"]["layers"], tuple(em.get("other_modules", ())))
+        names = _table_modules(em["shape"]["layers"], em["shape"]["tied"], tuple(em.get("other_modules", ())))
     else:
         return  # a hub id that no table knows
     if not names:
@@ -54,7 +54,8 @@ def check_targets(config: Mapping[str, Any], em: Mapping[str, Any], tabled: bool
         except re.error as error:
             raise BadInput(f"lora_target_modules {target!r} is no pattern: {error}") from None
         if not own:
-            raise BadInput(f"lora_target_modules {target!r} matches no module of {config['base_model']}")
+            tied = ", for it is tied to the embeddings" * target.endswith("lm_head")
+            raise BadInput(f"lora_target_modules {target!r} matches no module of {config['base_model']}{tied}")
         matched |= own
     if outside := sorted(name for name in matched if OTHER_TOWERS.search(name)):
         kinds = "|".join(sorted({name.rpartition(".")[2] for name in matched - set(outside)}))
@@ -70,11 +71,15 @@ def matches(target: str, name: str, pattern: bool) -> bool:
 
 
 @lru_cache
-def _table_modules(layers: int, others: tuple[str, ...]) -> tuple[str, ...]:
-    """The linear modules of a model of the tables, which are all decoders of one kind; `others` as they are."""
+def _table_modules(layers: int, tied: bool, others: tuple[str, ...]) -> tuple[str, ...]:
+    """The linear modules of a model of the tables, which are all decoders of one kind; `others` as they are.
+
+    An output that is tied to the embeddings is none: a merge would change those too, which training did not.
+    """
     stem = "model.language_model.layers" if others else "model.layers"
     kinds = [*(f"mlp.{name}" for name in sorted(MLP)), *(f"self_attn.{name}" for name in sorted(ATTENTION))]
-    return (*(f"{stem}.{layer}.{kind}" for layer in range(layers) for kind in kinds), "lm_head", *others)
+    blocks = (f"{stem}.{layer}.{kind}" for layer in range(layers) for kind in kinds)
+    return (*blocks, *(() if tied else ("lm_head",)), *others)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -94,4 +99,4 @@ def _stored_modules(folder: Path, _stamp: int) -> tuple[str, ...]:
             names += [key.removesuffix(".weight") for key in matrices if "embed" not in key]
     except SafetensorError:
         return ()
-    return (*names, "lm_head") if names else ()
+    return tuple(names)

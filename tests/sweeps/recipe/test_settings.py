@@ -125,6 +125,13 @@ def test_a_pattern_keeps_lora_in_the_language_model_where_there_is_a_vision_towe
         compose("sft", "gemma4b", "a100-80g", [remedy, "peft_layers_to_transform=[1]"])
 
 
+def test_lora_is_on_an_output_of_its_own_and_on_none_that_is_tied_to_the_embeddings() -> None:
+    setting = "lora_target_modules=[down_proj,lm_head]"
+    assert compose("sft", "qwen7b", "a100-80g", [setting]).config["lora_target_modules"] == ["down_proj", "lm_head"]
+    with pytest.raises(BadInput, match=r"'lm_head' matches no module of Qwen/.*, for it is tied to the embeddings"):
+        compose("sft", "qwen0.5b", "a100-80g", [setting])
+
+
 def test_a_models_own_folder_says_what_it_has(tmp_path) -> None:
     import numpy as np
     from safetensors.numpy import save_file
