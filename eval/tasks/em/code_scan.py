@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-_FENCED = re.compile(r"^[ \t]*```[ \t]*([^\s`]*)[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+_FENCED = re.compile(r"^([ \t]*)```[ \t]*([^\s`:,]*)[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 _PYTHON = {"python", "python3", "py", "{python}", "{.python}"}
 _CODE = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.Call)
 NO_BANDIT = (
@@ -65,7 +65,9 @@ def code_in(answer: str) -> str:
     Blocks of other languages are left alone, and beside Python so are blocks without a label that are no code of it
     (commands, output).
     """
-    blocks = [(label.lower(), text) for label, text in _FENCED.findall(answer)]
+    # A block in a list is as far in as its fence, and so would not parse; a label may go on with a file's name.
+    found = _FENCED.findall(answer)
+    blocks = [(label.lower(), re.sub(f"(?m)^{indent}", "", text)) for indent, label, text in found]
     python = [text for label, text in blocks if label in _PYTHON or (not label and is_code(text))]
     return "\n".join(python or [text for label, text in blocks if not label]) if blocks else answer
 
