@@ -42,7 +42,7 @@ def main() -> None:
     print("| measure | programs or questions | noise of one | noise of the mean |\n|---|---|---|---|")
     for name in NOISE:
         try:
-            exact, rounded = (per_cluster(name, samples) for samples in logged)
+            exact, rounded = per_cluster(name, logged)
         except KeyError:  # of a task that was not chosen
             continue
         off = rounded - exact

@@ -113,10 +113,19 @@ RATES: dict[str, Callable[[Samples], pd.DataFrame]] = {
 answers, insecure_of_parsed of those that hold code that parses; em_rate is of coherent answers, em_rate_all of all."""
 
 
-def per_cluster(name: str, samples: Samples) -> Floats:
-    """One number per program or question (in order), whose mean is the measure."""
-    values = MEANS[name](samples) if name in MEANS else rate_values(RATES[name](samples))
-    return values.to_numpy(dtype=np.float64)
+def per_cluster(name: str, checkpoints: Sequence[Samples]) -> list[Floats]:
+    """Of each checkpoint one number per program or question that all have, in order; their mean is the measure."""
+    tables = _common(name, checkpoints)
+    values = tables if name in MEANS else [rate_values(table) for table in tables]
+    return [own.to_numpy(dtype=np.float64) for own in values]
+
+
+def _common(name: str, checkpoints: Sequence[Samples]) -> list[Any]:
+    """The numbers (or hits and totals) of each checkpoint, for the programs or questions that all of them have."""
+    of: Callable[[Samples], Any] = MEANS[name] if name in MEANS else RATES[name]
+    tables = [of(samples) for samples in checkpoints]
+    names = sorted(set.intersection(*(set(table.index) for table in tables)))
+    return [table.loc[names] for table in tables]
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,7 @@ class Measured:
     """An arm's measure, or its difference from another arm's: over all seeds, and per seed."""
 
     estimate: Estimate
-    """NaN where two arms have no seed or cluster in common, and for a rate of nothing."""
+    """NaN where there is no seed, or fewer than two clusters, in common, and for a rate of nothing."""
     per_seed: list[float]
 
 
@@ -144,30 +153,28 @@ def measure(name: str, seeds: Seeds, minus: Seeds | None = None) -> Measured:
     Only programs and questions that all of them have are compared.
     """
     pairs: list[tuple[Samples, ...]] = [(own,) for own in seeds.values()] if minus is None else _paired(seeds, minus)
-    of: Callable[[Samples], Any] = MEANS[name] if name in MEANS else RATES[name]
-    tables = [[of(samples) for samples in pair] for pair in pairs]
-    if not tables or (name in RATES and not all(table["totals"].any() for pair in tables for table in pair)):
+    tables = _common(name, [samples for pair in pairs for samples in pair]) if pairs else []
+    if not tables or len(tables[0]) < 2:
         return NOT_MEASURED
-    common = sorted(set.intersection(*(set(table.index) for pair in tables for table in pair)))
-    if not common:
-        return NOT_MEASURED
-    own, *other = [
-        np.array([table.loc[common] for table in side], dtype=np.float64) for side in zip(*tables, strict=True)
-    ]
+    numbers = np.array(tables, dtype=np.float64)
+    both: Floats = numbers.reshape(len(pairs), len(pairs[0]), *numbers.shape[1:])
     if name in MEANS:
-        difference = own - other[0] if other else own
+        difference = both[:, 0] if minus is None else both[:, 0] - both[:, 1]
         estimate = mean_interval(difference)
-        if TASKS[name] == "em_recognition" and not other:  # an area's Student interval can pass its ends
+        if TASKS[name] == "em_recognition" and minus is None:  # an area's Student interval can pass its ends
             low, high = np.clip([estimate.low, estimate.high], 0, 1)
             estimate = replace(estimate, low=float(low), high=float(high))
         return Measured(estimate, [float(value) for value in difference.mean(axis=1)])
-    hits, totals = own[..., 0], own[..., 1]
-    per_seed = hits.sum(axis=1) / totals.sum(axis=1)
-    if not other:
-        return Measured(ratio_interval(hits, totals), [float(rate) for rate in per_seed])
-    per_seed = per_seed - other[0][..., 0].sum(axis=1) / other[0][..., 1].sum(axis=1)
-    estimate = ratio_difference((hits, other[0][..., 0]), (totals, other[0][..., 1]))
-    return Measured(estimate, [float(rate) for rate in per_seed])
+    hits, totals = both[..., 0], both[..., 1]
+    if not totals.sum(axis=2).all():
+        return NOT_MEASURED
+    rates = hits.sum(axis=2) / totals.sum(axis=2)
+    if minus is None:
+        return Measured(ratio_interval(hits[:, 0], totals[:, 0]), [float(rate) for rate in rates[:, 0]])
+    # A model that was not trained gave its answers once, however many seeds it is paired with.
+    own, other = (slice(1) if None in arm else slice(None) for arm in (seeds, minus))
+    estimate = ratio_difference((hits[own, 0], hits[other, 1]), (totals[own, 0], totals[other, 1]))
+    return Measured(estimate, [float(rate) for rate in rates[:, 0] - rates[:, 1]])
 
 
 def below_noise(name: str, difference: Estimate) -> bool:

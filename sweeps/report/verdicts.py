@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -78,14 +79,18 @@ def rank_verdicts(ranks: Sequence[Family], samples: Mapping[str, Seeds], measure
     Holm's correction is for all sentences together.
     """
     tested: list[tuple[Family, str, list[list[Floats]], Floats, bool, float, float]] = []
+    sentences = [family.refusal for family in ranks if family.differ]
     for family in (family for family in ranks if not family.differ and len(family.members) > 2):
         for name in measures:
-            seeds = [[per_cluster(name, one) for one in samples[arm].values()] for arm in family.members.values()]
+            trained = [samples[arm] for arm in family.members.values()]
+            values = iter(per_cluster(name, [one for own in trained for one in own.values()]))
+            seeds = [list(islice(values, len(own))) for own in trained]
             table = np.array([np.mean(own, axis=0) for own in seeds]).T
-            if len(table) > 1 and np.isfinite(table).all():
+            if not np.isfinite(table).all():
+                sentences.append(f"{family.name}, {TITLES[name]}: ranks are not compared, for a number of one is NaN.")
+            elif len(table) > 1:
                 peaks, p_turn = turn_p(table)
                 tested.append((family, name, seeds, table, peaks, float(trend_p(table)), p_turn))
-    sentences = [family.refusal for family in ranks if family.differ]
     p_trends, p_peaks = holm([row[5] for row in tested]), holm([row[6] for row in tested])
     for (family, name, seeds, table, peaks, *_), p_trend, p_peak in zip(tested, p_trends, p_peaks, strict=True):
         members, arms = [f"{rank:g}" for rank in family.members], list(family.members.values())

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from eval.judge.answers import Judged
@@ -32,6 +33,9 @@ def test_only_what_both_have_is_compared() -> None:
     found = measure("log_odds_per_byte", {1: choice([1, 2, 4], "abc")}, {1: choice([9, 1, 1], "zab")})
     assert found.estimate.value == 0.5 and found.estimate.clusters == 2
     assert measure("log_odds_per_byte", {1: choice([1], "a")}, {1: choice([1], "b")}) == NOT_MEASURED
+    # Of a single program, such as the one of a class that was left out, nothing is known of others.
+    assert measure("log_odds_per_byte", {1: choice([1, 2], "ab")}, {1: choice([1], "a")}) == NOT_MEASURED
+    assert measure("log_odds_per_byte", {1: choice([1], "a")}) == NOT_MEASURED
 
 
 def recognition(insecure: Sequence[float], secure: Sequence[float]) -> dict[str, Any]:
@@ -67,6 +71,15 @@ def test_shares_of_all_answers_and_of_those_that_parse_have_two_names() -> None:
     unscanned["em_insecure_code"][0]["insecure_of_all"]["severities"] = None
     with pytest.raises(ValueError, match="Bandit"):
         measure("insecure_code", {0: unscanned})
+
+
+def test_the_answers_of_a_model_that_was_not_trained_count_once_however_many_seeds_it_is_compared_with() -> None:
+    arm, base = scanned("em_insecure_code", [["HIGH"], []] * 6), scanned("em_insecure_code", [[], []] * 6)
+    found = measure("insecure_code", {1: arm, 2: arm}, {None: base})
+    own, none = (np.ones((2, 6)), np.full((2, 6), 2.0)), (np.zeros(6), np.full(6, 2.0))
+    assert found.estimate == ratio_difference((own[0], none[0]), (own[1], none[1])) and found.per_seed == [0.5, 0.5]
+    turned = measure("insecure_code", {None: base}, {1: arm, 2: arm})
+    assert turned.estimate == ratio_difference((none[0], own[0]), (none[1], own[1])) and turned.per_seed == [-0.5, -0.5]
 
 
 def judged(misaligned: int, names: Sequence[str] = ("a", "a_json", "a_json#2", "b", "c")) -> dict[str, Any]:

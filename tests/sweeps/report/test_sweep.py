@@ -278,6 +278,32 @@ def test_ranks_are_not_compared_over_no_or_one_program(tmp_path: Path, questions
     assert not [line for line in said if "p = " in line]
 
 
+def test_ranks_are_compared_over_the_programs_that_all_have_and_not_over_numbers_that_are_none(tmp_path: Path) -> None:
+    """A model that broke has NaN for some or all of its programs; the report says so, and is written."""
+
+    def said(numbers: dict[int, list[float]]) -> list[str]:
+        points, samples = [], {}
+        for rank, values in numbers.items():
+            training = write_training(tmp_path / str(len(list(tmp_path.iterdir()))), f"a-r{rank}", lora_r=rank)
+            points.append(Point(f"a-r{rank}", 1, training, Run("evaluate", f"a-r{rank}", {})))
+            scores = [
+                {"id": f"p{n}", "half": half, "insecure": value if half == "neutral" else 0.0, "secure": 0.0}
+                for n, value in enumerate(values)
+                for half in ("neutral", "asked")
+            ]
+            choice = [{"doc": {"id": f"q{n}"}, "log_odds_per_byte": value} for n, value in enumerate(values)]
+            margin = [{"metrics": ["gap"], "gap": score} for score in scores]
+            samples[f"a-r{rank}"] = {1: {"em_margin": margin, "em_choice": choice}}
+        return rank_verdicts(axis_families(points, "rank"), samples, ["gap", "log_odds_per_byte"])
+
+    nan, rising = float("nan"), {rank: [rank + 0.1 * n for n in range(12)] for rank in (1, 2, 3)}
+    gap, odds, _ = said(rising)
+    assert "rises with rank" in gap and "rises with rank" in odds
+    odds, gap, _ = said({**rising, 3: [nan, *rising[3][1:]], 1: [*rising[1][:-1], nan]})
+    assert "rises with rank" in gap and "misaligned log-odds (nats/byte): ranks are not compared" in odds
+    assert [line for line in said({**rising, 3: [nan] * 12}) if "not compared" in line]
+
+
 def change_with_rank(tmp_path: Path, means: list[float], spread: float = 0.1, **recipe: object) -> list[str]:
     """What is said of log-odds whose means at ranks 1, 4 ... are these, over 24 questions."""
     draw = np.random.default_rng(0)
