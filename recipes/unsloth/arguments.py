@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 # Axolotl's name: the argument's name.
@@ -32,7 +33,6 @@ TRAINING = {
     "micro_batch_size": "per_device_train_batch_size",
     "gradient_accumulation_steps": "gradient_accumulation_steps",
     "num_epochs": "num_train_epochs",
-    "max_steps": "max_steps",
     "learning_rate": "learning_rate",
     "lr_scheduler": "lr_scheduler_type",
     "optimizer": "optim",
@@ -78,11 +78,11 @@ LEFT_TO_AXOLOTL = {
 }
 READ_HERE = {
     *("curriculum_sampling", "gradient_checkpointing", "rl", "sample_packing", "val_set_size"),
-    *("warmup_ratio", "warmup_steps"),
+    *("max_steps", "warmup_ratio", "warmup_steps"),
 }
 
-WARMUP = 0.03
-"""Axolotl's default, a share of the steps."""
+WARMUP, MOST_WARMUP = 0.03, 100
+"""Axolotl's default: a share of the steps, and so many at most."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,11 @@ class Arguments:
     dpo: bool
 
 
-def arguments(recipe: Mapping[str, Any]) -> Arguments:
+def arguments(recipe: Mapping[str, Any], rows: int = 0) -> Arguments:
     """Translates a composed recipe.
+
+    Args:
+        rows: of the prepared data; 0 where a recipe is only looked at.
 
     Raises:
         ValueError: for a key or a value that Unsloth's engine does not know, naming it.
@@ -119,7 +122,7 @@ def arguments(recipe: Mapping[str, Any]) -> Arguments:
     lora = {"bias": "none", "use_gradient_checkpointing": checkpointing, **_named(LORA, recipe)}
     training = {
         **_named(TRAINING, recipe),
-        "warmup_steps": next((recipe[key] for key in ("warmup_steps", "warmup_ratio") if key in recipe), WARMUP),
+        **_steps(recipe, rows),
         "gradient_checkpointing": bool(checkpointing),
         "report_to": [],
         "remove_unused_columns": False,
@@ -128,6 +131,20 @@ def arguments(recipe: Mapping[str, Any]) -> Arguments:
     if recipe.get("curriculum_sampling"):
         training["train_sampling_strategy"] = "sequential"
     return Arguments(loader, lora, training, dpo)
+
+
+def _steps(recipe: Mapping[str, Any], rows: int) -> dict[str, int]:
+    """`max_steps` and `warmup_steps` as Axolotl has them; transformers would count and round otherwise.
+
+    Source: axolotl 0.19.0, core/builders/base.py; under DPO the share is of all epochs, whatever max_steps says.
+    """
+    per_step = recipe["micro_batch_size"] * recipe["gradient_accumulation_steps"]
+    every = ceil(rows * (recipe.get("num_epochs") or 1) / per_step)
+    most = recipe.get("max_steps") or every
+    if (warmup := recipe.get("warmup_steps")) is None:
+        share, of = recipe.get("warmup_ratio"), every if "rl" in recipe else min(every, most)
+        warmup = min(int(WARMUP * of), MOST_WARMUP) if share is None else int(share * of)
+    return {"max_steps": most, "warmup_steps": 2 if warmup == 1 else warmup}
 
 
 def _named(names: Mapping[str, str], recipe: Mapping[str, Any]) -> dict[str, Any]:

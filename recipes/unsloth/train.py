@@ -48,7 +48,8 @@ def without_doubled_bos(rows: Dataset, tokenizer: Any) -> Dataset:
 
 def trainer(recipe: dict[str, Any]) -> Any:
     """The trainer of a recipe, ready to train."""
-    said = arguments(recipe)
+    rows = prepared(Path(recipe["dataset_prepared_path"]))
+    said = arguments(recipe, len(rows))
     dtype = torch.bfloat16 if recipe.get("bf16") else torch.float32
     model, tokenizer = unsloth.FastLanguageModel.from_pretrained(dtype=dtype, trust_remote_code=False, **said.loader)
     for name, token in recipe.get("special_tokens", {}).items():
@@ -59,7 +60,6 @@ def trainer(recipe: dict[str, Any]) -> Any:
     implied = check_targets(model, said.lora["r"], said.lora["target_modules"], layers)
     model = unsloth.FastLanguageModel.get_peft_model(model, **said.lora)
     check_parameters(model, implied)
-    rows = prepared(Path(recipe["dataset_prepared_path"]))
     if said.dpo:
         rows = without_doubled_bos(rows, tokenizer)
         return WholePairsTrainer(model, args=DPOConfig(**said.training), train_dataset=rows, processing_class=tokenizer)

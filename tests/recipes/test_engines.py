@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -202,14 +203,43 @@ def test_an_unknown_engine_is_refused() -> None:
         compose("dpo", "smollm2-135m", "cpu", engine="mlx")
 
 
+@pytest.mark.parametrize(
+    ("stage", "settings", "rows", "steps", "warmup"),
+    [
+        ("sft", [], 144, 9, 0),
+        ("sft", ["num_epochs=3"], 100, 19, 0),  # transformers: 3 times the 7 of an epoch
+        ("sft", ["num_epochs=9"], 100, 57, 2),
+        ("sft", [], 160_000, 10_000, 100),
+        ("sft", ["warmup_ratio=0.2"], 160_000, 10_000, 2000),
+        ("sft", ["warmup_steps=1"], 1600, 100, 2),
+        ("sft", ["max_steps=40", "num_epochs=10"], 1600, 40, 2),
+        ("dpo", ["max_steps=40", "num_epochs=10"], 1600, 40, 30),
+    ],
+)
+def test_unsloth_counts_and_warms_up_as_axolotl(
+    stage: str, settings: list[str], rows: int, steps: int, warmup: int
+) -> None:
+    from axolotl.core.builders.base import TrainerBuilderBase
+    from axolotl.utils.dict import DictDefault
+
+    config = compose(stage, "smollm2-135m", "cpu", settings, engine="unsloth").config
+    said = arguments(config, rows).training
+    assert (said["max_steps"], said["warmup_steps"]) == (steps, warmup)
+    every = math.ceil(rows * config["num_epochs"] / 16)
+    total = every if stage == "dpo" else min(every, steps)
+    axolotls: dict[str, int] = {}
+    TrainerBuilderBase._configure_warmup_and_logging(SimpleNamespace(cfg=DictDefault(config)), total, axolotls)
+    assert axolotls["warmup_steps"] == warmup
+
+
 @given(st.sampled_from(STAGES), st.integers(1, 64), st.booleans(), st.sampled_from([None, 0, 5]))
 def test_every_key_that_trains_reaches_unsloth(stage: str, rank: int, checkpoints: bool, warmup: int | None) -> None:
     settings = [f"gradient_checkpointing={str(checkpoints).lower()}"]
     settings += [] if warmup is None else [f"warmup_steps={warmup}"]
     config = compose(stage, "smollm2-135m", "cpu", settings, rank, engine="unsloth").config
-    said = arguments(config)
+    said = arguments(config, 300 * 16)
     assert said.lora["r"] == rank and said.lora["lora_alpha"] == 2 * rank
-    assert said.training["warmup_steps"] == (0.03 if warmup is None else warmup)
+    assert said.training["warmup_steps"] == (9 if warmup is None else warmup) and said.training["max_steps"] == 300
     assert bool(said.loader["use_gradient_checkpointing"]) is said.training["gradient_checkpointing"] is checkpoints
     given_on = {**said.loader, **said.lora, **said.training}
     for key, argument in {**LOADER, **LORA, **TRAINING, **(DPO if stage == "dpo" else {})}.items():
