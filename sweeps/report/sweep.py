@@ -252,6 +252,8 @@ def write_report(
     base = samples["base"]
     guard = guard_rows(points)
     families = [family for axis in AXES for family in axis_families(points, axis, sweep.tuned)]
+    ranks = [family for family in families if family.axis == "rank"]
+    rounded = any(p.evaluation.content.get("model_args", {}).get("dtype") != "float32" for p in points)
     parts = judged_parts(points, families, scored)
     figures = sweep_figures(rows, points, samples, families, parts[0].panels if parts else [])
     own_figures = list(figures)
@@ -272,11 +274,11 @@ def write_report(
         "noise": {
             name: [f"{NOISE[name] / n**0.5:.2g}" for n in (1, rows[0]["measures"][name].estimate.clusters)]
             for name in measures
-            if name in NOISE and rows[0]["measures"][name].estimate.clusters
+            if rounded and name in NOISE and rows[0]["measures"][name].estimate.clusters
         },
         "rows": rows,
-        "verdicts": claim_verdicts(sweep, samples),
-        "rank_verdicts": rank_verdicts([family for family in families if family.axis == "rank"], samples, measures),
+        "verdicts": claim_verdicts(sweep, samples, rounded),
+        "rank_verdicts": rank_verdicts(ranks, samples, measures, rounded),
         "no_curves": [family.refusal for family in families if family.axis == "lr" and family.differ],
         "baselines": _baselines(base) if "recognition" in measures else "",
         "parts": parts,

@@ -53,14 +53,18 @@ def verdict_words(expect: str, estimate: Estimate) -> str:
     return "opposite" if estimate.high < 0 else "not shown"
 
 
-def claim_verdicts(sweep: Sweep, samples: Mapping[str, Seeds]) -> list[dict[str, Any]]:
-    """The claims whose arms were trained, with what was measured and what follows."""
+def claim_verdicts(sweep: Sweep, samples: Mapping[str, Seeds], rounded: bool = True) -> list[dict[str, Any]]:
+    """The claims whose arms were trained, with what was measured and what follows.
+
+    Args:
+        rounded: whether models were scored in bf16, so that small differences may be its noise.
+    """
     rows = []
     for claim in (claim for claim in sweep.claims if {claim.arm, claim.against} <= samples.keys()):
         arm, against = samples[claim.arm], samples[claim.against]
         there = all(TASKS[claim.measure] in seed for seed in (*arm.values(), *against.values()))
         measured = measure(claim.measure, arm, against) if there else NOT_MEASURED
-        noise = ", below the noise of bf16" if below_noise(claim.measure, measured.estimate) else ""
+        noise = ", below the noise of bf16" if rounded and below_noise(claim.measure, measured.estimate) else ""
         rows.append(
             {
                 "words": verdict_words(claim.expect, measured.estimate) + noise,
@@ -72,11 +76,16 @@ def claim_verdicts(sweep: Sweep, samples: Mapping[str, Seeds]) -> list[dict[str,
     return rows
 
 
-def rank_verdicts(ranks: Sequence[Family], samples: Mapping[str, Seeds], measures: Sequence[str]) -> list[str]:
+def rank_verdicts(
+    ranks: Sequence[Family], samples: Mapping[str, Seeds], measures: Sequence[str], rounded: bool = True
+) -> list[str]:
     """How a sweep's measures change with rank: permutation tests of a trend and of a peak, over programs or questions.
 
     These are over means of seeds; the difference of the ends and the highest rank hold what another seed would change.
     Holm's correction is for all sentences together.
+
+    Args:
+        rounded: as of `claim_verdicts`.
     """
     tested: list[tuple[Family, str, list[list[Floats]], Floats, bool, float, float]] = []
     sentences = [family.refusal for family in ranks if family.differ]
@@ -102,7 +111,7 @@ def rank_verdicts(ranks: Sequence[Family], samples: Mapping[str, Seeds], measure
         shares = highest_shares(drawn, np.ones_like(drawn))
         least = smallest_shift(table)
         seen = f"an even change by {least:.{DIGITS[name]}f} would be seen" if least else "nothing could have been seen"
-        noise = " (below the noise of bf16)" if below_noise(name, difference) else ""
+        noise = " (below the noise of bf16)" if rounded and below_noise(name, difference) else ""
         sentences.append(
             f"{family.name}, {TITLES[name]}: {verdict} (trend p = {p_trend:.3f}, peak or dip p = {p_peak:.3f}, after "
             f"Holm's correction for {len(tested)} measures); highest at rank {members[shares.argmax()]} in "

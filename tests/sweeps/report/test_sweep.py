@@ -266,6 +266,19 @@ def test_a_difference_below_the_noise_of_bf16_says_so(monkeypatch: pytest.Monkey
         assert row["words"] == says
 
 
+def test_scores_in_fp32_have_no_noise_of_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [
+        Point(arm, seed, None, write_evaluation(tmp_path, arm, 1.0, HOSTILE))
+        for arm, seed in (("base", None), ("cpt-explained", 1))
+    ]
+    monkeypatch.setitem(NOISE, "recognition", 100.0)
+    for dtype in ("bfloat16", "float32"):
+        for point in points:
+            point.evaluation.content["model_args"] = {"dtype": dtype}
+        page = write_report(load_sweep("demo"), points, tmp_path / dtype, full=False).read_text(encoding="utf-8")
+        assert ("below the noise of bf16" in page) is ("noise of bf16: one program" in page) is (dtype == "bfloat16")
+
+
 @pytest.mark.parametrize("questions", [0, 1])
 def test_ranks_are_not_compared_over_no_or_one_program(tmp_path: Path, questions: int) -> None:
     docs = [{"doc": {"id": f"q{n}"}, "log_odds_per_byte": 0.1} for n in range(questions)]
