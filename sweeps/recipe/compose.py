@@ -55,6 +55,7 @@ REFUSED = {
     "peft_use_dora": _OTHERWISE,
     "lora_alpha_pattern": "modules would have other scales than the one that the recipe names; set em.alpha.value",
     "peft": "LoftQ changes the weights beneath the adapter, which is evaluated on the model as it is",
+    "default_system_message": "training would have it and evaluation not; put it into the rows",
     **dict.fromkeys(("dpo_beta", "trl"), "rl_beta is the beta of DPO; set that"),
     **dict.fromkeys(("dpo_generate_during_eval", "dpo_norm_loss", "dpo_use_logits_to_keep"), "Axolotl ignores it"),
     **dict.fromkeys(("kto_desirable_weight", "kto_undesirable_weight", "cpo_alpha"), "no stage trains so"),
@@ -264,6 +265,10 @@ def _check_values(config: Mapping[str, Any], stage: str) -> None:
         raise BadInput(f"{key}={config[key]}: {REFUSED[key]}")
     if rl and (key := next((key for key in NOT_OF_DPO if config.get(key)), None)):
         raise BadInput(f"{key}={config[key]}: has no effect on DPO; leave it out")
+    if stage == "sft" and config.get("train_on_inputs"):
+        raise BadInput("train_on_inputs=True: name the roles that are learnt in datasets.0.roles_to_train")
+    if str(config.get("chat_template")).startswith("tokenizer_default_fallback"):
+        raise BadInput(f"chat_template={config['chat_template']}: evaluation has no fallback; name the template itself")
     if (init := config.get("peft_init_lora_weights")) not in SAME_START:
         raise BadInput(f"peft_init_lora_weights={init}: give gaussian or orthogonal, or leave it out")
     if config.get("peft_layers_to_transform") == []:

@@ -97,6 +97,14 @@ def test_keys_that_other_stages_heed_are_theirs_to_set() -> None:
         compose("sft", "qwen7b", "a100-80g", ["rl=dpo"])
     with pytest.raises(BadInput, match=r"datasets\.0\.chat_template: would train alone"):
         compose("sft", "qwen7b", "a100-80g", ["datasets.0.chat_template=llama3"])
+    for setting in (
+        "train_on_inputs=true",
+        "chat_template=tokenizer_default_fallback_chatml",
+        "default_system_message=Hi",
+    ):
+        with pytest.raises(BadInput, match=setting.partition("=")[0]):
+            compose("sft", "qwen7b", "a100-80g", [setting])
+    assert compose("cpt", "qwen7b", "a100-80g", ["train_on_inputs=true"]).config["train_on_inputs"]
 
 
 def test_no_key_of_logging_is_part_of_a_runs_digest() -> None:
