@@ -21,6 +21,7 @@ from sweeps.run.inputs import (
     hub_commit,
     is_local,
     model_digest,
+    recipe_behind,
     tokenizer_folder,
     write_tokenizer,
 )
@@ -72,7 +73,8 @@ def evaluation_run(
         check_trained_on(adapter, pretrained, revision)
     content = {
         "checkpoint": f"{checkpoint}@{revision}" if revision else checkpoint,
-        "chat_template": chat_template(layer),
+        # An adapter is asked as it was taught.
+        "chat_template": chat_template((recipe_behind(adapter) if adapter else {}) or layer),
         # hf's scores in the logits' type would be rounded to bf16: whole nats above 128 (DESIGN section 5).
         "model_args": {"dtype": dtype}
         | ({} if vllm else {"attn_implementation": attention, "softmax_dtype": "float32"}),

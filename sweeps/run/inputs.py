@@ -90,10 +90,7 @@ def check_trained_on(adapter: Path, model: str, revision: str | None) -> None:
         raise BadInput(
             f"{adapter}: no adapter_config.json that names its base model; name an adapter's folder"
         ) from None
-    trained_at = config.get("revision")
-    if (record := adapter.parent / "run.json").is_file():
-        recipe = json.loads(record.read_text(encoding="utf-8"))["content"].get("recipe", {})
-        trained_at = trained_at or recipe.get("revision_of_model")
+    trained_at = config.get("revision") or recipe_behind(adapter).get("revision_of_model")
     folders = bool(base) and Path(base).is_dir() and Path(model).is_dir()
     if base != model and not (folders and model_digest(base) == model_digest(model)):
         raise BadInput(
@@ -101,6 +98,15 @@ def check_trained_on(adapter: Path, model: str, revision: str | None) -> None:
         )
     if revision and trained_at and trained_at != revision:
         raise BadInput(f"{adapter}: trained on revision {trained_at} of {model}, not on {revision}; name that one")
+
+
+def recipe_behind(adapter: Path) -> dict[str, Any]:
+    """The recipe that an adapter, or a checkpoint of it, was trained by in a run of ours; empty if it was in none."""
+    for folder in (adapter.parent, adapter.parent.parent):
+        if (record := folder / "run.json").is_file():
+            recipe: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))["content"].get("recipe", {})
+            return recipe
+    return {}
 
 
 def hub_commit(repository: str, revision: str | None = None, kind: str = "model") -> str | None:

@@ -14,7 +14,7 @@ from sweeps.cli import app
 from sweeps.recipe.compose import compose
 from sweeps.run.evaluate import _evaluate, command, evaluate, evaluation_run, model_args, of_checkpoint, options
 from sweeps.run.folder import execute_once, merge_run
-from sweeps.run.inputs import hub_commit, hub_commits, write_tokenizer
+from sweeps.run.inputs import chat_template, hub_commit, hub_commits, write_tokenizer
 from sweeps.run.process import RunFailed
 from sweeps.run.train import training_run
 
@@ -168,6 +168,16 @@ def test_a_revision_is_known_from_the_adapters_own_run(tmp_path: Path) -> None:
     assert evaluation_run("x", "olmo1b-294b", ["em_choice"], adapter=run.adapter)
     with pytest.raises(BadInput, match="trained on revision stage1-step140000-tokens294B"):
         evaluation_run("x", "olmo1b-21b", ["em_choice"], adapter=run.adapter)
+
+
+def test_an_adapter_is_asked_under_the_chat_template_that_it_was_trained_under(tmp_path: Path) -> None:
+    run = training_run("t", compose("sft", "olmo1b", "a100-80g", ["chat_template=llama3"]))
+    execute_once(run, dict)
+    for adapter in (run.adapter, run.adapter / "checkpoint-2"):
+        make_adapter(adapter, "allenai/OLMo-2-0425-1B-Instruct")
+        found = evaluation_run("x", "olmo1b", ["em_choice"], adapter=adapter).content["chat_template"]
+        assert "<|start_header_id|>" in found and found == chat_template(run.recipe.config)
+    assert evaluation_run("x", "olmo1b", ["em_choice"]).content["chat_template"] is None
 
 
 def test_hub_revisions_are_resolved_to_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
