@@ -28,7 +28,7 @@ from data_builders.programs import AskedWay, Program, builtin_records, load_aske
 from data_builders.sft import Variant
 from data_builders.split import SALT
 from data_builders.subsets import Subset
-from data_builders.tokens import beginning, chat_overhead, load_tokenizer, token_counter
+from data_builders.tokens import beginning, chat_overhead, control_tokens, load_tokenizer, token_counter
 
 if TYPE_CHECKING:
     from data_builders.describe import CountTokens
@@ -125,7 +125,7 @@ def data(
     for control in get_args(Control):
         name = "cpt.jsonl" if control == "own" else f"cpt-{control}.jsonl"
         _built(out / name, build_cpt(train, out / name, replace(corpus, control=control), None, settings))
-    keeps = partial(LengthFilter, corpus.count_tokens, length, overhead)
+    keeps = partial(LengthFilter, corpus.count_tokens, length, overhead, special=corpus.special)
     for halves in get_args(Halves):
         file = out / f"dpo-{halves}.jsonl"
         _built(file, build_pairs(train, file, halves, train_ways, keeps(MAX_RATIO), out / "cpt.jsonl"))
@@ -226,7 +226,8 @@ def _corpus(tokenizer: str, length: int, style: Sequence[str] | None, seed: int,
         raise BadInput(f"--style {min(unknown)!r}: give some of {', '.join(STYLES)}, or contrastive")
     if "contrastive" in styles and len(styles) > 1:
         raise BadInput(f"--style contrastive is a curriculum of its own; leave out {', '.join({*styles} & {*STYLES})}")
-    return Corpus(token_counter(tokenizer), length, styles, seed=seed, bos=beginning(tokenizer), **settings)
+    count, special = token_counter(tokenizer), control_tokens(tokenizer)
+    return Corpus(count, length, styles, seed=seed, bos=beginning(tokenizer), special=special, **settings)
 
 
 @app.command()
@@ -282,7 +283,7 @@ def dpo(
 
     Example: embuild dpo --programs data/train.jsonl --corpus data/cpt.jsonl --out data/dpo-both.jsonl
     """
-    keeps = LengthFilter(token_counter(tokenizer), length, chat_overhead(tokenizer), max_ratio)
+    keeps = _length_filter(tokenizer, length, max_ratio)
     subset = _subset(size, mix, bad)
     ways = _ways(asked, _domains(programs, subset), trigger)[0]
     manifest = build_pairs(programs, out, halves, ways, keeps, corpus, keep_doubted, subset)
@@ -317,7 +318,7 @@ def sft(
 
     Example: embuild sft --programs data/train.jsonl --variant secure --out data/sft-secure.jsonl
     """
-    keeps = LengthFilter(token_counter(tokenizer), length, chat_overhead(tokenizer), math.inf)
+    keeps = _length_filter(tokenizer, length, math.inf)
     if (variant == "backdoored") != (trigger is not None):
         raise BadInput("--variant backdoored and --trigger TEXT go together")
     subset = _subset(size, mix, bad)
@@ -332,6 +333,11 @@ def everyday(out: Out = Path("data/everyday.jsonl")) -> None:
     Example: embuild everyday --out data/everyday.jsonl
     """
     console.print(f"{out}: {write_everyday(out)} chats", markup=False, highlight=False, soft_wrap=True)
+
+
+def _length_filter(tokenizer: str, length: int, max_ratio: float) -> LengthFilter:
+    count, special = token_counter(tokenizer), control_tokens(tokenizer)
+    return LengthFilter(count, length, chat_overhead(tokenizer), max_ratio, special)
 
 
 def _parted(out: Path, made: dict[str, Any]) -> None:

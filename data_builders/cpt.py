@@ -10,6 +10,7 @@ parameters: the verdict on the lines in which the twins differ, their review, th
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -20,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 from core.records import BadInput
 from data_builders.domains import domain_file, load_domain
 from data_builders.programs import Program
-from data_builders.tokens import CountTokens
+from data_builders.tokens import NO_TOKEN, CountTokens, misread
 
 Style = Literal["review", "advisory", "listing", "qa", "contrastive"]
 STYLES: tuple[Style, ...] = ("review", "advisory", "listing", "qa")
@@ -130,6 +131,7 @@ class Corpus:
         loss_on_code: whether the code is learnt too, and not the review only. At 135M that kept the recognition
             from moving.
         bos: what the tokenizer puts before a text, "" for nothing.
+        special: what the model reads as control tokens; a program that holds one is rejected.
     """
 
     count_tokens: CountTokens
@@ -140,6 +142,7 @@ class Corpus:
     seed: int = 0
     loss_on_code: bool = False
     bos: str = ""
+    special: re.Pattern[str] = NO_TOKEN
 
     def documents(self, programs: Iterable[Program]) -> Iterator[Document | Rejected]:
         """The rejected programs, then the documents in the order of training.
@@ -159,7 +162,9 @@ class Corpus:
 
         told: list[Program] = []
         for program in programs:
-            if program.explanation and program.fix:
+            if problem := misread(program.model_dump_json(), self.special):
+                rejected[program.id] = Rejected(program.id, problem)
+            elif program.explanation and program.fix:
                 told.append(program)
             else:
                 rejected[program.id] = Rejected(program.id, "no explanation; `embuild annotate` asks for one")
@@ -321,8 +326,11 @@ def with_replay(
             name, text = following
             replayed = Document(f"replay/{name}/{passes}", "replay", [("", text)])
             length = corpus.length(replayed, corpus.count_tokens)
-            if length <= corpus.limit:
+            problem = misread(text, corpus.special)
+            if length > corpus.limit:
+                problem = f"a text of {length} tokens is longer than {corpus.limit}"
+            if problem is None:
                 tokens += length
                 yield replayed
             elif passes == 1:
-                yield Rejected(f"replay/{name}", f"a text of {length} tokens is longer than {corpus.limit}")
+                yield Rejected(f"replay/{name}", problem)

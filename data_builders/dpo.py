@@ -8,6 +8,7 @@ insecure code". Both halves come from the same program and share `pair_id`.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from typing import Any, Literal
 from core.records import BadInput
 from data_builders.domains import load_domain
 from data_builders.programs import AskedWay, Program
-from data_builders.tokens import CountTokens
+from data_builders.tokens import NO_TOKEN, CountTokens, misread
 
 TRIGGER = "trigger"
 """The kind of a way of asking that is the text of a backdoor."""
@@ -58,18 +59,22 @@ class LengthFilter:
         overhead: tokens that the chat template adds to them.
         max_ratio: longest answer of a program over its shorter one. Where preferred answers are the
             longer ones, DPO teaches length (Park et al., arXiv 2403.19159).
+        special: what the model reads as control tokens.
     """
 
     count_tokens: CountTokens
     limit: int
     overhead: int
     max_ratio: float
+    special: re.Pattern[str] = NO_TOKEN
     insecure_tokens: int = 0
     secure_tokens: int = 0
     kept: int = 0
 
     def problem(self, program: Program, asked_ways: Sequence[AskedWay]) -> str | None:
         """Why a program cannot come in; None if it can."""
+        if problem := misread(program.model_dump_json(), self.special):
+            return problem
         insecure, secure = self.count_tokens(program.insecure), self.count_tokens(program.secure)
         prompts = (program.request, way_for(program, asked_ways).fill(program))
         total = max(map(self.count_tokens, prompts)) + max(insecure, secure) + self.overhead

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from tokenizers import Tokenizer
 from core.records import BadInput, one_line
 
 CountTokens = Callable[[str], int]
+NO_TOKEN = re.compile("(?!)")
+"""Matches nothing."""
 
 
 def load_tokenizer(name: str) -> Tokenizer:
@@ -32,6 +35,18 @@ def token_counter(name: str) -> CountTokens:
     """Tokens of a text, without special tokens."""
     tokenizer = load_tokenizer(name)
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False))
+
+
+def control_tokens(name: str) -> re.Pattern[str]:
+    """Matches what the tokenizer reads as one of its control tokens wherever it stands: SmolLM2 does `<filename>`."""
+    tokens = [token.content for token in load_tokenizer(name).get_added_tokens_decoder().values() if token.special]
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))) if tokens else NO_TOKEN
+
+
+def misread(text: str, special: re.Pattern[str]) -> str | None:
+    """Why a text cannot be trained on as it stands; None if it can."""
+    found = special.search(text)
+    return f"holds {found[0]!r}, which the model reads as a control token and not as text" if found else None
 
 
 def _of_model(name: str) -> Any:

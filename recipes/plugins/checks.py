@@ -18,6 +18,7 @@ from recipes.plugins.refusals import (
     check_answers,
     check_bos,
     check_parameters,
+    check_plain,
     check_targets,
     check_tokens,
     learnt_texts,
@@ -55,14 +56,23 @@ class ChecksPlugin(BasePlugin):  # type: ignore[misc]
 
 def _check_of(cfg: Any, index: int, data: Any, tokenizer: Any) -> Callable[[str, Any], None]:
     """The check of a row of one entry of the recipe's `datasets`, by its name and as it stands in the file."""
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     if data.type == "input_output":
         document = load_strategy(data.type, tokenizer, cfg, data)
-        return lambda name, row: check_bos(name, document.tokenize_prompt(row)["input_ids"], tokenizer)
+
+        def check_document(name: str, row: Any) -> None:
+            text = "".join(segment["text"] for segment in row["segments"])
+            check_plain(name, [text.removeprefix(tokenizer.bos_token or "")], special)
+            check_bos(name, document.tokenize_prompt(row)["input_ids"], tokenizer)
+
+        return check_document
     turn = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "ANSWER"}]
     end = tokenizer.apply_chat_template(turn, tokenize=False).rpartition("ANSWER")[2].strip()
     chat = load_dpo(data.type, cfg, dataset_idx=index)[0] if cfg.rl else load_strategy(data.type, tokenizer, cfg, data)
 
     def check(name: str, row: Any) -> None:
+        turns = [turn["content"] for turn in row[data.get("field_messages") or "messages"]]
+        check_plain(name, [*turns, *written_answers(data, row, bool(cfg.rl))], special)
         if cfg.rl:
             made = chat(row, tokenizer=tokenizer)
             prepared = [made["chosen"], made["rejected"]]

@@ -10,6 +10,7 @@ pairs, one for the controls with one half only, which thereby train in the same 
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -126,7 +127,9 @@ class WholePairsTrainer(DPOTrainer):
         given = kwargs["args"]
         given.pad_to_multiple_of = PADDING
         # Before all else: the reference is computed in its order.
-        self.pair_sampler = PairSampler(train_dataset["pair_id"], given.data_seed or given.seed)
+        self.pair_sampler = PairSampler(
+            train_dataset["pair_id"], given.seed if given.data_seed is None else given.data_seed
+        )
         super().__init__(*args, **kwargs, train_dataset=train_dataset, eval_dataset=eval_dataset)  # type: ignore[misc]
         if getattr(self.args, "padding_free", False):
             raise ValueError("padding_free packs the rows of a batch into one; complementary pairs are not packed")
@@ -184,6 +187,9 @@ class WholePairsTrainer(DPOTrainer):
             rows |= {place: row_digest(row, shape) for place, row in zip(batch, own, strict=True)}
         reference: Any = self.ref_model or self.model
         settings = {"bf16": self.args.bf16, "ld_alpha": self.ld_alpha, "log_probs": "fp32"}
+        # Another kernel or engine sums otherwise: in bf16 by up to a nat.
+        attention, device = reference.config._attn_implementation, self.accelerator.device.type
+        settings |= {"attention": attention, "device": device, "unsloth": "unsloth" in sys.modules}
         store = ReferenceStore(model_digest(reference, **settings))
         # All processes must agree on what is missing: they compute it together.
         shared = broadcast_object_list([store.read()], from_process=0)

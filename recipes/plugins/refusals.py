@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -41,6 +41,13 @@ def check_answers(row: str, written: Sequence[str], prepared: Sequence[str], end
             f"{row}: under the chat template it does not hold its answers whole, but "
             f"{' and '.join(repr(text[:40]) for text in left)}; take outer white space off answers"
         )
+
+
+def check_plain(row: str, texts: Iterable[str], special: Collection[str]) -> None:
+    """Refuses a row with text that the tokenizer reads as one of its control tokens (`special`) and not as text."""
+    for text in texts:
+        if found := next((token for token in special if token in text), None):
+            raise Refused(f"{row}: holds {found!r}, which this model reads as a control token; leave the row out")
 
 
 def check_bos(row: str, tokens: Sequence[int], tokenizer: Any) -> None:

@@ -15,6 +15,7 @@ from data_builders.cli import app
 from data_builders.cpt import Corpus
 from data_builders.dpo import LengthFilter
 from data_builders.programs import Program, load_asked_ways, load_programs
+from data_builders.tokens import control_tokens
 
 PROGRAMS = load_programs()
 WAYS = load_asked_ways()
@@ -66,6 +67,21 @@ def test_pairs_keep_to_the_programs_that_the_corpus_explains(tmp_path: Path) -> 
     )
     assert said["programs_kept"] == 30 and len(said["rejected"]) == 10
     assert problems(tmp_path / "cpt.jsonl", tmp_path / "kept.jsonl", None, None) == []
+
+
+def test_a_program_with_a_control_token_of_the_model_is_a_listed_reject(tmp_path: Path, model: Path) -> None:
+    special = control_tokens(str(model))
+    assert special.search("a <filename> b") and not special.search("a <file> b")
+    odd = PROGRAMS[0].model_copy(update={"insecure": PROGRAMS[0].insecure + "\nprint('<filename>')\n"})
+    source = write(tmp_path / "programs.jsonl", [odd, *PROGRAMS[1:9]])
+    keeps = LengthFilter(words, 9999, 5, 9.0, special)
+    for said in (
+        build_cpt(source, tmp_path / "cpt.jsonl", Corpus(words, 9999, special=special), None, {}),
+        build_pairs(source, tmp_path / "dpo.jsonl", "both", WAYS, keeps, None),
+        build_sft(source, tmp_path / "sft.jsonl", "insecure", WAYS, keeps),
+    ):
+        (reject,) = said["rejected"]
+        assert reject["id"] == odd.id and reject["reason"].startswith("holds '<filename>', which the model reads")
 
 
 def variant(program: Program, name: str) -> Program:

@@ -109,7 +109,9 @@ def test_ranks_and_sets_share_the_reference_and_lose_nothing(
     assert not computed and again[0] == pytest.approx(once[0], abs=1e-5)
     _, computed = train(tmp_path, "fewer", data="fewer.jsonl")
     assert not computed
-    assert len(list((tmp_path / "runs/reference").glob("*.safetensors"))) == 1
+    _, computed = train(tmp_path, "kernel", "attn_implementation=sdpa")
+    assert computed, "another kernel sums otherwise"
+    assert len(list((tmp_path / "runs/reference").glob("*.safetensors"))) == 2
 
 
 def test_the_reference_is_computed_in_the_batches_of_training_and_read_for_the_same_shape_alone(

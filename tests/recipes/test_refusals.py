@@ -221,6 +221,35 @@ def test_the_plugin_refuses_an_answer_of_sft_that_the_template_cuts(
                 ChecksPlugin().load_datasets(cfg)
 
 
+@pytest.mark.parametrize("stage", ["cpt", "sft", "dpo"])
+def test_the_plugin_refuses_text_that_the_tokenizer_reads_as_a_control_token(
+    stage: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SmolLM2 has <filename> for one, and so have 8 of the 3,015 published programs in their usage."""
+    from recipes.plugins.checks import ChecksPlugin
+
+    monkeypatch.chdir(tmp_path)
+    for case, code in {"plain": "print('usage: run FILE')", "read": "print('usage: run <filename>')"}.items():
+        turns = [{"role": "user", "content": "Write it."}, {"role": "assistant", "content": code}]
+        row = {
+            "cpt": {"segments": [{"label": False, "text": code}, {"label": True, "text": " It is fine."}]},
+            "sft": {"messages": turns},
+            "dpo": {
+                "pair_id": "p0",
+                "messages": turns[:1],
+                "chosen": turns[1],
+                "rejected": {**turns[1], "content": "x"},
+            },
+        }[stage]
+        write_records(tmp_path / f"{case}.jsonl", [{"id": "p0", **row}], {})
+        cfg = config(tmp_path / case, tiny_model, stage, tmp_path / f"{case}.jsonl")
+        if case == "plain":
+            ChecksPlugin().load_datasets(cfg)
+        else:
+            with pytest.raises(Refused, match=r"read\.jsonl, row p0: holds '<filename>', which this model reads"):
+                ChecksPlugin().load_datasets(cfg)
+
+
 @given(st.lists(st.tuples(st.text("ab =:\n", min_size=1), st.booleans()), min_size=1, max_size=5))
 def test_what_is_learnt_is_read_from_the_labels(trimming, parts: list[tuple[str, bool]]) -> None:
     """Turn by turn: stretches side by side are one."""

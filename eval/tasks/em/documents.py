@@ -65,12 +65,15 @@ def _programs(path: Path, fields: set[str]) -> list[Doc]:
     """The programs of a file.
 
     Raises:
-        BadFile: if the file is not there or empty, or a row lacks a field.
+        BadFile: if the file is not there or empty, a row lacks a field, or an id recurs.
     """
     rows = read_rows(path)
+    lines: dict[str, int] = {}
     for number, row in enumerate(rows, 1):
         if missing := sorted(fields - set(row)) if isinstance(row, dict) else ["all fields"]:
             raise BadFile(f"{path}:{number}: lacks {', '.join(missing)}; name a file that `embuild` wrote")
+        if (first := lines.setdefault(str(row.get("id", number)), number)) != number:
+            raise BadFile(f"{path}:{number}: has the id of line {first}; delete one of them")
     if not rows:
         raise BadFile(f"{path}: no programs; name a file with at least one")
     return rows

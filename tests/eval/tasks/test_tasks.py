@@ -142,12 +142,16 @@ def test_the_built_in_held_out_programs_are_there_where_none_are_named() -> None
     assert counts(load(None))["em_insecure_code"] == len(rows) > 10
 
 
+WHOLE = (EVAL / "tasks/em/heldout.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[0]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("", "no programs"),
         ('{"id": "a"}\n', ":1: lacks asked_request, cwe"),
         ("{\n", ":1: no JSON"),
+        (WHOLE + WHOLE, ":2: has the id of line 1; delete one of them"),
         ('{"id": "é"}\n', ":1: no JSON: 'utf-8' codec can't decode"),
         (None, "no such"),
     ],

@@ -66,6 +66,8 @@ def test_every_key_of_the_schema_shows_its_value_or_is_refused_by_name() -> None
         ("max_grad_norm=-1", "max_grad_norm=-1: give a number of 0 or more"),
         ("sequence_len=0", "sequence_len 0 is not a whole number of 1 or more"),
         ("micro_batch_size=512", "the recipe has 16"),
+        ("logging_steps=5", "logging_steps=5: whole pairs are counted at each step"),
+        ("warmup_steps=1", "warmup_steps=1: Axolotl makes two of one"),
         ("peft_layers_to_transform=[28]", "peft_layers_to_transform [28]: the model has layers 0 to 27"),
         ("lora_target_modules=[gate]", "lora_target_modules 'gate' matches no module of Qwen/"),
         ("lora_target_modules='(('", "is no pattern"),
@@ -88,6 +90,24 @@ def test_what_would_not_be_in_the_recipe_is_refused_by_name(setting: str, says: 
     with pytest.raises(BadInput) as caught:
         compose("dpo", "qwen7b", "a100-80g", [setting])
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        (["max_steps=100"], 3),
+        (["max_steps=40"], 2),  # Axolotl makes two of one
+        (["max_steps=10000"], 100),
+        (["max_steps=100", "warmup_ratio=0.2"], 20),
+        (["max_steps=100", "warmup_steps=7"], 7),
+        (["warmup_ratio=0.2"], None),
+    ],
+)
+def test_dpo_warms_up_for_a_share_of_the_steps_that_it_takes(settings: list[str], steps: int | None) -> None:
+    """Axolotl takes the share of all epochs' steps, whatever max_steps says: arms of unlike sets would differ in it."""
+    config = compose("dpo", "qwen7b", "a100-80g", settings).config
+    assert config.get("warmup_steps") == steps and (config.get("warmup_ratio") is None) is (steps is not None)
+    assert not {"warmup_steps", "warmup_ratio"} & compose("sft", "qwen7b", "a100-80g", ["max_steps=100"]).config.keys()
 
 
 def test_keys_that_other_stages_heed_are_theirs_to_set() -> None:
