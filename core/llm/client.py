@@ -330,13 +330,13 @@ class Client:
         text = self.clean(response.content.decode(errors="replace"))
         if response.is_success:
             try:
-                return read_completion(json.loads(text))
+                return read_completion(self.cleaned(json.loads(text)))
             except (ValueError, RecursionError):
                 raise ValueError(one_line(text)) from None
         if to := response.headers.get("location"):
             raise ServerError(response.status_code, f"the server has moved to {self.clean(to)}")
         try:
-            content = json.loads(text)
+            content = self.cleaned(json.loads(text))
         except (ValueError, RecursionError):
             content = text
         raise server_error(response.status_code, content, retry_after(response.headers))
@@ -382,6 +382,14 @@ class Client:
         if len(self._access.key) >= 8:  # a shorter one is a stand-in ("none") and may be a word of the answer
             text = text.replace(self._access.key, "[key]")
         return text.encode("utf-8", "replace").decode()
+
+    def cleaned(self, value: Any) -> Any:
+        """Parsed JSON with `clean` in all its texts: an escape (`\\u002d`, `\\ud800`) hides what it takes out."""
+        if isinstance(value, str):
+            return self.clean(value)
+        if isinstance(value, dict):
+            return {self.clean(key): self.cleaned(own) for key, own in value.items()}
+        return [self.cleaned(own) for own in value] if isinstance(value, list) else value
 
 
 Job = Callable[[Client], Awaitable[T]]

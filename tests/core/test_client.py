@@ -1,5 +1,6 @@
 """The client: journaled answers first, one pause and one limit for all requests, form after form."""
 
+import json
 import socketserver
 import threading
 import time
@@ -176,6 +177,16 @@ def test_half_a_surrogate_pair_is_sent_as_it_is(tmp_path: Path) -> None:
     with serving(lambda body, n: completion("ok")) as server:
         assert ask(server.url, tmp_path, "a\ud800") == ["ok"]
     assert server.bodies[0]["messages"][0]["content"] == "a\ud8000"
+
+
+def test_an_escape_hides_neither_the_key_nor_half_a_surrogate_pair(tmp_path: Path) -> None:
+    """A journal can hold neither: half a pair would be paid for again by each run, and end it."""
+    _, whole, _ = completion(f"you are {KEY} \ud800")
+    reply = json.dumps(whole).replace(KEY, KEY.replace("-", "\\u002d"))
+    assert KEY not in reply and "\\ud800" in reply
+    with serving(lambda body, n: (200, reply, {})) as server:
+        assert ask(server.url, tmp_path) == ask(server.url, tmp_path) == ["you are [key] ?"]
+        assert len(server.bodies) == 1
 
 
 @pytest.mark.parametrize(
