@@ -15,8 +15,9 @@ from sweeps.run.folder import run_folder
 from sweeps.run.process import tail
 
 _STEP = re.compile(r"(\d+)/(\d+) \[[\d:]+<([\d:?]+),\s*([\d.]+)(s/it|it/s)")
-_LOSS = re.compile(r"'loss': '?([-+.\de]+|nan|inf)")
-_TOKENS = re.compile(r"'(?:num_tokens|tokens/total)': '?([+.\de]+)")
+# A log is flushed in blocks, and may end, or be cut by a bar, in the midst of a number.
+_LOSS = re.compile(r"'loss': '?([-+.\de]+|nan|inf)(?=[',}])")
+_TOKENS = re.compile(r"'(?:num_tokens|tokens/total)': '?([+.\de]+)(?=[',}])")
 TAIL = 6000
 """Bytes of a log that hold its last step with its loss."""
 STATES = ("running", "failed", "waiting", "done")

@@ -311,3 +311,12 @@ def test_progress_is_read_from_the_end_of_the_log(tmp_path: Path) -> None:
     assert (seen.step, seen.steps, seen.loss, seen.seconds_left) == (23, 24, 0.6878, 6.0)
     assert seen.tokens_per_second == pytest.approx(36800 / 23 / 6)
     assert progress(tmp_path / "nowhere", "waiting").step is None
+
+
+@pytest.mark.parametrize(
+    "cut", ["{'loss': '6.8e-", "{'loss': '0.69', 'num_tokens': '3.68e+\r 9%|#| 3/24 [02:19<00:06,  6.00s/it]"]
+)
+def test_a_log_may_end_in_the_midst_of_a_number(tmp_path: Path, cut: str) -> None:
+    line = "{'loss': '0.6878', 'num_tokens': '3.68e+04'}\n"
+    (tmp_path / "train.log").write_text(f" 8%|#| 2/24 [02:19<00:06,  6.00s/it]{line}{cut}")
+    assert progress(tmp_path, "running").loss in (0.6878, 0.69)
