@@ -17,7 +17,7 @@ from typing import Any
 from rich.live import Live
 from rich.text import Text
 
-from core.records import write_whole
+from core.records import BadInput, write_whole
 from sweeps.recipe.compose import load_layer
 from sweeps.recipe.hardware import BUSY_GIB, Gpu, of_kind, visible_gpus
 from sweeps.run.adapters import close_resident_bases, resident_base
@@ -191,13 +191,16 @@ def launch(
                         continue
                     states[digest] = "failed" if error else "done"
                     _tell(runs[digest], states, error)
-                    if not error:
-                        finished()
-                        continue
-                    reasons[digest] = error
-                    write_whole(runs[digest].folder / "failed.txt", f"{str(error) or repr(error)}\n")
-                    for other in lost(runs, digest):
-                        states[other] = "blocked"
+                    try:
+                        if not error:
+                            finished()
+                            continue
+                        reasons[digest] = error
+                        for other in lost(runs, digest):
+                            states[other] = "blocked"
+                        write_whole(runs[digest].folder / "failed.txt", f"{str(error) or repr(error)}\n")
+                    except BadInput as unwritten:  # a full disk must not cost what others are at work on
+                        console.print(str(unwritten), markup=False, highlight=False, soft_wrap=True)
         except BaseException:
             stop_children()
             raise

@@ -105,6 +105,26 @@ def test_a_fault_of_ours_costs_one_run_too(tmp_path: Path) -> None:
     assert [run.done for run in runs.values()] == [False, True]
 
 
+def test_what_cannot_be_noted_costs_no_other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk neither the reason nor the index can be written; whoever is at work goes on."""
+    runs = {run.digest: run for name in ("bad", "good", "other") for run in chain(name, root=tmp_path)}
+    ended = threading.Event()
+
+    def full(*_: object) -> None:
+        ended.set()
+        raise BadInput("no space")
+
+    def do(run: Run) -> None:
+        if run.name == "bad":
+            raise RunFailed("no space")
+        assert ended.wait(20)
+        execute_once(run, dict)
+
+    monkeypatch.setattr("sweeps.run.executor.write_whole", full)
+    assert len(launch(runs, do, [{}, {}], finished=full)) == 1
+    assert [run.done for run in runs.values()] == [False, True, True]
+
+
 def test_as_many_at_once_as_there_are_places_each_with_its_own_gpu(tmp_path: Path) -> None:
     runs = {run.digest: run for name in "abcdef" for run in chain(name, root=tmp_path)}
     barrier, seen, lock = threading.Barrier(3, timeout=20), [], threading.Lock()
