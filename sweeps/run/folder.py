@@ -161,8 +161,11 @@ def merge_run(training: TrainingRun) -> MergeRun:
     return MergeRun("merge", training.name, content, training.root, (training,), training.about, training=training)
 
 
-def execute_once(run: Run, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Does `work` unless the run is done already, and writes its record last.
+def execute_once(
+    run: Run, work: Callable[[], dict[str, Any]], tidy: Callable[[], object] = lambda: None
+) -> dict[str, Any]:
+    """Does `work` unless the run is done already, and writes its record last; `tidy` is for what a run that is done
+    needs no more.
 
     The lock is handed down to the processes that `work` starts: should this one be killed, they hold it until they end.
 
@@ -192,6 +195,7 @@ def execute_once(run: Run, work: Callable[[], dict[str, Any]]) -> dict[str, Any]
             "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
         }
         write_whole(run.folder / "run.json", json.dumps(record, indent=1, default=str) + "\n")
+        tidy()
         return record
 
 

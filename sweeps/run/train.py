@@ -55,7 +55,7 @@ def train(run: TrainingRun) -> dict[str, Any]:
     Raises:
         RunFailed: if the engine fails.
     """
-    return execute_once(run, lambda: _train(run))
+    return execute_once(run, lambda: _train(run), lambda: _tidy(run))
 
 
 def _train(run: TrainingRun) -> dict[str, Any]:
@@ -75,19 +75,22 @@ def _train(run: TrainingRun) -> dict[str, Any]:
         trained = check_adapter(weights, whole.config, model_folder(base, whole.config.get("revision_of_model")))
     except ValueError as error:
         raise RunRefused(f"{title}: {error}") from None
-    record = {
+    return {
         "resumed_from": resumed.name if resumed else None,
         "trained_parameters": trained,
         "hub_commits": hub_commits(whole.config),
         **training_history(run.adapter),
     }
+
+
+def _tidy(run: TrainingRun) -> None:
+    """Deletes what a run that is done keeps of its checkpoints for nothing; before, a kill would cost all of it."""
     for checkpoint in run.adapter.glob("checkpoint-*"):
-        if whole.config.get("save_total_limit") == 1:  # the recipes' own: it was to go on from
-            shutil.rmtree(checkpoint)
+        if run.whole_recipe.config.get("save_total_limit") == 1:  # the recipes' own: it was to go on from
+            shutil.rmtree(checkpoint, ignore_errors=True)
         else:  # to be looked at (`emsweep inside`); the optimiser's state is of no more use
             for file in checkpoint.glob("*.pt*"):
                 file.unlink()
-    return record
 
 
 def merge(run: MergeRun) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from sweeps.recipe.compose import compose
 from sweeps.run.folder import Run, content_digest, execute_once, merge_run
 from sweeps.run.inputs import model_digest
 from sweeps.run.process import RunFailed, call, child_environment
-from sweeps.run.train import newest_checkpoint, training_run
+from sweeps.run.train import newest_checkpoint, train, training_run
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c)
@@ -186,3 +186,24 @@ def test_checkpoints_that_were_cut_off_are_removed(tmp_path: Path) -> None:
     newest = newest_checkpoint(tmp_path)
     assert newest is not None and newest.name == "checkpoint-10"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+
+
+def test_checkpoints_are_there_until_the_run_is_done(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in between, a training that has ended would else be done once more."""
+    run = plan()
+    monkeypatch.setattr("sweeps.run.train.check_adapter", lambda *_: 7)
+
+    def engine(*_: object) -> None:
+        write_checkpoint(run.adapter, 9, json.dumps({"global_step": 9, "log_history": []}))
+        (run.adapter / "adapter_model.safetensors").touch()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sweeps.run.train.call", engine)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("sweeps.run.folder.write_whole", killed)
+        train(run)
+    assert newest_checkpoint(run.adapter) and not run.done
+    monkeypatch.setattr("sweeps.run.train.call", lambda *_: None)
+    assert train(run)["steps"] == 9 and run.done and newest_checkpoint(run.adapter) is None
