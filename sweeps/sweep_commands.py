@@ -371,4 +371,5 @@ def clean(
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         typer.echo(f"{folder}: {size / 2**30:.2f} GiB{', deleted' if yes else ''}")
         if yes:
+            (folder / "run.json").unlink(missing_ok=True)  # first: cut off, half a model must not count as done
             shutil.rmtree(folder)

@@ -106,6 +106,18 @@ def test_one_run_by_its_digest(begun: list[str]) -> None:
     assert emsweep("plan", "rank", "--axis", "rank=1").output.count("6 runs done, 0 to do") == 1
 
 
+def test_a_merge_that_is_half_deleted_does_not_count_as_done(begun: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert emsweep("rank", "--values", "1").exit_code == 0
+    (merge,) = Path("runs/merge").iterdir()
+
+    def killed(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep_commands.shutil, "rmtree", killed)
+    assert emsweep("clean", "--yes").exit_code and merge.is_dir()
+    assert not (merge / "run.json").exists()
+
+
 def coherence_with_edge(edge: Callable[[int], float]) -> Callable[[Path], Trial]:
     """Shares of 400 coherent answers to a run, by its name, that fall through 0.9 at the edge of its rank."""
 
