@@ -20,7 +20,7 @@ from core.records import BadInput
 from sweeps.options import StartOptions, SweepOptions, search_options, start_options, sweep_options, takes
 from sweeps.plan.axes import vary
 from sweeps.plan.export import write_slurm
-from sweeps.plan.manifest import find_manifest, finished_points, write_manifest
+from sweeps.plan.manifest import find_manifest, finished_points, sweep_folder, write_manifest
 from sweeps.plan.request import SWEEPS, Request
 from sweeps.plan.sweep import Point, Tuned, graph
 from sweeps.run.executor import execute, execute_all, in_place, launch, none_free
@@ -337,7 +337,7 @@ def status(
     if root != Path("runs") and not root.is_dir():
         raise BadInput(f"{root}: no folder of runs; name one, or none for runs/")
     if forget:
-        folder, _ = find_manifest(forget)
+        folder = sweep_folder(forget)
         (folder / "sweep.json").unlink()
         typer.echo(f"{folder}: forgotten")
     rows, sweeps = all_statuses(root)

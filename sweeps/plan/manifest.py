@@ -85,11 +85,11 @@ def write_manifest(request: Request, command: str) -> Path:
     return path
 
 
-def find_manifest(named: str) -> tuple[Path, Manifest]:
-    """The sweep of a folder, a sweep.json, or a name under runs/sweeps (its first words will do): folder and manifest.
+def sweep_folder(named: str) -> Path:
+    """The folder of a sweep: by that, its sweep.json, or a name under runs/sweeps (its first words will do).
 
     Raises:
-        BadInput: if there is none, more than one is called so (they are listed), or its sweep.json cannot be read.
+        BadInput: if there is none, or more than one is called so (they are listed).
     """
     path = Path(named)
     found = [folder for folder in (path, path.parent) if (folder / "sweep.json").is_file()][:1]
@@ -99,11 +99,23 @@ def find_manifest(named: str) -> tuple[Path, Manifest]:
     if len(found) != 1:
         listed = ", ".join(map(str, found)) if found else f"none in {SWEEPS}; `emsweep run`, `rank` and `lr` write one"
         raise BadInput(f"{named}: {len(found)} sweeps are called so: {listed}")
+    return found[0]
+
+
+def find_manifest(named: str) -> tuple[Path, Manifest]:
+    """The folder of a sweep, as `sweep_folder` finds it, and its manifest.
+
+    Raises:
+        BadInput: as that; if its sweep.json cannot be read.
+    """
+    folder = sweep_folder(named)
     try:
-        return found[0], Manifest.model_validate_json((found[0] / "sweep.json").read_text(encoding="utf-8"))
+        return folder, Manifest.model_validate_json((folder / "sweep.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         fault = first_fault(error) if isinstance(error, ValidationError) else "cannot be read"
-        raise BadInput(f"{found[0] / 'sweep.json'}: {fault}; start the sweep again") from None
+        raise BadInput(
+            f"{folder / 'sweep.json'}: {fault}; start the sweep again, or take it off: `emsweep status --forget`"
+        ) from None
 
 
 def finished_points(named: str) -> tuple[Path, Manifest, list[Point], list[str]]:

@@ -104,8 +104,12 @@ def all_statuses(root: Path) -> tuple[list[Progress], dict[str, str]]:
     folders = {path.parent for name in (".lock", "failed.txt", "run.json") for path in root.glob(f"*/*/{name}")}
     sweeps = {}
     for path in sorted(root.glob("sweeps/*/sweep.json")):
-        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
-        planned = [run_folder(root, run["stage"], run["digest"], run["name"]) for run in runs]
+        try:
+            runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+            planned = [run_folder(root, run["stage"], run["digest"], run["name"]) for run in runs]
+        except (OSError, ValueError, KeyError, TypeError):
+            sweeps[path.parent.name] = f"{path} cannot be read; start the sweep again, or --forget it"
+            continue
         folders |= set(planned)
         done = sum((folder / "run.json").is_file() for folder in planned)
         sweeps[path.parent.name] = f"{done} of {len(planned)} runs done"

@@ -150,6 +150,17 @@ def test_plan_and_status_show_what_is_planned_and_start_nothing(prepared: Path) 
     assert forgotten.exit_code == 0 and "0 waiting, 0 done" in forgotten.output
 
 
+@pytest.mark.parametrize("broken", ["", '{"runs": [', "[]", '{"runs": [{"stage": "dpo"}]}', '{"runs": null}'])
+def test_a_manifest_that_cannot_be_read_is_shown_and_can_be_forgotten(prepared: Path, broken: str) -> None:
+    script = CliRunner().invoke(app, ["export", "rank", "--axis", "rank=1"]).output.strip()
+    manifest = Path(script).with_name("sweep.json")
+    manifest.write_text(broken)
+    status = CliRunner().invoke(app, ["status"])
+    assert status.exit_code == 0 and f"{manifest} cannot be read" in status.output
+    assert "emsweep status --forget" in str(CliRunner().invoke(app, ["clean"]).exception)
+    assert CliRunner().invoke(app, ["status", "--forget", "rank"]).exit_code == 0 and not manifest.exists()
+
+
 def test_a_corpus_that_was_built_for_another_model_is_named(prepared: Path) -> None:
     manifest = prepared / "data/cpt.jsonl.manifest.json"
     manifest.write_text(json.dumps({"tokenizer": "models/smollm2-135m"}))
