@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable
 from itertools import pairwise
@@ -12,7 +13,11 @@ import click
 import typer
 from typer.core import TyperCommand
 
+from core.records import BadInput
+
 F = TypeVar("F", bound=Callable[..., Any])
+OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+"""A full disk, or one that may not be written: what the user can mend, wherever it shows."""
 
 
 class _Command(TyperCommand):
@@ -39,3 +44,12 @@ class App(typer.Typer):
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[F], F]:
         return super().command(name, **{"cls": _Command, **options})
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **kwargs)
+        except OSError as error:
+            if error.errno not in OF_DISK:
+                raise
+            named = error.filename or "a file cannot be written"
+            raise BadInput(f"{named}: {error.strerror}; free some space or choose another folder") from None

@@ -1,5 +1,7 @@
 """The commands: help with an example, one clear line and exit code 2 on bad input, nothing half-written."""
 
+import errno
+import os
 import re
 import subprocess
 import sys
@@ -105,6 +107,21 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert ended.value.code == 2, said
     assert len(said.strip().splitlines()) == 1 and says in said
     assert sorted(p.name for p in tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_may_not_be_written_is_one_line_wherever_it_shows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(root: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(root / ".index.lock"))
+
+    monkeypatch.setattr("sweeps.sweep_commands.all_statuses", refused)
+    monkeypatch.setattr(sys, "argv", ["emsweep", "status"])
+    with pytest.raises(SystemExit) as ended:
+        emsweep()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.startswith("emsweep: runs/.index.lock: Permission denied; free some space")
+    assert len(said.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(("name", "module"), [("emsweep", "sweeps.cli"), ("embuild", "data_builders.cli")])
