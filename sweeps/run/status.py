@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from sweeps.run.folder import run_folder
 from sweeps.run.process import tail
@@ -88,10 +87,10 @@ def status(folder: Path) -> Progress:
         speed = record["tokens"] / record["wall_seconds"] if record.get("tokens") else None
         return Progress(folder, "done", record.get("steps"), record.get("steps"), loss, speed)
     if (folder / ".lock").is_file():
-        try:
-            with FileLock(folder / ".lock", blocking=False):
-                pass
-        except Timeout:
+        try:  # not by filelock, which opens to write: the runs of others may be looked at too
+            with (folder / ".lock").open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
             return progress(folder, "running")
     if (folder / "failed.txt").is_file():
         return progress(folder, "failed")

@@ -340,3 +340,12 @@ def test_a_log_may_end_in_the_midst_of_a_number(tmp_path: Path, cut: str) -> Non
     line = "{'loss': '0.6878', 'num_tokens': '3.68e+04'}\n"
     (tmp_path / "train.log").write_text(f" 8%|#| 2/24 [02:19<00:06,  6.00s/it]{line}{cut}")
     assert progress(tmp_path, "running").loss in (0.6878, 0.69)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_runs_that_may_only_be_read_are_shown(tmp_path: Path) -> None:
+    (run,) = chain("a", root=tmp_path)
+    execute_once(run, dict)
+    (run.folder / "run.json").unlink()
+    (run.folder / ".lock").chmod(0o444)
+    assert [row.state for row in all_statuses(tmp_path)[0]] == ["waiting"]
