@@ -23,7 +23,7 @@ from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
-from core.records import write_whole
+from core.records import BadInput, write_whole
 from sweeps.recipe.compose import Recipe
 from sweeps.recipe.schema import plugin_keys
 from sweeps.run.process import locked
@@ -82,9 +82,24 @@ class Run:
         return (self.folder / "run.json").is_file()
 
     def record(self) -> dict[str, Any]:
-        """The finished run's record (run.json)."""
-        record: dict[str, Any] = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        return record
+        """The finished run's record."""
+        return read_record(self.folder)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record (run.json) of the run whose folder this is.
+
+    Raises:
+        BadInput: if there is none, or it cannot be read.
+    """
+    path = folder / "run.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        record = None
+    if not isinstance(record, dict):
+        raise BadInput(f"{path}: not the record of a run; delete the folder and run it again")
+    return record
 
 
 def find_run(root: Path, stage: str, digest: str) -> Path | None:

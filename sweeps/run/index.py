@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from core.records import BadInput, write_whole
+from sweeps.run.folder import read_record
 from sweeps.run.workload import workload
 
 COLUMNS = (
@@ -25,8 +25,8 @@ def finished(root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """(folder, record) of every finished run, by folder; a record that cannot be read is left out."""
     for path in sorted(root.glob("*/*/run.json")):
         try:
-            yield path.parent, json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            yield path.parent, read_record(path.parent)
+        except BadInput:
             continue
 
 

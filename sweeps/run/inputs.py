@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from core.records import BadInput, file_digest, one_line, weights_digest
-from sweeps.run.folder import content_digest
+from sweeps.run.folder import content_digest, read_record
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "config.json")
 
@@ -58,8 +58,7 @@ def model_digest(model: str) -> str:
 def start_digest(model: Path) -> str:
     """What a run that starts from a folder or hub id builds on: the training run whose merge it is, or its weights."""
     if model.name == "merged" and (model.parent / "run.json").is_file():
-        record = json.loads((model.parent / "run.json").read_text(encoding="utf-8"))
-        return str(record["content"]["training"])
+        return str(read_record(model.parent)["content"]["training"])
     return model_digest(str(model))
 
 
@@ -103,8 +102,8 @@ def check_trained_on(adapter: Path, model: str, revision: str | None) -> None:
 def recipe_behind(adapter: Path) -> dict[str, Any]:
     """The recipe that an adapter, or a checkpoint of it, was trained by in a run of ours; empty if it was in none."""
     for folder in (adapter.parent, adapter.parent.parent):
-        if (record := folder / "run.json").is_file():
-            recipe: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))["content"].get("recipe", {})
+        if (folder / "run.json").is_file():
+            recipe: dict[str, Any] = read_record(folder)["content"].get("recipe", {})
             return recipe
     return {}
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 
-from sweeps.run.folder import run_folder
+from core.records import BadInput
+from sweeps.run.folder import read_record, run_folder
 from sweeps.run.process import tail
 
 _STEP = re.compile(r"(\d+)/(\d+) \[[\d:]+<([\d:?]+),\s*([\d.]+)(s/it|it/s)")
@@ -79,8 +80,8 @@ def _seconds(clock: str) -> float | None:
 def status(folder: Path) -> Progress:
     """Where one run stands; one that was cut off waits."""
     try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = read_record(folder)
+    except BadInput:
         pass
     else:
         loss = (record.get("losses") or [[None, None]])[-1][1]

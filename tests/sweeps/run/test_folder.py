@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from core.records import BadInput
 from sweeps.recipe.compose import compose
 from sweeps.run.folder import Run, content_digest, execute_once, merge_run
-from sweeps.run.inputs import model_digest
+from sweeps.run.index import finished
+from sweeps.run.inputs import model_digest, start_digest
 from sweeps.run.process import RunFailed, call, child_environment
+from sweeps.run.status import status
 from sweeps.run.train import newest_checkpoint, train, training_run
 
 JSON = st.recursive(
@@ -207,3 +209,14 @@ def test_checkpoints_are_there_until_the_run_is_done(workspace: Path, monkeypatc
     assert newest_checkpoint(run.adapter) and not run.done
     monkeypatch.setattr("sweeps.run.train.call", lambda *_: None)
     assert train(run)["steps"] == 9 and run.done and newest_checkpoint(run.adapter) is None
+
+
+@pytest.mark.parametrize("broken", ["", '{"stage": "me', "[]"])
+def test_a_record_that_cannot_be_read_is_refused_by_name(workspace: Path, broken: str) -> None:
+    merged = merge_run(plan())
+    execute_once(merged, dict)
+    (merged.folder / "run.json").write_text(broken)
+    for read in (merged.record, lambda: start_digest(merged.model)):
+        with pytest.raises(BadInput, match=r"run\.json: not the record of a run; delete the folder and run it again"):
+            read()
+    assert not list(finished(merged.root)) and status(merged.folder).state == "waiting"
