@@ -44,8 +44,11 @@ def _command() -> str:
     return shlex.join(["emsweep", *sys.argv[1:]])
 
 
-def start(request: Request, options: StartOptions) -> None:
+def start(request: Request, options: StartOptions, judge: Any = None) -> None:
     """Shows the plan, does the runs, and reports on what ended well.
+
+    Args:
+        judge: who has scored a search for this sweep already, and knows what that has cost.
 
     Raises:
         RunFailed: naming every run that failed, when all others are done.
@@ -57,7 +60,7 @@ def start(request: Request, options: StartOptions) -> None:
             typer.echo(point.training.folder if point.training else point.evaluation.folder)
         return
     request.show_scales()
-    judge = _judge(request)  # a key that is missing is missed before training
+    judge = judge or _judge(request)  # a key that is missing is missed before training
     write_manifest(request, _command())
     reasons = finish(request, request.runs, options)
     done = [point for point in request.points if point.evaluation.done]
@@ -189,11 +192,13 @@ def start_ranks(
     show_search(search)
     if how.dry_run:
         return
-    edges = {at["rank"]: edge for at, edge in _edges(options, sweep, own, ends, how, search)}
+    judge = _judge(request)
+    edges = {at["rank"]: edge for at, edge in _edges(request, ends, how, search, judge)}
     low, high = (pick(map(float, ends)) for pick in (min, max))
     if outside := [rank for rank, edge in edges.items() if not low <= edge.lr <= high]:
         raise BadInput(f"--retune {retune}: the edge of rank {', '.join(outside)} lies outside; give a wider range")
-    start(options.request(sweep, own, {rank: Tuned(**edge._asdict()) for rank, edge in edges.items()}), how)
+    tuned = {rank: Tuned(**edge._asdict()) for rank, edge in edges.items()}
+    start(options.request(sweep, own, tuned), how, judge)
 
 
 @app.command()
@@ -225,22 +230,15 @@ def lr(
         request.show_plan()
         show_search(search)
         if not how.dry_run:
-            _edges(options, sweep, {}, ends, how, search)
+            _edges(request, ends, how, search, _judge(request))
     else:
         start(request, how)
 
 
 def _edges(
-    options: SweepOptions,
-    sweep: str,
-    own: Mapping[str, Sequence[str]],
-    ends: Sequence[Any],
-    how: StartOptions,
-    search: Search,
+    request: Request, ends: Sequence[Any], how: StartOptions, search: Search, judge: Any
 ) -> list[tuple[dict[str, str], Edge]]:
-    """The highest coherent learning rate, between `ends`, at each combination of the axes (`own`, and the options')."""
-    request = options.request(sweep, own)
-    judge = _judge(request)
+    """The highest coherent learning rate, between `ends`, at each combination of the sweep's axes."""
     score, judged_by = (judged_coherent(judge), f"judge: {judge.name}") if judge else (unbroken, NO_JUDGE)
     others = {axis: values for axis, values in request.declared.grid.items() if axis not in ("lr", "seed")}
     found = []
