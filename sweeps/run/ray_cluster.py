@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from core.records import BadInput
+from core.records import BadInput, one_line
 from sweeps.run.adapters import close_resident_bases
 from sweeps.run.executor import execute
 from sweeps.run.folder import Run
@@ -40,12 +40,15 @@ def on_ray(
     try:
         ray.init(address=address, ignore_reinit_error=True, runtime_env=environment, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise BadInput(f"--address {address}: {str(error).splitlines()[0]}") from None
+        raise BadInput(f"--address {address}: {one_line(error)}") from None
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    at_once = int(sum(node.get("GPU", 0) for node in nodes)) // gpus if gpus else len(nodes)
-    if not at_once:
-        raise BadInput(f"--launcher ray: the cluster has fewer than the {gpus} GPUs that a run needs")
-    cpus = 1 if gpus else int(min(node.get("CPU", 1) for node in nodes))
+    # A run has its GPUs on one node; one that no node holds Ray would await for ever, without a word.
+    kind, least = ("GPU", gpus) if gpus else ("CPU", 1)
+    nodes = [node for node in nodes if node.get(kind, 0) >= least]
+    if not nodes:
+        raise BadInput(f"--launcher ray: no node of the cluster has the {least} {kind}s that a run needs")
+    at_once = sum(int(node["GPU"]) // gpus for node in nodes) if gpus else len(nodes)
+    cpus = 1 if gpus else int(min(node["CPU"] for node in nodes))
 
     def on_node(run: Run) -> object:
         try:

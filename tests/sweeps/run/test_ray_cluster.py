@@ -6,8 +6,12 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from core.records import BadInput
+from sweeps.run.ray_cluster import on_ray
 
 SCRIPT = Path(__file__).with_name("stand_in.py")
 NAMES = ["cpt", *(f"{kind}dpo{number}" for number in range(3) for kind in ("", "eval-"))]
@@ -43,3 +47,24 @@ def test_a_node_is_lost_and_all_runs_end_none_twice(tmp_path: Path, monkeypatch:
     # The run of the lost node was begun twice, and is in the log once more if its orphan came to its end; others once.
     log = Counter((tmp_path / "log").read_text().split())
     assert set(log) == set(NAMES) and sum(log.values()) <= len(NAMES) + 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "at_once"),
+    [([4, 2, 1], 2, 3), ([1, 1], 2, None), ([1, 1, 0], 1, 2), ([0, 0], 0, 2)],
+)
+def test_a_run_has_its_gpus_on_one_node(
+    monkeypatch: pytest.MonkeyPatch, nodes: list[int], gpus: int, at_once: int | None
+) -> None:
+    """Ray would await for ever a run that no node has room for; a head without cores does none."""
+    head = {"Alive": True, "Resources": {"memory": 1.0}}
+    alive = [head, *({"Alive": True, "Resources": {"CPU": 8.0, **({"GPU": float(n)} if n else {})}} for n in nodes)]
+    ray = SimpleNamespace(init=lambda **_: None, nodes=lambda: alive, remote=lambda **_: lambda do: do)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.exceptions", SimpleNamespace(RayError=OSError, RayTaskError=OSError))
+    if at_once:
+        assert on_ray("ray://x", gpus)[1] == at_once
+    else:
+        with pytest.raises(BadInput, match="no node of the cluster has the 2 GPUs"):
+            on_ray("ray://x", gpus)
