@@ -69,16 +69,17 @@ def test_one_run_is_refused_when_its_recipe_or_data_have_changed_or_it_has_to_wa
         assert "0 sweeps are called so" in str(CliRunner().invoke(app, ["exec", bad, "0"]).exception)
 
 
-def test_a_sweep_whose_name_has_a_space_is_exported_too(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copy(RECIPES / "sweeps/rank.yaml", exported / "my ranks.yaml")
-    done = CliRunner().invoke(app, ["export", "my ranks.yaml", "--axis", "rank=1"])
+@pytest.mark.parametrize("name", ["my ranks", '5$ it\'s `false` "x"', "$(false) 漢, x=1"])
+def test_a_sweep_of_any_name_is_exported(exported: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    shutil.copy(RECIPES / "sweeps/rank.yaml", exported / f"{name}.yaml")
+    done = CliRunner().invoke(app, ["export", f"{name}.yaml", "--axis", "rank=1"])
     assert done.exit_code == 0, done.exception
     (exported / "sbatch").write_text('#!/bin/sh\nfor last; do :; done\necho "$last" >> wrapped\necho 1\n')
     (exported / "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", str(exported), prepend=":")
     subprocess.run(["bash", done.output.splitlines()[-1]], check=True)
     commands = [shlex.split(line) for line in (exported / "wrapped").read_text().splitlines()]
-    assert commands and all(len(words) == 5 and Path(words[3]).is_file() for words in commands)
+    assert commands and all(len(words) == 5 and Path(words[3]).is_file() and name in words[3] for words in commands)
 
 
 @pytest.fixture
