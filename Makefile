@@ -6,12 +6,16 @@ BIN      := .venv/bin
 ENGINE   ?= axolotl
 VLLM     := 0.32.0
 VLLM_PIP := .venv-vllm/bin/python -m pip install --quiet --no-compile
-FLAGS     = --model $(MODEL) $(if $(HARDWARE),--hardware $(HARDWARE)) --engine $(ENGINE) $(if $(RANK),--rank $(RANK)) $(if $(START),--start '$(START)') $(if $(GPUS),--gpus $(GPUS)) $(if $(VARIANT),--variant $(VARIANT)) \
-            $(foreach s,$(SET),--set $(s)) $(if $(DRY_RUN),--dry-run)
+# A value as one word of the shell, whatever stands in it (of a dollar, make itself wants two).
+q         = '$(subst ','\'',$(1))'
+FLAGS     = --model $(call q,$(MODEL)) $(if $(HARDWARE),--hardware $(call q,$(HARDWARE))) --engine $(call q,$(ENGINE)) \
+            $(if $(RANK),--rank $(call q,$(RANK))) $(if $(START),--start $(call q,$(START))) $(if $(GPUS),--gpus $(call q,$(GPUS))) \
+            $(if $(VARIANT),--variant $(call q,$(VARIANT))) $(SETS) $(if $(DRY_RUN),--dry-run)
+SETS      = $(foreach s,$(SET),--set $(call q,$(s)))
 
 .PHONY: help env model data plants demo test lint cpt sft dpo merge experiment eval report docs unsloth vllm
 help: ## What there is
-	@grep -hE '^[a-z|]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -hE '^[a-z ]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 # torch before axolotl, so that the CPU build is taken where it is offered. The stamp is written last.
 .venv/ready: pyproject.toml
@@ -75,17 +79,19 @@ vllm: .venv-vllm/ready ## vLLM, through which sweeps on GPUs sample where it is 
 unsloth: .venv/unsloth ## The second engine (partly AGPL/LGPL; see README)
 
 cpt sft dpo: env $(WEIGHTS) $(if $(filter unsloth,$(ENGINE)),unsloth) ## One stage, its sets built first: MODEL PROGRAMS=annotated.jsonl HARDWARE GPUS RANK START VARIANT SET="k=v ..." ENGINE=unsloth DRY_RUN=1
-	@$(BIN)/emsweep train $@ $(FLAGS) --programs '$(PROGRAMS)'
+	@$(BIN)/emsweep train $@ $(FLAGS) --programs $(call q,$(PROGRAMS))
 
 merge: env $(WEIGHTS) $(if $(filter unsloth,$(ENGINE)),unsloth) ## CPT, merged into its model: the start of the other stages
-	@$(BIN)/emsweep train cpt $(FLAGS) --programs '$(PROGRAMS)' --merge
+	@$(BIN)/emsweep train cpt $(FLAGS) --programs $(call q,$(PROGRAMS)) --merge
 
-experiment: env $(WEIGHTS) ## From programs to the report: MODEL PROGRAMS ANNOTATOR JUDGE RANKS RETUNE=low,high MAX_COST OPTIONS="--price-in …" DRY_RUN=1
-	@$(BIN)/emsweep experiment --model $(MODEL) --programs '$(PROGRAMS)' $(if $(HARDWARE),--hardware $(HARDWARE)) $(if $(ANNOTATOR),--annotator $(ANNOTATOR)) $(if $(JUDGE),--judge $(JUDGE)) \
-	  $(if $(RANKS),--values $(RANKS)) $(if $(RETUNE),--retune $(RETUNE)) $(if $(MAX_COST),--max-cost $(MAX_COST)) $(if $(GPUS),--gpus $(GPUS)) $(OPTIONS) $(if $(DRY_RUN),--dry-run)
+experiment: env $(WEIGHTS) ## From programs to the report: MODEL PROGRAMS ANNOTATOR JUDGE RANKS RETUNE=low,high MAX_COST SET OPTIONS="--price-in …" DRY_RUN=1
+	@$(BIN)/emsweep experiment --model $(call q,$(MODEL)) --programs $(call q,$(PROGRAMS)) $(if $(HARDWARE),--hardware $(call q,$(HARDWARE))) \
+	  $(if $(ANNOTATOR),--annotator $(call q,$(ANNOTATOR))) $(if $(JUDGE),--judge $(call q,$(JUDGE))) \
+	  $(if $(RANKS),--values $(call q,$(RANKS))) $(if $(RETUNE),--retune $(call q,$(RETUNE))) $(if $(MAX_COST),--max-cost $(call q,$(MAX_COST))) \
+	  $(if $(GPUS),--gpus $(call q,$(GPUS))) $(SETS) $(OPTIONS) $(if $(DRY_RUN),--dry-run)
 
 eval: env ## Score MODEL (layer, folder or hub id)
-	@$(BIN)/emsweep evaluate $(MODEL) $(if $(DRY_RUN),--dry-run)
+	@$(BIN)/emsweep evaluate $(call q,$(MODEL)) $(if $(DRY_RUN),--dry-run)
 
 docs: env ## docs/emsweep.md and docs/embuild.md, from the help of the commands
 	@$(BIN)/typer sweeps.cli utils docs --name emsweep --output docs/emsweep.md

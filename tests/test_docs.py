@@ -134,14 +134,18 @@ def test_the_readme_says_what_each_dependency_is_for() -> None:
     assert set(rows) - {"package", "unsloth", "vllm", "dev", "---"} <= names
 
 
-def test_make_hands_on_a_path_with_spaces_whole() -> None:
+@pytest.mark.parametrize("value", ["my programs.jsonl", "it's, 100%; (a|b) [1].jsonl"])
+def test_make_hands_on_a_value_whole(value: str) -> None:
+    given = [f"MODEL={value}", f"PROGRAMS={value}", r"SET=seed=2 lora_target_modules=.*\.(q|k)_proj"]
     for target in ("cpt", "merge", "experiment"):
-        shown = subprocess.run(
-            ["make", "--no-print-directory", "-n", target, "MODEL=qwen7b", "PROGRAMS=my programs.jsonl"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.replace("\\\n", "")
-        words = shlex.split(shown.splitlines()[-1])
-        assert words[words.index("--programs") + 1] == "my programs.jsonl"
+        command = ["make", "--no-print-directory", "-n", target, *given]
+        shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        words = shlex.split(shown.replace("\\\n", "").splitlines()[-1])
+        assert [words[words.index(option) + 1] for option in ("--programs", "--model")] == [value, value]
+        assert [words[at + 1] for at, word in enumerate(words) if word == "--set"] == given[2][4:].split()
+
+
+def test_make_help_names_every_target() -> None:
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (targets,) = re.findall(r"^\.PHONY: (.*)", MAKEFILE, re.M)
+    assert set(targets.split()) <= {word for line in shown.splitlines() for word in line.partition("\t")[0].split()}
