@@ -17,15 +17,18 @@ SETS      = $(foreach s,$(SET),--set $(call q,$(s)))
 help: ## What there is
 	@grep -hE '^[a-z ]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
-# torch before axolotl, so that the CPU build is taken where it is offered. The stamp is written last.
+# torch before axolotl, so that the CPU build is taken where it is offered. The stamp is written last, and says where: the
+# commands of an environment that was copied or moved with its folder run the code of that other place, or nothing.
 .venv/ready: pyproject.toml
 	@echo "setting up .venv (about 3 minutes, 4.5 GB)"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --editable .[dev]
-	@touch $@
+	@echo $(call q,$(CURDIR)) > $@
 
 env: .venv/ready ## The environment
+	@made=$$(cat $<); [ -z "$$made" ] || [ "$$made" = $(call q,$(CURDIR)) ] || \
+	echo "warning: .venv was made in $$made, whose code its commands run; delete .venv to have one made here" >&2
 
 model: env ## The CPU default model
 	@$(BIN)/emsweep fetch smollm2-135m

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -149,3 +150,14 @@ def test_make_help_names_every_target() -> None:
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     (targets,) = re.findall(r"^\.PHONY: (.*)", MAKEFILE, re.M)
     assert set(targets.split()) <= {word for line in shown.splitlines() for word in line.partition("\t")[0].split()}
+
+
+def test_an_environment_that_was_made_elsewhere_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MAKEFLAGS", raising=False)
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / ".venv").mkdir()
+    for made, said in (("/elsewhere", "warning: .venv was made in /elsewhere,"), (str(tmp_path), ""), ("", "")):
+        (tmp_path / ".venv/ready").write_text(made)
+        done = subprocess.run(["make", "env"], cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert done.stderr.startswith(said) and bool(done.stderr) is bool(said)
