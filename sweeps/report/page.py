@@ -26,6 +26,9 @@ from eval.judge.rates import filter_caution, said
 from eval.stats.intervals import Estimate, caution
 from sweeps.report.figures import drawn
 
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+"""How a text begins that a spreadsheet computes."""
+
 
 def number(estimate: Estimate, digits: int = 3) -> str:
     """`value [low, high]`."""
@@ -52,17 +55,27 @@ def data_block(answers: Iterable[tuple[str, Judged]], beside: str) -> Markup:
 
 
 def table_csv(rows: Iterable[Mapping[str, Any]]) -> str:
-    """A table as CSV text; an estimate (a mapping) is NAME, NAME_low, NAME_high, NAME_clusters; spaces part lists."""
+    """A table as CSV text; an estimate (a mapping) is NAME, NAME_low, NAME_high, NAME_clusters; spaces part lists.
+
+    A text that a spreadsheet would compute, such as the id of a question in another's file, stands after a `'`.
+    """
     table = pd.json_normalize([dict(row) for row in rows], sep="_")
     table.columns = [name.removesuffix("_value") for name in table.columns]
-    table = table.map(lambda cell: " ".join(f"{x:.6g}" for x in cell) if isinstance(cell, list | tuple) else cell)
+    table = table.map(_cell)
     return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return " ".join(f"{x:.6g}" for x in value)
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULAS) else value
 
 
 def environment() -> Environment:
     made = Environment(loader=PackageLoader("sweeps.report"), autoescape=select_autoescape(["html"]), trim_blocks=True)
     made.filters.update(number=number, said=said, caution=caution)
     made.filters["scale"] = lambda scale: "" if scale is None else f"{scale:.3g}"
+    made.filters["cell"] = lambda text: " ".join(text.split()).replace("|", r"\|")  # of a table in Markdown
     made.globals["filter_caution"] = filter_caution
     return made
 

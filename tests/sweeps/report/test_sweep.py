@@ -20,6 +20,7 @@ from sweeps.plan.manifest import finished_points, write_manifest
 from sweeps.plan.sweep import Claim, Point, Tuned, load_sweep
 from sweeps.recipe.compose import Recipe
 from sweeps.report.families import axis_families
+from sweeps.report.page import table_csv
 from sweeps.report.sweep import _baselines, write_report
 from sweeps.report.verdicts import claim_verdicts, rank_verdicts, verdict_words
 from sweeps.run.folder import Run, TrainingRun
@@ -501,3 +502,15 @@ def test_a_sweep_is_found_again_with_what_is_missing(tmp_path: Path, monkeypatch
     (points[1].evaluation.folder / "run.json").unlink()
     with pytest.raises(BadInput, match="base model is not evaluated yet; run `emsweep rank` again"):
         finished_points("mine")
+
+
+def test_a_table_keeps_its_rows_and_computes_nothing(tmp_path: Path) -> None:
+    claim = Claim(says="P(a|b)\nrises\n", measure="gap", arm="cpt-explained", against="base")
+    points = [
+        Point(arm, seed, None, write_evaluation(tmp_path, arm, 1.0, ["Hello."]))
+        for arm, seed in (("base", None), ("cpt-explained", 1))
+    ]
+    write_report(load_sweep("demo").model_copy(update={"claims": [claim]}), points, tmp_path / "out", full=False)
+    assert r"| P(a\|b) rises | cpt-explained " in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    row = {"question": "=HYPERLINK(1)", "model": "-r1", "value": -1.5, "seeds": [-0.5, 1.0]}
+    assert table_csv([row]) == "question,model,value,seeds\n'=HYPERLINK(1),'-r1,-1.5,-0.5 1\n"
