@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -239,7 +238,6 @@ def report(
 
     Example: emsweep report --answers judged/ --judged-by gpt-4o-2024-08-06 --out report
     """
-    named = shlex.join(["emsweep", *sys.argv[1:]])
     if answers:
         if not judged_by:
             raise BadInput("--answers without --judged-by: a rate without its judge is no result; name who judged")
@@ -247,7 +245,8 @@ def report(
 
         files = [*answers, *(paths or [])]
         heading = title or "Emergent misalignment from judged answers"
-        typer.echo(write_answers_report(files, judged_by, out or Path("runs/report"), heading, named))
+        target, named = out or Path("runs/report"), sweep_commands.as_typed()
+        typer.echo(write_answers_report(files, judged_by, target, heading, named))
         return
     if len(paths or []) > 1:
         raise BadInput("one sweep at a time; or give files of judged answers after --answers")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import sys
@@ -40,8 +41,9 @@ Values = Annotated[str | None, typer.Option(help="Values, with commas between; t
 PlannedSweep = Annotated[str, typer.Argument(help="A planned sweep: its name, folder or sweep.json.")]
 
 
-def _command() -> str:
-    return shlex.join(["emsweep", *sys.argv[1:]])
+def as_typed() -> str:
+    """The command, as it is kept in files: without the name and password of an address."""
+    return re.sub(r"://[^/\s@]+@", "://", shlex.join(["emsweep", *sys.argv[1:]]))
 
 
 def start(request: Request, options: StartOptions, judge: Any = None) -> None:
@@ -61,7 +63,7 @@ def start(request: Request, options: StartOptions, judge: Any = None) -> None:
         return
     request.show_scales()
     judge = judge or _judge(request)  # a key that is missing is missed before training
-    write_manifest(request, _command())
+    write_manifest(request, as_typed())
     reasons = finish(request, request.runs, options)
     done = [point for point in request.points if point.evaluation.done]
     stopped = None
@@ -299,7 +301,7 @@ def export(options: SweepOptions, how: StartOptions, sweep: SweepName) -> None:
     request = options.request(sweep)
     _refuse_shares(request, "a script for Slurm")
     check_runs(request.runs, request.folder)
-    typer.echo(write_slurm(request, _command()))
+    typer.echo(write_slurm(request, as_typed()))
 
 
 @app.command(name="exec")

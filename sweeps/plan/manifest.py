@@ -75,14 +75,20 @@ def write_manifest(request: Request, command: str) -> Path:
         command=command,
         name=request.name,
         full=request.full,
-        sweep=request.sweep,
-        declared=request.declared,
+        sweep=_kept(request.sweep),
+        declared=_kept(request.declared),
         points=points,
         runs=runs,
     )
     path = request.folder / "sweep.json"
     write_whole(path, json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")
     return path
+
+
+def _kept(sweep: Sweep) -> Sweep:
+    """Without where its judge is and what is sent there: a password may stand in it."""
+    judge = sweep.judge and sweep.judge.model_copy(update={"base_url": None, "extra_body": None})
+    return sweep.model_copy(update={"judge": judge})
 
 
 def sweep_folder(named: str) -> Path:

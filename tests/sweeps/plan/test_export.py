@@ -6,11 +6,13 @@ import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from sweeps.cli import app
@@ -80,6 +82,18 @@ def test_a_sweep_of_any_name_is_exported(exported: Path, monkeypatch: pytest.Mon
     subprocess.run(["bash", done.output.splitlines()[-1]], check=True)
     commands = [shlex.split(line) for line in (exported / "wrapped").read_text().splitlines()]
     assert commands and all(len(words) == 5 and Path(words[3]).is_file() and name in words[3] for words in commands)
+
+
+def test_no_password_of_an_address_reaches_a_file(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = {"model": "m", "base_url": "https://me:hunter2@host/v1", "extra_body": '{"token": "hunter2"}'}
+    declared = yaml.safe_load((RECIPES / "sweeps/rank.yaml").read_text())
+    Path("mine.yaml").write_text(yaml.safe_dump({**declared, "judge": where}))
+    monkeypatch.setattr(sys, "argv", ["emsweep", "experiment", "--base-url", "https://me:hunter2@host/v1"])
+    assert CliRunner().invoke(app, ["export", "mine.yaml", "--axis", "rank=1"]).exit_code == 0
+    (manifest,) = Path("runs/sweeps").glob("*/sweep.json")
+    kept = json.loads(manifest.read_text())
+    assert kept["sweep"]["judge"]["model"] == "m" and kept["command"].endswith("--base-url https://host/v1")
+    assert not [path for path in Path("runs").rglob("*") if path.is_file() and "hunter2" in path.read_text()]
 
 
 @pytest.fixture
