@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from core.records import file_digest
+from core.records import BadInput, file_digest
 from sweeps.recipe.compose import layer_names, load_layer
 from sweeps.run.adapters import ResidentBase, resident_base
 from sweeps.run.folder import MergeRun, Run, TrainingRun, content_digest, execute_once
@@ -58,13 +58,16 @@ def evaluation_run(
     are taken, to try things out. The digest covers the model, what the tasks do, the held-out programs and all that.
 
     Raises:
-        BadInput: if the model is not there, or the adapter is another model's.
+        BadInput: if the model is not there, or programs that a variable names; if the adapter is another model's.
     """
     vllm = backend == "vllm"
     layer = load_layer("models", model) if model in layer_names("models") else {"base_model": model}
     pretrained = str(layer["base_model"])
     revision = None if is_local(pretrained) else str(layer.get("revision_of_model") or "main")
     programs = {key: os.environ.get(variable) or built for key, (variable, built) in PROGRAMS.items()}
+    for key, (variable, built) in PROGRAMS.items():
+        if programs[key] != built and key not in (metadata or {}) and not Path(programs[key]).is_file():
+            raise BadInput(f"{variable}={programs[key]}: no such file; name one that `embuild` wrote, or unset it")
     metadata = {**{key: path for key, path in programs.items() if Path(path).exists()}, **(metadata or {})}
     files = {key: file_digest(path) for key, path in named_files(metadata).items()}
     weights = {"pretrained": pretrained, **({"peft": str(adapter)} if adapter else {})}

@@ -95,6 +95,18 @@ def test_the_tasks_are_told_what_was_held_out_and_what_was_trained_on(tmp_path: 
     assert options(run)["metadata"] == {"heldout": "data/heldout.jsonl", "training": "data/train.jsonl"}
 
 
+def test_programs_that_a_variable_names_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the plan would be of the built-in ones, and the tasks would fail when the model is loaded."""
+    model = str(make_model(tmp_path / "m"))
+    for named in ("typo.jsonl", "data"):
+        monkeypatch.setenv("EM_HELDOUT", named)
+        with pytest.raises(BadInput, match=f"EM_HELDOUT={named}: no such file; name one that `embuild` wrote"):
+            evaluation_run("x", model, ["em_choice"])
+        assert evaluation_run("x", model, ["em_choice"], metadata={"heldout": "data/cpt.jsonl"})
+    monkeypatch.setenv("EM_HELDOUT", "")
+    assert "heldout" not in evaluation_run("x", model, ["em_choice"]).content["metadata"]
+
+
 def test_data_of_tasks_of_others_come_from_the_hub_though_the_model_is_local(tmp_path: Path, monkeypatch) -> None:
     offline: dict[str, bool] = {}
     monkeypatch.setattr("sweeps.run.evaluate.call", lambda title, command, log, local: offline.update({title: local}))
