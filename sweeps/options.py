@@ -135,7 +135,12 @@ class StartOptions:
 
 
 def start_options(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the folders of the points and stop.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Show the plan and the folders of its points (of a search the plan alone), and stop."
+        ),
+    ] = False,
     launcher: Annotated[str, typer.Option(help="local: this machine; ray: nodes that share this folder.")] = "local",
     address: Annotated[str | None, typer.Option(help="Of the Ray cluster; without it one is started here.")] = None,
 ) -> StartOptions:
