@@ -300,6 +300,9 @@ def export(options: SweepOptions, how: StartOptions, sweep: SweepName) -> None:
     """
     request = options.request(sweep)
     _refuse_shares(request, "a script for Slurm")
+    if how.dry_run:
+        start(request, how)
+        return
     check_runs(request.runs, request.folder)
     typer.echo(write_slurm(request, as_typed()))
 

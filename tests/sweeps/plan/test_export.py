@@ -58,6 +58,12 @@ def test_what_is_done_is_left_out(exported: Path) -> None:
     assert first["digest"][:16] not in text and text.count("\nsubmit ") == 10
 
 
+def test_a_dry_run_of_an_export_shows_the_plan_and_writes_nothing(exported: Path) -> None:
+    shown = CliRunner().invoke(app, ["export", "rank", "--axis", "rank=1", "--dry-run"])
+    assert shown.exit_code == 0 and "6 runs (0 shared), 0 runs done, 6 to do" in shown.output
+    assert not Path("runs").exists()
+
+
 def test_one_run_is_refused_when_its_recipe_or_data_have_changed_or_it_has_to_wait(exported: Path) -> None:
     script = export()
     manifest, runs = str(script.with_name("sweep.json")), planned(script)
