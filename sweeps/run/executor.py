@@ -152,6 +152,7 @@ def launch(
     states: dict[str, State] = {digest: "waiting" if digest in todo else "done" for digest in runs}
     reasons: dict[str, BaseException] = {}
     again: dict[str, float] = {}
+    awaited: set[str] = set()
     free = [*slots]
     running: dict[Future[object], tuple[str, Mapping[str, str]]] = {}
     stopping.clear()
@@ -187,6 +188,9 @@ def launch(
                     free.append(slot)
                     error = future.exception()
                     if isinstance(error, RunHeld):
+                        if str(error) not in awaited:
+                            awaited.add(str(error))
+                            console.print(f"{error}; awaited", markup=False, highlight=False, soft_wrap=True)
                         states[digest], again[digest] = "elsewhere", time.monotonic() + LOOK_AGAIN
                         continue
                     states[digest] = "failed" if error else "done"

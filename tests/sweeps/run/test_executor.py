@@ -21,7 +21,7 @@ from sweeps.cli import app
 from sweeps.run import train
 from sweeps.run.executor import in_place, launch, none_free, places
 from sweeps.run.folder import Run, execute_once
-from sweeps.run.process import SHARE, SLOT, RunFailed, call
+from sweeps.run.process import SHARE, SLOT, RunFailed, RunHeld, call
 from sweeps.run.status import all_statuses, progress
 
 SCRIPT = Path(__file__).with_name("stand_in.py")
@@ -123,6 +123,23 @@ def test_what_cannot_be_noted_costs_no_other_run(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("sweeps.run.executor.write_whole", full)
     assert len(launch(runs, do, [{}, {}], finished=full)) == 1
     assert [run.done for run in runs.values()] == [False, True, True]
+
+
+def test_what_is_awaited_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sweeps.run.executor.LOOK_AGAIN", 0.01)
+    (run,) = chain("a", root=tmp_path)
+    tried: list[Run] = []
+
+    def do(run: Run) -> None:
+        tried.append(run)
+        if len(tried) < 3:
+            raise RunHeld(f"{run.folder}: another process is at work on it")
+        execute_once(run, dict)
+
+    assert launch({run.digest: run}, do) == {} and run.done
+    assert capsys.readouterr().err.count("another process is at work on it; awaited") == 1
 
 
 def test_as_many_at_once_as_there_are_places_each_with_its_own_gpu(tmp_path: Path) -> None:
