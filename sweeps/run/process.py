@@ -149,8 +149,8 @@ def spawn(title: str, command: Sequence[str], local_model: bool, **options: Any)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process of `spawn` at once."""
-    process.kill()
+    """Ends a process of `spawn`, and theirs: an engine's workers would keep the GPU's memory."""
+    _end_trees([process])
     process.communicate()
     _children.discard(process)
 
@@ -172,6 +172,8 @@ def _end_trees(roots: Sequence[subprocess.Popen[bytes]], patience: float = 15.0)
 
     tree = []
     for child in roots:
+        if child.poll() is not None:  # its number may be another's by now
+            continue
         try:
             process = psutil.Process(child.pid)
             tree += [*process.children(recursive=True), process]

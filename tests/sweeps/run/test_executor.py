@@ -21,7 +21,7 @@ from sweeps.cli import app
 from sweeps.run import train
 from sweeps.run.executor import in_place, launch, none_free, places
 from sweeps.run.folder import Run, execute_once
-from sweeps.run.process import SHARE, SLOT, RunFailed, RunHeld, call
+from sweeps.run.process import SHARE, SLOT, RunFailed, RunHeld, call, end, spawn, stopping
 from sweeps.run.status import all_statuses, progress
 
 SCRIPT = Path(__file__).with_name("stand_in.py")
@@ -366,3 +366,15 @@ def test_runs_that_may_only_be_read_are_shown(tmp_path: Path) -> None:
     (run.folder / "run.json").unlink()
     (run.folder / ".lock").chmod(0o444)
     assert [row.state for row in all_statuses(tmp_path)[0]] == ["waiting"]
+
+
+def test_a_process_is_ended_with_what_it_has_started() -> None:
+    """An engine's workers would else keep the memory of the GPU on which a training is to follow."""
+    code = "import subprocess as s; print(s.Popen(['sleep', '60'], stdout=s.DEVNULL).pid, flush=True); input()"
+    stopping.clear()
+    process = spawn("x", [sys.executable, "-c", code], False, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout
+    worker = int(process.stdout.readline())
+    end(process)
+    assert not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE
+    assert process.poll() is not None
