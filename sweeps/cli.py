@@ -189,7 +189,8 @@ def evaluate_command(
         return
     _say(f"lm-eval on {sampler}" if sampler != "hf" and not backend else "")
     _say(about_guard)
-    check_runs({run.digest: run for run in runs}, runs[0].root / ".check")
+    # A folder of its own: another evaluation that begins now has other tasks.
+    check_runs({run.digest: run for run in runs}, runs[0].root / ".check" / runs[0].digest[:10])
     execute_all(runs)
     typer.echo("\n".join(str(run.folder) for run in runs))
     if published:

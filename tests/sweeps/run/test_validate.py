@@ -44,3 +44,13 @@ def test_a_task_that_there_is_not_is_refused_before_the_first_run(
         assert isinstance(refused.exception, BadInput) and "nor lm-eval has 'hellaswog'" in str(refused.exception)
     assert not begun and CliRunner().invoke(app, ["evaluate", "smollm2-135m", "--tasks", "hellaswag"]).exit_code == 0
     assert begun
+
+
+def test_two_evaluations_at_once_are_looked_at_apart(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one folder the tasks of one would be refused, or taken, for those of the other."""
+    folders: list[Path] = []
+    monkeypatch.setattr(cli, "check_runs", lambda runs, folder: folders.append(folder))
+    monkeypatch.setattr(cli, "execute_all", lambda runs: None)
+    for tasks in ("hellaswag", "hellaswog", "hellaswag"):
+        assert CliRunner().invoke(app, ["evaluate", "smollm2-135m", "--tasks", tasks]).exit_code == 0
+    assert folders[0] == folders[2] != folders[1]
