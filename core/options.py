@@ -17,7 +17,8 @@ from core.records import BadInput
 
 F = TypeVar("F", bound=Callable[..., Any])
 OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
-"""A full disk, or one that may not be written: what the user can mend, wherever it shows."""
+OF_NAMES = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR}
+"""A full disk, or one that may not be written; a path that can be none: what the user can mend, wherever it shows."""
 
 
 class _Command(TyperCommand):
@@ -49,7 +50,7 @@ class App(typer.Typer):
         try:
             return super().__call__(*args, **kwargs)
         except OSError as error:
-            if error.errno not in OF_DISK:
+            if error.errno not in OF_DISK | OF_NAMES:
                 raise
             named = error.filename or "a file cannot be written"
-            raise BadInput(f"{named}: {error.strerror}; free some space or choose another folder") from None
+            raise BadInput(f"{named}: {error.strerror}; free some space or choose another place") from None

@@ -77,6 +77,7 @@ def test_nothing_empty_is_taken_for_a_value(empty: list[str]) -> None:
         ("emsweep plan rank --price-in 1", "belong together"),
         ("emsweep exec bad.yaml 0", "bad.yaml: 0 sweeps are called so"),
         ("emsweep report demo", "demo: 0 sweeps are called so"),
+        ("emsweep report " + 300 * "a", 100 * "a"),
         ("emsweep rank --values 1,2 --axis rank=4", "--axis rank: the command gives values of rank already"),
         ("emsweep status nowhere", "nowhere: no folder of runs"),
         ("emsweep fetch gpt", "not fetched here"),
