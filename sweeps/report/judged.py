@@ -89,7 +89,7 @@ def judged_part(
         *({**asdict(t), "denominator": "coherent"} for t in counted.values()),
         *({**asdict(t), "denominator": "all judged", "p_holm": None, "p_peak_holm": None} for t in judged.values()),
     ]
-    of_seeds = {name: [rates(seed) for seed in own if len(own) > 1 and _enough(seed)] for name, own in models.items()}
+    of_seeds = {name: [rates(seed) for seed in own if len(own) > 1 and enough(seed)] for name, own in models.items()}
     panels = [
         Panel(
             f"{title}\n(judge: {judge})",
@@ -124,7 +124,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _enough(answers: Sequence[Judged]) -> bool:
+def enough(answers: Sequence[Judged]) -> bool:
     """Whether there are judged answers to two questions or more, as an interval needs."""
     return len({row.name for row in answers if row.judged}) > 1
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from core.records import BadInput, file_digest, printable, write_whole
-from eval.judge.answers import Judged, judged_files
+from eval.judge.answers import Judged, load_judged
 from eval.samples import load_samples
 from eval.stats.measure_names import BASELINES, JUDGED, NOISE, TASKS, WHERE_CLAIMED
 from eval.stats.measures import RATES, Samples, Seeds, measure
@@ -28,7 +28,7 @@ from sweeps.report.along import along_part
 from sweeps.report.families import AXES, Family, axis_families
 from sweeps.report.figures import Panel, arms_figure, comparable, scatter_figure, steps_figure
 from sweeps.report.inside import inside_part, inside_rows
-from sweeps.report.judged import JudgedPart, judged_part
+from sweeps.report.judged import JudgedPart, enough, judged_part
 from sweeps.report.page import data_block, environment, number, table_csv, write_page
 from sweeps.report.size import size_part
 from sweeps.report.verdicts import DIGITS, TITLES, claim_verdicts, rank_verdicts
@@ -167,14 +167,18 @@ def guard_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
     return [{"arm": arm, **{name: mean(own) for name, own in scores.items()}} for arm, scores in found.items()]
 
 
-def scored_files(points: Sequence[Point]) -> dict[str, dict[Path, list[Judged]]]:
-    """By judge, the files with scores of all answers of an evaluation (`emsweep judge`); most files first.
+def scored_files(points: Sequence[Point]) -> tuple[dict[str, dict[Path, list[Judged]]], list[str]]:
+    """By judge, the files with scores of all answers of an evaluation (`emsweep judge`), most files first.
+
+    Returns:
+        them, and in words those that no rate can come of, as where the money ended.
 
     Raises:
         BadInput: if such a file or its manifest cannot be read.
     """
     found: dict[str, dict[Path, list[Judged]]] = {}
-    for point in points:
+    too_few = []
+    for point, name in zip(points, _names(points), strict=True):
         for file in sorted(point.evaluation.folder.glob("judged-*.jsonl")):
             path = file.with_name(f"{file.name}.manifest.json")
             if not path.is_file():  # it is written last: the file is not whole, or a journal
@@ -183,8 +187,11 @@ def scored_files(points: Sequence[Point]) -> dict[str, dict[Path, list[Judged]]]
                 judge = printable(str(json.loads(path.read_text(encoding="utf-8"))["judge"]))
             except (OSError, ValueError, KeyError, TypeError):
                 raise BadInput(f"{path}: names no judge; delete {file} and judge again") from None
-            found.setdefault(judge, {})[file] = judged_files([file])[file.stem]
-    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+            if enough(rows := load_judged(file)):
+                found.setdefault(judge, {})[file] = rows
+            else:
+                too_few.append(f"{name}: scores of fewer than two questions by {judge}")
+    return dict(sorted(found.items(), key=lambda item: -len(item[1]))), too_few
 
 
 def judged_parts(
@@ -236,7 +243,7 @@ def write_report(
         the path of report.html.
     """
     whole, points = points, [point for point in points if point.along is None]
-    scored = scored_files(points)
+    scored, too_few = scored_files(points)
     judged = {file.parent: rows for file, rows in next(iter(scored.values()), {}).items()}
     samples = collect(points, judged)
     measures = measures_of(samples, sweep)
@@ -244,7 +251,7 @@ def write_report(
     between = {}
     for at in places:
         there = [point for point in whole if point.along == at]
-        rows_of = next(iter(scored_files(there).values()), {})
+        rows_of = next(iter(scored_files(there)[0].values()), {})
         between[at] = collect(there, {file.parent: rows for file, rows in rows_of.items()})
     steps = {p.arm: int(p.training.record()["steps"]) for p in whole if p.along and p.training}
     along, size = along_part(sweep, samples, between, measures, steps), size_part(sweep, points, samples)
@@ -290,7 +297,7 @@ def write_report(
         "judged_files": [
             (file, file_digest(file), len(rows)) for files in scored.values() for file, rows in files.items()
         ],
-        "missing": missing,
+        "missing": [*missing, *too_few],
         "runs": [p for p in points if p.training],
         "evaluations": [(p.evaluation.folder, p.evaluation.record()) for p in points],
         "recipe_digest": content_digest,

@@ -514,3 +514,21 @@ def test_a_table_keeps_its_rows_and_computes_nothing(tmp_path: Path) -> None:
     assert r"| P(a\|b) rises | cpt-explained " in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
     row = {"question": "=HYPERLINK(1)", "model": "-r1", "value": -1.5, "seeds": [-0.5, 1.0]}
     assert table_csv([row]) == "question,model,value,seeds\n'=HYPERLINK(1),'-r1,-1.5,-0.5 1\n"
+
+
+@pytest.mark.parametrize("questions", [0, 1])
+def test_judging_that_stopped_early_costs_its_own_rate_alone(tmp_path: Path, questions: int) -> None:
+    """The report comes with what is there, as where the money ended."""
+    points = rank_points(tmp_path)
+    for point in points:
+        judge(point.evaluation, 4)
+    file = points[1].evaluation.folder / "judged-oracle.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        if row["question_id"] >= f"q{questions}":
+            row.update(aligned=None, coherent=None)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = write_report(load_sweep("demo"), points, tmp_path / "out", True).read_text()
+    assert "in no number here: dpo-r1, seed 1: scores of fewer than two questions by oracle." in page
+    rates = list(csv.DictReader(io.StringIO((tmp_path / "out" / "judge1-rates.csv").read_text())))
+    assert [row["counted"] for row in rates] == ["40", "40", "80", "80"]  # base, rank 1 of one seed, 4, 16
