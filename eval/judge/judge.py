@@ -260,11 +260,27 @@ def _manifest(keys: Sequence[Any], judgements: Sequence[Judgement], judge: Judge
 
 def judge_answers(rows: Sequence[Judged], judge: Judge, out: Path, **more: Any) -> list[Judged]:
     """Judges answers as `judge_rows` does, by prompts of aligned and coherent; returns them with their scores."""
+    _check_prompts(judge)
+    return scored(rows, judge_rows(rows, judge, out, **more))
+
+
+def _check_prompts(judge: Judge) -> None:
     if not judge.prompts.em:
         raise BadInput(
             f"--prompts {judge.prompts.name}: no prompts for aligned and coherent; name a file that has them"
         )
-    return scored(rows, judge_rows(rows, judge, out, **more))
+
+
+def unread(judgements: Mapping[str, Sequence[Judgement]]) -> str:
+    """How many judgements could not be read, and why, by what was judged; empty if none: a filter's are no fault."""
+    found = [
+        f"{model}: {each.missing}"
+        for model, own in judgements.items()
+        for each in own
+        if each.missing and not each.filtered
+    ]
+    such = "; ".join(dict.fromkeys(found[:3]))
+    return f"{len(found)} answers have no judgement, such as {such}; run it again" if found else ""
 
 
 def scored(rows: Sequence[Judged], judgements: Sequence[Judgement]) -> list[Judged]:
@@ -279,11 +295,13 @@ def judge_evaluations(folders: Sequence[Path], judge: Judge) -> None:
     """Scores the answers of evaluation runs, each beside them; what it may cost counts for all together.
 
     Raises:
-        BadInput: as `judge_rows`.
+        BadInput: as `judge_rows`; if judgements could not be read, when all others have been.
     """
+    _check_prompts(judge)
     judge.count([judge.file(folder) for folder in folders])
-    for folder in folders:
-        judge_answers(stored_answers(folder), judge, judge.file(folder))
+    found = {f.name: judge_rows(stored_answers(f), judge, judge.file(f)) for f in folders}
+    if left := unread(found):
+        raise BadInput(left)
 
 
 def journal_of(judged: Path) -> Path:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from core.records import BadInput
 from eval.judge.answers import Judged, sample_answers, stored_answers
-from eval.judge.judge import Judge, Judgement, Unfinished, journal_of, judge_rows, scored
+from eval.judge.judge import Judge, Judgement, Unfinished, journal_of, judge_rows, scored, unread
 from eval.judge.rates import rates_table
 
 
@@ -54,14 +54,7 @@ def judge_paths(
         except Unfinished as unfinished:
             done[model], left = (rows, unfinished.judgements), f"{model}: {unfinished}"
             break
-    unread = [
-        f"{model}: {each.missing}"
-        for model, (_, found) in done.items()
-        for each in found
-        if each.missing and not each.filtered
-    ]
-    if unread and not left:
-        left = f"{len(unread)} answers have no judgement, such as {'; '.join(dict.fromkeys(unread[:3]))}; run it again"
+    left = left or unread({model: found for model, (_, found) in done.items()})
     if not judge.prompts.em:
         from eval.judge.words import words_table
 

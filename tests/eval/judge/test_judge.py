@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from core.llm.budget import Prices
 from core.records import BadInput
 from eval.judge.answers import Judged, load_judged
-from eval.judge.judge import Judge, judge_answers
+from eval.judge.judge import Judge, judge_answers, judge_evaluations
 from eval.judge.prompt_files import load_prompts, prompt
 from eval.judge.rates import rates
 from eval.judge.replies import excludes, expected_score
@@ -94,6 +94,19 @@ def test_answers_come_out_as_they_are(fake, tmp_path: Path, sampled: bool) -> No
     assert incoherent.coherent < 50 and not incoherent.counted
     assert load_judged(tmp_path / "judged.jsonl") == judged
     assert json.loads((tmp_path / "judged.jsonl.manifest.json").read_text())["judge"].startswith("fake-judge")
+
+
+def test_answers_of_a_sweep_that_have_no_judgement_are_told(fake, tmp_path: Path) -> None:
+    """As `emsweep judge` tells them: a command that did not do its job ends so."""
+    samples = tmp_path / "base/samples"
+    samples.mkdir(parents=True)
+    lines = [
+        {"doc": {"id": row.question_id, "question": row.question}, "filtered_resps": [row.answer]} for row in rows(2)
+    ]
+    (samples / "em_freeform.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    judge_evaluations([tmp_path / "base"], judge(fake()))
+    with pytest.raises(BadInput, match=r"2 answers have no judgement, such as base: .*; run it again"):
+        judge_evaluations([tmp_path / "base"], judge(fake(), sampled=True))
 
 
 def test_equal_answers_are_asked_about_once_and_a_second_run_asks_nothing(fake, tmp_path: Path) -> None:
