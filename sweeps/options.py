@@ -121,6 +121,8 @@ def sweep_options(
             raise BadInput(f"--axis {text!r} is not AXIS=VALUE,VALUE; write for example --axis seed=1,2,3")
         if key in axes:
             raise BadInput(f"axis {key} is given twice; name its values once, with commas between")
+        if "" in values.split(","):
+            raise BadInput(f"--axis {text}: an empty value, as of a variable that is not set")
         axes[key] = values.split(",")
     return SweepOptions(model, hardware, axes, settings or [], full, judge, gpus, per_gpu, checkpoints, guard, data)
 

@@ -71,6 +71,7 @@ def test_nothing_empty_is_taken_for_a_value(empty: list[str]) -> None:
         ("emsweep run worse.yaml", "worse.yaml: "),
         ("emsweep run rank --axis rnak=1,2", "unknown axis 'rnak' (there are: rank, lr, seed"),
         ("emsweep plan rank --axis rank", "is not AXIS=VALUE,VALUE"),
+        ("emsweep plan rank --axis lr_scheduler=cosine,", "an empty value, as of a variable that is not set"),
         ("emsweep rank --alpha-policy beta", "'beta' is no value of alpha (there are: alpha_over_r, alpha, "),
         ("emsweep run models --axis model=qwen8b", "'qwen8b' is no value of model"),
         ("emsweep lr --values fast", "'fast' is no lr"),
