@@ -76,5 +76,5 @@ def resident_base() -> ResidentBase:
 
 def close_resident_bases() -> None:
     """Ends all of them."""
-    for base in _BASES.values():
+    for base in list(_BASES.values()):
         base.close()
