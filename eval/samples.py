@@ -13,10 +13,13 @@ def load_samples(folder: Path, task: str) -> list[dict[str, Any]]:
     """The documents of a task in `folder`/samples/TASK.jsonl.
 
     Raises:
-        BadInput: if there are none of that task.
+        BadInput: if there are none of that task, or they are cut off.
     """
     path = folder / "samples" / f"{task}.jsonl"
     if not path.is_file():
         raise BadInput(f"{path}: no samples of this task; evaluate with --tasks {task} first")
-    with path.open(encoding="utf-8") as file:  # splitlines would also cut at U+2028, which answers hold
-        return [json.loads(line) for line in file]
+    try:
+        with path.open(encoding="utf-8") as file:  # splitlines would also cut at U+2028, which answers hold
+            return [json.loads(line) for line in file]
+    except ValueError:
+        raise BadInput(f"{path}: cut off or damaged; delete {folder}, and evaluate again") from None

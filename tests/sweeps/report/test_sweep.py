@@ -532,3 +532,11 @@ def test_judging_that_stopped_early_costs_its_own_rate_alone(tmp_path: Path, que
     assert "in no number here: dpo-r1, seed 1: scores of fewer than two questions by oracle." in page
     rates = list(csv.DictReader(io.StringIO((tmp_path / "out" / "judge1-rates.csv").read_text())))
     assert [row["counted"] for row in rates] == ["40", "40", "80", "80"]  # base, rank 1 of one seed, 4, 16
+
+
+def test_samples_that_are_cut_off_are_named(tmp_path: Path) -> None:
+    run = write_evaluation(tmp_path, "base", 0.0, ["Hello."])
+    file = run.folder / "samples/em_choice.jsonl"
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(BadInput, match=r"em_choice\.jsonl: cut off or damaged; delete .*, and evaluate again"):
+        write_report(load_sweep("demo"), [Point("base", None, None, run)], tmp_path / "out", full=False)
