@@ -42,18 +42,23 @@ def visible_gpus() -> list[Gpu]:
         return []
     except (OSError, subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         raise BadInput(f"nvidia-smi failed ({error}); mend the driver, or name --hardware") from error
-    cards = []
+    cards, lost = [], []
     for row in answer.splitlines():
         parts = [part.strip() for part in row.split(",")]
         if len(parts) != len(Gpu._fields):  # its own words: no devices, or one that fell off the bus
             raise BadInput(f"nvidia-smi says: {row.strip()}; mend the driver, or name --hardware")
         number, uuid, name, total, used = parts
-        # "[N/A]" where the card's memory is the machine's, as a GB10's is.
-        shares = not total.replace(".", "").isdigit()
+        # "[N/A]" where the card's memory is the machine's, as a GB10's is; "[GPU is lost]" is no memory.
+        shares = total in ("[N/A]", "[Not Supported]")
+        if not shares and not total.replace(".", "").isdigit():
+            lost.append(row.strip())
+            continue
         gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if shares else float(total) / 1024
         cards.append(Gpu(number, uuid, name, gib, float(used) / 1024 if used.isdigit() else 0.0))
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None:
+        if lost:
+            raise BadInput(f"nvidia-smi says: {lost[0]}; mend the driver, or name the others in CUDA_VISIBLE_DEVICES")
         return cards
     chosen = []
     for wanted in filter(None, (part.strip() for part in named.split(","))):

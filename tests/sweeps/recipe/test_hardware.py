@@ -67,6 +67,18 @@ def test_a_card_that_shares_the_machines_memory_has_it(tmp_path: Path, monkeypat
     assert profile == "a100-80g" and words.startswith("NVIDIA GB10 (119 GiB) has no profile of its own")
 
 
+@pytest.mark.parametrize("says", ["[GPU is lost]", "[Unknown Error]"])
+def test_a_lost_card_is_none_with_the_machines_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str
+) -> None:
+    two = [("NVIDIA H200", 143771), ("NVIDIA H200", says)]
+    with pytest.raises(BadInput, match=r"nvidia-smi says: 1, GPU-1f3a, NVIDIA H200, \[.*; mend the driver, or name"):
+        found(tmp_path, monkeypatch, *two)
+    assert found(tmp_path, monkeypatch, *two, visible="0")[0] == "h200-141g"
+    with pytest.raises(BadInput, match="no GPU 1"):
+        found(tmp_path, monkeypatch, *two, visible="1")
+
+
 def test_the_smallest_of_the_visible_cards_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two = [("NVIDIA H200", 143771), ("NVIDIA GeForce RTX 4090", 24564)]
     assert found(tmp_path, monkeypatch, *two)[0] == "rtx4090"
