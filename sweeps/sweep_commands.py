@@ -362,7 +362,11 @@ def clean(
     planned: set[str] = set()
     for path in sorted(SWEEPS.glob("*/sweep.json")):
         _, manifest = find_manifest(str(path))
-        runs = Request(manifest.sweep, manifest.name, manifest.full).runs
+        try:
+            runs = Request(manifest.sweep, manifest.name, manifest.full).runs
+        except BadInput as error:  # such as data that are gone: what it waits for is not known
+            name = path.parent.name
+            raise BadInput(f"{name}: {error}; or take it off: `emsweep status --forget {name}`") from None
         merges = {digest for digest, run in runs.items() if run.stage == "merge"}
         planned |= merges
         needed |= {before.digest for run in runs.values() if not run.done for before in run.after} & merges

@@ -161,6 +161,13 @@ def test_a_manifest_that_cannot_be_read_is_shown_and_can_be_forgotten(prepared: 
     assert CliRunner().invoke(app, ["status", "--forget", "rank"]).exit_code == 0 and not manifest.exists()
 
 
+def test_a_sweep_whose_data_are_gone_is_named_by_clean(prepared: Path) -> None:
+    script = CliRunner().invoke(app, ["export", "rank", "--axis", "rank=1"]).output.strip()
+    (prepared / "data/cpt.jsonl").unlink()
+    refused, name = str(CliRunner().invoke(app, ["clean"]).exception), Path(script).parent.name
+    assert refused.startswith(f"{name}: data/cpt.jsonl: No such file") and f"--forget {name}`" in refused
+
+
 def test_a_corpus_that_was_built_for_another_model_is_named(prepared: Path) -> None:
     manifest = prepared / "data/cpt.jsonl.manifest.json"
     manifest.write_text(json.dumps({"tokenizer": "models/smollm2-135m"}))
