@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from core.records import BadInput
-from sweeps.plan.sweep import AXES, Arm, Claim, InsideClaim, Sweep, Tuned, check_keys, same_key
+from sweeps.plan.sweep import AXES, Arm, Claim, InsideClaim, Sweep, Tuned, check_keys, same_key, settings_for
 from sweeps.recipe.compose import (
     ALPHA_POLICIES,
     ENGINES,
@@ -18,6 +18,7 @@ from sweeps.recipe.compose import (
     given_settings,
     layer_names,
     load_layer,
+    of_dpo,
     parsed,
 )
 
@@ -89,7 +90,9 @@ def vary(sweep: Sweep, grid: Mapping[str, Sequence[Any]]) -> Sweep:
     def own(name: str, point: Mapping[str, str]) -> dict[str, str]:
         """The part of a combination that concerns an arm."""
         mine = point if name in varied else {"model", "cpt"} if name in corpora else {"model"}
-        return {axis: value for axis, value in point.items() if axis in mine}
+        # What is of DPO alone would make an arm of SFT twice; the axis data may make it one of DPO.
+        alike = sweep.arms[name].stage != "dpo" and "data" not in point if name in sweep.arms else False
+        return {axis: value for axis, value in point.items() if axis in mine and not (alike and of_dpo(axis))}
 
     def label(name: str, point: Mapping[str, str]) -> str | None:
         """The arm's name at a combination; None for a CPT that is left out."""
@@ -132,6 +135,9 @@ def _check_settings(sweep: Sweep, axes: Mapping[str, Any]) -> None:
     check_keys("setting ", given)
     if given and not any(arm.vary for arm in sweep.arms.values()):
         raise BadInput(f"setting {next(iter(given))}: it is for arms that vary, and none does; mark one `vary: true`")
+    dpo = "data" in axes or any(arm.vary and arm.stage == "dpo" for arm in sweep.arms.values())
+    if not dpo and (key := next(filter(of_dpo, given), None)):
+        raise BadInput(f"setting {key}: has an effect on DPO alone, and no arm that varies is of it; leave it out")
     keys = {axis: AXES.get(axis, axis) for axis in axes} | ({"lr of --retune": AXES["lr"]} if sweep.tuned else {})
     for key, (axis, own) in product(given, keys.items()):
         if same_key(key, own):
@@ -222,9 +228,8 @@ def _in_recipe(sweep: Sweep, key: str) -> Any:
     known: dict[str, None] = {}
     for arm in [arm for arm in sweep.arms.values() if arm.vary]:
         keys = {**sweep.stages.get(arm.stage, {}), **arm.settings}
-        recipe = compose(
-            arm.stage, sweep.model, sweep.hardware, sweep.settings, extra=keys, gpus=sweep.gpus, variant=arm.variant
-        )
+        about = (arm.stage, sweep.model, sweep.hardware, settings_for(sweep, arm))
+        recipe = compose(*about, extra=keys, gpus=sweep.gpus, variant=arm.variant)
         node: Any = {**recipe.config, "em": recipe.em}
         known |= dict.fromkeys(node)
         try:

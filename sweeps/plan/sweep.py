@@ -16,7 +16,17 @@ from core.records import BadInput, first_fault
 from eval.judge.settings import JudgeSettings
 from eval.stats.measure_names import MeasureName
 from sweeps.plan.estimate import steps_of
-from sweeps.recipe.compose import DECIDED, RECIPES, Recipe, compose, given_settings, in_folder, layer_names, load_layer
+from sweeps.recipe.compose import (
+    DECIDED,
+    RECIPES,
+    Recipe,
+    compose,
+    given_settings,
+    in_folder,
+    layer_names,
+    load_layer,
+    of_dpo,
+)
 from sweeps.recipe.hardware import this_machine
 from sweeps.recipe.memory import GIB, Shape, evaluation_batch
 from sweeps.recipe.precision import cpu_dtype
@@ -312,6 +322,12 @@ def fitting_settings(settings: Iterable[str]) -> list[str]:
     return [setting for setting in settings if given_settings([setting]).keys() <= FITTING]
 
 
+def settings_for(sweep: Sweep, arm: Arm) -> list[str]:
+    """The sweep's settings that concern an arm: none of DPO alone where it trains otherwise."""
+    chosen = sweep.settings if arm.vary else fitting_settings(sweep.settings)
+    return [setting for setting in chosen if arm.stage == "dpo" or not of_dpo(setting)]
+
+
 def graph(points: Iterable[Point]) -> dict[str, Run]:
     """The runs of all points, by digest, in an order in which they can be executed."""
     return with_all_before(run for point in points for run in (point.training, point.evaluation) if run)
@@ -404,7 +420,7 @@ def arm_recipe(sweep: Sweep, arm: Arm, keys: Mapping[str, Any], gpus: int) -> Re
         arm.stage,
         arm.model or sweep.model,
         sweep.hardware,
-        sweep.settings if arm.vary else fitting_settings(sweep.settings),
+        settings_for(sweep, arm),
         arm.rank,
         extra=keys,
         engine=arm.engine,

@@ -216,6 +216,8 @@ def compose(
         if key in DECIDED:
             raise BadInput(f"setting {key}: {DECIDED[key]}")
         _put(config, key, value)
+    if stage != "dpo" and (key := next(filter(of_dpo, {**(extra or {}), **given}), None)):
+        raise BadInput(f"setting {key}: has an effect on DPO alone, and this is {stage}; leave it out")
     declared = {key: _at(config, key) for key in extra or () if key not in given and not (rank and key == "lora_r")}
     em = config.pop("em")
     _check_values(config, stage)
@@ -260,6 +262,11 @@ def compose(
         except ValueError as error:
             raise BadInput(str(error)) from None
     return Recipe(stage, config, em)
+
+
+def of_dpo(key: str) -> bool:
+    """Whether a recipe key has an effect on DPO alone."""
+    return key.startswith(("dpo_", "rl_beta", "precompute_ref_log_probs"))
 
 
 def _check_values(config: Mapping[str, Any], stage: str) -> None:

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from core.records import BadInput
 from sweeps.plan.axes import NAMES, choices, vary
 from sweeps.plan.sweep import Arm, Claim, Sweep, graph, load_sweep, plan
-from sweeps.recipe.compose import _set, parsed
+from sweeps.recipe.compose import _set, compose, parsed
 from sweeps.run.folder import Run
 from sweeps.run.graph import lost, ready, shared, wanted
 
@@ -103,6 +103,21 @@ def test_what_is_usual_keeps_its_runs(prepared: Path) -> None:
     assert plain < set(varied)
     assert len(varied) == 1 + 2 * (2 + 2 * 2 * 2) + 2  # and the merge of each CPT
     assert len(graph(plan(vary(SWEEP, {"seed": [1, 2, 3], "data": ["complementary"]}), False))) == 1 + 2 * 2 * 3 + 3
+
+
+def test_what_is_of_dpo_alone_makes_no_arm_of_sft_twice(prepared: Path) -> None:
+    sft = Arm(stage="sft", data="data/sft-insecure.jsonl", vary=True)
+    both = SWEEP.model_copy(update={"arms": {**SWEEP.arms, "sft": sft}})
+    named = [p.arm for p in plan(vary(both, {"rl_beta": [0.05, 0.2], "seed": [1]}), False)]
+    assert named == ["base", "cpt-explained", "pairs-rl_beta0.05", "pairs-rl_beta0.2", "sft"]
+    given = both.model_copy(update={"settings": ["rl_beta=0.3", "weight_decay=0.1"]})
+    made = {p.arm: p.training.recipe.config for p in plan(vary(given, {}), False) if p.training}
+    assert made["pairs"]["rl_beta"] == 0.3 and "rl_beta" not in made["sft"] and made["sft"]["weight_decay"] == 0.1
+    alone = given.model_copy(update={"arms": {"sft": sft}, "claims": []})
+    with pytest.raises(BadInput, match="setting rl_beta: has an effect on DPO alone, and no arm that varies"):
+        vary(alone, {})
+    with pytest.raises(BadInput, match="setting rl_beta: has an effect on DPO alone, and this is sft"):
+        compose("sft", "smollm2-135m", "cpu", ["rl_beta=0.3"])
 
 
 VALUES_OF = {
