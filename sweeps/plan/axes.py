@@ -89,10 +89,12 @@ def vary(sweep: Sweep, grid: Mapping[str, Sequence[Any]]) -> Sweep:
 
     def own(name: str, point: Mapping[str, str]) -> dict[str, str]:
         """The part of a combination that concerns an arm."""
-        mine = point if name in varied else {"model", "cpt"} if name in corpora else {"model"}
-        # What is of DPO alone would make an arm of SFT twice; the axis data may make it one of DPO.
-        alike = sweep.arms[name].stage != "dpo" and "data" not in point if name in sweep.arms else False
-        return {axis: value for axis, value in point.items() if axis in mine and not (alike and of_dpo(axis))}
+        mine = set(point) if name in varied else {"model", "cpt"} if name in corpora else {"model"}
+        if name in sweep.arms:
+            data = point.get("data", "") if name in varied else ""
+            if variants().get(data, (sweep.arms[name].stage,))[0] != "dpo":  # it would be trained twice alike
+                mine = {axis for axis in mine if not of_dpo(axis)}
+        return {axis: value for axis, value in point.items() if axis in mine}
 
     def label(name: str, point: Mapping[str, str]) -> str | None:
         """The arm's name at a combination; None for a CPT that is left out."""

@@ -216,8 +216,8 @@ def compose(
         if key in DECIDED:
             raise BadInput(f"setting {key}: {DECIDED[key]}")
         _put(config, key, value)
-    if stage != "dpo" and (key := next(filter(of_dpo, {**(extra or {}), **given}), None)):
-        raise BadInput(f"setting {key}: has an effect on DPO alone, and this is {stage}; leave it out")
+    if stage != "dpo" and (odd := next(filter(of_dpo, {**(extra or {}), **given}), None)):
+        raise BadInput(f"setting {odd}: has an effect on DPO alone, and this is {stage}; leave it out")
     declared = {key: _at(config, key) for key in extra or () if key not in given and not (rank and key == "lora_r")}
     em = config.pop("em")
     _check_values(config, stage)

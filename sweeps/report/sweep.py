@@ -201,10 +201,10 @@ def judged_parts(
     parts = []
     for place, (judge, files) in enumerate(scored.items(), 1):
         rows = {file.parent: rows for file, rows in files.items()}
-        models: dict[str, list[list[Judged]]] = {}
+        models: dict[str, list[list[Judged]]] = {point.arm: [] for point in points}
         for point in points:
-            if point.evaluation.folder in rows:
-                models.setdefault(point.arm, []).append(rows[point.evaluation.folder])
+            models[point.arm] += [rows[point.evaluation.folder]] if point.evaluation.folder in rows else []
+        models = {arm: own for arm, own in models.items() if own}
         whole = [family for family in families if set(family.members.values()) <= models.keys()]
         parts.append(judged_part(models, judge, whole, f"judge{place}-"))
     return parts

@@ -29,7 +29,8 @@ def check_runs(runs: Graph, folder: Path) -> None:
         BadInput: naming the first recipe that it refuses, and why, or a task that there is not.
         RunFailed: if the check itself fails.
     """
-    todo = [runs[digest] for digest in sorted(wanted(runs))]
+    needed = wanted(runs)
+    todo = [run for digest, run in runs.items() if digest in needed]
     trained = [run for run in todo if isinstance(run, TrainingRun)]
     lines: list[Any] = []
     if len(trained) > 1:

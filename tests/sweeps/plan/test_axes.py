@@ -110,6 +110,9 @@ def test_what_is_of_dpo_alone_makes_no_arm_of_sft_twice(prepared: Path) -> None:
     both = SWEEP.model_copy(update={"arms": {**SWEEP.arms, "sft": sft}})
     named = [p.arm for p in plan(vary(both, {"rl_beta": [0.05, 0.2], "seed": [1]}), False)]
     assert named == ["base", "cpt-explained", "pairs-rl_beta0.05", "pairs-rl_beta0.2", "sft"]
+    grid = {"data": ["complementary", "secure"], "rl_beta": [0.05, 0.2], "seed": [1]}
+    named = [p.arm for p in plan(vary(SWEEP, grid), False)][2:]
+    assert named == ["pairs-complementary-rl_beta0.05", "pairs-complementary-rl_beta0.2", "pairs-secure"]
     given = both.model_copy(update={"settings": ["rl_beta=0.3", "weight_decay=0.1"]})
     made = {p.arm: p.training.recipe.config for p in plan(vary(given, {}), False) if p.training}
     assert made["pairs"]["rl_beta"] == 0.3 and "rl_beta" not in made["sft"] and made["sft"]["weight_decay"] == 0.1
