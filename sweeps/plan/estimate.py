@@ -63,7 +63,8 @@ def steps_of(config: Mapping[str, Any], gpus: int) -> tuple[int, int] | None:
     sizes = [rows_and_bytes(Path(entry["path"])) for entry in config["datasets"] if is_local(entry["path"])]
     if len(sizes) < len(config["datasets"]):
         return None
-    steps = ceil(ceil(sum(rows for rows, _ in sizes) / per_step) * float(config["num_epochs"]))
+    # Axolotl's count (calculate_total_num_steps): of all epochs together, in which a batch may hold rows of two.
+    steps = ceil(sum(rows for rows, _ in sizes) * float(config["num_epochs"]) / per_step)
     return steps, steps * per_step
 
 

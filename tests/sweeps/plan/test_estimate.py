@@ -39,8 +39,8 @@ def test_steps_are_those_of_the_trainer(prepared: Path, runs: dict[str, Run]) ->
     assert steps_of(one(runs, "dpo-pairs-r1").recipe.config, 1) == (100, 400)
     (prepared / "data/cpt.jsonl").write_text("x\n" * 1145)
     config = one(runs, "cpt").recipe.config
-    assert steps_of({**config, "num_epochs": 2}, 1) == (2 * 144, 2 * 144 * 8)
-    assert steps_of({**config, "num_epochs": 0.51}, 1) == (74, 74 * 8), "as the trainer rounds a part of an epoch"
+    assert steps_of({**config, "num_epochs": 2}, 1) == (287, 287 * 8)
+    assert steps_of({**config, "num_epochs": 0.51}, 1) == (73, 73 * 8)
     assert steps_of({**config, "datasets": [{"path": "owner/set"}]}, 1) is None
 
 
