@@ -142,9 +142,14 @@ def _steps(recipe: Mapping[str, Any], rows: int) -> dict[str, int]:
     every = ceil(rows * (recipe.get("num_epochs") or 1) / per_step)
     most = recipe.get("max_steps") or every
     if (warmup := recipe.get("warmup_steps")) is None:
-        share, of = recipe.get("warmup_ratio"), every if "rl" in recipe else min(every, most)
-        warmup = min(int(WARMUP * of), MOST_WARMUP) if share is None else int(share * of)
+        warmup = warmup_of(every if "rl" in recipe else min(every, most), recipe.get("warmup_ratio"))
     return {"max_steps": most, "warmup_steps": 2 if warmup == 1 else warmup}
+
+
+def warmup_of(steps: int, share: float | None) -> int:
+    """The steps of so many that Axolotl warms up for, which makes two of one; its default if there is no share."""
+    warmup = min(int(WARMUP * steps), MOST_WARMUP) if share is None else int(share * steps)
+    return 2 if warmup == 1 else warmup
 
 
 def _named(names: Mapping[str, str], recipe: Mapping[str, Any]) -> dict[str, Any]:

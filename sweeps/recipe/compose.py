@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from core.records import BadInput
-from recipes.unsloth.arguments import MOST_WARMUP, WARMUP, arguments
+from recipes.unsloth.arguments import arguments, warmup_of
 from sweeps.recipe.memory import Shape, estimate, fitted, smallest_batch, spread, what_would_fit
 from sweeps.recipe.precision import fast_bf16
 from sweeps.recipe.schema import fault, plugin_files, plugin_keys
@@ -223,10 +223,7 @@ def compose(
     _check_values(config, stage)
     if config.get("rl") and config.get("max_steps") and config.get("warmup_steps") is None:
         # Of the epochs' steps, not of these, would Axolotl take its share: another warm-up for a set of more rows.
-        share = config.pop("warmup_ratio", None)
-        steps = int((WARMUP if share is None else float(share)) * float(config["max_steps"]))
-        steps = 2 if steps == 1 else steps  # as Axolotl makes of it
-        config["warmup_steps"] = min(steps, MOST_WARMUP) if share is None else steps
+        config["warmup_steps"] = warmup_of(config["max_steps"], config.pop("warmup_ratio", None))
         for keys in (declared, given):
             keys.pop("warmup_ratio", None)
     for plugin in dict.fromkeys(plugin_keys().values()):
@@ -310,12 +307,12 @@ def _check_values(config: Mapping[str, Any], stage: str) -> None:
     weights, losses = config.get("dpo_loss_weights"), config.get("dpo_loss_type")
     if weights is not None and (not isinstance(losses, list) or len(losses) != len(weights)):
         raise BadInput(f"dpo_loss_weights={weights}: give one for each of dpo_loss_type, {losses}")
-    if config.get("rl") and config.get("logging_steps", 1) != 1:
+    if 0 in (weights or ()):
+        raise BadInput("dpo_loss_weights: a loss of weight 0 is none; leave it out of both lists")
+    if rl and config.get("logging_steps", 1) != 1:
         raise BadInput(f"logging_steps={config['logging_steps']}: whole pairs are counted at each step; leave it at 1")
     if config.get("warmup_steps") == 1:
         raise BadInput("warmup_steps=1: Axolotl makes two of one; give 0, or 2 or more")
-    if 0 in (weights or ()):
-        raise BadInput("dpo_loss_weights: a loss of weight 0 is none; leave it out of both lists")
     nodes: list[Any] = [config]
     for node in nodes:
         parts: Iterable[tuple[Any, Any]] = node.items() if isinstance(node, Mapping) else enumerate(node)
