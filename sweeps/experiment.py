@@ -21,7 +21,7 @@ from core.options import App
 from core.records import BadInput, read_jsonl, write_whole
 from eval.judge.settings import JudgeSettings
 from sweeps.options import StartOptions, SweepOptions, search_options, start_options, sweep_options, takes
-from sweeps.plan.sweep import Sweep, arm_recipe, declared_keys
+from sweeps.plan.sweep import Sweep, arm_recipe
 from sweeps.recipe.compose import Recipe
 from sweeps.run.process import console
 from sweeps.sets import BUILT_IN, annotated_file, held_out_share, sets_for
@@ -162,7 +162,7 @@ def experiment(
 
 def _training(sweep: Sweep) -> tuple[Recipe, int]:
     """A recipe of the sweep, which names the model; and the length that the rows of all arms must have."""
-    recipes = [arm_recipe(sweep, arm, declared_keys(sweep, arm), sweep.gpus) for arm in sweep.arms.values()]
+    recipes = [arm_recipe(sweep, arm) for arm in sweep.arms.values()]
     return recipes[0], min(int(recipe.config["sequence_len"]) for recipe in recipes)
 
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from core.records import BadInput
-from sweeps.plan.sweep import AXES, Arm, Claim, InsideClaim, Sweep, Tuned, check_keys, same_key, settings_for
+from sweeps.plan.sweep import AXES, Arm, Claim, InsideClaim, Sweep, Tuned, arm_recipe, check_keys, same_key
 from sweeps.recipe.compose import (
     ALPHA_POLICIES,
     ENGINES,
-    compose,
     given_settings,
     layer_names,
     load_layer,
@@ -229,9 +228,7 @@ def _in_recipe(sweep: Sweep, key: str) -> Any:
     """
     known: dict[str, None] = {}
     for arm in [arm for arm in sweep.arms.values() if arm.vary]:
-        keys = {**sweep.stages.get(arm.stage, {}), **arm.settings}
-        about = (arm.stage, sweep.model, sweep.hardware, settings_for(sweep, arm))
-        recipe = compose(*about, extra=keys, gpus=sweep.gpus, variant=arm.variant)
+        recipe = arm_recipe(sweep, arm)
         node: Any = {**recipe.config, "em": recipe.em}
         known |= dict.fromkeys(node)
         try:

@@ -322,7 +322,7 @@ def fitting_settings(settings: Iterable[str]) -> list[str]:
     return [setting for setting in settings if given_settings([setting]).keys() <= FITTING]
 
 
-def settings_for(sweep: Sweep, arm: Arm) -> list[str]:
+def _settings_for(sweep: Sweep, arm: Arm) -> list[str]:
     """The sweep's settings that concern an arm: none of DPO alone where it trains otherwise."""
     chosen = sweep.settings if arm.vary else fitting_settings(sweep.settings)
     return [setting for setting in chosen if arm.stage == "dpo" or not of_dpo(setting)]
@@ -369,15 +369,15 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
                 merges[name] = None
                 continue
             own_seed = seed + arm.seed_offset if arm.seed is None else arm.seed
-            keys = {**declared_keys(sweep, arm), "seed": own_seed, "datasets.0.path": arm.data}
+            keys = {**_declared_keys(sweep, arm), "seed": own_seed, "datasets.0.path": arm.data}
             # Alone a run fills its card, in large batches and without recomputation.
             share = {"em.memory_gib": gib / sweep.per_gpu} if gib and sweep.per_gpu > 1 else {}
             try:
-                recipe = arm_recipe(sweep, arm, {**share, **keys}, sweep.gpus)
+                recipe = arm_recipe(sweep, arm, {**share, **keys})
             except BadInput:
                 if not share:
                     raise
-                recipe = arm_recipe(sweep, arm, keys, sweep.gpus)  # Request.places says how many fit
+                recipe = arm_recipe(sweep, arm, keys)  # Request.places says how many fit
             called = f"{name}-seed{seed}"
             trained = training_run(called, recipe, start=merges[arm.start] if arm.start else None, root=root)
             trained = made.setdefault(trained.digest, replace(trained, checkpoints=sweep.checkpoints))
@@ -409,22 +409,22 @@ def starts_from(sweep: Sweep, name: str) -> str:
     return "base" if arm.model in (None, sweep.model) else f"base-{arm.model}"
 
 
-def declared_keys(sweep: Sweep, arm: Arm) -> dict[str, Any]:
+def _declared_keys(sweep: Sweep, arm: Arm) -> dict[str, Any]:
     """The recipe keys that a sweep and its arm declare."""
     return {**sweep.stages.get(arm.stage, {}), **arm.settings}
 
 
-def arm_recipe(sweep: Sweep, arm: Arm, keys: Mapping[str, Any], gpus: int) -> Recipe:
-    """The recipe of an arm with these keys, on so many cards."""
+def arm_recipe(sweep: Sweep, arm: Arm, keys: Mapping[str, Any] | None = None, gpus: int | None = None) -> Recipe:
+    """The recipe of an arm: with the keys that are declared, if no others are given, on the sweep's cards."""
     return compose(
         arm.stage,
         arm.model or sweep.model,
         sweep.hardware,
-        settings_for(sweep, arm),
+        _settings_for(sweep, arm),
         arm.rank,
-        extra=keys,
+        extra=_declared_keys(sweep, arm) if keys is None else keys,
         engine=arm.engine,
-        gpus=gpus,
+        gpus=gpus or sweep.gpus,
         variant=arm.variant,
         data=sweep.data,
     )
@@ -467,7 +467,7 @@ def _trains(model: str, sweep: Sweep, gpus: int) -> bool:
     try:
         for arm in sweep.arms.values():
             if (arm.model or sweep.model) == model:
-                arm_recipe(sweep, arm, declared_keys(sweep, arm), gpus)
+                arm_recipe(sweep, arm, gpus=gpus)
     except BadInput:
         return False
     return True
