@@ -326,9 +326,8 @@ def with_replay(
             name, text = following
             replayed = Document(f"replay/{name}/{passes}", "replay", [("", text)])
             length = corpus.length(replayed, corpus.count_tokens)
-            problem = misread(text, corpus.special)
-            if length > corpus.limit:
-                problem = f"a text of {length} tokens is longer than {corpus.limit}"
+            over = f"a text of {length} tokens is longer than {corpus.limit}" if length > corpus.limit else None
+            problem = over or misread(text, corpus.special)
             if problem is None:
                 tokens += length
                 yield replayed

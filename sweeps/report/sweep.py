@@ -203,7 +203,8 @@ def judged_parts(
         rows = {file.parent: rows for file, rows in files.items()}
         models: dict[str, list[list[Judged]]] = {point.arm: [] for point in points}
         for point in points:
-            models[point.arm] += [rows[point.evaluation.folder]] if point.evaluation.folder in rows else []
+            if point.evaluation.folder in rows:
+                models[point.arm].append(rows[point.evaluation.folder])
         models = {arm: own for arm, own in models.items() if own}
         whole = [family for family in families if set(family.members.values()) <= models.keys()]
         parts.append(judged_part(models, judge, whole, f"judge{place}-"))

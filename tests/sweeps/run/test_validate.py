@@ -14,12 +14,17 @@ from sweeps.run.folder import Run
 from sweeps.run.validate import check_runs
 
 
-def test_what_axolotl_would_refuse_is_refused_before_the_first_run(
-    prepared: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun: list[Run] = []
+@pytest.fixture
+def begun(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+    """The runs that are begun, none of which is done; recipes and tasks are looked at as ever."""
+    runs: list[Run] = []
     monkeypatch.setattr(sweep_commands, "check_runs", check_runs)
-    monkeypatch.setattr(sweep_commands, "execute", begun.append)
+    monkeypatch.setattr(sweep_commands, "execute", runs.append)
+    monkeypatch.setattr(cli, "execute_all", runs.extend)
+    return runs
+
+
+def test_what_axolotl_would_refuse_is_refused_before_the_first_run(begun: list[Run]) -> None:
     for command in ("rank --values 1,4", "export rank --axis rank=1"):
         refused = CliRunner().invoke(app, [*command.split(), "--set", "warmup_steps=3", "--set", "warmup_ratio=0.1"])
         assert isinstance(refused.exception, BadInput) and not begun
@@ -28,13 +33,7 @@ def test_what_axolotl_would_refuse_is_refused_before_the_first_run(
     assert not list(Path("runs").glob("sweeps/*/*.sh"))
 
 
-def test_a_task_that_there_is_not_is_refused_before_the_first_run(
-    prepared: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun: list[Run] = []
-    monkeypatch.setattr(sweep_commands, "check_runs", check_runs)
-    monkeypatch.setattr(sweep_commands, "execute", begun.append)
-    monkeypatch.setattr(cli, "execute_all", begun.extend)
+def test_a_task_that_there_is_not_is_refused_before_the_first_run(begun: list[Run]) -> None:
     sweep = yaml.safe_load((RECIPES / "sweeps/rank.yaml").read_text())
     Path("mine.yaml").write_text(
         yaml.safe_dump({**sweep, "model": "smollm2-135m", "tasks": ["em", "hellaswog"], "profiles": {}})
