@@ -90,7 +90,7 @@ def test_paths_and_logging_retrain_nothing_and_content_does(workspace: Path) -> 
     assert moved.digest == plan().digest == plan("wandb_project=x", "logging_steps=5").digest
     by_policy = plan("em.alpha.policy=alpha", f"em.alpha.value={plan().recipe.config['lora_alpha']}")
     assert by_policy.digest == plan().digest and by_policy.content["alpha"] != plan().content["alpha"]
-    assert plan("rl_beta=0.2").digest != plan().digest and plan("datasets.0.type=completion").digest != plan().digest
+    assert plan("num_epochs=2").digest != plan().digest and plan("datasets.0.type=completion").digest != plan().digest
 
 
 def test_what_plugins_trainer_and_engine_do_is_part_of_a_runs_digest(
