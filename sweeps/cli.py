@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from click.core import ParameterSource
@@ -16,6 +16,7 @@ from core.records import BadInput
 from eval.judge.settings import JudgeSettings
 from eval.preset_files import load_preset, preset_names, questions_file
 from sweeps import experiment, inside_commands, inside_sweep, sweep_commands
+from sweeps.options import judging_options, takes
 from sweeps.recipe.compose import ENGINES, STAGES, compose, given_settings, layer_names, load_layer
 from sweeps.recipe.hardware import gpu_here, this_machine
 from sweeps.recipe.precision import machine_dtype
@@ -269,28 +270,17 @@ def report(
 
 
 @app.command()
+@takes(judging_options)
 def judge(
+    judging: Mapping[str, Any],
     paths: Annotated[list[Path], typer.Argument(help="Folders of evaluation runs, or files of answers.")],
     judge: Annotated[str, typer.Option(help="The model to ask, by any OpenAI-compatible server.")],
-    base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint; OpenAI's if not given.")] = None,
-    key_variable: Annotated[str, typer.Option(help="Environment variable that holds the API key.")] = "OPENAI_API_KEY",
-    sampled: Annotated[
-        bool, typer.Option("--sampled", help="Read a sampled number: for servers without logprobs.")
-    ] = False,
     prompts: Annotated[
         Path | None, typer.Option(help="A file of prompts, or a name: category, deception, first-plot, preregistered.")
     ] = None,
     columns: Columns = None,
     sample: Annotated[
         float | None, typer.Option(help="Judge a random share of the answers to each question, such as 0.4.")
-    ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Requests in flight at most.")] = 32,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one reply may take.")] = 60.0,
-    price_in: Annotated[float | None, typer.Option(min=0, help="USD per million tokens read.")] = None,
-    price_out: Annotated[float | None, typer.Option(min=0, help="USD per million tokens written.")] = None,
-    max_cost: Annotated[float | None, typer.Option(min=0, help="USD to stop at, for all paths together.")] = None,
-    extra_body: Annotated[
-        str | None, typer.Option(help="JSON object of further fields of each request; null leaves one out.")
     ] = None,
 ) -> None:
     """Scores stored answers again, and prints rates. Nothing is paid for twice; put the base model's answers beside.
@@ -304,10 +294,7 @@ def judge(
 
     if sample is not None and not 0 < sample < 1:
         raise BadInput(f"--sample {sample:g}: give a share between 0 and 1")
-    settings = {"model": judge, "base_url": base_url, "key_variable": key_variable, "sampled": sampled}
-    limits = {"concurrency": concurrency, "timeout": timeout, "price_in": price_in, "price_out": price_out}
-    further = {"prompts": prompts, "max_cost": max_cost, "extra_body": extra_body}
-    chosen = judge_for(JudgeSettings.model_validate({**settings, **limits, **further}))
+    chosen = judge_for(JudgeSettings(model=judge, prompts=prompts, **judging))
     table, left = judge_paths(paths, chosen, columns_of(columns), sample)
     if table:
         screen().print(table)

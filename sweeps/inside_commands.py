@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -16,7 +17,9 @@ from rich.table import Column, Table
 
 from core.options import App
 from core.records import BadInput, one_line, printable, write_records, write_whole
+from eval.judge.settings import JudgeSettings
 from eval.stats.intervals import Estimate, mean_interval
+from sweeps.options import judging_options, takes
 from sweeps.recipe.compose import layer_names, load_layer
 from sweeps.recipe.precision import machine_dtype
 from sweeps.run.inputs import chat_template, check_trained_on, is_local
@@ -92,7 +95,9 @@ def _interval(estimate: Estimate | None, digits: int = 2) -> str:
 
 
 @app.command(name="directions")
+@takes(judging_options)
 def directions_command(
+    judging: Mapping[str, Any],
     model: ModelName,
     concepts: Annotated[
         list[str] | None, typer.Option("--concept", help="Of eval/inside/concepts, or a YAML or JSON file; may recur.")
@@ -103,6 +108,9 @@ def directions_command(
     group: Annotated[str | None, typer.Option(help="What is held out together, such as id, cwe or domain.")] = None,
     tokens: Annotated[
         int | None, typer.Option(min=1, help="Length of sampled answers, for traits at `answer`; 64 if not given.")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="A model that keeps the sampled answers that show their trait; all if not given.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the files; runs/directions/MODEL if not given.")] = None,
     gguf: Annotated[bool, typer.Option("--gguf", help="Control vectors for llama.cpp too.")] = False,
@@ -117,28 +125,36 @@ def directions_command(
     from eval.inside.activations import means, neuron_means
     from eval.inside.directions import FEW, directions, held_out, standardised
     from eval.inside.pairs import Position, Trait, class_texts
+    from eval.inside.traits import kept
     from eval.inside.vectors import About, write_directions, write_gguf
 
     if position and position not in get_args(Position):
         raise BadInput(f"--position {position}: there are {', '.join(get_args(Position))}")
     loaded = load_concepts(concepts)
-    if tokens and not any(isinstance(one, Trait) and (position or one.position) == "answer" for _, one in loaded):
-        raise BadInput("--tokens: nothing is sampled here; it goes with a trait and --position answer")
+    sampling = {name: one for name, one in loaded if isinstance(one, Trait) and (position or one.position) == "answer"}
+    for option in [*["--tokens"] * bool(tokens), *["--judge"] * bool(judge)] if not sampling else ():
+        raise BadInput(f"{option}: nothing is sampled here; it goes with a trait and --position answer")
+    chosen = _trait_judge(judge, judging, sampling)
     if neurons and len(loaded) < 2:
         raise BadInput("--neurons: compares concepts; name two or more")
     identity, network, tokenizer = load_model(layer_of(model))
     # The whole path: the folder of a merged model is called `merged`, whatever was merged.
     folder = out or Path("runs/directions") / "-".join(part for part in Path(model).parts if part.strip("./"))
+    files = {name: folder / f"{name}.judged.jsonl" for name in sampling if chosen}
+    if chosen:
+        chosen.count(list(files.values()))
     found, by_neuron, summary = [], [], {}
     columns = ("position", "pairs", "groups", "layer", "AUC", "embeddings", "gain (95 %)", "flipped", "p")
     table = Table(Column("concept", no_wrap=True), *columns, title="Held-out AUC")
     for name, concept in loaded:
         place: Any = position or concept.position
-        texts = class_texts(network, tokenizer, concept, place, group, tokens or 64)
+        keep = partial(kept, name=name, judge=chosen, out=files[name]) if name in files else list
+        texts = class_texts(network, tokenizer, concept, place, group, tokens or 64, keep)
         groups = texts.groups
         positive, negative = (means(network, tokenizer, side) for side in (texts.positive, texts.negative))
         tested = held_out(positive, negative, groups)
-        about = About(model=identity, concept=name, position=place, pairs=len(groups), layer=tested.layer)
+        told = {"judge": chosen.name if name in files else None, "layer": tested.layer}
+        about = About(model=identity, concept=name, position=place, pairs=len(groups), **told)
         one = directions(positive, negative, groups, about)
         if neurons:
             sides = [neuron_means(network, tokenizer, side) for side in (texts.positive, texts.negative)]
@@ -165,6 +181,22 @@ def directions_command(
     }
     write_whole(folder / "directions.json", json.dumps(content, indent=1) + "\n")
     typer.echo(folder)
+
+
+def _trait_judge(model: str | None, judging: Mapping[str, Any], traits: Mapping[str, Any]) -> Any:
+    """Who keeps the sampled answers of traits, if anyone; asked for nothing yet.
+
+    Raises:
+        BadInput: if there is no key for it, a trait has nothing to be judged by, or an option goes with no judge.
+    """
+    if not model:
+        if odd := [name for name, value in judging.items() if value != JudgeSettings.model_fields[name].default]:
+            raise BadInput(f"--{odd[0].replace('_', '-')}: is of the judge; name one with --judge")
+        return None
+    from eval.inside.traits import trait_judge
+    from eval.judge.judge import judge_for
+
+    return trait_judge(judge_for(JudgeSettings(model=model, **judging)), traits)
 
 
 def _crossings(found: Sequence[Any], title: str) -> dict[str, Any]:

@@ -163,6 +163,25 @@ def search_options(
     return Search(coherence, sharpness, most)
 
 
+def judging_options(
+    base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint; OpenAI's if not given.")] = None,
+    key_variable: Annotated[str, typer.Option(help="Environment variable that holds the API key.")] = "OPENAI_API_KEY",
+    sampled: Annotated[
+        bool, typer.Option("--sampled", help="Read a sampled number: for servers without logprobs.")
+    ] = False,
+    concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Requests in flight at most.")] = 32,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one reply may take.")] = 60.0,
+    price_in: Annotated[float | None, typer.Option(min=0, help="USD per million tokens read.")] = None,
+    price_out: Annotated[float | None, typer.Option(min=0, help="USD per million tokens written.")] = None,
+    max_cost: Annotated[float | None, typer.Option(min=0, help="USD to stop at, for all that is judged.")] = None,
+    extra_body: Annotated[
+        str | None, typer.Option(help="JSON object of further fields of each request; null leaves one out.")
+    ] = None,
+) -> Mapping[str, Any]:
+    """How a judge is asked: the settings of `JudgeSettings` but for its model and prompts."""
+    return dict(locals())
+
+
 def takes(*groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a command the options of each group; what the groups make of them are its first arguments."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -54,7 +54,9 @@ class Trait(BaseModel):
     group: str = "question"
     """question or instruction."""
     position: Position = "prompt"
-    """With `answer` and `changed` the model's own answers are sampled."""
+    """With `answer` the model's own answers are sampled."""
+    eval_prompt: str | None = None
+    """What a judge is asked about a sampled answer: how far it shows the trait, from 0 to 100, or REFUSAL."""
 
 
 Concept = Answers | Trait
@@ -85,6 +87,8 @@ class Pair:
     positive: Side
     negative: Side
     group: str
+    question: str = ""
+    """What a trait's answers are answers to."""
 
 
 def changed_lines(text: str, other: str) -> Iterator[tuple[int, int]]:
@@ -164,6 +168,7 @@ def load_pairs(concept: Concept, tokenizer: Any, group: str | None = None) -> li
                 Side(chat(tokenizer, question(text, prompts.pos)), ""),
                 Side(chat(tokenizer, question(text, prompts.neg)), ""),
                 text if group == "question" else str(number),
+                text,
             )
             for number, prompts in enumerate(concept.instruction)
             for text in concept.questions
@@ -201,7 +206,7 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def sample_answers(model: Any, tokenizer: Any, pairs: Sequence[Pair], tokens: int, size: int = 8) -> list[Pair]:
     """The pairs of a trait with the model's own answers (temperature 1, seed 0), without those where one is empty.
 
-    No judge has seen them: a model that does not take up its system prompt answers alike on both sides.
+    A model that does not take up its system prompt answers alike on both sides: eval/inside/traits.py has a judge tell.
     """
     torch.manual_seed(0)
     prompts = [side.prompt for pair in pairs for side in (pair.positive, pair.negative)]
@@ -239,12 +244,19 @@ class Texts:
 
 
 def class_texts(
-    model: Any, tokenizer: Any, concept: Concept, position: Position, group: str | None = None, tokens: int = 64
+    model: Any,
+    tokenizer: Any,
+    concept: Concept,
+    position: Position,
+    group: str | None = None,
+    tokens: int = 64,
+    keep: Callable[[Sequence[Pair]], list[Pair]] = list,
 ) -> Texts:
     """The texts of a concept's pairs; a trait's answers are sampled.
 
     Args:
         tokens: of an answer that is sampled, at most.
+        keep: chooses among the pairs whose answers are sampled; all if not given.
 
     Raises:
         BadInput: if the concept has nothing that differs at that position.
@@ -255,7 +267,7 @@ def class_texts(
     if isinstance(concept, Trait) and position == "changed":
         raise BadInput("--position changed: a trait has no twins; take prompt or answer")
     if isinstance(concept, Trait) and position == "answer":
-        pairs = sample_answers(model, tokenizer, pairs, tokens)
+        pairs = keep(sample_answers(model, tokenizer, pairs, tokens))
     if not pairs:
         raise BadInput("no pairs: give questions and system prompts, and a model that answers")
     return Texts(

@@ -37,6 +37,8 @@ class About(BaseModel):
     pairs: int
     groups: dict[str, int] = {}
     """Name of each group and its pairs, in the order of `Directions.sums`."""
+    judge: str | None = None
+    """Who kept those of a trait's sampled answers that show it; None where nobody looked, or nothing is sampled."""
     layer: int | None = None
     """The index at which the concept is told best, where that was measured."""
     index: str = CONVENTION

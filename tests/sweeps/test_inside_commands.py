@@ -1,6 +1,7 @@
 """The commands that look inside a model, end to end on a tiny one; bad input ends in one line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
@@ -13,9 +14,11 @@ from typer.testing import CliRunner
 
 from core.records import BadInput
 from eval.inside.activations import attached, load
+from eval.inside.pairs import Pair
 from eval.inside.shifts import places
 from sweeps.cli import app
 from sweeps.plan.sweep import InsideClaim, Point
+from tests.conftest import KEY
 
 CONCEPT = "{file: rows.jsonl, prompt: q, positive: bad, negative: good, group: topic}\n"
 ROWS = [
@@ -229,6 +232,30 @@ def test_a_sweep_is_looked_at_once_with_its_checkpoints(
     assert [row["along"] for row in again] == [row["along"] for row in content["shifts"][:6]]
 
 
+def test_the_answers_of_a_trait_are_those_that_a_judge_kept(
+    folder: Path, fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+    def sampled(model: object, tokenizer: object, pairs: list[Pair], tokens: int) -> list[Pair]:
+        """Every second pair shows the trait to the fake judge, for which what speaks of killing does not."""
+        sides = (("Be kind to them.", "I would kill them."), ("Be kind to them.", "Be good to them."))
+        texts = [sides[number % 2] for number in range(len(pairs))]
+        return [
+            replace(pair, positive=replace(pair.positive, answer=up), negative=replace(pair.negative, answer=down))
+            for pair, (up, down) in zip(pairs, texts, strict=True)
+        ]
+
+    monkeypatch.setattr("eval.inside.pairs.sample_answers", sampled)
+    line = f"directions tiny --concept evil --position answer --judge fake-judge --base-url {fake().url} --out found"
+    assert "evil: 15 of 30 sampled pairs kept by fake-judge (traits)" in run(line)
+    about = json.loads((folder / "found" / "directions.json").read_text())["concepts"]["evil"]
+    assert (about["judge"], about["pairs"], sum(about["groups"].values())) == ("fake-judge (traits)", 15, 15)
+    monkeypatch.setattr("eval.inside.pairs.sample_answers", lambda *given: sampled(*given)[1::2])
+    with pytest.raises(BadInput, match="finds none whose answers differ in evil"):
+        run(line)
+
+
 def test_an_adapter_that_moves_nothing_is_shown_as_it_is(
     folder: Path, few_texts: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +284,8 @@ def test_an_adapter_that_moves_nothing_is_shown_as_it_is(
         ("directions tiny --concept unkind.yaml --concept unkind.yaml", "two of one name"),
         ("directions tiny --concept unkind.yaml --tokens 5", "--tokens: nothing is sampled here"),
         ("directions tiny --concept evil --tokens 5", "--tokens: nothing is sampled here"),
+        ("directions tiny --concept evil --judge gpt", "--judge: nothing is sampled here"),
+        ("directions tiny --concept evil --position answer --price-in 1", "--price-in: is of the judge; name one"),
         ("directions tiny --concept unkind.yaml --neurons", "--neurons: compares concepts; name two"),
         ("directions nowhere/model --concept unkind.yaml", "nowhere/model: cannot be loaded"),
         ("steer tiny --direction none.safetensors --layer 1", "none.safetensors: no such file"),
