@@ -130,6 +130,7 @@ class Client:
         self._access, self._journal, self._money = access, journal, money
         self._in_flight = asyncio.Semaphore(access.concurrency)
         self._first: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._proved: set[str] = set()
         self._answering: set[str] = set()
         self._useless: Counter[str] = Counter()
         self._adaptations: dict[str, Adaptation] = defaultdict(Adaptation)
@@ -182,7 +183,8 @@ class Client:
     ) -> Answer:
         """The journaled answer to this request; else asks, and returns the answer once it is on disk.
 
-        Until a model has answered, its requests are sent one at a time: a server that refuses them all costs a few.
+        Until a model has answered, its requests are sent one at a time, but for proofs once it has answered one: a
+        server that refuses them all costs a few.
 
         Args:
             schema: of the JSON that is wanted; None for a plain answer.
@@ -205,7 +207,7 @@ class Client:
                 return answer
         if schema is not None:
             request["response_format"] = response_format(schema)
-        async with self._turn(model):
+        async with self._turn(model, proof):
             try:
                 return await self._usable(key, request, problem, attempts, proof)
             except Spent:
@@ -220,10 +222,11 @@ class Client:
                 raise
 
     @contextlib.asynccontextmanager
-    async def _turn(self, model: str) -> AsyncIterator[None]:
-        if model not in self._answering:  # else a job's next request would stand behind all that wait for the first
+    async def _turn(self, model: str, proof: bool) -> AsyncIterator[None]:
+        known = self._proved if proof else self._answering
+        if model not in known:  # else a job's next request would stand behind all that wait for the first
             async with self._first[model]:
-                if model not in self._answering:
+                if model not in known:
                     yield
                     return
         yield
@@ -247,8 +250,7 @@ class Client:
             if answer.finish == FILTERED:
                 raise Filtered("a content filter took the answer away")
             if not (why := problem(answer)):
-                if not proof:
-                    self._answering.add(model)
+                (self._proved if proof else self._answering).add(model)
                 return answer
             self._note_useless(model, f"replies that cannot be used: {why}")
         raise Unanswered(why)

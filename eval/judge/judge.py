@@ -92,22 +92,31 @@ class Reader:
         self._by_digit = False
         self._proof: asyncio.Task[None] | None = None
 
-    async def proved(self, client: Client) -> None:
+    async def _proved(self, client: Client) -> None:
         """Has the judge say some numbers, once, where they are to be read from log-probabilities.
+
+        The first shows what the server takes. Whoever comes first waits for that one alone: an answer is judged beside
+        the others' proof.
 
         Raises:
             BadInput: if a number does not come back.
         """
-        if not self._judge.sampled and any(measure.scale for measure in self._judge.prompts.measures.values()):
-            self._proof = self._proof or asyncio.create_task(self._prove(client))
-            await asyncio.shield(self._proof)
+        if self._judge.sampled or not any(measure.scale for measure in self._judge.prompts.measures.values()):
+            return
+        needed = self._proof
+        if self._proof is None:
+            needed = asyncio.create_task(self._prove(client, PROVED[:1]))
+            self._proof = asyncio.create_task(self._prove(client, PROVED[1:], needed))
+            # Where no other job waits for it, its fault is the first's.
+            self._proof.add_done_callback(lambda proof: proof.cancelled() or proof.exception())
+        await asyncio.shield(needed)
 
-    async def _prove(self, client: Client) -> None:
+    async def _prove(self, client: Client, numbers: Sequence[int], before: asyncio.Task[None] | None = None) -> None:
+        if before:
+            await before
         try:
-            # The first shows what the server takes; the others need not wait for each other.
-            await self._say(client, PROVED[0])
-            others = (self._say(client, number) for number in PROVED[1:])
-            for fault in await asyncio.gather(*others, return_exceptions=True):
+            said = (self._say(client, number) for number in numbers)
+            for fault in await asyncio.gather(*said, return_exceptions=True):
                 if fault is not None:
                     raise fault
         except Unanswered as error:
@@ -140,9 +149,11 @@ class Reader:
         read = partial(self._by_logprobs if by_logprobs else self._by_sample, measure)
         settings = BY_LOGPROBS if by_logprobs else BY_SAMPLE if measure.scale else {**BY_SAMPLE, "temperature": 0}
         messages = [{"role": "user", "content": prompt(measure.prompt, question, answer)}]
+        await self._proved(client)
         reply = await client.ask(
             self._judge.model, messages, **settings, seed=0, problem=lambda reply: read(reply)[1], attempts=ATTEMPTS
         )
+        await self._proved(client)
         return read(reply)[0]
 
     def _by_sample(self, measure: Measure, reply: Answer) -> tuple[float | str | None, str]:
@@ -183,7 +194,6 @@ class Judgement:
 
 async def judgement(reader: Reader, measures: Measures, question: str, answer: str, client: Client) -> Judgement:
     """Has one answer judged. Half a judgement is none, for it is in no denominator."""
-    await reader.proved(client)
     values: dict[str, float | str | None] = {}
     for name, measure in measures.items():
         try:

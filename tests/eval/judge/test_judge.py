@@ -170,6 +170,15 @@ def test_money_stops_it_cleanly(fake, tmp_path: Path) -> None:
     assert len(server.log("chat")) == 40
 
 
+def test_after_the_first_number_the_others_and_one_answer_are_asked_at_once(fake, tmp_path: Path) -> None:
+    server = fake("--latency", "0.3")
+    judge_answers(rows(2), judge(server), tmp_path / "judged.jsonl")
+    kinds = [entry["kind"] for entry in server.log()]  # a number stands there when it comes, and when it is answered
+    assert kinds[:2] == ["proof"] * 2
+    assert sorted(kinds[2:5]) == ["chat", "proof", "proof"]
+    assert kinds.index("served") < kinds.index("chat", 6)  # but all other answers wait for these
+
+
 def test_a_wrong_key_is_one_line_and_stays_secret(app, fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = fake("--refuse-key")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-0123456789")
