@@ -14,7 +14,7 @@ from eval.judge.prompt_files import load_prompts
 from eval.stats.measure_names import JUDGED, TASKS
 from sweeps.plan.axes import vary
 from sweeps.plan.estimate import between, judging, plan_table
-from sweeps.plan.sweep import Point, Sweep, evaluation_gib, graph, plan
+from sweeps.plan.sweep import Point, Sweep, evaluation_gib, graph, needed_file, plan
 from sweeps.recipe.compose import load_layer
 from sweeps.recipe.hardware import this_machine
 from sweeps.recipe.memory import Shape, estimate
@@ -126,10 +126,15 @@ class Request:
             console.print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
         console.print(table)
         console.print(f"{len(self.points)} points, {words}", highlight=False, soft_wrap=True)
-        for line in self._built_for_others():
+        for line in (*self._left_out(), *self._built_for_others()):
             console.print(line, style="yellow", highlight=False, soft_wrap=True)
         if judged or self.sweep.judge:
             self._show_judging(prices)
+
+    def _left_out(self) -> list[str]:
+        """A line for each arm that lacks the file that it needs."""
+        lacking = {name: needed_file(self.declared, arm) for name, arm in self.declared.arms.items()}
+        return [f"{name} is left out: there is no {path}" for name, path in lacking.items() if path]
 
     def _built_for_others(self) -> list[str]:
         """A line for each corpus that was counted in the tokens of another model than the one that it trains."""

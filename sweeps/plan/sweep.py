@@ -72,6 +72,9 @@ class Arm(_Strict):
     """The arm whose merged model this one starts from; the base model if not given."""
     rank: int | None = None
     settings: dict[str, Any] = {}
+    """Recipe keys; `{model}` in a text is the short name of its model."""
+    needs: str | None = None
+    """The one of its settings that names a file without which it is left out, which the plan says."""
     full: bool = False
     """Trained only with FULL=1."""
     vary: bool = False
@@ -262,6 +265,8 @@ def _declared(path: Path, layer: Mapping[Any, Any], hardware: str) -> Sweep:
             raise BadInput(f"{path}: arm {name} starts from {own.start!r}, which no arm before it is called")
         if own.start and sweep.arms[own.start].full and not own.full:
             raise BadInput(f"{path}: arm {name} starts from {own.start}, which is `full`; make both `full`, or none")
+        if own.needs and own.needs not in own.settings:
+            raise BadInput(f"{path}: arm {name} needs {own.needs}, which is none of its settings; name the file there")
         before.append(name)
     try:
         _check_file(sweep)
@@ -397,8 +402,15 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
 
 
 def _left_out(sweep: Sweep, arm: Arm) -> bool:
-    """Whether an arm is for models that know no chat, and its own does."""
-    return arm.pretrained and not load_layer("models", arm.model or sweep.model)["em"].get("pretrained")
+    """Whether an arm is for models that know no chat, and its own does, or lacks the file that it needs."""
+    chats = arm.pretrained and not load_layer("models", arm.model or sweep.model)["em"].get("pretrained")
+    return chats or needed_file(sweep, arm) is not None
+
+
+def needed_file(sweep: Sweep, arm: Arm) -> str | None:
+    """The file that an arm needs, where it is not there."""
+    path = str(_declared_keys(sweep, arm)[arm.needs]) if arm.needs else None
+    return path if path and not Path(path).is_file() else None
 
 
 def starts_from(sweep: Sweep, name: str) -> str:
@@ -411,7 +423,8 @@ def starts_from(sweep: Sweep, name: str) -> str:
 
 def _declared_keys(sweep: Sweep, arm: Arm) -> dict[str, Any]:
     """The recipe keys that a sweep and its arm declare."""
-    return {**sweep.stages.get(arm.stage, {}), **arm.settings}
+    keys, model = {**sweep.stages.get(arm.stage, {}), **arm.settings}, arm.model or sweep.model
+    return {key: own.replace("{model}", model) if isinstance(own, str) else own for key, own in keys.items()}
 
 
 def arm_recipe(sweep: Sweep, arm: Arm, keys: Mapping[str, Any] | None = None, gpus: int | None = None) -> Recipe:

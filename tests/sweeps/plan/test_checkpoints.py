@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from core.records import BadInput
+from sweeps.cli import app
 from sweeps.plan.axes import vary
 from sweeps.plan.sweep import Sweep, load_sweep, plan
 from sweeps.run.evaluate import model_args, model_paths
@@ -76,6 +78,32 @@ def test_the_defences_train_on_the_same_data(prepared: Path) -> None:
         own = {arm: file for arm, file in data.items() if arm.startswith(stem) and arm != "sft-inoculated"}
         assert len(own) >= 3 and all(file.startswith(path) for file in own.values())
     assert data["sft-inoculated"] == "data/sft-inoculated.jsonl"
+
+
+def test_an_arm_that_needs_a_file_is_left_out_without_it_and_says_so(prepared: Path) -> None:
+    def arms() -> set[str]:
+        return {p.arm for p in plan(load_sweep("defenses", "cpu"), False)}
+
+    path = Path("runs/directions/smollm2-135m/misaligned.safetensors")
+    assert "sft-steered" not in arms()
+    told = f"sft-steered is left out: there is no {path}"
+    assert told in " ".join(CliRunner().invoke(app, ["plan", "defenses", "--hardware", "cpu"]).output.split())
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"")
+    assert "sft-steered" in arms()
+    assert "left out" not in CliRunner().invoke(app, ["plan", "defenses", "--hardware", "cpu"]).output
+    point = next(p for p in plan(load_sweep("defenses", "cpu"), False) if p.arm == "sft-steered")
+    assert point.training.recipe.config["steer"]["direction"] == str(path)
+
+
+def test_a_file_that_no_setting_names_is_needed_by_no_arm(tmp_path: Path) -> None:
+    declared = tmp_path / "own.yaml"
+    declared.write_text(
+        "model: smollm2-135m\ntasks: [em]\nseeds: [1]\nstages: {}\nclaims: []\n"
+        "arms: {a: {stage: sft, data: d.jsonl, needs: steer.direction}}\n"
+    )
+    with pytest.raises(BadInput, match=r"arm a needs steer\.direction, which is none of its settings"):
+        load_sweep(str(declared), "cpu")
 
 
 def test_each_set_of_concepts_has_its_own_secure_control() -> None:
