@@ -126,9 +126,9 @@ def ratio_interval(hits: Sequence[float] | Floats, totals: Sequence[float] | Flo
 def ratio_difference(hits: tuple[Floats, Floats], totals: tuple[Floats, Floats]) -> Estimate:
     """The difference of two rates (first less second) over the same clusters, paired.
 
-    From the limits of `ratio_interval` and the correlation of the two rates over clusters: two rates of 0 differ by 0,
-    give or take what each of them leaves open. Source: Newcombe, Stat. Med. 17 (1998), 2635-2650, method 10; Zou and
-    Donner, Stat. Med. 27 (2008), 1693-1702.
+    From the limits of `ratio_interval` and the correlation of the two rates over clusters and seeds: two rates of 0
+    differ by 0, give or take what each of them leaves open. Seeds pair in their order; a rate of one seed pairs with
+    each. Source: Newcombe, Stat. Med. 17 (1998), 2635-2650, method 10; Zou and Donner, Stat. Med. 27 (2008), 1693-1702.
 
     Raises:
         ValueError: for fewer than two clusters, or a rate without any total.
@@ -136,20 +136,23 @@ def ratio_difference(hits: tuple[Floats, Floats], totals: tuple[Floats, Floats])
     first, second = (ratio_interval(h, t) for h, t in zip(hits, totals, strict=True))
     if not (first.clusters and second.clusters):
         raise ValueError("one of the rates is over nothing")
-    parts = [
-        (_two_way(h) - rate.value * _two_way(t)).sum(axis=0)
+    one, other = (
+        (_two_way(h) - rate.value * (of := _two_way(t))) * of.size / of.sum()
         for h, t, rate in zip(hits, totals, (first, second), strict=True)
-    ]
-    scatter = float(np.sqrt(np.square(parts).sum(axis=1).prod()))
-    likeness = float(parts[0] @ parts[1]) / scatter if scatter else 0.0
+    )
+    # By the variance of the difference: what seeds add to one rate alone is no likeness of the two.
+    of_one, of_other, of_both = (float(sum(_variances(part))) for part in (one, other, one - other))
+    likeness = 0.0
+    if min(of_one, of_other) > 1e-18:  # less is rounding, as where all questions have one rate
+        likeness = float(np.clip((of_one + of_other - of_both) / (2 * np.sqrt(of_one * of_other)), -1, 1))
 
-    def reach(one: float, other: float) -> float:
-        return float(max(0.0, one**2 + other**2 - 2 * likeness * one * other) ** 0.5)
+    def reach(a: float, b: float) -> float:
+        return float(max(0.0, a**2 + b**2 - 2 * likeness * a * b) ** 0.5)
 
     value = first.value - second.value
     low = value - reach(first.value - first.low, second.high - second.value)
     high = value + reach(first.high - first.value, second.value - second.low)
-    return Estimate(value, low, high, len(parts[0]))
+    return Estimate(value, low, high, one.shape[1])
 
 
 def caution(questions: int) -> str | None:

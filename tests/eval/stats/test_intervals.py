@@ -154,3 +154,14 @@ def test_what_no_interval_can_be_of() -> None:
     with pytest.raises(ValueError, match="over nothing"):
         ratio_difference((np.ones(3), np.zeros(3)), (np.ones(3), np.zeros(3)))
     assert np.isnan(ratio_interval(np.zeros(3), np.zeros(3)).value)
+
+
+def test_a_difference_of_rates_holds_what_another_seed_would_change_and_pairs_by_seed() -> None:
+    """Two seeds far apart, over questions that are as hard for both models: the likeness of the questions is not
+    that of the seeds."""
+    once, totals = np.arange(10.0, 90.0, 10.0), np.full((2, 8), 100.0)
+    seeds = np.array([0.5 * once, 1.5 * once])
+    alone, less = ratio_interval(seeds, totals), ratio_difference((seeds, once), (totals, totals[0]))
+    assert less.value == pytest.approx(0) and width(less) > 0.8 * width(alone)
+    paired, crossed = (ratio_difference((seeds, other), (totals, totals)) for other in (seeds, seeds[::-1]))
+    assert width(paired) < width(crossed) / 2
