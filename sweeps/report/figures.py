@@ -171,9 +171,10 @@ def sizes_figure(title: str, outcomes: Mapping[str, Mapping[str, Sequence[tuple[
         "training tokens": lambda p, t: t,
         "parameters per token": lambda p, t: p / t,
     }
+    every = dict.fromkeys(family for families in outcomes.values() for family in families)  # one colour in all rows
     for row, (name, families) in zip(grid, outcomes.items(), strict=True):
         for axes, (x_title, view) in zip(row, views.items(), strict=True):
-            seen = {family: [(view(p, t), y) for p, t, y in points] for family, points in families.items()}
+            seen = {family: [(view(p, t), y) for p, t, y in families.get(family, ())] for family in every}
             _series(axes, seen, x_title, name if axes is row[0] else "")
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
@@ -182,7 +183,7 @@ def sizes_figure(title: str, outcomes: Mapping[str, Mapping[str, Sequence[tuple[
 def _series(axes: Axes, series: Mapping[str, Sequence[tuple[float, float]]], x_title: str, y_title: str) -> None:
     for number, (name, points) in enumerate(series.items()):
         style: Any = {"color": COLOURS[number % 8], "marker": MARKERS[number % 8], "linestyle": LINES[number // 8 % 4]}
-        axes.plot(*np.array(sorted(points)).T, markersize=4, linewidth=1, label=_label(name), **style)
+        axes.plot(*np.array(sorted(points)).reshape(-1, 2).T, markersize=4, linewidth=1, label=_label(name), **style)
     axes.set(xscale="log", xlabel=x_title, ylabel=y_title)
 
 

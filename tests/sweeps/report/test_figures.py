@@ -8,7 +8,7 @@ import pytest
 
 from eval.stats.intervals import Estimate
 from sweeps.report.families import Family
-from sweeps.report.figures import Panel, arms_figure, drawn, heat_figure, scatter_figure, steps_figure
+from sweeps.report.figures import Panel, arms_figure, drawn, heat_figure, scatter_figure, sizes_figure, steps_figure
 
 NAMES = ["a", "<script>alert(1)</script>", "$\\frac{1}{0}$ $x", "_hidden", "&amp;", "漢字", "%s {0} \\n"]
 
@@ -63,3 +63,13 @@ def test_no_curve_over_arms_that_differ_in_more_and_no_number_twice() -> None:
     unlike = [Family("arm", members, "", "rank", ("learning_rate",))]
     shown = words(drawn(arms_figure("t", [Panel("p", values)], unlike), "svg"))
     assert "rank" not in shown and all(name in shown for name in values)
+
+
+def test_a_family_has_one_colour_in_all_rows_and_stands_in_the_legend_wherever_it_is_first() -> None:
+    """As where the models of one family alone were taught to chat first, and so have an outcome of their own."""
+    one, both = {"b": [(1e8, 1e12, 0.1)]}, {"a": [(1e8, 2e12, 0.2)], "b": [(2e8, 1e12, 0.3)]}
+    figure = sizes_figure("t", {"first": one, "second": both})
+    first, second = ({line.get_label(): line.get_color() for line in figure.axes[n].lines} for n in (0, 3))
+    assert first == second and first["a"] != first["b"]
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"a", "b"}
+    assert drawn(figure, "svg").startswith(b"<?xml")
