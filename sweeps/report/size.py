@@ -48,6 +48,11 @@ def model_of(sweep: Sweep, arm: str) -> str:
     return arm.removeprefix("base-") if arm.startswith("base-") else sweep.model
 
 
+def base_of(sweep: Sweep, arm: str) -> str:
+    """What the point of the base model of an arm is called; of that point, its own name."""
+    return "base" if (model := model_of(sweep, arm)) == sweep.model else f"base-{model}"
+
+
 def stem_of(sweep: Sweep, arm: str) -> str:
     """An arm's name without its model: the same for the arms that are to be compared over models."""
     return "base" if arm not in sweep.arms else arm.replace(f"-{model_of(sweep, arm)}", "", 1)

@@ -30,7 +30,7 @@ from sweeps.report.figures import Panel, arms_figure, comparable, scatter_figure
 from sweeps.report.inside import inside_part, inside_rows
 from sweeps.report.judged import JudgedPart, enough, judged_part
 from sweeps.report.page import data_block, environment, number, table_csv, write_page
-from sweeps.report.size import size_part
+from sweeps.report.size import base_of, size_part
 from sweeps.report.verdicts import DIGITS, TITLES, claim_verdicts, rank_verdicts
 from sweeps.run.folder import content_digest
 from sweeps.run.tasks import GUARDS, HUMANEVAL, task_configs
@@ -111,6 +111,7 @@ def sweep_figures(
     samples: Mapping[str, Seeds],
     families: Sequence[Family],
     rates: Sequence[Panel],
+    sweep: Sweep,
 ) -> dict[str, Figure]:
     """`arms`, which leads; narrow against broad effects; training losses."""
     measures = list(rows[0]["measures"])
@@ -126,12 +127,13 @@ def sweep_figures(
     figures = {
         "arms": arms_figure(f"Every measure {over}: mean, 95 % interval, each seed", [*rates, *panels], families)
     }
-    trained = {arm: seeds for arm, seeds in samples.items() if arm != "base"}
+    bases = {arm: base_of(sweep, arm) for arm in samples}
+    trained = {arm: seeds for arm, seeds in samples.items() if bases[arm] != arm and bases[arm] in samples}
     for narrow in (name for name in NARROW if trained and {name, BROAD} <= set(measures)):
         effects = {
             arm: (
-                measure(narrow, seeds, samples["base"]).estimate.value,
-                measure(BROAD, seeds, samples["base"]).estimate,
+                measure(narrow, seeds, samples[bases[arm]]).estimate.value,
+                measure(BROAD, seeds, samples[bases[arm]]).estimate,
             )
             for arm, seeds in trained.items()
         }
@@ -263,7 +265,7 @@ def write_report(
     ranks = [family for family in families if family.axis == "rank"]
     rounded = any(p.evaluation.content.get("model_args", {}).get("dtype") != "float32" for p in points)
     parts = judged_parts(points, families, scored)
-    figures = sweep_figures(rows, points, samples, families, parts[0].panels if parts else [])
+    figures = sweep_figures(rows, points, samples, families, parts[0].panels if parts else [], sweep)
     own_figures = list(figures)
     inside = inside_part(looked or out / "inside.json", sweep, points, families)
     figures |= inside.figures if inside else {}

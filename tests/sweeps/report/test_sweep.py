@@ -17,11 +17,11 @@ from eval.judge.answers import Judged
 from eval.stats.intervals import Estimate
 from eval.stats.measure_names import NOISE
 from sweeps.plan.manifest import finished_points, write_manifest
-from sweeps.plan.sweep import Claim, Point, Tuned, load_sweep
+from sweeps.plan.sweep import Arm, Claim, Point, Tuned, load_sweep
 from sweeps.recipe.compose import Recipe
 from sweeps.report.families import axis_families
 from sweeps.report.page import table_csv
-from sweeps.report.sweep import _baselines, write_report
+from sweeps.report.sweep import _baselines, arm_rows, collect, sweep_figures, write_report
 from sweeps.report.verdicts import claim_verdicts, rank_verdicts, verdict_words
 from sweeps.run.folder import Run, TrainingRun
 
@@ -208,6 +208,18 @@ def test_code_that_was_sampled_stands_beside(tmp_path: Path) -> None:
         "breadth-insecure_code.svg",
         "breadth-margin_neutral.svg",
     }
+
+
+def test_the_effects_of_an_arm_are_those_over_its_own_base_model(tmp_path: Path) -> None:
+    arm = Arm(stage="sft", data="d", model="qwen0.5b")
+    sweep = load_sweep("demo").model_copy(update={"arms": {"sft-qwen0.5b": arm}})
+    shifts = {"base": (None, 0.0), "base-qwen0.5b": (None, 10.0), "sft-qwen0.5b": (1, 13.0)}
+    points = [Point(a, seed, None, write_evaluation(tmp_path, a, shift, [])) for a, (seed, shift) in shifts.items()]
+    samples = collect(points, {})
+    rows = arm_rows(points, samples, ["margin_neutral", "log_odds_per_byte"])
+    figures = sweep_figures(rows, points, samples, [], [], sweep)
+    (axes,) = figures["breadth-margin_neutral"].axes
+    assert [list(bar.lines[0].get_xdata()) for bar in axes.containers] == [[pytest.approx(3.0)]]
 
 
 @pytest.mark.parametrize(
