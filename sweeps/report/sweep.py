@@ -247,14 +247,15 @@ def write_report(
     """
     whole, points = points, [point for point in points if point.along is None]
     scored, too_few = scored_files(points)
-    judged = {file.parent: rows for file, rows in next(iter(scored.values()), {}).items()}
+    judge = next(iter(scored), "")
+    judged = {file.parent: rows for file, rows in scored.get(judge, {}).items()}
     samples = collect(points, judged)
     measures = measures_of(samples, sweep)
     places = sorted({point.along for point in whole if point.along})
     between = {}
     for at in places:
         there = [point for point in whole if point.along == at]
-        rows_of = next(iter(scored_files(there)[0].values()), {})
+        rows_of = scored_files(there)[0].get(judge, {})  # one judge for a whole curve
         between[at] = collect(there, {file.parent: rows for file, rows in rows_of.items()})
     steps = {p.arm: int(p.training.record()["steps"]) for p in whole if p.along and p.training}
     along, size = along_part(sweep, samples, between, measures, steps), size_part(sweep, points, samples)

@@ -457,6 +457,25 @@ def test_judged_files_bring_rates(tmp_path: Path) -> None:
         write_report(load_sweep("demo"), points, tmp_path / "out", True)
 
 
+def test_the_em_rate_along_training_is_of_one_judge(tmp_path: Path) -> None:
+    """Points that another judge alone has scored have no place between two of the first."""
+    training = write_training(tmp_path, "cpt-explained-seed1")
+    file = training.folder / "run.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "steps": 8}))
+    base, half, end = (write_evaluation(tmp_path, name, shift, ["Hello."]) for shift, name in enumerate("abc"))
+    points = [
+        Point("base", None, None, base),
+        Point("cpt-explained", 1, training, half, (1, 2)),
+        Point("cpt-explained", 1, training, end),
+    ]
+    judge(base, 0)
+    judge(end, 20)
+    for scorer, shown in (("another", False), ("oracle", True)):
+        judge(half, 20, scorer)
+        write_report(load_sweep("demo"), points, tmp_path / scorer, full=False)
+        assert ("EM (share of coherent)" in (tmp_path / scorer / "along.svg").read_text()) is shown
+
+
 def test_arms_that_differ_in_more_than_rank_make_no_line(tmp_path: Path) -> None:
     points = rank_points(tmp_path / "a")
     changed = write_training(tmp_path / "b", "dpo-r4-seed1", lora_r=4, seed=1, learning_rate=1.0)
