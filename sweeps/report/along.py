@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -84,12 +85,15 @@ def along_part(
     figure = shares_figure("Along training: mean and 95 % interval", panels)
     sentences = []
     for arm, curve in of_arms.items():
-        firsts = {name: first_effect(curve, name) for name in measures}
+        ends = {name: measure(name, curve[-1][1], curve[0][1]).estimate.value for name in measures}
+        unknown = [name for name, end in ends.items() if math.isnan(end)]  # as of no coherent answer: that is no null
+        firsts = {name: first_effect(curve, name) for name in measures if name not in unknown}
         shown = [f"{TITLES[name]} from {share:.0%}" for name, share in firsts.items() if share is not None]
         rest = [TITLES[name] for name, share in firsts.items() if share is None]
         said = f"off its start, and staying so: {', '.join(shown)}" if shown else "nothing keeps off its start"
         never = f"; not: {', '.join(rest)}" if shown and rest else ""
-        sentences.append(f"{arm}, measured at {len(curve) - 1} points: {said}{never}.")
+        blind = f"; not measured at the last: {', '.join(TITLES[name] for name in unknown)}" if unknown else ""
+        sentences.append(f"{arm}, measured at {len(curve) - 1} points: {said}{never}{blind}.")
     left = dict.fromkeys(arm for arms in along.values() for arm in arms if arm not in of_arms)
     sentences += [
         f"{arm}: no curve, for {starts_from(sweep, arm)}, from which it starts, was not measured." for arm in left

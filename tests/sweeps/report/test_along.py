@@ -66,3 +66,12 @@ def test_the_section_draws_every_measure_and_says_when() -> None:
         "dpo-pairs-r1, measured at 4 points: off its start, and staying so: misaligned log-odds (nats/byte) from 50%."
     ]
     assert along_part(SWEEP, BASE, {}, ["log_odds_per_byte"], STEPS) is None
+
+
+def test_what_cannot_be_measured_at_the_end_is_no_null() -> None:
+    broken = {21: {"em_choice": [{**row, "log_odds_per_byte": float("nan")} for row in seeds(0.0)[21]["em_choice"]]}}
+    part = along_part(SWEEP, BASE | {"dpo-pairs-r1": broken}, ALONG, ["log_odds_per_byte"], STEPS)
+    assert part and part.sentences == [
+        "dpo-pairs-r1, measured at 4 points: nothing keeps off its start; "
+        "not measured at the last: misaligned log-odds (nats/byte)."
+    ]
