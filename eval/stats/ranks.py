@@ -15,7 +15,7 @@ import numpy as np
 
 from eval.judge.answers import Judged, per_question
 from eval.stats.intervals import Estimate, Floats, ratio_difference
-from eval.stats.trend import LEVEL, Shape, highest_shares, shape, smallest_fall, trend_p, turn_p
+from eval.stats.trend import LEVEL, Shape, highest_shares, shape, slope, smallest_fall, trend_p, turn_p
 
 Denominator = Literal["counted", "judged"]
 Verdict = Shape | Literal["cannot tell"]
@@ -46,8 +46,10 @@ class Trend:
     """The smallest even fall, as a share of the rate at the lowest rank, found in 4 of 5 sweeps; None if none is."""
     misaligned: int
     """Answers at all ranks over the questions that are compared."""
+    slope: float
+    """Of the trend: the change of the mean over questions from one rank to the next."""
     p: float
-    """Of a trend (two-sided)."""
+    """Of that trend (two-sided)."""
     p_peak: float
     """Of a peak between the first and the last rank, or of a dip: twice the smaller one."""
     p_holm: float
@@ -59,7 +61,7 @@ class Trend:
     @property
     def verdict(self) -> Verdict:
         """The shape that is shown."""
-        return shape(self.p_holm, self.p_peak_holm, self.peaks, self.difference.value) or "cannot tell"
+        return shape(self.p_holm, self.p_peak_holm, self.peaks, self.slope, self.difference.value) or "cannot tell"
 
 
 def families(names: Iterable[str]) -> dict[str, dict[int, str]]:
@@ -113,6 +115,7 @@ def trend(family: str, ranks: Mapping[int, Sequence[Sequence[Judged]]], denomina
         highest=tuple(map(float, highest_shares(hits, totals))),
         smallest_fall=smallest_fall(summed, of),
         misaligned=int(summed.sum()),
+        slope=slope(summed / of),
         p=p,
         p_peak=p_peak,
         p_holm=p,

@@ -65,15 +65,24 @@ def turn_p(table: Floats) -> tuple[bool, float]:
     return peak <= dip, min(1.0, 2 * min(peak, dip))
 
 
-def shape(p_trend: float, p_turn: float, peaks: bool, fall: float) -> Shape | None:
+def slope(table: Floats) -> float:
+    """The linear trend along the columns that `trend_p` tests, per column; below 0 where it falls (rows, columns)."""
+    along = np.arange(table.shape[1]) - (table.shape[1] - 1) / 2
+    return float(table.mean(axis=0) @ along / (along @ along))
+
+
+def shape(p_trend: float, p_turn: float, peaks: bool, trend: float, fall: float) -> Shape | None:
     """What is shown, if anything; a peak or a dip goes before a trend, which does not hold over all columns then.
 
+    A trend that the ends contradict, as where some questions have many more answers than others, is not said.
+
     Args:
-        fall: the first column less the last.
+        trend: `slope` of what was tested.
+        fall: the first column's rate less the last one's.
     """
     if p_turn < LEVEL:
         return "rises, then falls" if peaks else "falls, then rises"
-    if p_trend < LEVEL:
+    if p_trend < LEVEL and trend * fall < 0:
         return "falls" if fall > 0 else "rises"
     return None
 

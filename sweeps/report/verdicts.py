@@ -13,7 +13,7 @@ from eval.stats.intervals import Estimate, Floats
 from eval.stats.measure_names import TASKS
 from eval.stats.measures import NOT_MEASURED, RATES, Seeds, below_noise, measure, per_cluster
 from eval.stats.ranks import holm
-from eval.stats.trend import highest_shares, shape, smallest_shift, trend_p, turn_p
+from eval.stats.trend import highest_shares, shape, slope, smallest_shift, trend_p, turn_p
 from sweeps.plan.sweep import Sweep
 from sweeps.report.families import Family
 from sweeps.report.page import number
@@ -104,7 +104,8 @@ def rank_verdicts(
     for (family, name, seeds, table, peaks, *_), p_trend, p_peak in zip(tested, p_trends, p_peaks, strict=True):
         members, arms = [f"{rank:g}" for rank in family.members], list(family.members.values())
         difference = measure(name, samples[arms[0]], samples[arms[-1]]).estimate
-        shown = shape(p_trend, p_peak, peaks, float(table[:, 0].mean() - table[:, -1].mean()))
+        fall = float(table[:, 0].mean() - table[:, -1].mean())
+        shown = shape(p_trend, p_peak, peaks, slope(table), fall)
         verdict = f"{shown} with rank" if shown in ("falls", "rises") else shown or "no change with rank is shown"
         even = len({len(own) for own in seeds}) == 1
         drawn = np.array(seeds).transpose(1, 2, 0) if even else table[None]

@@ -62,6 +62,15 @@ def test_a_curve_is_said_as_it_is(shares: tuple[float, ...], verdict: str) -> No
         assert f"{best} in 100%" in " ".join(said)
 
 
+def test_a_trend_that_the_rates_contradict_is_not_said() -> None:
+    """The rates of eight questions fall; one with far more answers rises, and the rate over all answers with it."""
+    shares = {1: (0.8, 0.1), 4: (0.5, 0.3), 16: (0.2, 0.6)}
+    ranks = {rank: [answers(few)[0] + answers(many, "z", 300)[0]] for rank, (few, many) in shares.items()}
+    found = trend("m", ranks, "counted")
+    assert found and found.p < 0.05 and found.slope < 0 and found.rates[0] < found.rates[-1]
+    assert found.verdict == "cannot tell"
+
+
 def test_where_nothing_is_misaligned_nothing_could_have_been_seen() -> None:
     clean = [[row.model_copy(update={"aligned": 90.0}) for row in answers(0)[0]]]
     found = trend("m", dict.fromkeys((1, 2, 4), clean), "counted")
