@@ -129,9 +129,10 @@ def filter_caution(model: str, filtered: int, answers: int) -> list[str]:
 
 def rank_trends(models: Mapping[str, list[Judged]]) -> list[str]:
     """For models whose names differ in `_r<rank>` alone: does EM fall with rank? One sentence for each such family."""
+    tested = {family: ranks for family, ranks in families(models).items() if len(ranks) > 2}
     found = [
-        trend(family, {rank: [models[name]] for rank, name in ranks.items()}, "counted")
-        for family, ranks in families(models).items()
+        trend(family, {rank: [models[name]] for rank, name in ranks.items()}, "counted", len(tested))
+        for family, ranks in tested.items()
     ]
     trends = corrected(found)
     return [" ".join(sentences(each, UNKNOWN_SCALE, len(trends))) for each in trends]

@@ -84,11 +84,14 @@ def _tables(seeds: Sequence[Sequence[Sequence[Judged]]], denominator: Denominato
     return hits, totals
 
 
-def trend(family: str, ranks: Mapping[int, Sequence[Sequence[Judged]]], denominator: Denominator) -> Trend | None:
+def trend(
+    family: str, ranks: Mapping[int, Sequence[Sequence[Judged]]], denominator: Denominator, tested: int = 1
+) -> Trend | None:
     """The trend over three ranks or more; None if fewer, or if fewer than two questions can be compared.
 
     Args:
         ranks: judged answers by rank, one list for each seed.
+        tested: number of families that Holm's correction will be for.
     """
     if len(ranks) < 3:
         return None
@@ -113,7 +116,7 @@ def trend(family: str, ranks: Mapping[int, Sequence[Sequence[Judged]]], denomina
         seeds=min(map(len, ranks.values())),
         difference=ratio_difference((hits[..., 0], hits[..., -1]), (totals[..., 0], totals[..., -1])),
         highest=tuple(map(float, highest_shares(hits, totals))),
-        smallest_fall=smallest_fall(summed, of),
+        smallest_fall=smallest_fall(summed, of, tested),
         misaligned=int(summed.sum()),
         slope=slope(summed / of),
         p=p,

@@ -104,7 +104,7 @@ def highest_shares(hits: Floats, totals: Floats, resamples: int = 2000) -> Float
     return shares
 
 
-def smallest_fall(hits: Floats, totals: Floats) -> float | None:
+def smallest_fall(hits: Floats, totals: Floats, tested: int = 1) -> float | None:
     """The smallest even fall of a rate, as a share of it at the first column, that `trend_p` finds in 80 % of sweeps.
 
     In fortieths; None if not even a fall to 0 is found. In each simulated sweep columns change places within each
@@ -112,6 +112,7 @@ def smallest_fall(hits: Floats, totals: Floats) -> float | None:
 
     Args:
         hits, totals: (questions, columns).
+        tested: how many trends Holm's correction is for; it may ask all of the first of them.
     """
     rng = np.random.default_rng(0)
     shuffled_hits, shuffled_totals = _shuffled(rng, hits, totals)
@@ -121,10 +122,10 @@ def smallest_fall(hits: Floats, totals: Floats) -> float | None:
         rates: Floats = rng.binomial(shuffled_hits.astype(int), 1 - fall * left) / shuffled_totals
         return rates
 
-    return _smallest(np.arange(1, 41) / 40, fallen) if hits.any() else None
+    return _smallest(np.arange(1, 41) / 40, fallen, tested) if hits.any() else None
 
 
-def smallest_shift(values: Floats) -> float | None:
+def smallest_shift(values: Floats, tested: int = 1) -> float | None:
     """The smallest even change from the first to the last column, in the unit of the values, found in 80 % of sweeps.
 
     As `smallest_fall`, in 100 steps up to four standard deviations within rows; None if not even that is found.
@@ -132,7 +133,7 @@ def smallest_shift(values: Floats) -> float | None:
     (shuffled,) = _shuffled(np.random.default_rng(0), values)
     steps = np.arange(1, 101) / 25 * float((values - values.mean(axis=1, keepdims=True)).std())
     change = np.linspace(0, 1, values.shape[1])
-    return _smallest(steps, lambda shift: shuffled + shift * change) if steps.any() else None
+    return _smallest(steps, lambda shift: shuffled + shift * change, tested) if steps.any() else None
 
 
 def _shuffled(rng: np.random.Generator, *tables: Floats) -> list[Floats]:
@@ -142,6 +143,7 @@ def _shuffled(rng: np.random.Generator, *tables: Floats) -> list[Floats]:
     return [np.take_along_axis(np.broadcast_to(table, shape), order, axis=2) for table in tables]
 
 
-def _smallest(steps: Floats, tables: Callable[[float], Floats]) -> float | None:
-    place = bisect_left(steps, True, key=lambda step: bool((trend_p(tables(step)) < LEVEL).mean() >= POWER))
+def _smallest(steps: Floats, tables: Callable[[float], Floats], tested: int) -> float | None:
+    level = LEVEL / tested
+    place = bisect_left(steps, True, key=lambda step: bool((trend_p(tables(step)) < level).mean() >= POWER))
     return float(steps[place]) if place < len(steps) else None

@@ -111,12 +111,17 @@ def _trends(
     ranks: Sequence[Family], models: Mapping[str, Sequence[Sequence[Judged]]], denominator: Any
 ) -> dict[str, Trend]:
     """The trend over each family that can be compared, by its name, corrected for their number."""
-    tested = [
-        trend(family.name, {int(rank): models[name] for rank, name in family.members.items()}, denominator)
-        for family in ranks
-        if not family.differ
+    tested = [family for family in ranks if not family.differ and len(family.members) > 2]
+    trends = [
+        trend(
+            family.name,
+            {int(rank): models[name] for rank, name in family.members.items()},
+            denominator,
+            len(tested),
+        )
+        for family in tested
     ]
-    return {found.family: found for found in corrected(tested)}
+    return {found.family: found for found in corrected(trends)}
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

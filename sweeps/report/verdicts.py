@@ -110,7 +110,7 @@ def rank_verdicts(
         even = len({len(own) for own in seeds}) == 1
         drawn = np.array(seeds).transpose(1, 2, 0) if even else table[None]
         shares = highest_shares(drawn, np.ones_like(drawn))
-        least = smallest_shift(table)
+        least = smallest_shift(table, len(tested))
         seen = f"an even change by {least:.{DIGITS[name]}f} would be seen" if least else "nothing could have been seen"
         noise = " (below the noise of bf16)" if rounded and below_noise(name, difference) else ""
         sentences.append(

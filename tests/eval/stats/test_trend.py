@@ -35,6 +35,16 @@ def test_the_stated_shift_is_found_as_often_as_it_says() -> None:
     assert smallest_shift(np.ones((4, 4))) is None
 
 
+def test_what_could_have_been_seen_holds_the_correction_for_several_trends() -> None:
+    """A verdict after Holm's correction asks more of a trend than 5 %, and so of the smallest one that it finds."""
+    rng = np.random.default_rng(2)
+    table = rng.normal(size=(20, 1)) * 5 + rng.normal(size=(20, 4))
+    alone, among = smallest_shift(table), smallest_shift(table, 20)
+    assert alone and among and among > 1.2 * alone
+    hits, totals = sweeps(rng, 1, (48, 5), 0.2, 50)[0], np.full((48, 5), 50.0)
+    assert (smallest_fall(hits, totals, 20) or 1.0) > (smallest_fall(hits, totals) or 1.0)
+
+
 def test_all_tables_are_counted_that_tie() -> None:
     """By hand: of the orders of one row two of six lie as far out; with two equal numbers four of six."""
     assert trend_p(np.array([[3.0, 2.0, 1.0]])) == pytest.approx(2 / 6, abs=0.03)
