@@ -11,7 +11,7 @@ import numpy as np
 
 from eval.stats.intervals import Estimate, Floats
 from eval.stats.measure_names import TASKS
-from eval.stats.measures import NOT_MEASURED, RATES, Seeds, below_noise, measure, per_cluster
+from eval.stats.measures import RATES, Seeds, below_noise, measure, per_cluster
 from eval.stats.ranks import holm
 from eval.stats.trend import highest_shares, shape, slope, smallest_shift, trend_p, turn_p
 from sweeps.plan.sweep import Sweep
@@ -61,9 +61,12 @@ def claim_verdicts(sweep: Sweep, samples: Mapping[str, Seeds], rounded: bool = T
     """
     rows = []
     for claim in (claim for claim in sweep.claims if {claim.arm, claim.against} <= samples.keys()):
-        arm, against = samples[claim.arm], samples[claim.against]
-        there = all(TASKS[claim.measure] in seed for seed in (*arm.values(), *against.values()))
-        measured = measure(claim.measure, arm, against) if there else NOT_MEASURED
+        task = TASKS[claim.measure]
+        # A seed whose answers a judge did not get to costs its own number alone.
+        arm, against = (
+            {seed: own for seed, own in samples[name].items() if task in own} for name in (claim.arm, claim.against)
+        )
+        measured = measure(claim.measure, arm, against)
         noise = ", below the noise of bf16" if rounded and below_noise(claim.measure, measured.estimate) else ""
         rows.append(
             {

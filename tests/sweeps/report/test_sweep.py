@@ -265,6 +265,9 @@ def test_a_claim_may_be_about_the_em_rate_or_of_what_was_not_measured() -> None:
     rows = claim_verdicts(sweep, {"base": {None: {"judged": answers(0)}}, "sft": {1: {"judged": answers(6)}}})
     assert [row["words"] for row in rows] == ["shown", "shown", "not measured"]
     assert rows[0]["measured"].estimate.value == 0.5 and rows[0]["title"] == "EM (share of coherent)"
+    half = {"base": {None: {"judged": answers(0)}}, "sft": {1: {"judged": answers(6)}, 2: {}}}  # the money ended
+    row, *_ = claim_verdicts(sweep, half)
+    assert row["words"] == "shown" and row["measured"].per_seed == [0.5]
 
 
 def test_a_difference_below_the_noise_of_bf16_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
