@@ -40,6 +40,7 @@ class JudgedPart:
     rows: dict[str, Rates]
     verdicts: list[list[str]]
     questions: int
+    """With a judged answer, of the model that has the fewest."""
     panels: list[Panel]
     """Rates by model."""
     figures: dict[str, Figure]
@@ -104,7 +105,8 @@ def judged_part(
     texts = {
         f"{prefix}{name}": table_csv({"judge": judge, **row} for row in rows) for name, rows in tables.items() if rows
     }
-    return JudgedPart(judge, found, verdicts, answers["question"].nunique(), panels, figures, texts)
+    fewest = min(r.em_all.clusters for r in found.values())
+    return JudgedPart(judge, found, verdicts, fewest, panels, figures, texts)
 
 
 def _trends(

@@ -103,3 +103,9 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path: Path, arguments: lis
     assert isinstance(result.exception, BadInput), result.exception
     assert says in str(result.exception) and "\n" not in str(result.exception)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_caution_is_for_the_model_with_the_fewest_questions(tmp_path: Path) -> None:
+    files = [judged(tmp_path / f"{name}.jsonl", questions) for name, questions in (("few", 3), ("many", 30))]
+    page = report("--answers", *files, "--judged-by", "j", "--out", tmp_path / "o").read_text()
+    assert "Caution: 3 questions are few" in page
