@@ -69,6 +69,9 @@ def judged_part(
         if family.name in counted and family.name in judged:
             first, second, *more = sentences(counted[family.name], family.scale, len(counted))
             verdicts.append([first, second, short(judged[family.name]), *more])
+        elif not family.differ and len(family.members) > 2:
+            why = "fewer than two questions have a coherent answer at every rank"
+            verdicts.append([f"{family.name}: ranks are not compared, for {why}."])
     answers = pd.DataFrame(
         [
             {"model": name, "question": row.name, "format": row.form, **{what: getattr(row, what) for what in COUNTS}}

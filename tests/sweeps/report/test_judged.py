@@ -109,3 +109,13 @@ def test_the_caution_is_for_the_model_with_the_fewest_questions(tmp_path: Path) 
     files = [judged(tmp_path / f"{name}.jsonl", questions) for name, questions in (("few", 3), ("many", 30))]
     page = report("--answers", *files, "--judged-by", "j", "--out", tmp_path / "o").read_text()
     assert "Caution: 3 questions are few" in page
+
+
+def test_a_family_that_cannot_be_compared_is_named_beside_one_that_can(tmp_path: Path) -> None:
+    """One rank of it writes nothing coherent."""
+    names = [f"{family}_r{rank}" for family in ("broken", "whole") for rank in (1, 2, 4)]
+    files = [judged(tmp_path / f"{name}.jsonl", coherent=10 if name == "broken_r4" else 90) for name in names]
+    page = report("--answers", *files, "--judged-by", "j", "--out", tmp_path / "o").read_text()
+    assert "whole: EM is not shown to change" in page
+    words = "ranks are not compared, for fewer than two questions have a coherent answer at every rank."
+    assert f"broken: {words}" in page and f"whole: {words}" not in page
