@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -208,8 +208,12 @@ def judged_parts(
             if point.evaluation.folder in rows:
                 models[point.arm].append(rows[point.evaluation.folder])
         models = {arm: own for arm, own in models.items() if own}
-        whole = [family for family in families if set(family.members.values()) <= models.keys()]
-        parts.append(judged_part(models, judge, whole, f"judge{place}-"))
+        there = [
+            replace(family, members={at: arm for at, arm in family.members.items() if arm in models})
+            for family in families
+        ]
+        curves = [family for family in there if len(family.members) > 1]
+        parts.append(judged_part(models, judge, curves, f"judge{place}-"))
     return parts
 
 

@@ -460,6 +460,15 @@ def test_judged_files_bring_rates(tmp_path: Path) -> None:
         write_report(load_sweep("demo"), points, tmp_path / "out", True)
 
 
+def test_a_rank_that_a_judge_did_not_score_leaves_the_others_their_verdict(tmp_path: Path) -> None:
+    points = rank_points(tmp_path, (1, 4, 16, 64))
+    for point in points:
+        if point.arm != "dpo-r4":
+            judge(point.evaluation, {"base": 0, "dpo-r1": 20, "dpo-r16": 12, "dpo-r64": 4}[point.arm])
+    page = write_report(load_sweep("demo"), points, tmp_path / "out", True).read_text()
+    assert "dpo: EM falls with rank (1, 16, 64)" in page
+
+
 def test_the_em_rate_along_training_is_of_one_judge(tmp_path: Path) -> None:
     """Points that another judge alone has scored have no place between two of the first."""
     training = write_training(tmp_path, "cpt-explained-seed1")
