@@ -292,7 +292,7 @@ def write_report(
             if rounded and name in NOISE and rows[0]["measures"][name].estimate.clusters
         },
         "rows": rows,
-        "verdicts": claim_verdicts(sweep, samples, rounded),
+        "verdicts": claim_verdicts(sweep, samples, rounded, judge),
         "rank_verdicts": rank_verdicts(ranks, samples, measures, rounded),
         "no_curves": [family.refusal for family in families if family.axis == "lr" and family.differ],
         "baselines": _baselines(base) if "recognition" in measures else "",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from eval.stats.intervals import Estimate, Floats
-from eval.stats.measure_names import TASKS
+from eval.stats.measure_names import JUDGED, TASKS
 from eval.stats.measures import RATES, Seeds, below_noise, measure, per_cluster
 from eval.stats.ranks import holm
 from eval.stats.trend import highest_shares, shape, slope, smallest_shift, trend_p, turn_p
@@ -53,11 +53,14 @@ def verdict_words(expect: str, estimate: Estimate) -> str:
     return "opposite" if estimate.high < 0 else "not shown"
 
 
-def claim_verdicts(sweep: Sweep, samples: Mapping[str, Seeds], rounded: bool = True) -> list[dict[str, Any]]:
+def claim_verdicts(
+    sweep: Sweep, samples: Mapping[str, Seeds], rounded: bool = True, judge: str = ""
+) -> list[dict[str, Any]]:
     """The claims whose arms were trained, with what was measured and what follows.
 
     Args:
         rounded: whether models were scored in bf16, so that small differences may be its noise.
+        judge: whose rates of EM these are; a rate without its judge is none.
     """
     rows = []
     for claim in (claim for claim in sweep.claims if {claim.arm, claim.against} <= samples.keys()):
@@ -73,7 +76,7 @@ def claim_verdicts(sweep: Sweep, samples: Mapping[str, Seeds], rounded: bool = T
                 "words": verdict_words(claim.expect, measured.estimate) + noise,
                 "claim": claim,
                 "measured": measured,
-                "title": TITLES[claim.measure],
+                "title": TITLES[claim.measure] + f", judge {judge}" * bool(judge and task == JUDGED),
             }
         )
     return rows

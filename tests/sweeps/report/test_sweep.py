@@ -266,8 +266,9 @@ def test_a_claim_may_be_about_the_em_rate_or_of_what_was_not_measured() -> None:
     assert [row["words"] for row in rows] == ["shown", "shown", "not measured"]
     assert rows[0]["measured"].estimate.value == 0.5 and rows[0]["title"] == "EM (share of coherent)"
     half = {"base": {None: {"judged": answers(0)}}, "sft": {1: {"judged": answers(6)}, 2: {}}}  # the money ended
-    row, *_ = claim_verdicts(sweep, half)
+    row, *_, gap = claim_verdicts(sweep, half, judge="oracle")
     assert row["words"] == "shown" and row["measured"].per_seed == [0.5]
+    assert row["title"] == "EM (share of coherent), judge oracle" and "judge" not in gap["title"]
 
 
 def test_a_difference_below_the_noise_of_bf16_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,8 +466,11 @@ def test_a_rank_that_a_judge_did_not_score_leaves_the_others_their_verdict(tmp_p
     for point in points:
         if point.arm != "dpo-r4":
             judge(point.evaluation, {"base": 0, "dpo-r1": 20, "dpo-r16": 12, "dpo-r64": 4}[point.arm])
-    page = write_report(load_sweep("demo"), points, tmp_path / "out", True).read_text()
+    claim = Claim(says="s", measure="em_rate", arm="dpo-r1", against="base")
+    sweep = load_sweep("demo").model_copy(update={"claims": [claim]})
+    page = write_report(sweep, points, tmp_path / "out", True).read_text()
     assert "dpo: EM falls with rank (1, 16, 64)" in page
+    assert "| EM (share of coherent), judge oracle |" in (tmp_path / "out" / "table.md").read_text()
 
 
 def test_the_em_rate_along_training_is_of_one_judge(tmp_path: Path) -> None:
