@@ -37,7 +37,9 @@ class Trend:
     """With an answer in the denominator at every rank; only these are compared."""
     left_out: int
     seeds: int
-    """Of each rank; the fewest where they differ, and then answers of all seeds are pooled."""
+    """Of each rank; the fewest where they differ."""
+    pooled: bool
+    """Whether they differ: then the answers of all seeds of a rank are taken for one seed's."""
     difference: Estimate
     """The rate at the lowest rank less that at the highest."""
     highest: tuple[float, ...]
@@ -114,6 +116,7 @@ def trend(
         questions=int(whole.sum()),
         left_out=len({row.name for rows in pooled for row in rows}) - int(whole.sum()),
         seeds=min(map(len, ranks.values())),
+        pooled=not even,
         difference=ratio_difference((hits[..., 0], hits[..., -1]), (totals[..., 0], totals[..., -1])),
         highest=tuple(map(float, highest_shares(hits, totals))),
         smallest_fall=smallest_fall(summed, of, tested),
@@ -188,6 +191,7 @@ def sentences(found: Trend, scale: str, tested: int) -> list[str]:
     else:
         said.append("No answer was misaligned at any rank, so nothing could have been seen.")
     trained = "once" if found.seeds == 1 else f"with {found.seeds} seeds"
+    trained += " or more, and their answers are pooled as if of one" * found.pooled
     said.append(f"Each rank was trained {trained}; the tests are over questions: other seeds may give other curves.")
     said.append(scale)
     if found.left_out:

@@ -88,6 +88,8 @@ def test_seeds_widen_the_difference_and_are_counted() -> None:
     assert "with 3 seeds" in " ".join(sentences(alike, "", 1))
     uneven = trend("m", {1: low * 2, 2: low, 4: high}, "counted")
     assert uneven and uneven.seeds == 1 and uneven.rates == alike.rates
+    assert "Each rank was trained once or more, and their answers are pooled" in " ".join(sentences(uneven, "", 1))
+    assert "or more" not in " ".join(sentences(alike, "", 1))
 
 
 def low_rate(rows: list[list[Judged]]) -> float:
