@@ -86,6 +86,7 @@ def test_it_tells_both_slopes_every_line_and_what_confounds_them() -> None:
     words = part.sentences[0]
     for said in ("9 models of 3 families", "b_P = ", "b_T = ", "b_P = -b_T (ratio) p = ", "would be seen in 4 of 5"):
         assert said in words
+    assert words.endswith("in 4 of 5 such sweeps by a t test at 5 %, without that correction.")
     assert any(s.startswith("Un-annealed checkpoint: smollm2-135m-252b") for s in part.sentences)
 
 

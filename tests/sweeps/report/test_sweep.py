@@ -488,7 +488,8 @@ def test_the_em_rate_along_training_is_of_one_judge(tmp_path: Path) -> None:
     judge(end, 20)
     for scorer, shown in (("another", False), ("oracle", True)):
         judge(half, 20, scorer)
-        write_report(load_sweep("demo"), points, tmp_path / scorer, full=False)
+        page = write_report(load_sweep("demo"), points, tmp_path / scorer, full=False).read_text()
+        assert "No correction for the number of arms, measures and points." in page
         assert ("EM (share of coherent)" in (tmp_path / scorer / "along.svg").read_text()) is shown
 
 
