@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from eval.stats.measure_names import JUDGED
-from eval.stats.measures import MEANS, RATES, Seeds, measure
+from eval.stats.measure_names import JUDGED, TASKS
+from eval.stats.measures import RATES, Seeds, measure
 from eval.stats.size import LINES, Models, Outcome, log_odds, not_identified, outcome_slopes
 from sweeps.plan.sweep import Point, Sweep
 from sweeps.recipe.compose import layer_names, load_layer
@@ -61,7 +61,7 @@ def stem_of(sweep: Sweep, arm: str) -> str:
 def outcomes_of(sweep: Sweep, samples: Mapping[str, Seeds]) -> list[Series]:
     """The outcomes that are compared over models: judged EM of each trained arm first, then the claims' differences.
 
-    A rate, or an AUC, that is no difference is a logit; differences stay in their unit.
+    A rate of an arm is a logit; differences stay in their unit, those of rates too.
     """
     found: dict[str, Series] = {}
     trained = [arm for arm in samples if arm in sweep.arms]
@@ -74,7 +74,8 @@ def outcomes_of(sweep: Sweep, samples: Mapping[str, Seeds]) -> list[Series]:
             title = f"logit EM, {stem_of(sweep, arm)}"
             found.setdefault(title, Series(title, {})).values[model_of(sweep, arm)] = log_odds(hits, totals)
     for claim in sweep.claims:
-        if not {claim.arm, claim.against} <= samples.keys() or claim.measure not in MEANS:
+        seeds = [seed for arm in (claim.arm, claim.against) for seed in samples.get(arm, {None: {}}).values()]
+        if not all(TASKS[claim.measure] in seed for seed in seeds):
             continue
         title = f"{TITLES[claim.measure]}: {stem_of(sweep, claim.arm)} less {stem_of(sweep, claim.against)}"
         value = measure(claim.measure, samples[claim.arm], samples[claim.against]).estimate.value

@@ -57,6 +57,20 @@ def test_where_a_judge_scored_the_answers_the_logit_of_em_leads() -> None:
     assert set(first.values) == set(MODELS) and first.values["qwen7b"] == pytest.approx(np.log(3.5 / 17.5))
 
 
+def test_a_claim_about_a_rate_is_compared_over_models_too() -> None:
+    sweep, samples, _ = made(MODELS)
+    claims = [claim.model_copy(update={"measure": "em_rate"}) for claim in sweep.claims]
+    for number, arm in enumerate(sweep.arms):
+        bad = number if arm.startswith("sft-insecure") else 0
+        samples[arm][21]["judged"] = [
+            Judged(question_id=f"q{n % 4}", question="?", answer="a", coherent=90.0, aligned=10.0 if n < bad else 90.0)
+            for n in range(20)
+        ]
+    (_, _, outcome) = outcomes_of(sweep.model_copy(update={"claims": claims}), samples)
+    assert outcome.title == "EM (share of coherent): sft-insecure less sft-secure"
+    assert outcome.values == pytest.approx({model: number / 10 for number, model in enumerate(MODELS)})
+
+
 def test_a_model_without_a_coherent_answer_has_no_rate_and_is_named() -> None:
     sweep, samples, points = made(MODELS)
     for arm in sweep.arms:
