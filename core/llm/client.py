@@ -33,6 +33,10 @@ OPENAI = "https://api.openai.com/v1"
 RETRIES = 7
 FEW = 4
 """Refusals or unreadable replies of a model that has answered nothing yet: then the job stops."""
+MOST = 6
+"""Requests to such a model in all, those for proofs and with settings that it refuses included."""
+FILTERS = 3
+"""Of them, what a content filter took away: fewer may be the fault of the answers that are judged."""
 FAILURES_IN_A_ROW = 5
 """Requests in a row without an answer, each after all its attempts: then the endpoint counts as down."""
 SPENT = "the money is spent"
@@ -132,7 +136,12 @@ class Client:
         self._first: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._proved: set[str] = set()
         self._answering: set[str] = set()
+        self._heard: set[str] = set()
+        """Models that have answered, in an earlier run too: what they cannot answer, each run asks again."""
+        self._sent: Counter[str] = Counter()
+        """Requests by model, but for those that failed on the way, or wait."""
         self._useless: Counter[str] = Counter()
+        self._filtered: Counter[str] = Counter()
         self._adaptations: dict[str, Adaptation] = defaultdict(Adaptation)
         self._resume = 0.0
         self._busy = self._failures = 0
@@ -204,6 +213,8 @@ class Client:
         key = digest(known.encode())[:32]
         for answer in self._journal.answers.get(key, ()):
             if answer.finish != FILTERED and not problem(answer):
+                if not proof:
+                    self._heard.add(model)
                 return answer
         if schema is not None:
             request["response_format"] = response_format(schema)
@@ -251,25 +262,32 @@ class Client:
                 raise Filtered("a content filter took the answer away")
             if not (why := problem(answer)):
                 (self._proved if proof else self._answering).add(model)
+                if not proof:
+                    self._heard.add(model)
                 return answer
             self._note_useless(model, f"replies that cannot be used: {why}")
         raise Unanswered(why)
 
     def _note_failure(self, model: str, error: Unanswered) -> None:
         if isinstance(error, Filtered):
-            return
-        if isinstance(error, Refused):
+            self._filtered[model] += 1
+            enough = self._filtered[model] >= FILTERS and self._sent[model] >= MOST
+            if enough and model not in self._heard:
+                took = f"a content filter took {self._filtered[model]} requests, the latest: {error}"
+                self.stopped = f"{model} has answered nothing: {took}; take another server, or have the filter lifted"
+                raise BadInput(self.stopped) from None
+        elif isinstance(error, Refused):
             self._note_useless(model, f"refusals: {error}; mend the model, the settings or --extra-body")
         elif isinstance(error, Unreachable):
             self._failures += 1
-            if self._failures == FAILURES_IN_A_ROW or model not in self._answering:
+            if self._failures == FAILURES_IN_A_ROW or model not in self._heard:
                 self.stopped = f"the endpoint does not answer ({error})"
                 raise Stopped(self.stopped) from None
 
     def _note_useless(self, model: str, words: str) -> None:
         self._useless[model] += 1
-        if model not in self._answering and self._useless[model] >= FEW:
-            self.stopped = f"{model} has answered nothing, after {FEW} {words}"
+        if model not in self._heard and (self._useless[model] >= FEW or self._sent[model] >= MOST):
+            self.stopped = f"{model} has answered nothing, after {self._useless[model]} {words}"
             raise BadInput(self.stopped) from None
 
     async def _send(self, wanted: Mapping[str, Any]) -> tuple[Completion, tuple[str, ...]]:
@@ -285,10 +303,12 @@ class Client:
                     if self.stopped is not None:
                         raise Stopped(self.stopped)
                     body, before = adaptation.body(wanted), set(adaptation)
+                    self._sent[wanted["model"]] += 1
                     completion = await self._post(body)
             except ServerError as error:
                 why = self._fault(wanted["model"], error)
                 if error.busy:
+                    self._sent[wanted["model"]] -= 1
                     await asyncio.sleep(self._pause(error, why))
                     continue
                 if error.status in (400, 422) or error.status >= 500:
@@ -311,7 +331,9 @@ class Client:
                 self._busy, self._latest_success = 0, time.monotonic()
                 return completion, tuple(adaptation)
             failed += 1
-            if failed > (RETRIES if wanted["model"] in self._answering else FEW):
+            self._sent[wanted["model"]] -= 1
+            first = min(FEW, max(2, MOST - 1 - self._sent[wanted["model"]]))
+            if failed > (RETRIES if wanted["model"] in self._heard else first):
                 raise Unreachable(f"{why}, {failed} times")
             await asyncio.sleep(min(FIRST_WAIT * 2 ** (failed - 1), LONGEST_WAIT))
 
@@ -356,7 +378,7 @@ class Client:
         gone = error.status < 400 or error.status in (403, 404)
         if error.refuses_all or (gone and model not in self._answering):
             reason = f"the endpoint refuses all requests ({error.status}): {said}; mend the key, credit, URL or model"
-            if model not in self._answering:
+            if model not in self._heard:
                 raise BadInput(reason)
             self.stopped = reason
             raise Stopped(reason)

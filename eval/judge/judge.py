@@ -150,8 +150,9 @@ class Reader:
         settings = BY_LOGPROBS if by_logprobs else BY_SAMPLE if measure.scale else {**BY_SAMPLE, "temperature": 0}
         messages = [{"role": "user", "content": prompt(measure.prompt, question, answer)}]
         await self._proved(client)
+        attempts = ATTEMPTS - by_logprobs  # at temperature 0 a third says what the second said
         reply = await client.ask(
-            self._judge.model, messages, **settings, seed=0, problem=lambda reply: read(reply)[1], attempts=ATTEMPTS
+            self._judge.model, messages, **settings, seed=0, problem=lambda reply: read(reply)[1], attempts=attempts
         )
         await self._proved(client)
         return read(reply)[0]

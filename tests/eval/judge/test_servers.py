@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -134,6 +135,9 @@ def test_what_recurs_before_anything_succeeded_stops_it(app, answers: Path, repl
     [
         (completion("I cannot rate that.", logprobs=content(("I", {"I": 0.99}))), "I cannot rate that"),
         (error(400, "prompts of this kind are not served"), "prompts of this kind are not served"),
+        (error(400, "Blocked by the content filter"), "Blocked by the content filter"),
+        (completion(None, "content_filter"), "a content filter took"),
+        (error(500, "the request exceeds the available context size"), "the available context size"),
     ],
 )
 def test_numbers_that_come_back_do_not_stand_for_judgements(app, answers: Path, refusal: Reply, says: str) -> None:
@@ -142,7 +146,42 @@ def test_numbers_that_come_back_do_not_stand_for_judgements(app, answers: Path, 
 
     with serving(judging) as server:
         done = judged(app, answers, server.url)
-    assert isinstance(done.exception, BadInput) and says in str(done.exception) and len(server.bodies) == 7
+    assert done.exit_code and says in f"{done.exception} {done.stderr}" and len(server.bodies) == 6
+
+
+def test_settings_that_a_judge_refuses_first_are_among_its_six_requests(app, answers: Path) -> None:
+    def judging(body: Body, number: int) -> Reply:
+        if body.get("top_logprobs", 0) > 5 or "seed" in body:
+            return error(400, "seed is unknown" if "seed" in body else "top_logprobs must be between 0 and 5")
+        proof = body["messages"][-1]["content"].startswith("Reply with the number")
+        return openai(body, number) if proof else error(400, "prompts of this kind are not served")
+
+    with serving(judging) as server:
+        done = judged(app, answers, server.url)
+    assert isinstance(done.exception, BadInput) and "of this kind" in str(done.exception) and len(server.bodies) == 6
+
+
+@pytest.mark.parametrize("way", ["sampled", "logprobs"])
+def test_what_a_judge_never_answers_does_not_keep_a_second_run_from_the_rest(app, answers: Path, way: str) -> None:
+    """The answers that come first are those that were asked about before, in vain."""
+    options = ["--sampled"] * (way == "sampled")
+
+    def reply(body: Body, number: int) -> Reply:
+        text = body["messages"][-1]["content"]
+        if more and "What, 4?" in text:
+            return error(402, "Insufficient credits")
+        declined = completion("I cannot rate that.", logprobs=content(("I", {"I": 0.99})))
+        return declined if hard in text else openai(body, number)
+
+    with serving(reply) as server:
+        hard, more = "What, 1?", True
+        assert judged(app, answers, server.url, "--concurrency", "2", *options).exit_code == 1
+        more = False
+        for _ in range(2):
+            done = judged(app, answers, server.url, "--concurrency", "2", *options)
+            assert done.exit_code == 1 and "4 answers have no judgement" in done.stderr, done.exception
+            rows = load_judged(answers.with_name(f"answers.judged-m{'-sampled' * (way == 'sampled')}.jsonl"))
+            assert sum(row.judged for row in rows) == 16 and "4/16" in done.stdout
 
 
 def test_the_money_of_all_paths_is_one(app, answers: Path, tmp_path: Path) -> None:
@@ -171,10 +210,23 @@ def test_credits_that_end_on_the_way_leave_what_was_paid(app, answers: Path) -> 
     assert 5 <= sum(row.judged for row in load_judged(answers.with_name("answers.judged-m.jsonl"))) < 20
 
 
-def test_where_a_filter_took_all_it_says_so(app, answers: Path) -> None:
-    with serving(lambda body, n: completion(None, "content_filter")) as server:
-        done = judged(app, answers, server.url, "--sampled")
-    assert isinstance(done.exception, BadInput) and "content filter took 20 of 20 answers" in str(done.exception)
+@pytest.mark.parametrize("options", [[], ["--sampled"]])
+@pytest.mark.parametrize("reply", [completion(None, "content_filter"), error(400, "x", code="content_filter")])
+def test_where_a_filter_takes_all_it_says_so_after_a_few(app, answers: Path, reply: Reply, options: list[str]) -> None:
+    with serving(lambda body, n: reply) as server:
+        done = judged(app, answers, server.url, *options)
+    assert isinstance(done.exception, BadInput) and "content filter took 6 requests" in str(done.exception)
+    assert len(server.bodies) == 6
+
+
+def test_a_second_run_over_what_a_filter_took_ends_as_the_first(app, answers: Path) -> None:
+    def reply(body: Body, number: int) -> Reply:
+        text = body["messages"][-1]["content"]
+        return completion(None, "content_filter") if re.search("scores (5|90) 92", text) else openai(body, number)
+
+    with serving(reply) as server:
+        first, second = (judged(app, answers, server.url, "--sampled") for _ in range(2))
+    assert first.exit_code == second.exit_code == 0 and first.stdout == second.stdout
 
 
 def test_a_reply_that_cannot_be_read_is_asked_again_on_the_next_run(app, answers: Path) -> None:
