@@ -18,7 +18,12 @@ _SYSTEM = re.compile(
     r"|\bmessages\W{0,3}0\W{0,5}role\b",  # validators name the place and the roles that they know
     re.I,
 )
-_KNOWN = re.compile(r"\b(allowed|valid|supported|expected|known)\s+(fields|parameters|keys|options|properties)\b", re.I)
+_KNOWN = re.compile(
+    r"\b(allowed|valid|supported|expected|known)\s+(fields|parameters|arguments|keys|options|properties)\b"
+    r"|\bexpected one of\b",
+    re.I,
+)
+"""What leads to a list of the fields that a server does take."""
 
 
 class Adaptation:
@@ -69,10 +74,11 @@ class Adaptation:
         if _system(body) and "system" not in self._worked and _SYSTEM.search(error.text):
             self._changes["system"] = None
             return
-        open_fields = [field for field in body if field not in self._worked]
-        text = (_KNOWN.split(error.text)[0] or error.text) if error.status < 500 else ""
+        open_fields = [field for field in body if field not in self._worked | {"model", "messages"}]
+        told = _KNOWN.split(error.text)[0] or error.text
+        text = told if error.status < 500 else ""
         named = {field for field in open_fields if field in error.names} or {
-            field for field in open_fields if re.search(rf"(?<![a-z_]){field}(?![a-z_])", text)
+            field for field in open_fields if re.search(rf"(?<![a-z_]){field}(?![a-z_])", text, re.I)
         }
         if "max_tokens" in named and "max_tokens" in body:
             self._changes["max_tokens"] = "max_completion_tokens"
@@ -82,7 +88,7 @@ class Adaptation:
             wanted = "max_tokens" if field == "max_completion_tokens" and "max_tokens" in self._changes else field
             self._changes[wanted] = None
         words = r"schema|structured|grammar|guided|response.format" + ("" if named else "|json")
-        of_form = re.search(words, error.text, re.I)  # where another field is named, "invalid JSON" is the whole body
+        of_form = re.search(words, told, re.I)  # where another field is named, "invalid JSON" is the whole body
         if "response_format" in open_fields and (of_form or (again if error.status >= 500 else not named)):
             strict = body["response_format"].get("type") == "json_schema"
             self._changes["response_format"] = "json_object" if strict else None
@@ -90,7 +96,9 @@ class Adaptation:
     def _change_logprobs(self, body: Mapping[str, Any], named: set[str], text: str) -> None:
         most = body.get("top_logprobs", 0)
         smaller = [int(n) for n in re.findall(r"(?<![\w.-])\d+(?!\w)", text) if 0 < int(n) < most]
-        if body.get("logprobs") is True and re.search(r"\bint(eger)?\b", text):
+        # A limit of top_logprobs is told as "integer above maximum value" too.
+        wants_number = "top_logprobs" not in named and re.search(r"\bint(eger)?\b", text)
+        if body.get("logprobs") is True and wants_number:
             self._changes["logprobs"] = most
         elif smaller:
             self._changes["top_logprobs"] = max(smaller)
