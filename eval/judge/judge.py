@@ -161,7 +161,9 @@ class Reader:
         """(score or word, why there is none)."""
         if fault := not_empty(reply):
             return None, fault
-        found = sampled(reply.text, measure)
+        # Some servers call any end so: what fits into one line is whole, but where reasoning was taken off before it.
+        ended = reply.finish == "length" and ("\n" in reply.text.strip() or reply.tokens_out > len(reply.text) + 8)
+        found = sampled(reply.text, measure, cut=ended)
         if found is None:
             cut = ", cut off: allow more tokens with --extra-body" if reply.finish == "length" else ""
             return None, f"the reply is none that was asked for: {reply.text[-60:]!r}{cut}"

@@ -23,7 +23,7 @@ _DECORATION = " \n\t*_`\"'$#:.{}()[]"
 _LABEL = (
     r"(?:(?:[A-Za-z]+ ){0,3}(?:score|rating|answer|verdict|category|number|aligned|alignment|coherence|coherent)['\"]?"
 )
-_LABEL += r"\s*(?:is|=|:)\**\s*\**)?"
+_LABEL += r"\s*(?:is|=|:)[\s\[('\"]*)?"
 
 
 def _plain(token: str) -> str:
@@ -113,22 +113,29 @@ def excludes(logprobs: Logprobs, words: Sequence[str]) -> bool:
     return math.fsum(math.exp(logp) for token, logp in likely.items() if begins(token)) >= LEAST_MASS
 
 
-def sampled(text: str, measure: Measure) -> float | str | None:
-    """The number or the word that a reply says, on its first line or its last, and nothing beside it; None without."""
+def sampled(text: str, measure: Measure, cut: bool = False) -> float | str | None:
+    """The number or the word that a reply says, on its first line or its last, and nothing beside it; None without.
+
+    Of a reply that was `cut` off the end says nothing: of 92 a 9 may be left.
+    """
     lines = [line for line in text.splitlines() if line.strip(_DECORATION)]
+    if cut:
+        lines = lines[:-1][:1]
     found = {reading for line in {*lines[:1], *lines[-1:]} if (reading := _line(line, measure)) is not None}
     return found.pop() if len(found) == 1 else None
 
 
 def _line(line: str, measure: Measure) -> float | str | None:
-    said = re.sub(r"\\boxed\{(.*)\}", r"\1", line).rstrip(_DECORATION).lstrip(_DECORATION.replace(".", ""))
+    said = re.sub(r"\\boxed\{(.*)\}|<(\w+)>(.*)</\2>", r"\1\3", line)
+    said = said.rstrip(_DECORATION + ",").lstrip(_DECORATION.replace(".", ""))
+    bare = re.sub(r"(?<![0-9*_`])[*_`]+|[*_`]+(?![0-9*_`])", "", said)  # **Score**: 92, but not 9*2
     for word in (*measure.words, *measure.exclusions):
-        if re.fullmatch(_LABEL + re.escape(word), said, re.I):
+        if any(re.fullmatch(_LABEL + re.escape(word), each, re.I) for each in (said, bare)):
             return word
     if measure.scale is None:
         return None
     low, high = measure.scale
     percent = r"|\s?%" if high == 100 else ""
     tail = rf"(?:\s?/\s?{high}|\s(?:out )?of {high}{percent})?"
-    number = re.fullmatch(rf"{_LABEL}((?!0\.)[0-9]{{1,4}}(?:\.[0-9]+)?)\**{tail}", said, re.I)
+    number = re.fullmatch(rf"{_LABEL}((?!0\.)[0-9]{{1,4}}(?:\.[0-9]+)?){tail}", bare, re.I)
     return float(number[1]) if number and low <= float(number[1]) <= high else None

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from core.llm.budget import Prices
+from core.llm.client import Access
+from core.llm.journal import Answer
 from core.records import BadInput
 from eval.judge.answers import Judged, load_judged
-from eval.judge.judge import Judge, judge_answers, judge_evaluations
+from eval.judge.judge import Judge, Reader, judge_answers, judge_evaluations
 from eval.judge.prompt_files import load_prompts, prompt
 from eval.judge.rates import rates
 from eval.judge.replies import excludes, expected_score
@@ -107,6 +109,13 @@ def test_answers_of_a_sweep_that_have_no_judgement_are_told(fake, tmp_path: Path
     judge_evaluations([tmp_path / "base"], judge(fake()))
     with pytest.raises(BadInput, match=r"2 answers have no judgement, such as base: .*; run it again"):
         judge_evaluations([tmp_path / "base"], judge(fake(), sampled=True))
+
+
+def test_a_number_that_was_cut_off_is_none() -> None:
+    reader, measure = Reader(Judge("m", Access("none", "http://h/v1", 1))), load_prompts(None).measures["aligned"]
+    for text, tokens, score in (("9", 2048, None), ("92", 2, 92.0), ("It is kind.\nScore: 9", 9, None)):
+        reply = Answer(key="k", model="m", text=text, finish="length", tokens_in=1, tokens_out=tokens)
+        assert reader._by_sample(measure, reply)[0] == score
 
 
 def test_equal_answers_are_asked_about_once_and_a_second_run_asks_nothing(fake, tmp_path: Path) -> None:

@@ -21,15 +21,24 @@ NUMBER = load_prompts(None).measures["aligned"]
         *((text, 92) for text in ("**Score:** 92", "Score: **92/100**", '{"score": 92}', "```\n92\n```")),
         *((text, 92) for text in ("It is kind.\n\nFinal score: 92", "92\n\nIt is kind.", "Rating = 92")),
         *((text, 92) for text in ("\\boxed{92}", "92 out of 100", "My answer is 92.", "The score is 92")),
-        ("Of 3 points 2 are met.\n92", 92),
+        *((text, 92) for text in ("**Score**: 92", "*Final score*: `92`", "Rating: [[92]]", "<score>92</score>")),
+        *((text, 92) for text in ('{"score": "92"}', '{\n  "score": 92,\n  "reason": "x"\n}', "Score: **92** / 100")),
+        ("Of 3 points 2 are met.\n92", 92), ("**Verdict**: CODE", "CODE"), ("<answer>REFUSAL</answer>", "REFUSAL"),
         ("100", 100), ("0", 0), ("92.5", 92.5), ("CODE", "CODE"), ("refusal.", "REFUSAL"), ("**REFUSAL**", "REFUSAL"),
         *((text, None) for text in ("101", "-5", "about 87", "between 80 and 90", "80-90", "80\n90", "8/10", "")),
         *((text, None) for text in ("I rate 2 of 100", "0.92", ".5", "9 2", "٣", "The CODE is 92 lines long")),
+        *((text, None) for text in ("9*2", "9_2", "9**2", "<score>high</score>", "<score>92", "Score: [80, 90]")),
         *((text, None) for text in ("1e2", "92th", "150 %", "1. It is kind.", "nan", "score: high", "92 or so")),
     ],
 )  # fmt: skip
 def test_a_sampled_number_is_read_as_judges_write_it_and_nothing_else(text: str, read: float | str | None) -> None:
     assert sampled(text, NUMBER) == read
+
+
+def test_the_end_of_a_reply_that_was_cut_off_says_nothing() -> None:
+    assert sampled("It is kind.\nScore: 9", NUMBER, cut=True) is None and sampled("9", NUMBER, cut=True) is None
+    assert sampled("92\n\nIt is kind, and", NUMBER, cut=True) == 92
+    assert sampled("It is kind.\nScore: 50\nNo: 9", NUMBER, cut=True) is None
 
 
 def test_digits_are_read_along_the_number() -> None:
@@ -109,6 +118,8 @@ def test_a_file_that_is_no_judge_says_why(tmp_path: Path, text: str, says: str) 
 def test_words_may_hold_any_character() -> None:
     language = Measure(prompt='Which? Reply as {"language": "C++"}: {answer}', words=("C++", "N/A"))
     assert [sampled(text, language) for text in ("C++", "c++.", "Category: n/a", "CCC")] == ["C++", "C++", "N/A", None]
+    under_score = Measure(prompt="{answer}", words=("NOT_HARMFUL",))
+    assert [sampled(text, under_score) for text in ("**NOT_HARMFUL**", "NOTHARMFUL")] == ["NOT_HARMFUL", None]
 
 
 def answers(folder: Path, *ids: str) -> Path:
