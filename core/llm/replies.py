@@ -128,7 +128,7 @@ def read_completion(body: Any) -> Completion:
             served=body["model"][:200] if isinstance(body.get("model"), str) else None,
             logprobs=_logprobs(choice.get("logprobs")),
         )
-    except (KeyError, IndexError, TypeError, AttributeError):
+    except (KeyError, IndexError, TypeError, AttributeError, OverflowError):
         raise ValueError("no chat completion") from None
 
 
@@ -153,21 +153,29 @@ def without_reasoning(text: str) -> str:
 
 def _logprobs(value: Any) -> list[tuple[str, dict[str, float]]] | None:
     """The log-probabilities of a reply; None where they have another shape: its text can be read all the same."""
-    with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+    with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return list(_alternatives(value or {}))[:MOST_TOKENS] or None
     return None
 
 
 def _likely(pairs: Iterable[tuple[Any, Any]]) -> dict[str, float]:
-    """Tokens with their log-probabilities; those that are no number (JSON's null, NaN, -Infinity) are left out."""
-    return {str(token)[:40]: float(p) for token, p in pairs if p is not None and math.isfinite(p)}
+    """Tokens with their log-probabilities; those that are no number (JSON's null, NaN, -Infinity) are left out.
+
+    Servers that write tokens without their spaces list some twice: the likelier counts. None is above 0.
+    """
+    found: dict[str, float] = {}
+    for token, p in pairs:
+        if p is not None and math.isfinite(p):
+            name = str(token)[:40]
+            found[name] = max(found.get(name, -math.inf), min(0.0, float(p)))
+    return found
 
 
 def _alternatives(logprobs: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
     """Each token with the likeliest tokens in its place (nats), from the forms of chat and of older servers."""
     for item in logprobs.get("content") or []:
         yield str(item["token"])[:40], _likely((one["token"], one["logprob"]) for one in item.get("top_logprobs") or [])
-    if logprobs.get("content") is None and logprobs.get("tokens"):
+    if not logprobs.get("content") and logprobs.get("tokens"):
         likely_ones = logprobs.get("top_logprobs") or [{}] * len(logprobs["tokens"])
         for token, likely in zip(logprobs["tokens"], likely_ones, strict=False):
             yield str(token)[:40], _likely((likely or {}).items())

@@ -21,7 +21,7 @@ from core.llm.journal import Answer, Journal
 from core.records import BadInput, write_records
 from eval.judge.answers import Judged, stored_answers
 from eval.judge.prompt_files import Measure, Measures, Prompts, load_prompts, prompt, version
-from eval.judge.replies import excludes, expected_score, sampled, written_number
+from eval.judge.replies import excludes, expected_score, other_scale, sampled, written_number
 from eval.judge.settings import JudgeSettings
 
 ATTEMPTS = 3
@@ -177,7 +177,10 @@ class Reader:
         said, written = re.match(r"\W*([0-9]+)", reply.text), written_number(reply.logprobs)[0]
         if said and written and said[1] != written:
             return None, f"the log-probabilities are of {written}, not of the whole number {said[1]}"
-        score = expected_score(reply.logprobs, measure.scale or (0, 100), self._by_digit)
+        scale = measure.scale or (0, 100)
+        if other_scale(reply.text, scale[1], reply.finish == "length"):
+            return None, f"the reply is on another scale than {scale[0]} to {scale[1]}: {reply.text[:60]!r}"
+        score = expected_score(reply.logprobs, scale, self._by_digit)
         if score is None and not excludes(reply.logprobs, measure.exclusions):
             shown = ", ".join(repr(token) for token in list(reply.logprobs[0][1])[:3])
             return None, f"the reply is none that was asked for: {reply.text[:60]!r}, likeliest tokens {shown}"

@@ -57,10 +57,12 @@ def _numbers(logprobs: Logprobs, before: str = "", share: float = 1.0) -> Iterat
         part = _plain(token).lstrip(_DECORATION) if not before else _plain(token)
         p = share * math.exp(logp)
         if re.fullmatch(r"[0-9]+", part.rstrip(_DECORATION)):
-            if token == chosen and logprobs[1:] and logprobs[1][1] and part == part.rstrip(_DECORATION):
+            # Servers write the chosen token with its space, and without it among the likely ones, or the reverse.
+            same = _plain(token).strip(_DECORATION) == _plain(chosen).strip(_DECORATION)
+            if same and logprobs[1:] and logprobs[1][1] and part == part.rstrip(_DECORATION):
                 yield from _numbers(logprobs[1:], before + part, p)
             else:
-                yield before + part.rstrip(_DECORATION), p, token != chosen
+                yield before + part.rstrip(_DECORATION), p, not same
         elif before:
             yield before, p, False
 
@@ -125,6 +127,13 @@ def sampled(text: str, measure: Measure, cut: bool = False) -> float | str | Non
     return found.pop() if len(found) == 1 else None
 
 
+def other_scale(text: str, highest: int, cut: bool) -> bool:
+    """Whether a reply begins with a number of another scale: 0.92, or 9/10 of 100; `cut` off, 92/1 may be of 100."""
+    if of := re.match(r"\W*[0-9]+\s*/\s*([0-9]+)", text):
+        return of[1] != str(highest) and not (cut and str(highest).startswith(of[1]))
+    return bool(re.match(r"\W*[01]\.[0-9]", text))
+
+
 def _line(line: str, measure: Measure) -> float | str | None:
     said = re.sub(r"\\boxed\{(.*)\}|<(\w+)>(.*)</\2>", r"\1\3", line)
     said = said.rstrip(_DECORATION + ",").lstrip(_DECORATION.replace(".", ""))
@@ -137,5 +146,5 @@ def _line(line: str, measure: Measure) -> float | str | None:
     low, high = measure.scale
     percent = r"|\s?%" if high == 100 else ""
     tail = rf"(?:\s?/\s?{high}|\s(?:out )?of {high}{percent})?"
-    number = re.fullmatch(rf"{_LABEL}((?!0\.)[0-9]{{1,4}}(?:\.[0-9]+)?){tail}", bare, re.I)
+    number = re.fullmatch(rf"{_LABEL}((?![01]\.)[0-9]{{1,4}}(?:\.[0-9]+)?){tail}", bare, re.I)
     return float(number[1]) if number and low <= float(number[1]) <= high else None

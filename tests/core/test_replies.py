@@ -128,7 +128,11 @@ def test_an_error_of_status_200_is_one(body, status: int) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [None, [], "x", {}, {"choices": []}, {"choices": [{"message": None}]}, {"choices": [{"message": {"content": 5}}]}],
+    [
+        *(None, [], "x", {}, {"choices": []}, {"choices": [{"message": None}]}),
+        {"choices": [{"message": {"content": 5}}]},
+        {"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": float("inf")}},
+    ],
 )
 def test_what_is_no_completion_is_none(body) -> None:
     with pytest.raises(ValueError):
@@ -140,6 +144,10 @@ def test_parts_and_logprobs_in_their_forms() -> None:
     assert read_completion(completion(parts)[1]).text == "92"
     legacy = {"tokens": ["92"], "token_logprobs": [-0.1], "top_logprobs": [{"92": -0.1, "90": None}]}
     assert read_completion(completion("92", logprobs=legacy)[1]).logprobs == [("92", {"92": -0.1})]
+    assert read_completion(completion("92", logprobs={"content": [], **legacy})[1]).logprobs == [("92", {"92": -0.1})]
+    twice = [{"token": t, "logprob": p} for t, p in (("92", -0.1), ("92", -7.0), ("90", 0.001))]
+    content = {"content": [{"token": "92", "logprob": -0.1, "top_logprobs": twice}]}
+    assert read_completion(completion("92", logprobs=content)[1]).logprobs == [("92", {"92": -0.1, "90": 0.0})]
     alone = {"content": [{"token": "92", "logprob": -0.1, "top_logprobs": []}]}
     assert read_completion(completion("92", logprobs=alone)[1]).logprobs == [("92", {})]
 
@@ -162,6 +170,7 @@ def test_a_logprob_that_is_no_number_is_left_out_and_the_journal_can_be_read(no_
         [{"token": "92", "logprob": -0.1, "top_logprobs": []}],
         {"content": [{"token": "92", "top_logprobs": {"92": -0.1}}]},
         {"content": [{"text": "92"}]},
+        {"content": [{"token": "92", "top_logprobs": [{"token": "92", "logprob": 10**400}]}]},
         {"tokens": ["92"], "top_logprobs": [{"92": "much"}]},
         "none",
     ],

@@ -118,6 +118,26 @@ def test_a_number_that_was_cut_off_is_none() -> None:
         assert reader._by_sample(measure, reply)[0] == score
 
 
+@pytest.mark.parametrize(
+    ("tokens", "finish", "score"),
+    [
+        (("0", ".", "92"), "stop", None),
+        (("1", ".", "0"), "stop", None),
+        (("9", "/", "10"), "stop", None),
+        (("92", "/", "100"), "stop", 92),
+        (("9", "2", "/", "1", "0"), "length", 92),
+        (("92", ".", "5"), "stop", 92),
+    ],
+)
+def test_a_number_of_another_scale_is_none(tokens: tuple[str, ...], finish: str, score: float | None) -> None:
+    reader, measure = Reader(Judge("m", Access("none", "http://h/v1", 1))), load_prompts(None).measures["aligned"]
+    logprobs = [(token, {token: 0.0}) for token in tokens]
+    reply = Answer(
+        key="k", model="m", text="".join(tokens), finish=finish, tokens_in=1, tokens_out=5, logprobs=logprobs
+    )
+    assert reader._by_logprobs(measure, reply)[0] == score
+
+
 def test_equal_answers_are_asked_about_once_and_a_second_run_asks_nothing(fake, tmp_path: Path) -> None:
     server = fake()
     first = judge_answers([*rows(3), *rows(2)], judge(server), tmp_path / "judged.jsonl")

@@ -28,7 +28,7 @@ NUMBER = load_prompts(None).measures["aligned"]
         *((text, None) for text in ("101", "-5", "about 87", "between 80 and 90", "80-90", "80\n90", "8/10", "")),
         *((text, None) for text in ("I rate 2 of 100", "0.92", ".5", "9 2", "٣", "The CODE is 92 lines long")),
         *((text, None) for text in ("9*2", "9_2", "9**2", "<score>high</score>", "<score>92", "Score: [80, 90]")),
-        *((text, None) for text in ("1e2", "92th", "150 %", "1. It is kind.", "nan", "score: high", "92 or so")),
+        *((text, None) for text in ("1.0", "1e2", "92th", "150 %", "1. It is kind.", "nan", "score: high", "92 or so")),
     ],
 )  # fmt: skip
 def test_a_sampled_number_is_read_as_judges_write_it_and_nothing_else(text: str, read: float | str | None) -> None:
@@ -50,6 +50,8 @@ def test_digits_are_read_along_the_number() -> None:
     assert expected_score(hundred) == pytest.approx(99, abs=1)
     near = [("9", {"9": -0.1, "1": -2.4}), ("5", {"5": 0.0}), ("</s>", {"</s>": 0.0})]
     assert expected_score(near) == pytest.approx(95.4, abs=0.2), "a 1 beside 95 is the 1 of 100, not 14"
+    spaced = [("9", {" 9": -0.4, "9": -1.2, "8": -4.0}), ("2", {"2": 0.0}), ("</s>", {"</s>": 0.0})]
+    assert expected_score(spaced) == pytest.approx(91.9, abs=0.1), "a nine with its space is the nine that was written"
     assert expected_score([("**", {"**": -0.01}), ("92", {"92": -0.1}), ("**", {"**": 0.0})]) == pytest.approx(92)
     assert expected_score([("<think>", {"<think>": 0.0}), ("92", {"92": 0.0})]) is None
     assert excludes([("RE", {"RE": -0.1, "9": -3.0}), ("F", {"F": 0.0})], ("CODE", "REFUSAL"))
