@@ -16,8 +16,8 @@ MOST_TOKENS = 8
 """Tokens whose alternatives are kept: enough for a number with what may stand before it."""
 FILTERED = "content_filter"
 """`finish_reason` of a reply that a content filter took away."""
-_FILTERS = ("safety", "recitation", "blocklist", "prohibited_content", "spii", "sensitive")
-"""The same of other servers (Gemini's FinishReason, Zhipu's finish_reason)."""
+_FILTERS = re.compile(r"content.?filter|safety|recitation|blocklist|prohibited|spii|sensitive|guardrail", re.I)
+"""The same of other servers (Gemini's FinishReason, alone or behind content_filter, Zhipu's and Bedrock's)."""
 
 _THOUGHTS = re.compile(
     r"\s*(?:<(think|thinking|thought|reasoning)>.*?(?:</\1>|\Z)|\[THINK\].*?(?:\[/THINK\]|\Z)"
@@ -25,8 +25,13 @@ _THOUGHTS = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _FILTER = re.compile(
-    r"content.?(filter|management|policy|moderation)|data_inspection|flagged|moderation|ResponsibleAI", re.I
+    r"content.?(filter|management|policy|moderation|exists.risk)|data.?inspection|inappropriate.content"
+    r"|sensitive.?(content|information)|usage.(guideline|polic)|safety.(check|system)|guardrail|prohibited.content"
+    r"|flagged|moderation|ResponsibleAI",
+    re.I,
 )
+_BUSY = re.compile(r"rate.?limit|too.many.requests|resource.?exhausted|throttl", re.I)
+_NO_CREDIT = re.compile(r"insufficient.{0,9}(quota|balance|credit|fund)|exceeded_current_quota", re.I)
 
 
 class ServerError(Exception):
@@ -48,7 +53,8 @@ class ServerError(Exception):
     @property
     def refuses_all(self) -> bool:
         """Whether no request would fare better: wrong key, no credit."""
-        return self.status in (401, 402) or "insufficient_quota" in (self.code, self.text)
+        no_credit = self.status == 429 and _NO_CREDIT.search(f"{self.code} {self.text}")
+        return self.status in (401, 402) or bool(no_credit) or "insufficient_quota" in (self.code, self.text)
 
     @property
     def busy(self) -> bool:
@@ -97,7 +103,9 @@ def server_error(status: int, body: Any, wait: float | None = None) -> ServerErr
     if isinstance(fields.get("param"), str):
         names.append(fields["param"])
     if status < 400:
-        status = int(own) if re.fullmatch(r"[45]\d\d", own) else 500
+        told = f"{own} {text}"
+        other = 429 if _BUSY.search(told) else 400 if _FILTER.search(told) else 500
+        status = int(own) if re.fullmatch(r"[45]\d\d", own) else other
     return ServerError(status, text or f"status {status}", own, tuple(names), wait)
 
 
@@ -109,11 +117,11 @@ def read_completion(body: Any) -> Completion:
         ValueError: if it is no chat completion.
     """
     try:
-        if not body.get("choices") and (body.get("error") or body.get("object") == "error"):
+        if body.get("error") or body.get("object") == "error":
             raise server_error(200, body)
         choice, usage = body["choices"][0], body.get("usage") or {}
         finish = str(choice.get("finish_reason"))
-        finish = FILTERED if finish.lower() in _FILTERS else finish
+        finish = FILTERED if _FILTERS.search(finish) else finish
         if choice.get("error") or finish == "error":
             raise server_error(200, {"error": choice.get("error") or "the reply ends in an error"})
         message = choice.get("message") or {}

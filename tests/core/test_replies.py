@@ -116,6 +116,9 @@ def test_reasoning_is_no_part_of_the_answer(text: str, answer: str) -> None:
         ({"error": {"message": "slow", "code": "429"}, "choices": None}, 429),
         ({"object": "error", "message": "gone", "code": 404}, 404),
         ({"error": "overloaded"}, 500),
+        ({"error": {"message": "slow down", "code": "rate_limit_exceeded"}}, 429),
+        ({"choices": [{"error": {"message": "no", "code": "content_filter"}}]}, 400),
+        ({"error": {"message": "upstream", "code": 502}, "choices": [{"message": {"content": "9"}}]}, 502),
         ({"choices": [{"error": {"message": "upstream", "code": 502}, "message": {"content": "half"}}]}, 502),
         ({"choices": [{"finish_reason": "error", "message": {"content": "half"}}]}, 500),
     ],
@@ -240,6 +243,37 @@ def test_a_schema_that_breaks_the_server_is_wanted_otherwise(tmp_path: Path, wai
     assert capsys.readouterr().err.count("response_format as json_object: status 500: internal error") == 1
 
 
+WAYS = ("SAFETY", "sensitive", "content_filter: PROHIBITED_CONTENT", "content_filtered", "guardrail_intervened")
+
+
+@pytest.mark.parametrize(
+    ("status", "content"),
+    [
+        (400, {"error": {"message": "Content Exists Risk", "type": "invalid_request_error"}}),
+        (403, {"code": "permission-denied", "error": "Content violates usage guidelines. Failed check: SAFETY_CHECK"}),
+        (400, {"code": "DataInspectionFailed", "message": "Input data may contain inappropriate content."}),
+        (400, {"error": {"code": "InputTextSensitiveContentDetected", "message": "The request failed"}}),
+        (200, {"error": {"code": "content_filter", "message": "blocked"}}),
+    ],
+)
+def test_a_filter_is_known_by_its_servers_words(status: int, content) -> None:
+    assert server_error(status, content).filtered
+
+
+@pytest.mark.parametrize(
+    ("content", "refuses"),
+    [
+        ({"error": {"message": "Your account is suspended", "type": "exceeded_current_quota_error"}}, True),
+        ({"error": {"message": "Insufficient balance", "code": "1113"}}, True),
+        ({"error": {"message": "You exceeded your current quota, please check your plan", "code": 429}}, False),
+        ({"error": {"message": "Insufficient capacity now, retry"}}, False),
+    ],
+)
+def test_credit_that_is_gone_is_no_rate_limit(content, refuses: bool) -> None:
+    error = server_error(429, content)
+    assert error.refuses_all == refuses and error.busy
+
+
 def test_a_filter_is_told_apart_and_is_no_answer(tmp_path: Path) -> None:
     async def job(client: Client) -> str:
         try:
@@ -248,7 +282,7 @@ def test_a_filter_is_told_apart_and_is_no_answer(tmp_path: Path) -> None:
             return "filtered"
 
     journal = tmp_path / "j.jsonl"
-    assert {read_completion(completion("", way)[1]).finish for way in ("SAFETY", "sensitive")} == {"content_filter"}
+    assert {read_completion(completion("", way)[1]).finish for way in WAYS} == {"content_filter"}
     for reply in (completion(None, "content_filter"), error(400, "x", code="content_filter"), completion("now")):
         with serving(lambda body, n, reply=reply: reply) as server:
             found = run_all([job], Access("none", server.url, 1), journal, Money({"m": None}), "requests")
