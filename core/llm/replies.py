@@ -19,11 +19,16 @@ FILTERED = "content_filter"
 _FILTERS = re.compile(r"content.?filter|safety|recitation|blocklist|prohibited|spii|sensitive|guardrail", re.I)
 """The same of other servers (Gemini's FinishReason, alone or behind content_filter, Zhipu's and Bedrock's)."""
 
+_CUT = ("max_tokens", "max_output_tokens", "model_length")
+"""`finish_reason` of other servers for length."""
+
+_OPENED = r"(?:\w+:)?(?:think|thinking|thoughts?|reason|reasoning|analysis|reflection|scratchpad)"
 _THOUGHTS = re.compile(
-    r"\s*(?:<(think|thinking|thought|reasoning)>.*?(?:</\1>|\Z)|\[THINK\].*?(?:\[/THINK\]|\Z)"
+    rf"\s*(?:<({_OPENED})>.*?(?:</\1>|\Z)|\[THINK\].*?(?:\[/THINK\]|\Z)"
     r"|<\|channel\|>analysis.*?(?:<\|channel\|>final<\|message\|>|\Z))",
     re.DOTALL | re.IGNORECASE,
 )
+_CLOSED = re.compile(r"</(?:\w+:)?(?:think|thinking|thoughts?|reasoning)>|\[/THINK\]", re.I)
 _FILTER = re.compile(
     r"content.?(filter|management|policy|moderation|exists.risk)|data.?inspection|inappropriate.content"
     r"|sensitive.?(content|information)|usage.(guideline|polic)|safety.(check|system)|guardrail|prohibited.content"
@@ -121,11 +126,11 @@ def read_completion(body: Any) -> Completion:
             raise server_error(200, body)
         choice, usage = body["choices"][0], body.get("usage") or {}
         finish = str(choice.get("finish_reason"))
-        finish = FILTERED if _FILTERS.search(finish) else finish
+        finish = FILTERED if _FILTERS.search(finish) else "length" if finish.lower() in _CUT else finish
         if choice.get("error") or finish == "error":
             raise server_error(200, {"error": choice.get("error") or "the reply ends in an error"})
         message = choice.get("message") or {}
-        if not message and finish != FILTERED:
+        if not message and finish not in (FILTERED, "length"):
             raise ValueError("no message")
         text = without_reasoning(_text(message.get("content")))
         return Completion(
@@ -144,19 +149,26 @@ def _text(content: Any) -> str:
     """The text of `content`: a text itself, or a list of parts, of which those that are thoughts say nothing."""
     if isinstance(content, list):
         parts = [part if isinstance(part, dict) else {"text": part} for part in content]
-        return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+        return "".join(part["text"] for part in parts if isinstance(part.get("text"), str) and not _thought(part))
     if not isinstance(content, str | None):
         raise TypeError("no text")
     return content or ""
 
 
+def _thought(part: Mapping[str, Any]) -> bool:
+    return bool(part.get("thought") or re.search("think|thought|reason", str(part.get("type"))))
+
+
 def without_reasoning(text: str) -> str:
     """The answer after the reasoning that some models write before it; empty where the reasoning was cut off."""
-    if found := _THOUGHTS.match(text):
-        return text[found.end() :].lstrip()
+    if _THOUGHTS.match(text):
+        while found := _THOUGHTS.match(text):
+            text = text[found.end() :].lstrip()
+        return text
     # A template may have opened the block already; in JSON or code the mark would be a part of the answer.
-    before, mark, after = text.rpartition("</think>")
-    return after.lstrip() if mark and before.lstrip()[:1] not in ("{", "[", "`") else text
+    marks = list(_CLOSED.finditer(text))
+    opened = marks and text[: marks[-1].start()].lstrip()[:1] not in ("{", "[", "`")
+    return text[marks[-1].end() :].lstrip() if opened else text
 
 
 def _logprobs(value: Any) -> list[tuple[str, dict[str, float]]] | None:

@@ -103,6 +103,12 @@ def test_changes_add_up() -> None:
         ("<|channel|>analysis<|message|>x<|end|><|start|>assistant<|channel|>final<|message|>92", "92"),
         ('{"code": "a</think>b"}', '{"code": "a</think>b"}'),
         ("A <think> in the middle", "A <think> in the middle"),
+        ("<think></think><think>5?</think>92", "92"),
+        ("<seed:think>5?</seed:think>92", "92"),
+        ("<analysis>5?</analysis> 92", "92"),
+        ("5?[/THINK]92", "92"),
+        ("[/THINK]92", "92"),
+        ("92\n<reason>It is kind.</reason>", "92\n<reason>It is kind.</reason>"),
     ],
 )
 def test_reasoning_is_no_part_of_the_answer(text: str, answer: str) -> None:
@@ -145,6 +151,10 @@ def test_what_is_no_completion_is_none(body) -> None:
 def test_parts_and_logprobs_in_their_forms() -> None:
     parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "5?"}]}, {"type": "text", "text": "9"}, "2"]
     assert read_completion(completion(parts)[1]).text == "92"
+    thoughts = [{"type": "reasoning", "text": "5?"}, {"text": "7?", "thought": True}, {"type": "text", "text": "92"}]
+    assert read_completion(completion(thoughts)[1]).text == "92"
+    assert {read_completion(completion("9", end)[1]).finish for end in ("MAX_TOKENS", "model_length")} == {"length"}
+    assert read_completion({"choices": [{"finish_reason": "length", "message": None}]}).finish == "length"
     legacy = {"tokens": ["92"], "token_logprobs": [-0.1], "top_logprobs": [{"92": -0.1, "90": None}]}
     assert read_completion(completion("92", logprobs=legacy)[1]).logprobs == [("92", {"92": -0.1})]
     assert read_completion(completion("92", logprobs={"content": [], **legacy})[1]).logprobs == [("92", {"92": -0.1})]
