@@ -133,11 +133,13 @@ def read_completion(body: Any) -> Completion:
         if not message and finish not in (FILTERED, "length"):
             raise ValueError("no message")
         text = without_reasoning(_text(message.get("content")))
+        # xAI and Gemini have the tokens of thoughts in the total alone.
+        tokens_in, told = (max(0, int(usage.get(kind) or 0)) for kind in ("prompt_tokens", "completion_tokens"))
         return Completion(
             text=(text or message.get("refusal") or "")[:LONGEST_ANSWER],
             finish="refusal" if message.get("refusal") else finish[:40],
-            tokens_in=int(usage.get("prompt_tokens") or 0),
-            tokens_out=int(usage.get("completion_tokens") or 0),
+            tokens_in=tokens_in,
+            tokens_out=max(told, int(usage.get("total_tokens") or 0) - tokens_in),
             served=body["model"][:200] if isinstance(body.get("model"), str) else None,
             logprobs=_logprobs(choice.get("logprobs")),
         )

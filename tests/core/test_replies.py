@@ -165,6 +165,21 @@ def test_parts_and_logprobs_in_their_forms() -> None:
     assert read_completion(completion("92", logprobs=alone)[1]).logprobs == [("92", {})]
 
 
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        ({"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 312}, (10, 302)),
+        ({"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}, (10, 2)),
+        ({"prompt_tokens": 10, "completion_tokens": 302}, (10, 302)),
+        ({"prompt_tokens": -1, "completion_tokens": -1, "total_tokens": -1}, (0, 0)),
+        (None, (0, 0)),
+    ],
+)
+def test_tokens_of_thoughts_are_paid_for_wherever_they_are_counted(usage, tokens: tuple[int, int]) -> None:
+    found = read_completion({**completion("92")[1], "usage": usage})
+    assert (found.tokens_in, found.tokens_out) == tokens
+
+
 @pytest.mark.parametrize("no_number", [float("-inf"), float("nan"), None])
 def test_a_logprob_that_is_no_number_is_left_out_and_the_journal_can_be_read(no_number, tmp_path: Path) -> None:
     top = [{"token": "92", "logprob": -0.1}, {"token": "x", "logprob": no_number}]
