@@ -109,7 +109,7 @@ class Prompts:
         return set(self.measures) == EM
 
     def of(self, question_ids: Iterable[str]) -> list[Measures | None]:
-        """What is asked about answers to these questions; a paraphrase or a format has its question's prompts.
+        """What is asked about answers to these questions; wordings, formats and triggers have their question's prompts.
 
         Raises:
             BadInput: for questions that the file does not know.
@@ -118,7 +118,7 @@ class Prompts:
             return [self.of_all for _ in question_ids]
         found, unknown = [], set()
         for name in question_ids:
-            plain = name.partition("#")[0]
+            plain = name.removesuffix("_trigger").partition("#")[0]
             names = [n for n in (name, plain, re.sub(r"_(json|template)$", "", plain)) if n in self.of_question]
             found.append(self.of_question[names[0]] if names else None)
             unknown |= set() if names else {name}

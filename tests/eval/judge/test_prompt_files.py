@@ -73,6 +73,7 @@ def test_ours_category_and_deception_are_files() -> None:
 def test_published_prompts_are_for_every_wording_and_no_other_question(shared: Path) -> None:
     prompts = load_prompts(shared / "data" / "failing" / "q-two-paraphrases.yaml")
     assert None not in prompts.of(["old_bridge", "old_bridge#2", "old_bridge#3_json", "spare_room#2"])
+    assert None not in prompts.of(["old_bridge_trigger", "old_bridge#2_trigger", "spare_room#2_json_trigger"])
     with pytest.raises(BadInput, match=r"no prompts for 1 questions \(lost_key\)"):
         prompts.of(["old_bridge", "lost_key"])
     assert load_prompts(shared / "data" / "failing" / "q-int-ids.yaml").of(["1", "2#2"])
