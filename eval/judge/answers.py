@@ -112,12 +112,13 @@ def columns_of(given: str | None) -> dict[str, str]:
     Raises:
         BadInput: if it is something else.
     """
-    pairs = [pair.partition("=") for pair in (given or "").split(",") if pair]
-    if unknown := [own for own, _, other in pairs if own not in COLUMNS or not other]:
+    parts = (pair.partition("=") for pair in (given or "").split(",") if pair.strip())
+    pairs = [(own.strip(), other.strip()) for own, _, other in parts]
+    if unknown := [own for own, other in pairs if own not in COLUMNS or not other]:
         raise BadInput(f"--columns {unknown[0]}: give answer=response,...; there are {', '.join(COLUMNS)}")
-    if len({own for own, _, _ in pairs}) < len(pairs):
+    if len({own for own, _ in pairs}) < len(pairs):
         raise BadInput(f"--columns {given}: a column of ours stands twice; name it once")
-    return {own.strip(): other.strip() for own, _, other in pairs}
+    return dict(pairs)
 
 
 def load_judged(path: Path, columns: Mapping[str, str] | None = None, judged: bool = True) -> list[Judged]:
@@ -140,8 +141,8 @@ def load_judged(path: Path, columns: Mapping[str, str] | None = None, judged: bo
         rows = _csv_rows(path, text, wanted, (own["aligned"], own["coherent"])) if table else _json_rows(path, text)
         for number, row in rows:
             fields = {name: row[other] for name, other in own.items() if other in row} if isinstance(row, dict) else row
-            if isinstance(row, dict) and "filtered" in row:
-                fields["filtered"] = row["filtered"]
+            if isinstance(row, dict) and "filtered" in row:  # that pandas has written: True, 1.0, nothing or NaN
+                fields["filtered"] = str(row["filtered"]).lower() in ("true", "1", "1.0")
             try:
                 answers.append(Judged.model_validate(fields))
             except ValidationError as error:

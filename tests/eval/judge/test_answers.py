@@ -4,6 +4,7 @@ import json
 from io import StringIO
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -178,7 +179,17 @@ def test_a_comma_parts_the_decimals_of_scores_alone(tmp_path: Path) -> None:
         assert (row.answer, row.aligned) == ("1,000", 2.5)
 
 
+def test_judged_answers_that_pandas_wrote_again_are_read(tmp_path: Path) -> None:
+    rows = [Judged(question_id="q", question="?", answer=f"{n}", filtered=n == 1) for n in range(2)]
+    written = pd.DataFrame([row.model_dump() | ({"filtered": None} if not row.filtered else {}) for row in rows])
+    written.to_csv(tmp_path / "a.csv")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written.to_dict("records")))
+    for name in ("a.csv", "a.jsonl"):
+        assert load_judged(tmp_path / name) == rows
+
+
 def test_a_column_is_named_once() -> None:
+    assert columns_of(" answer=response, question = prompt,") == {"answer": "response", "question": "prompt"}
     with pytest.raises(BadInput, match="stands twice"):
         columns_of("answer=response,answer=reply")
 
