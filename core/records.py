@@ -76,8 +76,8 @@ def printable(text: str) -> str:
 
 
 def one_line(message: object, limit: int = 200) -> str:
-    """`message` in one line of at most `limit` characters that can be written: parts of it come from the input."""
-    return " ".join(str(message).encode(errors="backslashreplace").decode().split())[:limit]
+    """`message` in one line of at most `limit` characters that can be shown: parts of it come from the input."""
+    return printable(" ".join(str(message).encode(errors="backslashreplace").decode().split()))[:limit]
 
 
 def first_fault(error: ValidationError) -> str:

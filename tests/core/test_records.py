@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from core.records import BadInput, read_jsonl, record_writer, write_records, write_whole
+from core.records import BadInput, one_line, read_jsonl, record_writer, write_records, write_whole
 from data_builders.programs import Program, load_programs
 
 GOOD = load_programs()[0].model_dump_json()
@@ -142,3 +142,7 @@ def test_a_file_that_cannot_grow_is_one_line(tmp_path: Path) -> None:
 def test_programs_may_hold_unicode_line_separators(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text(json.dumps({**json.loads(GOOD), "request": "a\u2028b\x85c"}, ensure_ascii=False))
     assert read_jsonl(tmp_path / "p.jsonl", Program, unique="id")[0].request == "a\u2028b\x85c"
+
+
+def test_what_a_server_or_a_file_says_moves_no_cursor() -> None:
+    assert one_line("a\x1b[2J\x9b31m \u202eb\r\n\tc \ud800é") == r"a\u001b[2J\u009b31m \u202eb c \ud800é"
