@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import sys
 import time
 from collections import Counter, defaultdict
@@ -111,6 +112,19 @@ class Access:
         """The server's address without what may be secret in it, or changes with each start (the port)."""
         parts = urlsplit(self.base_url or OPENAI)
         return urlunsplit((parts.scheme, parts.hostname or "", parts.path, "", ""))
+
+    @property
+    def told_body(self) -> dict[str, Any]:
+        """`extra_body` without what may be secret in it: some servers take keys there."""
+        return {name: _told(name, value) for name, value in self.extra_body.items()}
+
+
+def _told(name: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {own: _told(own, part) for own, part in value.items()}
+    if isinstance(value, list):
+        return [_told(name, part) for part in value]
+    return "[secret]" if isinstance(value, str) and re.search("key|token|secret|password|auth", name, re.I) else value
 
 
 def not_empty(answer: Answer) -> str:

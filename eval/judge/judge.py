@@ -266,7 +266,7 @@ def _manifest(keys: Sequence[Any], judgements: Sequence[Judgement], judge: Judge
         "endpoint": judge.access.endpoint,
         "served": sorted({reply.served for reply in replies if reply.served}),
         "changed": sorted({change for reply in replies for change in reply.changes}),
-        "extra_body": dict(judge.access.extra_body),
+        "extra_body": judge.access.told_body,
         "answers": len(keys),
         "distinct": len(set(keys) - {None}),
         "filtered": sum(each.filtered for each in judgements),

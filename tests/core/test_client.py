@@ -173,6 +173,13 @@ def test_what_is_no_address_is_said_before_anything_is_sent(tmp_path: Path, url:
         ask(url, tmp_path)
 
 
+def test_a_secret_in_the_extra_body_is_not_told() -> None:
+    given = '{"api_key": "sk-1", "max_tokens": 9, "data": [{"auth": {"key": "sk-2"}, "top_p": 1}], "seed": null}'
+    access = Access.from_environment("NONE", "http://localhost/v1", 1, 1.0, given)
+    hidden = {"api_key": "[secret]", "max_tokens": 9, "data": [{"auth": {"key": "[secret]"}, "top_p": 1}], "seed": None}
+    assert access.told_body == hidden and access.extra_body == json.loads(given)
+
+
 def test_half_a_surrogate_pair_is_sent_as_it_is(tmp_path: Path) -> None:
     with serving(lambda body, n: completion("ok")) as server:
         assert ask(server.url, tmp_path, "a\ud800") == ["ok"]
