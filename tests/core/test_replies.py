@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from core.llm.adapt import Adaptation
-from core.llm.budget import Money, Prices
+from core.llm.budget import Money, Prices, prompt_tokens
 from core.llm.client import Access, Client, Filtered, Stopped, Unanswered, run_all
 from core.llm.journal import Answer, Journal
 from core.llm.replies import ServerError, read_completion, retry_after, server_error, without_reasoning
@@ -353,6 +353,11 @@ def test_a_server_that_does_not_count_tokens_is_paid_by_estimate(tmp_path: Path)
         jobs = [lambda client, n=n: client.ask("m", [{"role": "user", "content": f"{n:400}"}]) for n in range(10)]
         run_all(jobs, Access("none", server.url, 4), tmp_path / "j.jsonl", money, "requests")
     assert len(server.bodies) == 3 and 0.006 <= money.usd <= 0.007
+
+
+def test_a_prompt_in_another_script_is_not_taken_for_a_third_of_its_price() -> None:
+    texts = ("word" * 100, "\u6f22" * 400, "\ud800" * 4)
+    assert [prompt_tokens({"messages": [{"content": text}]}) for text in texts] == [100, 300, 1]
 
 
 @pytest.mark.parametrize("url", ["localhost:8000/v1", "https://", "http://[", "ftp://host/v1"])
