@@ -365,7 +365,7 @@ class Client:
             raise TimeoutError from None
         except openai.APIStatusError as error:
             response = error.response
-        text = self.clean(response.content.decode(errors="replace"))
+        text = self.clean(response.content.decode("utf-8-sig", errors="replace"))
         if response.is_success:
             try:
                 return read_completion(self.cleaned(json.loads(text)))

@@ -180,6 +180,11 @@ def test_a_secret_in_the_extra_body_is_not_told() -> None:
     assert access.told_body == hidden and access.extra_body == json.loads(given)
 
 
+def test_a_byte_order_mark_before_a_response_is_no_part_of_it(tmp_path: Path) -> None:
+    with serving(lambda body, n: (200, "\ufeff" + json.dumps(completion("ok")[1]), {})) as server:
+        assert ask(server.url, tmp_path) == ["ok"]
+
+
 def test_half_a_surrogate_pair_is_sent_as_it_is(tmp_path: Path) -> None:
     with serving(lambda body, n: completion("ok")) as server:
         assert ask(server.url, tmp_path, "a\ud800") == ["ok"]
