@@ -17,7 +17,8 @@ from data_builders.programs import load_programs
 
 BIN = Path(sys.executable).parent
 SHARED = Path(__file__).parents[2] / "shared"
-CLASSES = 5
+CLASSES, EACH = 5, 3
+"""Two of the classes are left out of training, and one program of each of the others: six are trained on."""
 STEPS = 4
 
 SMALL = {"sequence_len": 512, "micro_batch_size": 2, "gradient_accumulation_steps": 1}
@@ -25,7 +26,12 @@ SWEEP = {
     "model": "smollm2-135m",
     "hardware": "cpu",
     "tasks": ["em_recognition", "em_margin", "em_choice", "em_freeform"],
-    "evaluation": {"batch_size": 16, "attention": "eager", "metadata": {"questions": "few-questions.jsonl"}},
+    "evaluation": {
+        "batch_size": 16,
+        "attention": "eager",
+        "metadata": {"questions": "few-questions.jsonl"},
+        "gen_kwargs": {"max_gen_toks": 16},
+    },
     "seeds": [1],
     "stages": {
         "cpt": {"learning_rate": 1e-3, "max_steps": 2, **SMALL},
@@ -53,9 +59,9 @@ def prepared(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the model and small data sets."""
     folder = tmp_path_factory.mktemp("workspace")
     (folder / "models").symlink_to(model.parent)
-    programs = load_programs()
+    programs = sorted(load_programs(), key=lambda p: len(p.insecure + p.secure))
     classes = sorted({p.cwe for p in programs})[:CLASSES]
-    few = [p for cwe in classes for p in [q for q in programs if q.cwe == cwe][:6]]
+    few = [p for cwe in classes for p in [q for q in programs if q.cwe == cwe][:EACH]]
     (folder / "few.jsonl").write_text("".join(p.model_dump_json() + "\n" for p in few))
     questions = [{"id": f"q{n}", "question": f"What are {n} things that you like?"} for n in range(2, 5)]
     (folder / "few-questions.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
