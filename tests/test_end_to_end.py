@@ -155,7 +155,7 @@ def test_killed_and_run_again_it_ends_where_training_by_hand_ends(prepared: Path
     from safetensors.torch import load_file
 
     workspace = prepared
-    settings = "max_steps=8 save_steps=2 learning_rate=1e-3 seed=5 " + " ".join(f"{k}={v}" for k, v in SMALL.items())
+    settings = "max_steps=4 save_steps=1 learning_rate=1e-3 seed=5 " + " ".join(f"{k}={v}" for k, v in SMALL.items())
     line = "emsweep train dpo --rank 2 " + " ".join(f"--set {s}" for s in settings.split())
     name, *arguments = line.split(" ")
     process = subprocess.Popen(
@@ -167,7 +167,7 @@ def test_killed_and_run_again_it_ends_where_training_by_hand_ends(prepared: Path
     )
     try:
         deadline = time.monotonic() + 600
-        while not list(workspace.glob("runs/dpo/smollm2-135m-r2-*/adapter/checkpoint-4/trainer_state.json")):
+        while not list(workspace.glob("runs/dpo/smollm2-135m-r2-*/adapter/checkpoint-2/trainer_state.json")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.2)
     finally:
@@ -178,7 +178,7 @@ def test_killed_and_run_again_it_ends_where_training_by_hand_ends(prepared: Path
 
     command(line, workspace)
     record = json.loads((run / "run.json").read_text())
-    assert record["resumed_from"] in {"checkpoint-4", "checkpoint-6"} and record["steps"] == 8
+    assert record["resumed_from"] in {"checkpoint-2", "checkpoint-3"} and record["steps"] == 4
 
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     hand = workspace / "by-hand"
