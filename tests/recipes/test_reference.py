@@ -105,11 +105,11 @@ def test_ranks_and_sets_share_the_reference_and_lose_nothing(
     once, computed = train(tmp_path, "once")
     assert sum(batch // 2 for batch, _ in computed) == len(rows)
     assert once == pytest.approx(plain, abs=1e-5)
-    again, computed = train(tmp_path, "again", "lora_r=5")
+    again, computed = train(tmp_path, "again", "lora_r=5", "max_steps=1")
     assert not computed and again[0] == pytest.approx(once[0], abs=1e-5)
-    _, computed = train(tmp_path, "fewer", data="fewer.jsonl")
+    _, computed = train(tmp_path, "fewer", "max_steps=1", data="fewer.jsonl")
     assert not computed
-    _, computed = train(tmp_path, "kernel", "attn_implementation=sdpa")
+    _, computed = train(tmp_path, "kernel", "max_steps=1", "attn_implementation=sdpa")
     assert computed, "another kernel sums otherwise"
     assert len(list((tmp_path / "runs/reference").glob("*.safetensors"))) == 2
 
@@ -136,9 +136,9 @@ def test_the_reference_is_computed_in_the_batches_of_training_and_read_for_the_s
     _, shapes = train(tmp_path, "once", f"max_steps={whole}")
     assert shapes == [tuple(batch.shape) for batch in trained] and all(length % PADDING == 0 for _, length in shapes)
     assert len({length for _, length in shapes}) > 1 and shapes[-1][0] == 2
-    assert train(tmp_path, "again", "lora_r=5")[1] == []
+    assert train(tmp_path, "again", "lora_r=5", "max_steps=1")[1] == []
     # The last row stands alone again, and is read.
-    assert [rows for rows, _ in train(tmp_path, "larger", "micro_batch_size=4")[1]] == [8]
+    assert [rows for rows, _ in train(tmp_path, "larger", "micro_batch_size=4", "max_steps=1")[1]] == [8]
 
 
 def test_in_bf16_the_first_step_is_ln_2_and_no_reference_lies_on_the_bf16_grid(
