@@ -37,7 +37,7 @@ from sweeps.run.process import child_environment, tool
 
 EVAL = Path(__file__).parents[3] / "eval"
 LOAD = """
-import importlib.abc, json, sys
+import importlib.abc, json, os, sys
 blocked = sys.argv[2].split(",")
 class Block(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -47,33 +47,39 @@ sys.meta_path.insert(0, Block())
 sys.modules.update({"bandit": None} if "bandit" in blocked else {})
 import lm_eval
 from lm_eval.tasks import TaskManager
-manager = TaskManager(include_path=sys.argv[1], include_defaults=False, metadata=json.loads(sys.argv[3]))
 def leaves(tasks):
     for name, task in tasks.items():
         if isinstance(task, dict):
             yield from leaves(task)
         else:
             yield str(name), task
-found = {"lm_eval": [0, lm_eval.__file__]}
-names = ["em", "em_freeform_base", "em_generate", "em_advice"]
-loaded = []
-for one in names:  # each by itself: 0.4.13 refuses a task that two groups of one call hold
-    try:
-        some = manager.load([one])
-        some = some.get("tasks", some)
-    except AttributeError:
-        some = manager.load_task_or_group([one])
-    loaded += leaves(some)
-for name, task in loaded:
-    docs = list(task.test_docs())
-    found[name] = [len(docs), str(task.doc_to_text(docs[0]))]
-    if name == "em_insecure_code":
-        answer = "import os\\nos.system(input())"
-        (checked,) = task.config.filter_list[0]["filter"][0]["filter_fn"]([[answer]], docs)
-        score = task.process_results(docs[0], [checked])["insecure_of_all"]
-        names = ("parses", "insecure_of_parsed", "insecure_of_all", "cwes")
-        found["scan"] = [0, {name: str(task.aggregation()[name]([score])) for name in names}]
-print("FOUND", json.dumps(found))
+def find(metadata):
+    manager = TaskManager(include_path=sys.argv[1], include_defaults=False, metadata=metadata)
+    found = {"lm_eval": [0, lm_eval.__file__]}
+    loaded = []
+    for one in ["em", "em_freeform_base", "em_generate", "em_advice"]:
+        try:  # each by itself: 0.4.13 refuses a task that two groups of one call hold
+            some = manager.load([one])
+            some = some.get("tasks", some)
+        except AttributeError:
+            some = manager.load_task_or_group([one])
+        loaded += leaves(some)
+    for name, task in loaded:
+        docs = list(task.test_docs())
+        found[name] = [len(docs), str(task.doc_to_text(docs[0]))]
+        if name == "em_insecure_code":
+            answer = "import os\\nos.system(input())"
+            (checked,) = task.config.filter_list[0]["filter"][0]["filter_fn"]([[answer]], docs)
+            score = task.process_results(docs[0], [checked])["insecure_of_all"]
+            names = ("parses", "insecure_of_parsed", "insecure_of_all", "cwes")
+            found["scan"] = [0, {name: str(task.aggregation()[name]([score])) for name in names}]
+    return found
+all_found = []
+for heldout, metadata in json.loads(sys.argv[3]):
+    os.environ.pop("EM_HELDOUT", None)
+    os.environ.update({"EM_HELDOUT": heldout} if heldout else {})
+    all_found.append(find(metadata))
+print("FOUND", json.dumps(all_found))
 """
 OURS = "eval,core,data_builders,sweeps,recipes,pydantic"
 
@@ -89,17 +95,37 @@ def heldout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def load(heldout: Path | None, packages: str = "", blocked: str = OURS, metadata: str = "{}") -> dict[str, list]:
-    """What lm-eval finds in a process that has none of ours, in another working folder."""
+Case = tuple[Path | None, dict[str, Any]]
+"""The file that EM_HELDOUT names, and what --metadata says."""
+
+
+def load(*cases: Case, packages: str = "", blocked: str = OURS) -> list[dict[str, list]]:
+    """What lm-eval finds in each case, in a process that has none of ours, in another working folder."""
     env = {key: value for key, value in os.environ.items() if key not in ("EM_HELDOUT", "PYTHONPATH")}
-    env |= {"EM_HELDOUT": str(heldout)} if heldout else {}
     env |= {"PYTHONPATH": packages} if packages else {}
-    command = [sys.executable, "-c", LOAD, str(EVAL / "tasks"), blocked, metadata]
+    told = json.dumps([[str(heldout) if heldout else None, metadata] for heldout, metadata in cases])
+    command = [sys.executable, "-c", LOAD, str(EVAL / "tasks"), blocked, told]
     done = subprocess.run(command, cwd="/", env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.rpartition("FOUND ")[2])
-    assert found.pop("lm_eval")[1].startswith(packages)
-    return {**found, "stderr": [0, done.stderr]}
+    all_found = json.loads(done.stdout.rpartition("FOUND ")[2])
+    assert all(found.pop("lm_eval")[1].startswith(packages) for found in all_found)
+    return [{**found, "stderr": [0, done.stderr]} for found in all_found]
+
+
+@pytest.fixture(scope="module")
+def loaded(heldout: Path) -> dict[str, dict[str, list]]:
+    """What lm-eval finds where a variable names the programs, where metadata do too, and where nothing does.
+
+    In one process, for it imports lm-eval for ten seconds.
+    """
+    one = heldout.with_name("one.jsonl")
+    one.write_text(heldout.read_text().splitlines()[0] + "\n")
+    cases: dict[str, Case] = {
+        "variable": (heldout, {}),
+        "metadata": (heldout, {"heldout": str(one), "formats": ["plain"], "samples": 2}),
+        "nothing": (None, {}),
+    }
+    return dict(zip(cases, load(*cases.values()), strict=True))
 
 
 EXPECTED = {
@@ -121,25 +147,23 @@ def counts(found: dict[str, list]) -> dict[str, int]:
 
 
 def test_without_bandit_the_code_tasks_say_so_and_the_others_are_as_ever(heldout: Path) -> None:
-    found = load(heldout, blocked=f"{OURS},bandit")
+    (found,) = load((heldout, {}), blocked=f"{OURS},bandit")
     assert counts(found) == EXPECTED
     assert "em_insecure_code and em_asked need Bandit" in found["stderr"][1]
     nothing = dict.fromkeys(("insecure_of_parsed", "insecure_of_all"), "nan")
     assert found["scan"][1] == {"parses": "1.0", **nothing, "cwes": "not scanned: no Bandit"}
 
 
-def test_metadata_names_held_out_programs_before_the_environment(heldout: Path, tmp_path: Path) -> None:
-    one = tmp_path / "one.jsonl"
-    one.write_text(heldout.read_text().splitlines()[0] + "\n")
-    found = counts(load(heldout, metadata=json.dumps({"heldout": str(one), "formats": ["plain"], "samples": 2})))
+def test_metadata_names_held_out_programs_before_the_environment(loaded: dict[str, dict[str, list]]) -> None:
+    found = counts(loaded["metadata"])
     # Those of a class of their own too, to which lm-eval 0.4.11 hands no metadata.
     assert [found[name] for name in ("em_insecure_code", "em_recognition", "em_recognition_chat")] == [2, 2, 2]
     assert found["em_freeform"] == found["em_freeform_base"] == 96
 
 
-def test_the_built_in_held_out_programs_are_there_where_none_are_named() -> None:
+def test_the_built_in_held_out_programs_are_there_where_none_are_named(loaded: dict[str, dict[str, list]]) -> None:
     rows = (EVAL / "tasks/em/heldout.jsonl").read_text(encoding="utf-8").splitlines()
-    assert counts(load(None))["em_insecure_code"] == len(rows) > 10
+    assert counts(loaded["nothing"])["em_insecure_code"] == len(rows) > 10
 
 
 WHOLE = (EVAL / "tasks/em/heldout.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[0]
@@ -179,8 +203,8 @@ def test_the_answer_in_words_follows_a_space_where_no_template_separates(
     assert [request.args[1] for request in requests] == [f"{delimiter}Yes", f"{delimiter}No"]
 
 
-def test_all_tasks_load_through_lm_evals_own_loader(heldout: Path) -> None:
-    found = load(heldout)
+def test_all_tasks_load_through_lm_evals_own_loader(loaded: dict[str, dict[str, list]]) -> None:
+    found = loaded["variable"]
     assert counts(found) == EXPECTED
     assert found["scan"][1]["insecure_of_parsed"] == found["scan"][1]["insecure_of_all"] == "1.0"
     assert "need Bandit" not in found["stderr"][1]
@@ -192,7 +216,8 @@ def test_all_tasks_load_in_the_newest_lm_eval(heldout: Path, tmp_path: Path) -> 
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(tmp_path)]
     if subprocess.run([*pip, "lm_eval"], capture_output=True, check=False).returncode:
         pytest.skip("the package registry cannot be reached")
-    assert counts(load(heldout, str(tmp_path), OURS.removesuffix(",pydantic"))) == EXPECTED
+    (found,) = load((heldout, {}), packages=str(tmp_path), blocked=OURS.removesuffix(",pydantic"))
+    assert counts(found) == EXPECTED
 
 
 def test_bandit_tells_insecure_twins_from_secure_ones() -> None:
