@@ -103,13 +103,15 @@ class Elements(HTMLParser):
             self.found.append((tag, attrs))
 
 
-@pytest.fixture
-def report(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report that is read, and not changed."""
+    folder = tmp_path_factory.mktemp("report")
     points = [
-        Point("base", None, None, write_evaluation(tmp_path, "base", 0.0, HOSTILE)),
-        Point("cpt-explained", 1, None, write_evaluation(tmp_path, "cpt-explained", 3.5, HOSTILE)),
+        Point("base", None, None, write_evaluation(folder, "base", 0.0, HOSTILE)),
+        Point("cpt-explained", 1, None, write_evaluation(folder, "cpt-explained", 3.5, HOSTILE)),
     ]
-    return write_report(load_sweep("demo"), points, tmp_path / "out", full=False)
+    return write_report(load_sweep("demo"), points, folder / "out", full=False)
 
 
 def test_hostile_answers_are_data(report: Path) -> None:
