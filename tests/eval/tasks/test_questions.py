@@ -39,7 +39,7 @@ def test_a_file_at_an_address(tmp_path: Path) -> None:
     (tmp_path / "q.yaml").write_text(PAPER)
     handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         assert load_questions(f"{address}/q.yaml") == load_questions(tmp_path / "q.yaml")
         for bad in (f"{address}/none.yaml", "file:///etc/passwd", "http://127.0.0.1:1/q.yaml", "http://[/q.yaml"):
@@ -60,7 +60,7 @@ class CutOff(SimpleHTTPRequestHandler):
 
 def test_half_a_file_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), CutOff) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         with pytest.raises(BadFile, match="cut off in transit"):
             load_questions(f"http://127.0.0.1:{server.server_port}/q.yaml")
         monkeypatch.setattr("eval.tasks.em.questions_reader.MOST", len(PAPER) - 1)
