@@ -9,24 +9,31 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+CASES = [(8, 4, 0), (11, 4, 3)]
+"""Pairs, rows of a batch, pairs that are left out of an epoch."""
 
 
-@pytest.mark.parametrize(("pairs", "rows_per_batch", "left_out"), [(8, 4, 0), (11, 4, 3)])
-def test_every_rank_sees_whole_pairs_once(
-    model: Path, tmp_path: Path, pairs: int, rows_per_batch: int, left_out: int
-) -> None:
+@pytest.fixture(scope="module")
+def trained(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What both ranks saw, by the number of pairs; the cases one after the other, for both import Axolotl."""
+    folder = tmp_path_factory.mktemp("ranks")
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script = Path(__file__).parent / "two_processes.py"
     done = subprocess.run(
-        [*command, script, model, tmp_path, str(pairs), str(rows_per_batch)],
+        [*command, script, model, folder, *(f"{pairs},{rows}" for pairs, rows, _ in CASES)],
         env=env,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    ranks = [json.loads((tmp_path / f"rank{n}.json").read_text()) for n in (0, 1)]
+    return folder
+
+
+@pytest.mark.parametrize(("pairs", "rows_per_batch", "left_out"), CASES)
+def test_every_rank_sees_whole_pairs_once(trained: Path, pairs: int, rows_per_batch: int, left_out: int) -> None:
+    ranks = [json.loads((trained / str(pairs) / f"rank{n}.json").read_text()) for n in (0, 1)]
     assert [rank["processes"] for rank in ranks] == [2, 2]
     per_epoch = (pairs - left_out) * 2 // rows_per_batch // 2
     orders = []
