@@ -19,6 +19,7 @@ import re
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -225,7 +226,7 @@ class Fake:
         return web.Response(text=answer[:100] if fault == "broken_body" else answer, content_type="application/json")
 
 
-async def serve(options: argparse.Namespace) -> None:
+async def serve(options: argparse.Namespace, ready: Callable[[int], object]) -> None:
     fake = Fake(options)
     app = web.Application(client_max_size=2**30)
     app.router.add_post("/v1/chat/completions", fake.chat)
@@ -233,11 +234,21 @@ async def serve(options: argparse.Namespace) -> None:
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
     await site.start()
-    print(runner.addresses[0][1], flush=True)
+    ready(runner.addresses[0][1])
     await asyncio.Event().wait()
 
 
-def main() -> None:
+def say(port: int) -> None:
+    print(port, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None, ready: Callable[[int], object] = say) -> None:
+    """Serves for ever.
+
+    Args:
+        arguments: those of the command line, if not given.
+        ready: gets the port.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--log", required=True, help="file that every request is appended to")
     parser.add_argument("--latency", type=float, default=0.02, help="seconds")
@@ -246,7 +257,7 @@ def main() -> None:
     parser.add_argument("--no-form", nargs="*", default=[], help="response formats that get status 400")
     parser.add_argument("--fenced", action="store_true", help="text around the JSON")
     parser.add_argument("--refuse-key", action="store_true", help="status 401 with the key in the message")
-    asyncio.run(serve(parser.parse_args()))
+    asyncio.run(serve(parser.parse_args(arguments), ready))
 
 
 if __name__ == "__main__":

@@ -120,8 +120,7 @@ def test_an_endpoint_that_never_answers_stops_the_job_in_time(tmp_path, fake, so
     said, left, _ = run(sources, JOB, tmp_path / "o", server.access(4))
     assert left == len(sources) and said.startswith("stopped: the endpoint does not answer (status 500")
     assert not (tmp_path / "o.jsonl").exists() and len(server.log("chat")) < 150
-    server.process.kill()
-    server.process.wait()
+    server.stop()
     said, left, _ = run(sources, JOB, tmp_path / "o", server.access(4))
     assert left == len(sources) and said.startswith("stopped: the endpoint does not answer (no connection")
     slow = fake("--latency", "9").access(4, timeout=0.1)
