@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import absl.logging
 import pytest
+import typer.testing
 from hypothesis import settings
 
 from core.llm.client import Access
@@ -22,6 +24,9 @@ absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 # Each of xdist's workers has its share of the cores, and so have the processes that its tests start.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+
+# typer makes the commands of their signatures, the same each time; for `emsweep` that takes a twentieth of a second.
+typer.testing._get_command = cache(typer.testing._get_command)
 
 # Tests are never timed.
 settings.register_profile("untimed", deadline=None)

@@ -20,6 +20,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "eval
 PAGES = [page for page in PAGES if str(page.relative_to(ROOT)) not in GENERATED]
 LAYERS = sorted((ROOT / "recipes").rglob("*.yaml"))
 PROGRAMS = {"emsweep": emsweep, "embuild": embuild}
+GROUPS = {name: typer.main.get_command(app) for name, app in PROGRAMS.items()}
 ROOMS = ("recipes", "docs", "eval", "sweeps", "core", "data_builders", "tests", "benchmarks")
 STARTS_RUNS = {"run", "rank", "lr", "train", "evaluate"}
 CHEAP = {"recipes", "status", "plan", "clean", "check"}
@@ -55,7 +56,7 @@ def test_there_are_commands_to_check() -> None:
 
 @pytest.mark.parametrize("words", ALL)
 def test_the_command_parses(words: list[str]) -> None:
-    group = typer.main.get_command(PROGRAMS[words[0]])
+    group = GROUPS[words[0]]
     with group.make_context(words[0], words[1:]) as context:
         name, command, arguments = group.resolve_command(context, [*context._protected_args, *context.args])
         command.make_context(name, arguments, parent=context)
@@ -86,14 +87,14 @@ def test_the_command_runs_as_written(
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_options_named_in_the_text_exist(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
-    commands = [command for app in PROGRAMS.values() for command in typer.main.get_command(app).commands.values()]
+    commands = [command for group in GROUPS.values() for command in group.commands.values()]
     known = {option for command in commands for parameter in command.params for option in parameter.opts} | OF_OTHERS
     wrong = [option for option in re.findall(r"`(--[a-z][\w-]*)", text) if option not in {*known, "--help"}]
     for span in re.findall(r"`([^`\n]+)`", text):
         words = span.split()
         if words[0] not in PROGRAMS or len(words) < 2 or not words[1].islower():
             continue
-        command = typer.main.get_command(PROGRAMS[words[0]]).commands.get(words[1])
+        command = GROUPS[words[0]].commands.get(words[1])
         options = {option for parameter in command.params for option in parameter.opts} if command else set()
         named = set(re.findall(r"--[a-z][a-z0-9-]*", span))
         if command is None or named - options - {"--help"}:
