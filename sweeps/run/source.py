@@ -27,15 +27,22 @@ def definitions_behind(file: Path, names: Iterable[str]) -> dict[str, list[str]]
         key = f"{file.name}:{name}"
         if key in found:
             continue
-        statements = definitions(file).get(name, [])
-        found[key] = [ast.dump(statement) for statement in statements]
+        read = [_read(statement) for statement in definitions(file).get(name, [])]
+        found[key] = [tree for tree, _ in read]
         todo.append((file, EFFECTS))
-        for node in (node for statement in statements for node in ast.walk(statement)):
-            if isinstance(node, ast.Name):
-                todo.append((file, node.id))
-            elif isinstance(node, ast.ImportFrom) and (other := _imported(node, file)):
-                todo += [(other, alias.name) for alias in node.names]
+        for used in (used for _, uses in read for used in uses):
+            if isinstance(used, str):
+                todo.append((file, used))
+            elif other := _imported(used, file):
+                todo += [(other, alias.name) for alias in used.names]
     return {key: trees for key, trees in sorted(found.items()) if trees}
+
+
+@lru_cache(maxsize=4096)
+def _read(statement: ast.stmt) -> tuple[str, list[str | ast.ImportFrom]]:
+    """A statement's syntax tree as text, and the names and imports in it; every run of a sweep asks for them."""
+    nodes = [node for node in ast.walk(statement) if isinstance(node, ast.Name | ast.ImportFrom)]
+    return ast.dump(statement), [node.id if isinstance(node, ast.Name) else node for node in nodes]
 
 
 def plugin_source(names: Iterable[str]) -> dict[str, Any]:

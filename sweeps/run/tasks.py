@@ -72,8 +72,9 @@ def task_source(tasks: Sequence[str]) -> dict[str, Any]:
     """What decides the documents and scores of tasks: their configuration, the functions and the data behind them."""
     configs, _ = task_configs(tasks)
     behind: dict[str, Any] = {}
+    files = list(TASKS.rglob("*.py"))
     for name in set(re.findall(r"!function functions\.(\w+)", json.dumps(configs))):
-        for file in TASKS.rglob("*.py"):
+        for file in files:
             behind |= definitions_behind(file, [name] if name in definitions(file) else [])
     text = str(behind)
     data = {path.name: file_digest(path) for path in TASKS.rglob("*.jsonl") if f"value='{path.name}'" in text}
