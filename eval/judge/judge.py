@@ -103,9 +103,8 @@ class Reader:
         """
         if self._judge.sampled or not any(measure.scale for measure in self._judge.prompts.measures.values()):
             return
-        needed = self._proof
+        needed = self._proof or asyncio.create_task(self._prove(client, PROVED[:1]))
         if self._proof is None:
-            needed = asyncio.create_task(self._prove(client, PROVED[:1]))
             self._proof = asyncio.create_task(self._prove(client, PROVED[1:], needed))
             # Where no other job waits for it, its fault is the first's.
             self._proof.add_done_callback(lambda proof: proof.cancelled() or proof.exception())
