@@ -235,6 +235,8 @@ def _evaluate(run: Run, resident: ResidentBase | None) -> dict[str, Any]:
     if vllm or (resident is not None and "peft" in told):
         (resident or resident_base()).evaluate(title, options(run), told.get("peft"), raw, log, offline)
     else:
+        if resident is not None:
+            resident.close()  # a GPU may not hold both: torch keeps what its largest batch took
         call(title, command(run, raw), log, offline)
     results = sorted(raw.rglob("*.json"))
     if not results:

@@ -128,6 +128,17 @@ def test_an_adapter_in_the_process_of_its_base_is_asked_for_data_of_the_hub_too(
     assert offline == [True, False]
 
 
+def test_a_model_alone_is_loaded_when_the_process_of_the_adapters_has_ended(tmp_path: Path, monkeypatch) -> None:
+    """A merged model is evaluated after the adapters on it, whose process keeps its weights and largest batch."""
+    order: list[str] = []
+    monkeypatch.setattr("sweeps.run.evaluate.call", lambda title, command, log, local: order.append("lm_eval"))
+    resident = SimpleNamespace(close=lambda: order.append("close"))
+    run = evaluation_run("x", str(make_model(tmp_path / "own")), ["em_choice"])
+    with pytest.raises(RunFailed, match="no results"):
+        execute_once(run, lambda: _evaluate(run, resident))
+    assert order == ["close", "lm_eval"]
+
+
 def test_a_tokenizer_with_a_template_is_its_files_and_the_template(model: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
