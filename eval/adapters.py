@@ -208,9 +208,12 @@ def _messages() -> Iterator[str]:
     For then nobody waits for it any more, and the next one must find the adapter's folder its own.
     """
     messages: Queue[str] = Queue()
+    # Not sys.stdin: it is locked while it is read, and what multiprocessing forks here closes it first, and would wait
+    # for ever: an engine's workers on several GPUs, and HumanEval's.
+    lines = os.fdopen(os.dup(0))
 
     def read() -> None:
-        for line in sys.stdin:
+        for line in lines:
             messages.put(line)
         os._exit(0)
 

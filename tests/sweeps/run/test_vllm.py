@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -110,6 +111,29 @@ def test_an_engine_stays_for_adapters_of_lower_rank(tmp_path: Path, environment:
     assert log.read_text().split("\n")[:-1] == [
         *("engine 64", "adapter high", "adapter low", "adapter None", "engine 128", "adapter higher"),
     ]
+
+
+FORKS = """
+import multiprocessing, os, time
+from eval.adapters import _messages
+next(_messages())
+time.sleep(0.5)  # now the next line is waited for
+process = multiprocessing.get_context("fork").Process(target=print, args=("forked",))
+process.start()
+process.join(20)
+print(process.exitcode, flush=True)
+process.kill()
+os._exit(0)
+"""
+
+
+def test_what_is_forked_does_not_wait_for_the_next_adapter() -> None:
+    """Such as the workers of an engine on several GPUs: multiprocessing has them close standard input first."""
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", FORKS], text=True, **streams) as process:
+        assert process.stdin and process.stdout
+        print("{}", file=process.stdin, flush=True)
+        assert process.stdout.read().split() == ["forked", "0"]
 
 
 def test_several_cards_for_a_model_and_several_runs_on_a_card(prepared: Path) -> None:
