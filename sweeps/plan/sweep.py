@@ -358,8 +358,9 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
         cards = _cards(model, sweep)
         _check_room(model, sweep, cards)
         if sweep.evaluation.batch_size is None:
-            em, own = load_layer("models", model)["em"], gib and gib * cards / sweep.per_gpu
-            evaluation_settings["batch_size"] = evaluation_batch(Shape(**em["shape"]), em["parameters"], own)
+            em, own = load_layer("models", model)["em"], gib and gib / sweep.per_gpu
+            rows = evaluation_batch(Shape(**em["shape"]), em["parameters"] // cards, own)
+            evaluation_settings["batch_size"] = rows
         run = evaluation_run("base", model, sweep.tasks, **evaluation_settings, root=root)
         about = {"model": model, "hardware": sweep.hardware, **({"gpus": cards} if cards > 1 else {})}
         bases[model] = replace(run, about=about)

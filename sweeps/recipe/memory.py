@@ -23,6 +23,9 @@ BYTES_4BIT = 0.5 + 0.127 / 8
 DPO_CHUNK = 2**24
 """Logits that DPO's loss holds in fp32 at a time (recipes/plugins/logprobs.py)."""
 ADAM_BYTES = {"adamw_torch": 8, "adamw_torch_fused": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adamw_bnb_8bit": 2}
+SCORED = 2 + 4 + 4 + 4
+"""Bytes of a logit that lm-eval scores: in bf16, a copy in fp32 (torch spares that of fp16 alone), its log-softmax, and
+that of the batch before, which a variable holds until the new one is there (HFLM._loglikelihood_tokens)."""
 
 MLP = {"gate_proj", "up_proj", "down_proj"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -196,13 +199,13 @@ def what_would_fit(shape: Shape, parameters: int, config: dict[str, Any], gib: f
 
 
 def evaluation_batch(shape: Shape, parameters: int, gib: float | None) -> int:
-    """Rows that lm-eval scores at once in bf16: as many as fit, a power of two up to 64; 8 where memory is not known.
+    """Rows that lm-eval scores at once in bf16: as many as fit, up to 64; 8 where memory is not known.
 
-    A row has 1,024 tokens. Each keeps its logits in bf16 and their log-softmax in fp32; keys and values of a longer
-    answer are less than that.
+    A row has 1,024 tokens; keys and values of a longer answer are less than its logits. Of several GPUs, whose weights
+    are shared out, the first scores alone: `parameters` are those of one.
     """
     if gib is None:
         return 8
-    row = 1024 * shape.vocabulary * (2 + 4)
+    row = 1024 * shape.vocabulary * SCORED
     free = gib * GIB / FRAGMENTATION - CONTEXT - 2 * parameters
-    return next((rows for rows in (64, 32, 16, 8, 4, 2) if rows * row <= free), 1)
+    return next((rows for rows in (64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2) if rows * row <= free), 1)

@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sweeps.recipe.compose import compose, load_layer
-from sweeps.recipe.memory import GIB, Shape, adapter_parameters, estimate, fitted, what_would_fit
+from sweeps.recipe.memory import (
+    GIB,
+    SCORED,
+    Shape,
+    adapter_parameters,
+    estimate,
+    evaluation_batch,
+    fitted,
+    what_would_fit,
+)
 
 QWEN7B = load_layer("models", "qwen7b")["em"]
 SHAPE, PARAMETERS = Shape(**QWEN7B["shape"]), QWEN7B["parameters"]
@@ -109,3 +118,23 @@ def test_activations_are_recomputed_only_where_they_do_not_fit() -> None:
     assert composed["a100-80g"]["micro_batch_size"] == 4
     insisted = compose("dpo", "qwen7b", "a100-80g", ["gradient_checkpointing=true"]).config
     assert insisted["gradient_checkpointing"] is True
+
+
+def test_a_batch_that_is_evaluated_counts_what_lm_eval_holds_of_a_logit(tokenizer) -> None:
+    """A trace of its own scoring of two batches: the log-softmax of the first is there until the second has its own."""
+    import torch
+    from lm_eval.models.huggingface import HFLM
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from benchmarks.memory_trace import LiveBytes
+
+    rows, tokens, vocabulary = 4, 63, 49_152
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = LlamaConfig(vocab_size=vocabulary, num_key_value_heads=1, max_position_embeddings=128, **sizes)
+    network = LlamaForCausalLM(config).to(torch.bfloat16)
+    lm = HFLM(pretrained=network, tokenizer=tokenizer, batch_size=rows, softmax_dtype="float32")
+    requests = [(("", ""), [row] * (tokens // 2), [row] * (tokens // 2 + 2)) for row in range(2 * rows)]
+    with LiveBytes() as live:
+        lm._loglikelihood_tokens(requests, disable_tqdm=True)
+    assert live.peak == pytest.approx(rows * tokens * vocabulary * SCORED, rel=0.1)
+    assert [evaluation_batch(SHAPE, PARAMETERS, gib) for gib in (None, 24, 32, 40, 80, 10_000)] == [8, 3, 6, 8, 24, 64]

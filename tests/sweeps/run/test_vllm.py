@@ -145,6 +145,7 @@ def test_several_cards_for_a_model_and_several_runs_on_a_card(prepared: Path) ->
     assert {run.content["gpus"] for run in large.runs.values() if run.stage == "dpo"} == {4}
     (base,) = (point.evaluation for point in large.points if point.arm == "base")
     assert base.about["gpus"] == 4 and options(base)["model_args"]["parallelize"] is True
+    assert base.content["batch_size"] == 6  # what fits one of them, which scores alone, beside its share of the weights
     with pytest.raises(BadInput, match=r"--per-gpu 8: .* needs about .* of 32; --per-gpu [12] fits"):
         _ = request("qwen1.5b", "rtx5090", per_gpu=8).places
     for model in ("qwen1.5b", "qwen7b"):  # alone they take more than half, without recomputing anything
