@@ -90,6 +90,18 @@ def test_a_sweep_of_any_name_is_exported(exported: Path, monkeypatch: pytest.Mon
     assert commands and all(len(words) == 5 and Path(words[3]).is_file() and name in words[3] for words in commands)
 
 
+def test_the_gpus_of_a_job_are_of_one_node(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of `--gpus` alone Slurm allocates as many nodes as have them, and what is wrapped runs on the first."""
+    done = CliRunner().invoke(app, ["export", "rank", "--axis", "rank=1", "--hardware", "a100-80g"])
+    assert done.exit_code == 0, done.exception
+    (exported / "sbatch").write_text('#!/bin/sh\necho "$@" >> told\necho 1\n')
+    (exported / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(exported), prepend=":")
+    subprocess.run(["bash", done.output.splitlines()[-1]], check=True)
+    told = (exported / "told").read_text().splitlines()
+    assert told and all("--nodes=1 --gpus=1" in options for options in told)
+
+
 def test_no_password_of_an_address_reaches_a_file(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     where = {"model": "m", "base_url": "https://me:hunter2@host/v1", "extra_body": '{"token": "hunter2"}'}
     declared = yaml.safe_load((RECIPES / "sweeps/rank.yaml").read_text())
