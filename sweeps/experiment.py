@@ -15,12 +15,12 @@ from typing import Annotated, Any
 
 import typer
 
-from core.llm.budget import Prices, prices_of
+from core.llm.budget import prices_of
 from core.llm.client import Access
 from core.options import App
 from core.records import BadInput, read_jsonl, write_whole
 from eval.judge.settings import JudgeSettings
-from sweeps.options import StartOptions, SweepOptions, search_options, start_options, sweep_options, takes
+from sweeps.options import StartOptions, SweepOptions, takes
 from sweeps.plan.sweep import Sweep, arm_recipe
 from sweeps.recipe.compose import Recipe
 from sweeps.run.process import console
@@ -37,57 +37,47 @@ EXPLANATION = 600
 """Bytes that an annotation adds to a document."""
 
 
-def endpoint_options(
-    base_url: Annotated[str | None, typer.Option(help="The annotator's endpoint; OpenAI's if not given.")] = None,
-    key_variable: Annotated[str, typer.Option(help="Environment variable that holds the API key.")] = DEFAULT_KEY,
-    price_in: Annotated[float | None, typer.Option(min=0, help="USD per million tokens the annotator reads.")] = None,
-    price_out: Annotated[float | None, typer.Option(min=0, help="USD per million tokens it writes.")] = None,
-    judge_base_url: Annotated[
-        str | None, typer.Option(help="The judge's endpoint; the annotator's if not given.")
-    ] = None,
-    judge_key_variable: Annotated[
-        str | None, typer.Option(help="Variable with its key; the annotator's if not given.")
-    ] = None,
-    judge_price_in: Annotated[float | None, typer.Option(min=0, help="USD per million tokens the judge reads.")] = None,
-    judge_price_out: Annotated[float | None, typer.Option(min=0, help="USD per million tokens it writes.")] = None,
-    sampled: Annotated[
-        bool, typer.Option("--sampled", help="Read a sampled number of the judge: for servers without logprobs.")
-    ] = False,
-    concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Requests in flight at most.")] = 32,
-    max_cost: Annotated[
-        float | None, typer.Option(min=0, help="USD to stop at, annotation and judging together, earlier runs too.")
-    ] = None,
-) -> Endpoints:
-    """Options of who annotates and who judges, and what that may cost."""
-    annotator = prices_of(price_in, price_out, "--price-in and --price-out")
-    prices_of(judge_price_in, judge_price_out, "--judge-price-in and --judge-price-out")
-    given = {
-        "base_url": judge_base_url or base_url,
-        "key_variable": judge_key_variable or (key_variable if key_variable != DEFAULT_KEY else None),
-        "price_in": judge_price_in,
-        "price_out": judge_price_out,
-        "sampled": sampled or None,
-        "concurrency": concurrency,
-    }
-    judge = {key: value for key, value in given.items() if value is not None}
-    return Endpoints(base_url, key_variable, annotator, judge, concurrency, max_cost)
-
-
 @dataclass(frozen=True)
 class Endpoints:
-    """Who annotates and who judges, and what that may cost."""
+    """Options of who annotates and who judges, and what that may cost."""
 
-    base_url: str | None
-    key_variable: str
-    prices: Prices | None
-    judge: dict[str, Any]
-    concurrency: int
-    max_cost: float | None
-    """USD for both."""
+    base_url: Annotated[str | None, typer.Option(help="The annotator's endpoint; OpenAI's if not given.")] = None
+    key_variable: Annotated[str, typer.Option(help="Environment variable that holds the API key.")] = DEFAULT_KEY
+    price_in: Annotated[float | None, typer.Option(min=0, help="USD per million tokens the annotator reads.")] = None
+    price_out: Annotated[float | None, typer.Option(min=0, help="USD per million tokens it writes.")] = None
+    judge_base_url: Annotated[str | None, typer.Option(help="The judge's endpoint; the annotator's if not given.")] = (
+        None
+    )
+    judge_key_variable: Annotated[
+        str | None, typer.Option(help="Variable with its key; the annotator's if not given.")
+    ] = None
+    judge_price_in: Annotated[float | None, typer.Option(min=0, help="USD per million tokens the judge reads.")] = None
+    judge_price_out: Annotated[float | None, typer.Option(min=0, help="USD per million tokens it writes.")] = None
+    sampled: Annotated[
+        bool, typer.Option("--sampled", help="Read a sampled number of the judge: for servers without logprobs.")
+    ] = False
+    concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Requests in flight at most.")] = 32
+    max_cost: Annotated[
+        float | None, typer.Option(min=0, help="USD to stop at, annotation and judging together, earlier runs too.")
+    ] = None
+
+    @property
+    def judge(self) -> dict[str, Any]:
+        """What is said of the judge, in the words of `JudgeSettings`."""
+        own_key = self.key_variable if self.key_variable != DEFAULT_KEY else None
+        given = {
+            "base_url": self.judge_base_url or self.base_url,
+            "key_variable": self.judge_key_variable or own_key,
+            "price_in": self.judge_price_in,
+            "price_out": self.judge_price_out,
+            "sampled": self.sampled or None,
+            "concurrency": self.concurrency,
+        }
+        return {key: value for key, value in given.items() if value is not None}
 
 
 @app.command()
-@takes(sweep_options, start_options, search_options, endpoint_options)
+@takes(SweepOptions, StartOptions, Search, Endpoints)
 def experiment(
     options: SweepOptions,
     how: StartOptions,
@@ -122,6 +112,8 @@ def experiment(
 
     if options.data:
         raise BadInput(f"--data {options.data}: the sets are built here; leave it out, or take `emsweep rank`")
+    prices = prices_of(endpoints.price_in, endpoints.price_out, "--price-in and --price-out")
+    prices_of(endpoints.judge_price_in, endpoints.judge_price_out, "--judge-price-in and --judge-price-out")
     ranks = {"rank": values.split(",")} if values else {}
     request = options.request(sweep, ranks)
     if retune:
@@ -133,7 +125,7 @@ def experiment(
         where = (endpoints.base_url, endpoints.concurrency, TIMEOUT)
         # Who only wants to see what it would take needs no key for that.
         access = Access("none", *where) if how.dry_run else Access.from_environment(endpoints.key_variable, *where)
-        annotation = annotation_of(programs, annotator, effort, access, endpoints.prices, endpoints.max_cost)
+        annotation = annotation_of(programs, annotator, effort, access, prices, endpoints.max_cost)
         path = annotation.file if annotation.whole else None
     elif annotator:
         raise BadInput(f"--annotator {annotator}: the programs of {programs} have explanations; leave it out")

@@ -1,4 +1,4 @@
-"""Options that commands share, as groups: `@takes(sweep_options, start_options)` gives a command all of theirs."""
+"""Options that commands share, as groups: `@takes(SweepOptions, StartOptions)` gives a command all of theirs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 
 import typer
 
@@ -18,26 +18,65 @@ from sweeps.plan.sweep import Tuned, read_sweep
 from sweeps.recipe.compose import given_settings, load_layer
 from sweeps.run.tasks import guard_tasks
 from sweeps.run.vllm import chosen_backend
-from sweeps.tune.learning_rate import Search
 
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """What a command says of a sweep; `request` reads the sweep and applies it."""
+    """Options of every command that takes a declared sweep; `request` reads the sweep and applies them."""
 
-    model: str | None
-    hardware: str | None
-    axes: Mapping[str, Sequence[str]]
-    settings: Sequence[str]
-    full: bool
-    judge: str | None
-    gpus: int | None
-    per_gpu: int | None
-    checkpoints: int | None
-    guard: str | None
-    data: str | None = None
+    model: Annotated[str | None, typer.Option(help="Model; the sweep's if not given.")] = None
+    hardware: Annotated[
+        str | None, typer.Option(help="Hardware profile; the sweep's, or else this machine's, if not given.")
+    ] = None
+    data: Annotated[str | None, typer.Option(help="Folder of the sets, in place of data.")] = None
+    alpha_policy: Annotated[
+        str | None, typer.Option(help="alpha_over_r, alpha, alpha_over_sqrt_r, or several with commas between.")
+    ] = None
+    axis: Annotated[list[str] | None, typer.Option("--axis", help="AXIS=VALUE,VALUE: a further axis; may recur.")] = (
+        None
+    )
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A recipe key of what varies (of all arms, if models fit by it): KEY=VALUE."),
+    ] = None
+    full: Annotated[bool, typer.Option("--full", help="All arms and all seeds; else the first seed.")] = False
+    judge: Annotated[
+        str | None,
+        typer.Option(help="A model that scores the answers in the end; the sweep's `judge:` section says where it is."),
+    ] = None
+    gpus: Annotated[
+        int | None, typer.Option(min=1, max=8, help="GPUs for each run, where one does not hold the model.")
+    ] = None
+    per_gpu: Annotated[
+        int | None, typer.Option(min=1, max=8, help="Runs on each GPU at once, where the estimated memory allows.")
+    ] = None
+    checkpoints: Annotated[
+        int | None, typer.Option(min=1, help="Points of training to measure at, the last its end; drawn as curves.")
+    ] = None
+    guard: Annotated[
+        str | None, typer.Option(help="Capabilities of every arm too: quick or full, standard tasks from the hub.")
+    ] = None
     judging: Mapping[str, Any] = field(default_factory=dict)
-    """Further settings of the judge, in place of the sweep's."""
+    """No option: further settings of the judge, in place of the sweep's."""
+
+    @property
+    def axes(self) -> dict[str, Sequence[str]]:
+        """The values of each axis that is given.
+
+        Raises:
+            BadInput: for an axis without values, or one that is given twice.
+        """
+        axes: dict[str, Sequence[str]] = {}
+        for text in [*([f"alpha={self.alpha_policy}"] if self.alpha_policy else []), *(self.axis or [])]:
+            key, separator, values = text.partition("=")
+            if not separator or not key:
+                raise BadInput(f"--axis {text!r} is not AXIS=VALUE,VALUE; write for example --axis seed=1,2,3")
+            if key in axes:
+                raise BadInput(f"axis {key} is given twice; name its values once, with commas between")
+            if "" in values.split(","):
+                raise BadInput(f"--axis {text}: an empty value, as of a variable that is not set")
+            axes[key] = values.split(",")
+        return axes
 
     def request(
         self,
@@ -54,7 +93,7 @@ class SweepOptions:
         if twice := sorted(set(axes) & set(self.axes)):
             raise BadInput(f"--axis {twice[0]}: the command gives values of {twice[0]} already; name them once")
         sweep, machine = read_sweep(name, self.hardware, self.model)
-        own, (guarding, said) = given_settings(self.settings), guard_tasks(self.guard)
+        own, (guarding, said) = given_settings(self.settings or []), guard_tasks(self.guard)
         declared = [setting for setting in sweep.settings if not given_settings([setting]).keys() & own.keys()]
         gpu = load_layer("hardware", sweep.hardware)["em"]["memory_gib"] is not None
         # Decided here once: what is planned is what another machine executes.
@@ -67,7 +106,7 @@ class SweepOptions:
             "tasks": list(dict.fromkeys([*sweep.tasks, *guarding])),
             "evaluation": sweep.evaluation.model_copy(update={"backend": backend}),
             "grid": {**sweep.grid, **self.axes, **axes},
-            "settings": [*declared, *self.settings],
+            "settings": [*declared, *(self.settings or [])],
             "tuned": dict(tuned or sweep.tuned),
         }
         if self.judge:
@@ -79,88 +118,24 @@ class SweepOptions:
         return Request(sweep.model_copy(update=update), Path(name).stem, self.full, notes, bool(machine))
 
 
-def sweep_options(
-    model: Annotated[str | None, typer.Option(help="Model; the sweep's if not given.")] = None,
-    hardware: Annotated[
-        str | None, typer.Option(help="Hardware profile; the sweep's, or else this machine's, if not given.")
-    ] = None,
-    data: Annotated[str | None, typer.Option(help="Folder of the sets, in place of data.")] = None,
-    alpha_policy: Annotated[
-        str | None, typer.Option(help="alpha_over_r, alpha, alpha_over_sqrt_r, or several with commas between.")
-    ] = None,
-    axis: Annotated[
-        list[str] | None, typer.Option("--axis", help="AXIS=VALUE,VALUE: a further axis; may recur.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A recipe key of what varies (of all arms, if models fit by it): KEY=VALUE."),
-    ] = None,
-    full: Annotated[bool, typer.Option("--full", help="All arms and all seeds; else the first seed.")] = False,
-    judge: Annotated[
-        str | None,
-        typer.Option(help="A model that scores the answers in the end; the sweep's `judge:` section says where it is."),
-    ] = None,
-    gpus: Annotated[
-        int | None, typer.Option(min=1, max=8, help="GPUs for each run, where one does not hold the model.")
-    ] = None,
-    per_gpu: Annotated[
-        int | None, typer.Option(min=1, max=8, help="Runs on each GPU at once, where the estimated memory allows.")
-    ] = None,
-    checkpoints: Annotated[
-        int | None, typer.Option(min=1, help="Points of training to measure at, the last its end; drawn as curves.")
-    ] = None,
-    guard: Annotated[
-        str | None, typer.Option(help="Capabilities of every arm too: quick or full, standard tasks from the hub.")
-    ] = None,
-) -> SweepOptions:
-    """Options of every command that takes a declared sweep."""
-    axes: dict[str, Sequence[str]] = {}
-    for text in [*([f"alpha={alpha_policy}"] if alpha_policy else []), *(axis or [])]:
-        key, separator, values = text.partition("=")
-        if not separator or not key:
-            raise BadInput(f"--axis {text!r} is not AXIS=VALUE,VALUE; write for example --axis seed=1,2,3")
-        if key in axes:
-            raise BadInput(f"axis {key} is given twice; name its values once, with commas between")
-        if "" in values.split(","):
-            raise BadInput(f"--axis {text}: an empty value, as of a variable that is not set")
-        axes[key] = values.split(",")
-    return SweepOptions(model, hardware, axes, settings or [], full, judge, gpus, per_gpu, checkpoints, guard, data)
-
-
 @dataclass(frozen=True)
 class StartOptions:
-    """How a sweep is started."""
+    """Options of every command that starts a sweep, or plans one."""
 
-    dry_run: bool
-    launcher: str
-    address: str | None
-
-
-def start_options(
     dry_run: Annotated[
         bool,
         typer.Option(
             "--dry-run", help="Show the plan and the folders of its points (of a search the plan alone), and stop."
         ),
-    ] = False,
-    launcher: Annotated[str, typer.Option(help="local: this machine; ray: nodes that share this folder.")] = "local",
-    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; without it one is started here.")] = None,
-) -> StartOptions:
-    """Options of every command that starts a sweep, or plans one."""
-    if launcher not in ("local", "ray"):
-        raise BadInput(f"unknown launcher {launcher!r} (there are: local, ray)")
-    if address and launcher != "ray":
-        raise BadInput("--address goes with --launcher ray")
-    return StartOptions(dry_run, launcher, address)
+    ] = False
+    launcher: Annotated[str, typer.Option(help="local: this machine; ray: nodes that share this folder.")] = "local"
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; without it one is started here.")] = None
 
-
-def search_options(
-    coherence: Annotated[float, typer.Option(help="Search: share of answers that must be coherent at the edge.")] = 0.9,
-    sharpness: Annotated[float, typer.Option(help="Search: end when the edge is known to this share of it.")] = 0.3,
-    most: Annotated[int, typer.Option(min=1, help="Search: runs at most.")] = 12,
-) -> Search:
-    """Options of every command that searches for a learning rate."""
-    return Search(coherence, sharpness, most)
+    def __post_init__(self) -> None:
+        if self.launcher not in ("local", "ray"):
+            raise BadInput(f"unknown launcher {self.launcher!r} (there are: local, ray)")
+        if self.address and self.launcher != "ray":
+            raise BadInput("--address goes with --launcher ray")
 
 
 def judging_options(
@@ -183,11 +158,15 @@ def judging_options(
 
 
 def takes(*groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command the options of each group; what the groups make of them are its first arguments."""
+    """Gives a command the options of each group; what the groups make of them are its first arguments.
+
+    What is `Annotated` in the signature of a group, a dataclass or a function, is an option.
+    """
 
     def give(command: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(command, eval_str=True).parameters.values())[len(groups) :]
-        theirs = [inspect.signature(group, eval_str=True).parameters for group in groups]
+        signatures = (inspect.signature(group, eval_str=True).parameters.items() for group in groups)
+        theirs = [{k: p for k, p in its if get_origin(p.annotation) is Annotated} for its in signatures]
 
         @wraps(command)
         def whole(**given: Any) -> None:

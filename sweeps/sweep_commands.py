@@ -18,7 +18,7 @@ import typer
 from core.llm.budget import prices_of
 from core.options import App
 from core.records import BadInput
-from sweeps.options import StartOptions, SweepOptions, search_options, start_options, sweep_options, takes
+from sweeps.options import StartOptions, SweepOptions, takes
 from sweeps.plan.axes import vary
 from sweeps.plan.export import write_slurm
 from sweeps.plan.manifest import find_manifest, finished_points, sweep_folder, write_manifest
@@ -130,7 +130,7 @@ def _refuse_shares(request: Request, by: str) -> None:
 
 
 @app.command()
-@takes(sweep_options, start_options)
+@takes(SweepOptions, StartOptions)
 def run(options: SweepOptions, how: StartOptions, sweep: SweepName) -> None:
     """Trains and evaluates every arm of a declared sweep, at each combination of its axes, and reports.
 
@@ -140,7 +140,7 @@ def run(options: SweepOptions, how: StartOptions, sweep: SweepName) -> None:
 
 
 @app.command()
-@takes(sweep_options, start_options, search_options)
+@takes(SweepOptions, StartOptions, Search)
 def rank(
     options: SweepOptions,
     how: StartOptions,
@@ -204,7 +204,7 @@ def start_ranks(
 
 
 @app.command()
-@takes(sweep_options, start_options, search_options)
+@takes(SweepOptions, StartOptions, Search)
 def lr(
     options: SweepOptions,
     how: StartOptions,
@@ -273,7 +273,7 @@ def _trial(request: Request, place: Mapping[str, str], how: StartOptions) -> Cal
 
 
 @app.command()
-@takes(sweep_options, start_options)
+@takes(SweepOptions, StartOptions)
 def plan(
     options: SweepOptions,
     how: StartOptions,
@@ -292,7 +292,7 @@ def plan(
 
 
 @app.command()
-@takes(sweep_options, start_options)
+@takes(SweepOptions, StartOptions)
 def export(options: SweepOptions, how: StartOptions, sweep: SweepName) -> None:
     """Writes a sweep as a script for Slurm, each run a job after those it builds on; starts nothing.
 

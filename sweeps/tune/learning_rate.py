@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any
+
+import typer
 
 from core.records import BadInput
 from eval.judge.answers import stored_answers
@@ -23,15 +26,13 @@ Score = Callable[[Path], Trial]
 """The share of coherent answers in an evaluation's folder."""
 
 
-class Search(NamedTuple):
-    """How sharply the edge of coherence is looked for."""
+@dataclass(frozen=True)
+class Search:
+    """Options of every command that searches for a learning rate: how sharply the edge of coherence is looked for."""
 
-    coherence: float
-    """Share of answers that must be coherent at the edge."""
-    sharpness: float
-    """The search ends when the edge is known to this share of it."""
-    most: int
-    """Runs at most."""
+    coherence: Annotated[float, typer.Option(help="Search: share of answers that must be coherent at the edge.")] = 0.9
+    sharpness: Annotated[float, typer.Option(help="Search: end when the edge is known to this share of it.")] = 0.3
+    most: Annotated[int, typer.Option(min=1, help="Search: runs at most.")] = 12
 
     def between(self, values: Sequence[Any]) -> Range:
         """The lowest and the highest of `values`, with the bound.

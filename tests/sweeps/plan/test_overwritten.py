@@ -114,11 +114,9 @@ def test_what_a_sweep_is_told_is_in_its_recipes(prepared: Path) -> None:
     assert Path(folder).parent == Path("runs/dpo") and Path(folder).name.startswith(
         "a-lr1e-4-datasets.0.typex_y-seed1-"
     )
-    from sweeps.options import sweep_options
+    from sweeps.options import SweepOptions
 
-    request = sweep_options(
-        axis=["lr=1e-4", "datasets.0.type=x/y"], settings=["rl_beta=0.7"], model=None, hardware=None, alpha_policy=None
-    ).request("s.yaml")
+    request = SweepOptions(axis=["lr=1e-4", "datasets.0.type=x/y"], settings=["rl_beta=0.7"]).request("s.yaml")
     config = request.points[1].training.recipe.config
     named = ("learning_rate", "rl_beta", "weight_decay", "max_steps", "seed")
     assert [config[key] for key in named] == [1e-4, 0.7, 0.1, 3, 1]
