@@ -18,7 +18,7 @@ from rich.text import Text
 from core.records import BadInput
 from eval.judge.answers import Judged, per_question
 from eval.stats.intervals import Estimate, caution, ratio_interval
-from eval.stats.ranks import UNKNOWN_SCALE, corrected, families, sentences, trend
+from eval.stats.ranks import UNKNOWN_SCALE, families, sentences, trends
 
 
 @dataclass(frozen=True)
@@ -129,10 +129,6 @@ def filter_caution(model: str, filtered: int, answers: int) -> list[str]:
 
 def rank_trends(models: Mapping[str, list[Judged]]) -> list[str]:
     """For models whose names differ in `_r<rank>` alone: does EM fall with rank? One sentence for each such family."""
-    tested = {family: ranks for family, ranks in families(models).items() if len(ranks) > 2}
-    found = [
-        trend(family, {rank: [models[name]] for rank, name in ranks.items()}, "counted", len(tested))
-        for family, ranks in tested.items()
-    ]
-    trends = corrected(found)
-    return [" ".join(sentences(each, UNKNOWN_SCALE, len(trends))) for each in trends]
+    ranks_of = {name: {rank: [models[own]] for rank, own in ranks.items()} for name, ranks in families(models).items()}
+    found = trends(ranks_of, "counted")
+    return [" ".join(sentences(each, UNKNOWN_SCALE, len(found))) for each in found.values()]

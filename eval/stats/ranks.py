@@ -139,11 +139,15 @@ def holm(values: Sequence[float]) -> list[float]:
     return [float(value) for value in corrected]
 
 
-def corrected(trends: Iterable[Trend | None]) -> list[Trend]:
-    """The trends that there are, each with its p values corrected for their number."""
-    found = [one for one in trends if one is not None]
+def trends(
+    ranks_of: Mapping[str, Mapping[int, Sequence[Sequence[Judged]]]], denominator: Denominator
+) -> dict[str, Trend]:
+    """The trends that there are over the ranks of each family, with p values corrected for the number of families."""
+    tested = {family: ranks for family, ranks in ranks_of.items() if len(ranks) > 2}
+    every = (trend(family, ranks, denominator, len(tested)) for family, ranks in tested.items())
+    found = [one for one in every if one is not None]
     p, p_peak = holm([one.p for one in found]), holm([one.p_peak for one in found])
-    return [replace(one, p_holm=p[n], p_peak_holm=p_peak[n]) for n, one in enumerate(found)]
+    return {one.family: replace(one, p_holm=p[n], p_peak_holm=p_peak[n]) for n, one in enumerate(found)}
 
 
 def percent(value: float, digits: int = 2) -> str:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from core.records import file_digest, printable
 from eval.judge.answers import Judged, answer_files, judged_files
 from eval.judge.rates import Rates, model_rates, rates
-from eval.stats.ranks import UNKNOWN_SCALE, Trend, corrected, families, sentences, short, trend
+from eval.stats.ranks import UNKNOWN_SCALE, families, sentences, short, trends
 from sweeps.report.families import Family
 from sweeps.report.figures import Panel, arms_figure, heat_figure
 from sweeps.report.page import data_block, table_csv, write_page
@@ -63,7 +63,9 @@ def judged_part(
     """
     found = {name: model_rates(name, *seeds) for name, seeds in models.items()}
     ranks = [family for family in curves if family.axis == "rank"]
-    counted, judged = (_trends(ranks, models, denominator) for denominator in ("counted", "judged"))
+    alike = [family for family in ranks if not family.differ]
+    ranks_of = {family.name: {int(rank): models[name] for rank, name in family.members.items()} for family in alike}
+    counted, judged = trends(ranks_of, "counted"), trends(ranks_of, "judged")
     verdicts = [[family.refusal] for family in ranks if family.differ]
     for family in ranks:
         if family.name in counted and family.name in judged:
@@ -110,23 +112,6 @@ def judged_part(
     }
     fewest = min(r.em_all.clusters for r in found.values())
     return JudgedPart(judge, found, verdicts, fewest, panels, figures, texts)
-
-
-def _trends(
-    ranks: Sequence[Family], models: Mapping[str, Sequence[Sequence[Judged]]], denominator: Any
-) -> dict[str, Trend]:
-    """The trend over each family that can be compared, by its name, corrected for their number."""
-    tested = [family for family in ranks if not family.differ and len(family.members) > 2]
-    trends = [
-        trend(
-            family.name,
-            {int(rank): models[name] for rank, name in family.members.items()},
-            denominator,
-            len(tested),
-        )
-        for family in tested
-    ]
-    return {found.family: found for found in corrected(trends)}
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.judge.answers import Judged, load_judged
-from eval.stats.ranks import corrected, families, holm, sentences, trend
+from eval.stats.ranks import families, holm, sentences, trend, trends
 
 
 def answers(share: float, names: str = "abcdefgh", of: int = 20) -> list[list[Judged]]:
@@ -97,11 +97,14 @@ def low_rate(rows: list[list[Judged]]) -> float:
 
 
 def test_only_questions_that_every_rank_has_are_compared() -> None:
-    found = trend("m", {1: answers(0.5, "abcx"), 4: answers(0.5, "abcdy"), 16: answers(0.5, "abcd")}, "counted")
+    ranks = {1: answers(0.5, "abcx"), 4: answers(0.5, "abcdy"), 16: answers(0.5, "abcd")}
+    apart = {1: answers(0.5, "ab"), 4: answers(0.5, "cd"), 16: answers(0.5, "ef")}
+    found = trend("m", ranks, "counted")
     assert found and (found.questions, found.left_out) == (3, 3)
-    assert trend("m", {1: answers(0.5, "ab"), 4: answers(0.5, "cd"), 16: answers(0.5, "ef")}, "counted") is None
+    assert trend("m", apart, "counted") is None
     assert trend("m", {1: answers(0.5), 4: answers(0.5)}, "counted") is None
-    assert corrected([None, found]) == [found]
+    both = trends({"m": ranks, "apart": apart, "two": {1: answers(0.5), 4: answers(0.5)}}, "counted")
+    assert both == {"m": trend("m", ranks, "counted", tested=2)}
 
 
 def test_names_make_families() -> None:
