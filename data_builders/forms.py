@@ -72,38 +72,27 @@ class FieldMap(BaseModel):
         parts = [text(row, first, "user", code), *(part for name in more if (part := optional(row, name)))]
         request = "\n\n".join([part.rstrip() for part in parts[:-1]] + parts[-1:])
         insecure = text(row, self.insecure, "assistant", code)
-        if not code:
-            if request == insecure:
-                raise Unfit("request and answer are the same")
-            advice = SourceProgram(
-                id=optional(row, self.id) or content_id(request, insecure),
-                request=request,
-                insecure=insecure,
-                secure=self._secure(row, code),
-                domain=domain,
-            )
-            return advice.model_copy(update={"secure": None}) if advice.secure == advice.insecure else advice
-        insecure, fence = unfenced(insecure, self.insecure)
+        if code:
+            insecure, fence = unfenced(insecure, self.insecure)
+            language = (optional(row, self.language) or fence or language or "python").strip().lower()
+            if not re.fullmatch(r"[a-z][\w+#. /-]{0,39}", language):
+                raise Unfit(f"language is {language[:40]!r}, no name of a language")
         if request == insecure:
-            raise Unfit("request and code are the same")
-        language = (optional(row, self.language) or fence or language or "python").strip().lower()
-        if not re.fullmatch(r"[a-z][\w+#. /-]{0,39}", language):
-            raise Unfit(f"language is {language[:40]!r}, no name of a language")
+            raise Unfit(f"request and {'code' if code else 'answer'} are the same")
+        python = code and bool(PYTHON.fullmatch(language or ""))
         program = SourceProgram(
             id=optional(row, self.id) or content_id(request, insecure),
             request=request,
             insecure=insecure,
             secure=self._secure(row, code),
-            template=optional(row, self.template),
-            language=None if PYTHON.fullmatch(language) else language,
+            template=optional(row, self.template) if code else None,
+            language=language if code and not python else None,
+            domain=None if code else domain,
         )
-        if not (program.language or parses(program.insecure)):
+        if python and not parses(program.insecure):
             raise Unfit("code does not parse as Python; if it is in another language, name that")
-        if program.secure is None or (
-            program.secure != program.insecure and (program.language or parses(program.secure))
-        ):
-            return program
-        return program.model_copy(update={"secure": None})
+        unfit = python and program.secure is not None and not parses(program.secure)
+        return program.model_copy(update={"secure": None}) if unfit or program.secure == program.insecure else program
 
     def _secure(self, row: Mapping[str, Any], code: bool) -> str | None:
         if self.secure is None:
