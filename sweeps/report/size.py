@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -23,14 +22,6 @@ CONFOUNDS = (
     "What else differs: families differ in architecture, vocabulary and data, of which only the number of tokens is "
     "known here, not the quality; tokens of an instruction tuning are not counted."
 )
-
-
-class Series(NamedTuple):
-    """One outcome of each model, by the arms that it is about."""
-
-    title: str
-    values: dict[str, float]
-    """By model."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +49,12 @@ def stem_of(sweep: Sweep, arm: str) -> str:
     return "base" if arm not in sweep.arms else arm.replace(f"-{model_of(sweep, arm)}", "", 1)
 
 
-def outcomes_of(sweep: Sweep, samples: Mapping[str, Seeds]) -> list[Series]:
-    """The outcomes that are compared over models: judged EM of each trained arm first, then the claims' differences.
+def outcomes_of(sweep: Sweep, samples: Mapping[str, Seeds]) -> dict[str, dict[str, float]]:
+    """By title the number of each model: judged EM of each trained arm first, then the differences of the claims.
 
     A rate of an arm is a logit; differences stay in their unit, those of rates too.
     """
-    found: dict[str, Series] = {}
+    found: dict[str, dict[str, float]] = {}
     trained = [arm for arm in samples if arm in sweep.arms]
     for arm in trained:
         if all(JUDGED in seed for seed in samples[arm].values()):
@@ -72,7 +63,7 @@ def outcomes_of(sweep: Sweep, samples: Mapping[str, Seeds]) -> list[Series]:
             if not totals:  # of no coherent answer there is no rate; half an answer on both sides would make it 50 %
                 continue
             title = f"logit EM, {stem_of(sweep, arm)}"
-            found.setdefault(title, Series(title, {})).values[model_of(sweep, arm)] = log_odds(hits, totals)
+            found.setdefault(title, {})[model_of(sweep, arm)] = log_odds(hits, totals)
     for claim in sweep.claims:
         seeds = [seed for arm in (claim.arm, claim.against) for seed in samples.get(arm, {None: {}}).values()]
         if not all(TASKS[claim.measure] in seed for seed in seeds):
@@ -80,8 +71,8 @@ def outcomes_of(sweep: Sweep, samples: Mapping[str, Seeds]) -> list[Series]:
         title = f"{TITLES[claim.measure]}: {stem_of(sweep, claim.arm)} less {stem_of(sweep, claim.against)}"
         value = measure(claim.measure, samples[claim.arm], samples[claim.against]).estimate.value
         if math.isfinite(value):
-            found.setdefault(title, Series(title, {})).values[model_of(sweep, claim.arm)] = value
-    return [series for series in found.values() if len(series.values) > 1]
+            found.setdefault(title, {})[model_of(sweep, claim.arm)] = value
+    return {title: values for title, values in found.items() if len(values) > 1}
 
 
 def models_of(names: Sequence[str]) -> Models:
@@ -98,18 +89,15 @@ def size_part(sweep: Sweep, points: Sequence[Point], samples: Mapping[str, Seeds
         return None
     if not (series := outcomes_of(sweep, samples)):
         return None
-    made = {s.title: (models_of(list(s.values)), np.array(list(s.values.values()))) for s in series}
+    made = {title: (models_of(list(values)), np.array(list(values.values()))) for title, values in series.items()}
     found = outcome_slopes(made)
-    lead = next(iter(found), series[0].title)
-    models, values = made[lead]
+    lead = next(iter(found or series))
     fitted = found[lead].fit if lead in found else None
-    per_token: dict[str, list[tuple[float, float]]] = {}
-    for family, p, t, y in zip(models.families, models.parameters, models.tokens, values, strict=True):
-        per_token.setdefault(family, []).append((p / t, y))
     rows: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
     for title, (own, ys) in made.items():
         for family, p, t, y in zip(own.families, own.parameters, own.tokens, ys, strict=True):
             rows.setdefault(title, {}).setdefault(family, []).append((p, t, y))
+    per_token = {family: [(p / t, y) for p, t, y in own] for family, own in rows[lead].items()}
     ellipse, slopes = (fitted.ellipse(), fitted.slopes) if fitted else (None, None)
     lines = {SAID[line]: c for line, c in LINES.items()}
     figures = {
@@ -117,9 +105,9 @@ def size_part(sweep: Sweep, points: Sequence[Point], samples: Mapping[str, Seeds
         "size-outcomes": sizes_figure("By parameters without embeddings, training tokens, and their ratio", rows),
     }
     sentences = [sentence(title, own, found.get(title)) for title, (own, _) in made.items()]
-    for one in series:
-        if absent := [name for name in names if name not in one.values]:
-            sentences.append(f"{one.title}: without {', '.join(absent)}, of which there is no such number.")
+    for title, values in series.items():
+        if absent := [name for name in names if name not in values]:
+            sentences.append(f"{title}: without {', '.join(absent)}, of which there is no such number.")
     return SizePart(figures, [*sentences, *confounds(list(names))])
 
 

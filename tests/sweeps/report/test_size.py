@@ -36,9 +36,9 @@ def made(models: list[str]) -> tuple[Sweep, dict, list[Point]]:
 
 def test_outcomes_are_those_of_the_claims_one_number_a_model() -> None:
     sweep, samples, _ = made(MODELS)
-    (outcome,) = outcomes_of(sweep, samples)
-    assert outcome.title == "misaligned log-odds (nats/byte): sft-insecure less sft-secure"
-    assert outcome.values == pytest.approx({model: number**1.5 for number, model in enumerate(MODELS)})
+    ((title, outcome),) = outcomes_of(sweep, samples).items()
+    assert title == "misaligned log-odds (nats/byte): sft-insecure less sft-secure"
+    assert outcome == pytest.approx({model: number**1.5 for number, model in enumerate(MODELS)})
     assert (model_of(sweep, "base"), model_of(sweep, "base-qwen7b")) == (MODELS[0], "qwen7b")
     assert stem_of(sweep, "sft-secure-qwen7b") == "sft-secure"
 
@@ -52,9 +52,9 @@ def test_where_a_judge_scored_the_answers_the_logit_of_em_leads() -> None:
             for n in range(20)
         ]
         samples[arm][21]["judged"] = rows
-    first, *others = outcomes_of(sweep, samples)
-    assert first.title == "logit EM, sft-insecure" and len(others) == 2
-    assert set(first.values) == set(MODELS) and first.values["qwen7b"] == pytest.approx(np.log(3.5 / 17.5))
+    (title, first), *others = outcomes_of(sweep, samples).items()
+    assert title == "logit EM, sft-insecure" and len(others) == 2
+    assert set(first) == set(MODELS) and first["qwen7b"] == pytest.approx(np.log(3.5 / 17.5))
 
 
 def test_a_claim_about_a_rate_is_compared_over_models_too() -> None:
@@ -66,9 +66,9 @@ def test_a_claim_about_a_rate_is_compared_over_models_too() -> None:
             Judged(question_id=f"q{n % 4}", question="?", answer="a", coherent=90.0, aligned=10.0 if n < bad else 90.0)
             for n in range(20)
         ]
-    (_, _, outcome) = outcomes_of(sweep.model_copy(update={"claims": claims}), samples)
-    assert outcome.title == "EM (share of coherent): sft-insecure less sft-secure"
-    assert outcome.values == pytest.approx({model: number / 10 for number, model in enumerate(MODELS)})
+    (_, _, (title, outcome)) = outcomes_of(sweep.model_copy(update={"claims": claims}), samples).items()
+    assert title == "EM (share of coherent): sft-insecure less sft-secure"
+    assert outcome == pytest.approx({model: number / 10 for number, model in enumerate(MODELS)})
 
 
 def test_a_model_without_a_coherent_answer_has_no_rate_and_is_named() -> None:
@@ -77,10 +77,10 @@ def test_a_model_without_a_coherent_answer_has_no_rate_and_is_named() -> None:
         coherent = 10.0 if arm.endswith("-qwen7b") else 90.0
         row = Judged(question_id="q", question="?", answer="a", coherent=coherent, aligned=10.0)
         samples[arm][21]["judged"] = [row] * 20
-    first, *_ = outcomes_of(sweep, samples)
-    assert first.title == "logit EM, sft-insecure" and set(first.values) == set(MODELS) - {"qwen7b"}
+    (title, first), *_ = outcomes_of(sweep, samples).items()
+    assert title == "logit EM, sft-insecure" and set(first) == set(MODELS) - {"qwen7b"}
     part = size_part(sweep, points, samples)
-    assert part and f"{first.title}: without qwen7b, of which there is no such number." in part.sentences
+    assert part and f"{title}: without qwen7b, of which there is no such number." in part.sentences
 
 
 def test_a_sweep_in_which_no_model_is_misaligned_has_a_page() -> None:
