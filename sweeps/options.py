@@ -79,10 +79,7 @@ class SweepOptions:
         return axes
 
     def request(
-        self,
-        name: str,
-        axes: Mapping[str, Sequence[str]] | None = None,
-        tuned: Mapping[str, Tuned] | None = None,
+        self, name: str, axes: Mapping[str, Sequence[str]] | None = None, tuned: Mapping[str, Tuned] | None = None
     ) -> Request:
         """A declared sweep, by name or path, with these options; more axes and tuned rates.
 

@@ -309,8 +309,7 @@ def export(options: SweepOptions, how: StartOptions, sweep: SweepName) -> None:
 
 @app.command(name="exec")
 def exec_command(
-    sweep: PlannedSweep,
-    digest: Annotated[str, typer.Argument(help="Digest of the run, or its first characters.")],
+    sweep: PlannedSweep, digest: Annotated[str, typer.Argument(help="Digest of the run, or its first characters.")]
 ) -> None:
     """Does one run of a planned sweep: what a scheduler calls, when the runs that it builds on are done.
 
@@ -351,9 +350,7 @@ def status(
 
 
 @app.command()
-def clean(
-    yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False,
-) -> None:
+def clean(yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False) -> None:
     """Lists what is safe to delete: merged models that no planned sweep waits for; a later sweep merges them again.
 
     Example: emsweep clean --yes

@@ -17,10 +17,7 @@ from sweeps.run.graph import wanted
 def write_slurm(request: Request, command: str) -> Path:
     """Writes the manifest, and beside it slurm.sh with the runs that are not done; returns the script's path."""
     environment = Environment(
-        loader=PackageLoader("sweeps.plan", ""),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
+        loader=PackageLoader("sweeps.plan", ""), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
     environment.filters["quote"] = shlex.quote
     todo = wanted(request.runs)

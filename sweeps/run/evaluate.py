@@ -89,11 +89,7 @@ def evaluation_run(
         "metadata": {key: files.get(key, value) for key, value in metadata.items()},
         "gen_kwargs": dict(gen_kwargs or {}),
         "limit": limit,
-        "paths": {
-            **{key: metadata[key] for key in files},
-            **weights,
-            **({"revision": revision} if revision else {}),
-        },
+        "paths": {**{key: metadata[key] for key in files}, **weights, **({"revision": revision} if revision else {})},
     }
     return Run("evaluate", name, content, root)
 
