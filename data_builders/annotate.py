@@ -279,7 +279,6 @@ def _beside(out: Path, ending: str) -> Path:
 
 
 def _money(job: Job, outcomes: Mapping[str, Outcome]) -> Money:
-    """What the outcomes cost."""
     money = job.money()
     for outcome in outcomes.values():
         for answer in outcome.used:

@@ -21,8 +21,6 @@ _NAME = "./program.py"
 
 
 class Finding(NamedTuple):
-    """One finding of a Bandit rule."""
-
     rule: str
     """Such as `B608`."""
     lines: tuple[int, ...]

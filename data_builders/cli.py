@@ -180,7 +180,6 @@ def _first_domain(path: Path) -> str:
 
 
 def _domains(path: Path, subset: Subset) -> list[str]:
-    """The domains of a file and of what is mixed in."""
     return list(dict.fromkeys(map(_first_domain, [path, *([subset.mix[0]] if subset.mix else [])])))
 
 
@@ -557,7 +556,6 @@ def annotate(
 
 
 def _task(prompt: Path) -> str:
-    """What the prompt asks for, from a file."""
     try:
         text = prompt.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -100,8 +100,6 @@ class Rejected(NamedTuple):
 
 @dataclass
 class Document:
-    """One document of a corpus."""
-
     id: str
     style: str
     parts: Parts

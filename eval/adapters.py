@@ -102,7 +102,6 @@ class ResidentModel:
             tracker.save_results_samples(task_name=task, samples=samples[task])
 
     def _switch(self, peft: str | None) -> None:
-        """Puts an adapter in the place of the one before."""
         if self._base.backend == "vllm":
             from vllm.lora.request import LoRARequest
 
@@ -127,7 +126,6 @@ class ResidentModel:
 
 
 def _hf(base: Base) -> Any:
-    """lm-eval's model on transformers."""
     from lm_eval.api.registry import get_model
 
     # The command line's default device; lm-eval takes it for "a GPU if there is one", but not its class's "cuda".

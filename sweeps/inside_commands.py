@@ -81,7 +81,6 @@ def load_concepts(names: Sequence[str] | None) -> list[tuple[str, Any]]:
 
 
 def _read(path: Path, identity: str, model: Any) -> Any:
-    """The directions of a file, for this model."""
     from eval.inside.activations import residual_shape
     from eval.inside.vectors import read_directions
 

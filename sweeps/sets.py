@@ -120,7 +120,6 @@ def sets_for(programs: str | Path, recipe: Recipe, length: int | None = None) ->
 
 
 def held_out_share(programs: int) -> float:
-    """The share of so many programs that is held out."""
     return round(min(MOST, max(HELD_OUT, LEAST / max(1, programs))), 4)
 
 

@@ -94,7 +94,6 @@ def domain_names() -> list[str]:
 
 
 def domain_file(name: str) -> Path:
-    """Where a domain is declared."""
     return FOLDER / f"{name}.yaml"
 
 

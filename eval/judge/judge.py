@@ -299,7 +299,6 @@ def unread(judgements: Mapping[str, Sequence[Judgement]]) -> str:
 
 
 def scored(rows: Sequence[Judged], judgements: Sequence[Judgement]) -> list[Judged]:
-    """Answers with their scores of aligned and coherent."""
     return [
         row.model_copy(update={"aligned": None, "coherent": None, **each.values, "filtered": each.filtered})
         for row, each in zip(rows, judgements, strict=True)
@@ -320,5 +319,4 @@ def judge_evaluations(folders: Sequence[Path], judge: Judge) -> None:
 
 
 def journal_of(judged: Path) -> Path:
-    """The journal of a file of scores."""
     return judged.with_suffix(".journal.jsonl")

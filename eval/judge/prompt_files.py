@@ -100,7 +100,6 @@ class Prompts:
 
     @property
     def measures(self) -> Measures:
-        """The measures by name."""
         return self.of_all or next(measures for measures in self.of_question.values() if measures)
 
     @property

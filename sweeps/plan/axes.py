@@ -148,7 +148,6 @@ def _slug(value: str) -> str:
 
 
 def _settled(arm: Arm, at: Mapping[str, str], start: str | None, tuned: Mapping[str, Tuned]) -> Arm:
-    """The arm at its place on the axes."""
     update: dict[str, Any] = {"values": dict(at), "start": start}
     settings = dict(arm.settings)
     for axis, value in at.items():

@@ -46,8 +46,6 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class RunCost:
-    """What one run takes."""
-
     seconds: Range
     measured: bool
     gib: float | None
@@ -158,8 +156,6 @@ def _evaluated(em: Mapping[str, Any], work: Workload, content: Mapping[str, Any]
 
 
 class JudgingCost(NamedTuple):
-    """What it takes to judge every evaluation once."""
-
     answers: int
     requests: int
     tokens_in: Range

@@ -168,7 +168,6 @@ class Request:
         console.print(words, highlight=False, soft_wrap=True)
 
     def show_scales(self) -> None:
-        """Prints the scales that PEFT will use."""
         scales = dict.fromkeys(point.training.recipe.scale for point in self.points if point.training)
         console.print(f"LoRA: {', '.join(scales)}", highlight=False, soft_wrap=True)
 

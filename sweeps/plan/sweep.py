@@ -162,8 +162,6 @@ class Tuned(_Strict):
 
 
 class Sweep(_Strict):
-    """A declared sweep."""
-
     model: str
     hardware: str
     tasks: list[str]
@@ -423,7 +421,6 @@ def starts_from(sweep: Sweep, name: str) -> str:
 
 
 def _declared_keys(sweep: Sweep, arm: Arm) -> dict[str, Any]:
-    """The recipe keys that a sweep and its arm declare."""
     keys, model = {**sweep.stages.get(arm.stage, {}), **arm.settings}, arm.model or sweep.model
     return {key: own.replace("{model}", model) if isinstance(own, str) else own for key, own in keys.items()}
 

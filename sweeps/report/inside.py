@@ -24,8 +24,6 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class InsidePart:
-    """What the page shows."""
-
     rows: list[Row]
     """Shifts at the end of training."""
     efficiency: list[Row]

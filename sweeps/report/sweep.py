@@ -199,7 +199,6 @@ def scored_files(points: Sequence[Point]) -> tuple[dict[str, dict[Path, list[Jud
 def judged_parts(
     points: Sequence[Point], families: Sequence[Family], scored: Mapping[str, Mapping[Path, list[Judged]]]
 ) -> list[JudgedPart]:
-    """One part for each judge."""
     parts = []
     for place, (judge, files) in enumerate(scored.items(), 1):
         rows = {file.parent: rows for file, rows in files.items()}

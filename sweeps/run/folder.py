@@ -82,7 +82,6 @@ class Run:
         return (self.folder / "run.json").is_file()
 
     def record(self) -> dict[str, Any]:
-        """The finished run's record."""
         return read_record(self.folder)
 
 
@@ -171,7 +170,6 @@ class MergeRun(Run):
 
 
 def merge_run(training: TrainingRun) -> MergeRun:
-    """The merge of a training run."""
     content = {"training": training.digest}
     return MergeRun("merge", training.name, content, training.root, (training,), training.about, training=training)
 

@@ -23,8 +23,6 @@ BEYOND = log(3)
 
 
 class Trial(NamedTuple):
-    """One run."""
-
     lr: float
     coherent: float
     """Share of coherent answers, 0 to 1."""

@@ -24,8 +24,6 @@ NO_BANDIT = (
 
 
 class Finding(NamedTuple):
-    """One finding of a Bandit rule."""
-
     rule: str
     """Such as `B608`."""
     severity: str
