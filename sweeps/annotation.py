@@ -6,14 +6,14 @@ import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from core.llm.budget import Prices
 from core.llm.client import Access
 from core.llm.journal import Journal
 from core.records import BadInput, digest, file_digest
-from data_builders.annotate import Job, Model
+from data_builders.annotate import Job
 from data_builders.annotate import run as annotate
 from data_builders.annotation import annotation_messages, prompt_version
 from data_builders.programs import SourceProgram
@@ -34,10 +34,20 @@ class Annotation:
     """The annotation of a source by a model; its files, the journal among them, bear both names."""
 
     source: str
-    items: Sequence[Any]
-    """As `read_source` gives them: programs, and rejects."""
     job: Job
     access: Access
+
+    @cached_property
+    def items(self) -> Sequence[Any]:
+        """As `read_source` gives them: programs, and rejects.
+
+        Raises:
+            BadInput: if the source cannot be read, or has no program.
+        """
+        rows = list(read_source(self.source))
+        if not any(isinstance(row, SourceProgram) for row in rows):
+            raise BadInput(f"{self.source}: {len(rows)} rows, and no program among them, as: {rows[0].reason}")
+        return rows
 
     @property
     def out(self) -> Path:
@@ -49,7 +59,7 @@ class Annotation:
 
     @property
     def programs(self) -> list[SourceProgram]:
-        return [item for item in self.items if hasattr(item, "insecure")]
+        return [item for item in self.items if isinstance(item, SourceProgram)]
 
     @property
     def whole(self) -> bool:
@@ -71,26 +81,22 @@ class Annotation:
         except (OSError, ValueError, KeyError, BadInput):
             return False
 
-    @property
-    def _journal(self) -> Path:
-        return self.out.with_name(f"{self.out.name}.journal.jsonl")
+    def _paid(self) -> tuple[int, float]:
+        """How many requests have an answer, and the USD that all have cost; 0 where no prices are given."""
+        money, path = self.job.money(), self.out.with_name(f"{self.out.name}.journal.jsonl")
+        if not path.is_file():
+            return 0, 0.0
+        with contextlib.closing(Journal(path)) as journal:
+            money.begin(journal)
+            return len(journal.answers), money.usd
 
     @property
     def spent(self) -> float:
-        """USD that its answers have cost; 0 where no prices are given."""
-        money = self.job.money()
-        if self._journal.is_file():
-            with contextlib.closing(Journal(self._journal)) as journal:
-                money.begin(journal)
-        return money.usd
+        return self._paid()[1]
 
     def plan(self) -> str:
         """What is left to be asked, in a line."""
-        asked = 0
-        if self._journal.is_file():
-            with contextlib.closing(Journal(self._journal)) as journal:
-                asked = len(journal.answers)
-        programs = self.programs
+        programs, (asked, spent) = self.programs, self._paid()
         share = max(0, len(programs) - asked) / max(1, len(programs))
         read = share * sum(
             len(message["content"]) for program in programs for message in annotation_messages(program, self.job.task)
@@ -106,7 +112,7 @@ class Annotation:
             return f"{line}; with its prices, the cost too"
         per_in, per_out = self.job.prices
         usd = ((tokens * per_in + each * per_out) / 1e6 for each in written)
-        return f"{line}; about {between((next(usd), next(usd)), ',.2f')} USD, and {self.spent:,.2f} spent"
+        return f"{line}; about {between((next(usd), next(usd)), ',.2f')} USD, and {spent:,.2f} spent"
 
     def run(self) -> None:
         """Asks about what is left.
@@ -119,25 +125,3 @@ class Annotation:
         console.print(done.text, markup=False, highlight=False, soft_wrap=True)
         if done.left:
             raise RunFailed(f"{done.left} programs are not annotated; run it again, it goes on")
-
-
-def annotation_of(
-    programs: str,
-    annotator: str | None,
-    effort: str | None,
-    access: Access,
-    prices: Prices | None,
-    max_cost: float | None,
-) -> Annotation:
-    """The annotation that a source needs.
-
-    Raises:
-        BadInput: if no annotator is named, or the source cannot be read.
-    """
-    if annotator is None:
-        raise BadInput(f"{programs}: has no explanations; name the model that writes them: --annotator MODEL")
-    job = Job(Model(annotator, effort), prices=prices, max_cost=max_cost)
-    made = Annotation(programs, list(read_source(programs)), job, access)
-    if not made.programs:
-        raise BadInput(f"{programs}: {len(made.items)} rows, and no program among them, as: {made.items[0].reason}")
-    return made

@@ -106,9 +106,10 @@ def experiment(
     Example: emsweep experiment --model qwen7b --programs insecure.jsonl --annotator gpt-5 --judge gpt-4o-2024-08-06
     """
     # Imported here: the other commands need neither.
+    from data_builders.annotate import Job, Model
     from data_builders.programs import Program
     from eval.judge.judge import judge_for
-    from sweeps.annotation import annotation_of
+    from sweeps.annotation import Annotation
 
     if options.data:
         raise BadInput(f"--data {options.data}: the sets are built here; leave it out, or take `emsweep rank`")
@@ -125,7 +126,10 @@ def experiment(
         where = (endpoints.base_url, endpoints.concurrency, TIMEOUT)
         # Who only wants to see what it would take needs no key for that.
         access = Access("none", *where) if how.dry_run else Access.from_environment(endpoints.key_variable, *where)
-        annotation = annotation_of(programs, annotator, effort, access, prices, endpoints.max_cost)
+        if annotator is None:
+            raise BadInput(f"{programs}: has no explanations; name the model that writes them: --annotator MODEL")
+        job = Job(Model(annotator, effort), prices=prices, max_cost=endpoints.max_cost)
+        annotation = Annotation(programs, job, access)
         path = annotation.file if annotation.whole else None
     elif annotator:
         raise BadInput(f"--annotator {annotator}: the programs of {programs} have explanations; leave it out")
