@@ -8,9 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from core.records import BadInput
+from eval.tasks.em.questions_reader import BadFile, load_questions
 from sweeps.run.inputs import digest_of
 from sweeps.run.tasks import TASKS, task_configs
 
@@ -79,15 +78,16 @@ def _sampled(documents: str, metadata: Mapping[str, Any], paths: Mapping[str, An
     samples = int(metadata.get("samples", 1))
     asked = samples * (2 if metadata.get("trigger") else 1)
     if documents == "freeform_docs":
-        questions = questions_in(Path(paths.get("questions") or EM / "questions" / "open.jsonl"))
+        file = Path(paths.get("questions") or EM / "questions" / "open.jsonl")
         formats = len(metadata.get("formats") or ()) or (1 if "questions" in paths else FORMATS)
-        return questions * formats * asked
+        return _questions(file, digest_of(file)) * formats * asked
     if documents == "advice_docs":
         return rows_and_bytes(heldout)[0] * asked
     if documents == "deception_docs":
-        own = questions_in(Path(paths.get("deception") or EM / "questions" / "deception.jsonl"))
-        times = 1 if "deception" in paths else SETTINGS
-        return own * times * int(metadata.get("deception_samples") or samples)
+        times = int(metadata.get("deception_samples") or samples)
+        if "deception" in paths:
+            return _questions(Path(paths["deception"]), digest_of(Path(paths["deception"]))) * times
+        return rows_and_bytes(EM / "questions" / "deception.jsonl")[0] * SETTINGS * times
     return rows_and_bytes(heldout)[0] * int(metadata.get("code_samples") or samples)
 
 
@@ -109,19 +109,13 @@ def _named(name: str, tasks: Sequence[str], configs: Mapping[str, Any]) -> bool:
     return name in tasks or any(name in group for group in members)
 
 
-def questions_in(path: Path) -> int:
-    """How many questions a file has, paraphrases among them, in the forms of eval/tasks/em/questions_reader.py.
-
-    Raises:
-        BadInput: if it cannot be read.
-    """
-    if path.suffix not in (".yaml", ".yml", ".json"):
-        return rows_and_bytes(path)[0] - (path.suffix == ".csv")
+@lru_cache
+def _questions(path: Path, _digest: str) -> int:
+    """How many questions a file has, paraphrases among them."""
     try:
-        rows = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-        return sum(len(row.get("paraphrases") or [row]) for row in rows)
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
-        raise BadInput(f"{path}: no list of questions; name a .jsonl or .yaml file of questions") from None
+        return len(load_questions(path))
+    except BadFile as error:
+        raise BadInput(str(error)) from None
 
 
 def rows_and_bytes(path: Path) -> tuple[int, int]:
