@@ -255,16 +255,9 @@ def report(
     from sweeps.plan.manifest import finished_points
     from sweeps.report.sweep import write_report
 
-    folder, manifest, points, missing = finished_points(str(paths[0]) if paths else "demo")
+    home, manifest, points, missing = finished_points(str(paths[0]) if paths else "demo")
     page = write_report(
-        manifest.declared,
-        points,
-        out or folder,
-        manifest.full,
-        manifest.command,
-        missing,
-        title,
-        looked=folder / "inside.json",
+        manifest.declared, points, out or home, manifest.full, manifest.command, missing, title, home / "inside.json"
     )
     typer.echo(page)
 
