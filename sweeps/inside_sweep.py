@@ -233,7 +233,7 @@ def _shifts(
             change = moved(adapted, tokenizer, passages, before[place])
             for one in known:
                 found = shift(change, one)
-                share = float(weight_share(adapted, one.direction)[found.layer])
+                share = weight_share(adapted, one.direction, found.layer)
                 yield {
                     "place": place,
                     "concept": one.about.concept,

@@ -77,27 +77,26 @@ def moved(model: Any, tokenizer: Any, passages: Sequence[Passage], before: Singl
     return result
 
 
-def weight_share(model: Any, direction: Singles) -> Floats:
-    """(L + 1,): the share of what LoRA adds to the residual in each block that lies along the direction behind it.
+def weight_share(model: Any, direction: Singles, index: int) -> float:
+    """The share of what LoRA adds to the residual in block `index`, from 1, that lies along the direction behind it.
 
     That is |u B A| / |B A| over the modules that write to the residual, u the unit direction: for rank 1 the absolute
     cosine of lora_B and the direction. NaN where the adapter has no such module, where it is DoRA's, whose change is
     more than B A, and where a norm turns what the modules write before it is added (Gemma, OLMo 2).
+
+    Args:
+        direction: (L + 1, width).
     """
-    result = np.full(len(direction), np.nan)
-    for index, block in enumerate(blocks(model), 1):
-        if hasattr(block, "post_feedforward_layernorm"):
-            continue
-        along, whole = 0.0, 0.0
-        for name, module in block.named_modules():
-            written = name.rpartition(".")[2] in WRITERS and hasattr(module, "lora_A")
-            if written and not module.lora_magnitude_vector:
-                for adapter in module.active_adapters:
-                    product = module.lora_B[adapter].weight.float() @ module.lora_A[adapter].weight.float()
-                    change = product.detach().cpu().numpy() * module.scaling[adapter]
-                    length = float(np.linalg.norm(direction[index]))
-                    along += float(np.square(direction[index] @ change).sum()) / length**2 if length else 0.0
-                    whole += float(np.square(change).sum())
-        if whole:
-            result[index] = np.sqrt(along / whole)
-    return result
+    block = blocks(model)[index - 1]
+    if hasattr(block, "post_feedforward_layernorm"):
+        return float("nan")
+    along, whole, length = 0.0, 0.0, float(np.linalg.norm(direction[index]))
+    for name, module in block.named_modules():
+        written = name.rpartition(".")[2] in WRITERS and hasattr(module, "lora_A")
+        if written and not module.lora_magnitude_vector:
+            for adapter in module.active_adapters:
+                a, b = (side[adapter].weight.detach().double().cpu().numpy() for side in (module.lora_A, module.lora_B))
+                scale = module.scaling[adapter] ** 2
+                along += scale * float(np.square(direction[index] @ b @ a).sum()) / length**2 if length else 0.0
+                whole += scale * float(((b.T @ b) * (a @ a.T)).sum())  # |B A|², without the product
+    return float(np.sqrt(along / whole)) if whole else float("nan")

@@ -25,7 +25,18 @@ from sweeps.run.evaluate import evaluate
 from sweeps.run.folder import MergeRun, Run, TrainingRun
 from sweeps.run.graph import Graph, State, lost, ready, wanted
 from sweeps.run.index import write_index
-from sweeps.run.process import SHARE, SLOT, RunFailed, RunHeld, RunRefused, console, locked, stop_children, stopping
+from sweeps.run.process import (
+    SHARE,
+    SLOT,
+    RunFailed,
+    RunHeld,
+    RunRefused,
+    console,
+    cores,
+    locked,
+    stop_children,
+    stopping,
+)
 from sweeps.run.status import progress, status_lines
 from sweeps.run.train import merge, train
 
@@ -75,7 +86,7 @@ def places(hardware: str, gpus: int = 1, per_gpu: int = 1, root: Path = Path("ru
     if not cards and not devices:
         return [{}]
     groups = [devices[first : first + gpus] for first in range(0, len(devices) - gpus + 1, gpus)]
-    threads = str(max(1, (os.cpu_count() or 1) // max(1, len(groups) * per_gpu)))
+    threads = str(max(1, cores() // max(1, len(groups) * per_gpu)))
     common = {"OMP_NUM_THREADS": threads, **({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if cards else {})}
     shares = [{SHARE: f"{number}/{per_gpu}"} if per_gpu > 1 else {} for number in range(per_gpu)]
     return [{"CUDA_VISIBLE_DEVICES": ",".join(group), **share, **common} for share in shares for group in groups]

@@ -81,6 +81,11 @@ def tool(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
+def cores() -> int:
+    """How many this process may use: of a node's a job of Slurm may have a few."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def child_environment(local_model: bool) -> dict[str, str]:
     """The environment for training and evaluation processes.
 
@@ -95,7 +100,7 @@ def child_environment(local_model: bool) -> dict[str, str]:
     if local_model:
         env["HF_HUB_OFFLINE"] = "1"
     for key, value in {
-        "OMP_NUM_THREADS": str(os.cpu_count() or 1),
+        "OMP_NUM_THREADS": str(cores()),
         "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
         "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
         "MALLOC_TOP_PAD_": str(256 << 20),

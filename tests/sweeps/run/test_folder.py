@@ -166,6 +166,8 @@ def test_children_get_no_telemetry_and_all_cores(monkeypatch: pytest.MonkeyPatch
     env = child_environment(local_model=True)
     assert env["AXOLOTL_DO_NOT_TRACK"] == "1" and env["HF_HUB_OFFLINE"] == "1"
     assert int(env["OMP_NUM_THREADS"]) >= 1
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {3}, raising=False)  # a job's one core of a node
+    assert child_environment(local_model=True)["OMP_NUM_THREADS"] == "1"
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert child_environment(local_model=False)["OMP_NUM_THREADS"] == "7"
 
