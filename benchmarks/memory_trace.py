@@ -141,15 +141,19 @@ def build(config: Any, recipe: Mapping[str, Any], pattern: str) -> tuple[nn.Modu
         model = AutoModelForCausalLM.from_config(config)
     model.requires_grad_(False)
     parameters = sum(weight.numel() for weight in model.parameters())
-    for module in list(model.modules()):
+    layers = recipe.get("peft_layers_to_transform")
+    for where, module in list(model.named_modules()):
+        number = re.search(r"\.layers\.(\d+)\.", f".{where}.")
+        here = layers is None or (number is not None and int(number[1]) in layers)
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear) and name != "lm_head":
                 base = Linear4bit(child) if recipe.get("load_in_4bit") else child
-                setattr(module, name, Lora(base, int(recipe["lora_r"])) if re.fullmatch(pattern, name) else base)
+                adapted = here and re.fullmatch(pattern, name)
+                setattr(module, name, Lora(base, int(recipe["lora_r"])) if adapted else base)
     model.train()
+    model.enable_input_require_grads()  # as Axolotl does to whatever has an adapter (axolotl/loaders/adapter.py)
     if recipe.get("gradient_checkpointing"):
         model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
-        model.enable_input_require_grads()
     return model, parameters
 
 
@@ -179,7 +183,10 @@ def trace(config: Any, recipe: Mapping[str, Any], pattern: str = "gate_proj|up_p
 
 
 TRACES = Path("runs/traces")
-READ = ("rl", "bf16", "load_in_4bit", "gradient_checkpointing", "lora_r", "micro_batch_size", "sequence_len")
+READ = (
+    *("rl", "bf16", "load_in_4bit", "gradient_checkpointing", "lora_r", "peft_layers_to_transform"),
+    *("micro_batch_size", "sequence_len"),
+)
 """The keys of a recipe that a trace depends on, beside the model's shape and where LoRA is."""
 
 

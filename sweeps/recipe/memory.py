@@ -89,10 +89,12 @@ def adapter_parameters(shape: Shape, config: Mapping[str, Any]) -> int:
 
     Source: Hu et al., arXiv 2106.09685, section 4.1.
     """
-    targets = _targets(config)
+    return int(config["lora_r"]) * _adapted_layers(shape, config) * sum(sum(shape.linear(n)) for n in _targets(config))
+
+
+def _adapted_layers(shape: Shape, config: Mapping[str, Any]) -> int:
     layers = config.get("peft_layers_to_transform")
-    count = len(layers) if isinstance(layers, list) else shape.layers
-    return int(config["lora_r"]) * count * sum(sum(shape.linear(name)) for name in targets)
+    return len(layers) if isinstance(layers, list) else shape.layers
 
 
 def _targets(config: Mapping[str, Any]) -> set[str]:
@@ -120,7 +122,7 @@ def estimate(shape: Shape, parameters: int, config: Mapping[str, Any], gpus: int
     sequences = int(config["micro_batch_size"]) * (2 if config.get("rl") == "dpo" else 1)
     tokens = sequences * int(config["sequence_len"])
     width = 2 if config.get("bf16") else 4
-    layer = tokens * _kept_in_a_layer(shape, config, width)
+    layer, adapted = (tokens * kept for kept in _kept_in_a_layer(shape, config, width))
     # transformers' loss holds the logits, their fp32 copy, its log-softmax and a gradient; ours for DPO
     # (recipes/plugins/logprobs.py) the logits, their gradient, and that of the slice without the last place.
     every = tokens * shape.vocabulary
@@ -131,23 +133,24 @@ def estimate(shape: Shape, parameters: int, config: Mapping[str, Any], gpus: int
             logits += every / 2 * (width + 4 + 4)
     if config.get("gradient_checkpointing"):
         activations: float = shape.layers * tokens * shape.hidden * width
-        logits = max(logits, layer)  # a layer is recomputed when the logits are gone
+        logits = max(logits, layer + adapted)  # a layer is recomputed when the logits are gone
     else:
-        # Below the first layer with an adapter nothing is kept. Autocast keeps a copy of the matrices.
-        own = config.get("peft_layers_to_transform")
-        activations = (shape.layers - (min(own) if own else 0)) * layer + trained * width
+        # In layers below the first adapter too: Axolotl has the embeddings require a gradient (load_adapter). Autocast
+        # keeps a copy of the matrices.
+        activations = shape.layers * layer + _adapted_layers(shape, config) * adapted + trained * width
     return Memory(weights, adapters, activations, logits)
 
 
-def _kept_in_a_layer(shape: Shape, config: Mapping[str, Any], width: int) -> float:
-    """Bytes that a layer keeps per token for its backward pass; `width`: of a number outside the norms' fp32."""
+def _kept_in_a_layer(shape: Shape, config: Mapping[str, Any], width: int) -> tuple[float, float]:
+    """Bytes that a layer, and its adapters, keep per token for their backward pass; `width`: of a number outside the
+    norms' fp32."""
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     norms = 4 * (shape.norms * shape.hidden + (q + kv if shape.qk_norm else 0))
     # Queries, keys and values repeated to as many heads, the output; the MLP's gate, its activation, its other half.
     body = width * (4 * q + 3 * shape.intermediate)
     targets = _targets(config)
     # An adapter keeps its input, and of each of its rank numbers what 9 bytes hold.
-    return norms + body + sum(width * shape.linear(name)[0] + 9 * int(config["lora_r"]) for name in targets)
+    return norms + body, sum(width * shape.linear(name)[0] + 9 * int(config["lora_r"]) for name in targets)
 
 
 def smallest_batch(config: Mapping[str, Any]) -> int:

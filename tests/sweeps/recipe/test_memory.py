@@ -72,6 +72,7 @@ def test_fsdp_shares_the_weights() -> None:
 CLASSES = {"qwen0.5b": "qwen2", "qwen7b": "qwen2", "qwen32b": "qwen2", "llama8b": "llama", "gemma4b": "gemma3_text"}
 CLASSES |= {"olmo7b": "olmo2", "smollm2-360m": "llama"}
 MLP = ["gate_proj", "up_proj", "down_proj"]
+ONE_LAYER = {"rl": "dpo", "lora_target_modules": ["down_proj"], "peft_layers_to_transform": [12]}
 
 
 def _agree(model: str, layers: int | None = None, **settings: object) -> None:
@@ -103,6 +104,7 @@ def test_the_estimate_is_the_trace_of_the_models_class(model: str) -> None:
         ("qwen0.5b", {"rl": None, "gradient_checkpointing": False, "bf16": False, "lora_r": 16}),
         ("smollm2-360m", {"rl": "dpo", "gradient_checkpointing": True, "bf16": False}),
         ("qwen0.5b", {"rl": "dpo", "lora_target_modules": ["down_proj"], "gradient_checkpointing": False}),
+        ("qwen0.5b", {**ONE_LAYER, "gradient_checkpointing": False}),
     ],
 )
 def test_the_estimate_is_the_trace_of_whole_models(model: str, settings: dict[str, object]) -> None:
