@@ -486,13 +486,15 @@ def _fitted(config: dict[str, Any], em: Mapping[str, Any], model: str, hardware:
         return config
     if spread(config, gpus) is None:
         raise BadInput(f"--gpus {gpus}: a step's rows cannot be parted so; change gradient_accumulation_steps")
+    if gpus > 1 and config.get("fsdp_config"):  # a user's keys alone would be Axolotl's FSDP of the first version
+        config = {**config, **_shares(config)}
     shape, parameters = Shape(**em["shape"]), int(em["parameters"])
     kept = {**(spread(config, gpus) or config), "gradient_checkpointing": False}
     if free and config.get("gradient_checkpointing") and estimate(shape, parameters, kept).gib <= gib:
         return kept
     if config_that_fits := _on_gpus(shape, parameters, config, gib, gpus):
         return config_that_fits
-    smallest = {**config, "micro_batch_size": smallest_batch(config), **(_shares() if gpus > 1 else {})}
+    smallest = {**config, "micro_batch_size": smallest_batch(config), **(_shares(config) if gpus > 1 else {})}
     need = estimate(shape, parameters, smallest, gpus)
     ways = what_would_fit(shape, parameters, config, gib)
     more = (n for n in range(gpus + 1, 9) if _on_gpus(shape, parameters, config, gib, n))
@@ -511,12 +513,15 @@ def _on_gpus(shape: Shape, parameters: int, config: dict[str, Any], gib: float, 
     own = spread(config, gpus)
     if own is None:
         return None
-    ways = [own, {**own, **_shares()}] if gpus > 1 else [own]
+    ways = [own, {**own, **_shares(own)}] if gpus > 1 else [own]
     return next((fit for way in ways if (fit := fitted(shape, parameters, way, gib, gpus))), None)
 
 
-def _shares() -> dict[str, Any]:
-    return deepcopy(load_layer("parallel", "fsdp"))
+def _shares(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The layer that shares the weights out, with what a recipe has of it already."""
+    layer = deepcopy(load_layer("parallel", "fsdp"))
+    layer["fsdp_config"] |= config.get("fsdp_config") or {}
+    return layer
 
 
 def _largest_that_fits(config: dict[str, Any], gib: float) -> str | None:

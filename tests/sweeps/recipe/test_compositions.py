@@ -104,6 +104,15 @@ def test_several_gpus_share_the_rows_and_if_need_be_the_weights(
     validate(many)
 
 
+@pytest.mark.parametrize("model", ["qwen0.5b", "qwen32b"])
+def test_a_key_of_the_layer_that_shares_weights_brings_the_others(validate, model: str) -> None:
+    config = compose("cpt", model, "rtx5090", ["fsdp_config.offload_params=true"], 1, gpus=8).config
+    layer = load_layer("parallel", "fsdp")
+    assert config["fsdp_version"] == layer["fsdp_version"]
+    assert config["fsdp_config"] == {**layer["fsdp_config"], "offload_params": True}
+    validate(config)
+
+
 @pytest.mark.parametrize(
     ("hardware", "gpus", "engine", "says"),
     [
