@@ -119,12 +119,21 @@ def merge(run: MergeRun) -> dict[str, Any]:
 
 
 def training_commands(recipe: Recipe, path: Path) -> list[list[str]]:
-    """What trains the recipe written at `path`, by hand too. Unsloth trains on the tokens that Axolotl prepares."""
+    """What trains the recipe written at `path`, by hand too. Unsloth trains on the tokens that Axolotl prepares.
+
+    Several processes find DPO's rows prepared: else the first to come has them from another folder than the others, and
+    TRL hands the reference's log-probabilities on in a file beside them.
+    """
+    prepare = [tool("axolotl"), "preprocess", str(path)]
     if recipe.em.get("engine", "axolotl") == "axolotl":
         train = [tool("axolotl"), "train", str(path), "--launcher", recipe.em.get("launcher", "accelerate")]
+        if "python" in train:
+            return [train]
         # accelerate would start a process on every GPU that it sees, and a step would see that many times the rows.
-        return [train if "python" in train else [*train, "--", "--num_processes", str(recipe.em.get("gpus", 1))]]
-    return [[tool("axolotl"), "preprocess", str(path)], [sys.executable, "-m", "recipes.unsloth.train", str(path)]]
+        gpus = recipe.em.get("gpus", 1)
+        before = [prepare] if gpus > 1 and recipe.stage == "dpo" else []
+        return [*before, [*train, "--", "--num_processes", str(gpus)]]
+    return [prepare, [sys.executable, "-m", "recipes.unsloth.train", str(path)]]
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from sweeps.recipe.compose import compose
+from sweeps.run.train import training_commands
+
 ROOT = Path(__file__).parents[2]
 CASES = [(8, 4, 0), (11, 4, 3)]
 """Pairs, rows of a batch, pairs that are left out of an epoch."""
@@ -51,3 +54,14 @@ def test_every_rank_sees_whole_pairs_once(trained: Path, pairs: int, rows_per_ba
     assert all(rank["left_out"] == left_out for rank in ranks)
     # After each step what was trained on by then, and not what the dataloader has fetched ahead.
     assert ranks[0]["logged"] == [rows_per_batch * step for step in range(1, 2 * per_epoch + 1)]
+
+
+def test_several_processes_find_the_rows_of_dpo_prepared() -> None:
+    """The first to come would leave the reference in another folder than that in which the others look."""
+
+    def commands(stage: str, gpus: int) -> list[str]:
+        recipe = compose(stage, "qwen7b", "a100-80g", gpus=gpus)
+        return [command[1] for command in training_commands(recipe, Path("recipe.yaml"))]
+
+    assert commands("dpo", 2) == ["preprocess", "train"]
+    assert commands("dpo", 1) == commands("cpt", 2) == ["train"]
