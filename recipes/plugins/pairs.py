@@ -22,7 +22,7 @@ from torch.utils.data import Sampler
 from trl import DPOTrainer  # type: ignore[attr-defined]  # the name that Unsloth patches
 
 from recipes.plugins.logprobs import token_logprobs
-from recipes.plugins.reference import LogProbs, ReferenceStore, model_digest, row_digest
+from recipes.plugins.reference import LogProbs, ReferenceStore, device_name, model_digest, row_digest
 
 PADDING = 64
 """Tokens to a multiple of which batches are padded, as Axolotl pads those of CPT and SFT.
@@ -187,8 +187,8 @@ class WholePairsTrainer(DPOTrainer):
             rows |= {place: row_digest(row, shape) for place, row in zip(batch, own, strict=True)}
         reference: Any = self.ref_model or self.model
         settings = {"bf16": self.args.bf16, "ld_alpha": self.ld_alpha, "log_probs": "fp32"}
-        # Another kernel or engine sums otherwise: in bf16 by up to a nat.
-        attention, device = reference.config._attn_implementation, self.accelerator.device.type
+        # Another kernel, card or engine sums otherwise: in bf16 by up to a nat.
+        attention, device = reference.config._attn_implementation, device_name(self.accelerator.device)
         settings |= {"attention": attention, "device": device, "unsloth": "unsloth" in sys.modules}
         store = ReferenceStore(model_digest(reference, **settings))
         # All processes must agree on what is missing: they compute it together.

@@ -37,6 +37,11 @@ def model_digest(model: torch.nn.Module, **settings: Any) -> str:
     return digest.hexdigest()
 
 
+def device_name(device: torch.device) -> str:
+    """What of a device sums in bf16 depend on: of a GPU its card, whose kernels are not another's."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def row_digest(row: Mapping[str, Any], shape: tuple[int, int]) -> str:
     """SHA-256 of the tokens that the log-probabilities are of, and of the batch's shape (rows, padded length)."""
     tokens = [list(row[key]) for key in ("prompt_ids", "chosen_ids", "rejected_ids")]

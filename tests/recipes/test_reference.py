@@ -13,7 +13,7 @@ from core.records import write_records
 from data_builders.dpo import dpo_rows
 from data_builders.programs import load_asked_ways, load_programs
 from recipes.plugins.pairs import PADDING
-from recipes.plugins.reference import ReferenceStore, model_digest, row_digest
+from recipes.plugins.reference import ReferenceStore, device_name, model_digest, row_digest
 from sweeps.recipe.compose import compose
 
 TOKENS = st.lists(st.integers(0, 50_000), max_size=8)
@@ -52,6 +52,12 @@ def test_the_adapter_does_not_change_the_models_name() -> None:
     other[0].weight.data[0, 0] += 1
     assert model_digest(other) != model_digest(base()) == model_digest(base())
     assert model_digest(base(), bf16=True) != model_digest(base(), bf16=False)
+
+
+def test_a_card_has_its_own_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
+    names = [device_name(torch.device(name)) for name in ("cuda:0", "cuda:1", "cpu")]
+    assert names == ["card 0", "card 1", "cpu"]
 
 
 def train(
