@@ -134,3 +134,14 @@ def test_flipped_halves_of_one_prompt_cancel(model: Path, tmp_path: Path) -> Non
     assert len(gradients) >= 90
     assert abs(float(loss) - math.log(2)) < 1e-6
     assert math.sqrt(sum(float(g.square().sum()) for g in gradients)) < 1e-6
+
+
+def test_adapters_over_weights_of_4_bits_are_trained_in_fp32(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRL makes them bf16 where a model says that it is loaded so."""
+    from transformers import PreTrainedModel
+
+    monkeypatch.setattr(PreTrainedModel, "is_loaded_in_4bit", True, raising=False)
+    trainer = trainer_on(dpo_rows(PROGRAMS, load_asked_ways(), "both"), tmp_path, tiny_model, 0)
+    assert {str(weight.dtype) for weight in trainer.model.parameters() if weight.requires_grad} == {"torch.float32"}
