@@ -44,7 +44,7 @@ class Annotation:
         Raises:
             BadInput: if the source cannot be read, or has no program.
         """
-        rows = list(read_source(self.source))
+        rows: list[Any] = list(read_source(self.source))
         if not any(isinstance(row, SourceProgram) for row in rows):
             raise BadInput(f"{self.source}: {len(rows)} rows, and no program among them, as: {rows[0].reason}")
         return rows

@@ -192,7 +192,7 @@ def judging(evaluations: Iterable[Run], prompts: Prompts) -> JudgingCost:
 def disk_gb(runs: Iterable[Run]) -> float:
     """GB that runs write, merged models in bf16 above all, and that base models take which are not here yet."""
     models: dict[str, float] = {}
-    total = 0.0
+    total = beside = 0.0
     for run in runs:
         training = run.training if isinstance(run, MergeRun) else run
         if not isinstance(training, TrainingRun) or "shape" not in training.recipe.em:
@@ -202,11 +202,13 @@ def disk_gb(runs: Iterable[Run]) -> float:
             total += 2 * em["parameters"]
         else:
             total += CHECKPOINTS * 4 * adapter_parameters(Shape(**em["shape"]), config)
+            if config.get("rl"):  # Axolotl writes the whole model beside the adapter of a DPO, until the run is done
+                beside = max(beside, 2 * em["parameters"])
         if not is_local(config["base_model"]) and not model_folder(
             config["base_model"], config.get("revision_of_model")
         ):
             models[config["base_model"]] = 2 * em["parameters"]
-    return (total + sum(models.values())) / GB
+    return (total + beside + sum(models.values())) / GB
 
 
 def plan_table(runs: Graph, index: Sequence[Mapping[str, Any]], at_once: int) -> tuple[Table, str]:

@@ -84,7 +84,9 @@ def _train(run: TrainingRun) -> dict[str, Any]:
 
 
 def _tidy(run: TrainingRun) -> None:
-    """Deletes what a run that is done keeps of its checkpoints for nothing; before, a kill would cost all of it."""
+    """Deletes what a run that is done keeps for nothing; before, a kill would cost all of its checkpoints."""
+    for file in run.adapter.glob("model*.safetensors*"):  # what Axolotl writes beside a DPO's adapter: the whole model
+        file.unlink()
     for checkpoint in run.adapter.glob("checkpoint-*"):
         if run.whole_recipe.config.get("save_total_limit") == 1:  # the recipes' own: it was to go on from
             shutil.rmtree(checkpoint, ignore_errors=True)

@@ -129,7 +129,8 @@ def test_an_evaluation_is_measured_by_those_of_the_same_tasks_and_engine(prepare
 
 def test_disk_is_that_of_merged_models_and_of_models_that_are_not_here_yet(prepared: Path) -> None:
     runs = graph(plan(vary(load_sweep("rank", "a100-80g"), {"rank": [1]}), False))
-    assert 2 * 15.2 < disk_gb(runs.values()) < 2 * 15.2 + 3  # the hub's and the merged one; adapters are small
+    # The hub's, the merged one and, until a run is done, the one beside a DPO's adapter; adapters are small.
+    assert 3 * 15.2 < disk_gb(runs.values()) < 3 * 15.2 + 3
     assert disk_gb([run for run in runs.values() if run.stage == "evaluate"]) == 0
 
 

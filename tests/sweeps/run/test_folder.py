@@ -202,7 +202,8 @@ def test_checkpoints_are_there_until_the_run_is_done(workspace: Path, monkeypatc
 
     def engine(*_: object) -> None:
         write_checkpoint(run.adapter, 9, json.dumps({"global_step": 9, "log_history": []}))
-        (run.adapter / "adapter_model.safetensors").touch()
+        for name in ("adapter_model.safetensors", "model.safetensors"):  # Axolotl writes both of a DPO
+            (run.adapter / name).touch()
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -214,6 +215,7 @@ def test_checkpoints_are_there_until_the_run_is_done(workspace: Path, monkeypatc
     assert newest_checkpoint(run.adapter) and not run.done
     monkeypatch.setattr("sweeps.run.train.call", lambda *_: None)
     assert train(run)["steps"] == 9 and run.done and newest_checkpoint(run.adapter) is None
+    assert [file.name for file in run.adapter.glob("*.safetensors")] == ["adapter_model.safetensors"]
 
 
 @pytest.mark.parametrize("broken", ["", '{"stage": "me', "[]"])
