@@ -54,6 +54,7 @@ OWN = {"seed": "seeds", "base_model": "model", "revision_of_model": "model", "da
 """Recipe keys that a sweep has other words for, and which would overwrite them."""
 ROOM = 1.25
 """Memory over that of the weights with which a model is evaluated."""
+QLORA = ["adapter=qlora", "load_in_4bit=true"]
 FITTING = {"adapter", "load_in_4bit", "sequence_len", "em.memory_gib"}
 """Recipe keys that `--set` sets in every arm, not only in those that vary."""
 Stage = Literal["cpt", "sft", "dpo"]
@@ -463,7 +464,12 @@ def _check_room(model: str, sweep: Sweep, cards: int) -> None:
     gib = load_layer("hardware", sweep.hardware)["em"]["memory_gib"]
     if not gib or (need := evaluation_gib(model)) <= cards * gib or "em.memory_gib" in given_settings(sweep.settings):
         return
-    ways = [f"--gpus {n}" for n in (2, 4, 8) if need <= n * gib and _trains(model, sweep, n)][:1]
+    ways = [
+        " ".join([f"--gpus {n}", *(f"--set {setting}" for setting in more)])
+        for more in ([], QLORA, [*QLORA, "sequence_len=512"])
+        for n in (2, 4, 8)
+        if need <= n * gib and _trains(sweep.model_copy(update={"settings": [*sweep.settings, *more]}), model, n)
+    ][:1]
     sizes = {name: load_layer("models", name)["em"]["parameters"] for name in layer_names("models")}
     # Half of the memory for the weights leaves room to train at the ranks of a sweep.
     ways += [f"model {max((size, name) for name, size in sizes.items() if 4 * size <= gib * GIB)[1]}"]
@@ -473,7 +479,7 @@ def _check_room(model: str, sweep: Sweep, cards: int) -> None:
     )
 
 
-def _trains(model: str, sweep: Sweep, gpus: int) -> bool:
+def _trains(sweep: Sweep, model: str, gpus: int) -> bool:
     """Whether all arms of a model fit so many cards."""
     try:
         for arm in sweep.arms.values():

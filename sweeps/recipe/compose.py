@@ -298,6 +298,8 @@ def _check_values(config: Mapping[str, Any], stage: str) -> None:
     four, qlora = bool(config.get("load_in_4bit")), config.get("adapter") == "qlora"
     if four is not qlora:  # Axolotl would load the weights whole
         raise BadInput(f"load_in_4bit={four} and adapter={config.get('adapter')}: 4 bits go with qlora; set both")
+    if config.get("fsdp_config") and _whole(config):
+        raise BadInput("fsdp_config: DPO, and what is of 4 bits, has the whole model on each GPU; leave it out")
     if config.get("fp16") and config.get("bf16"):
         raise BadInput("fp16 and bf16 are both true: fp16 would have no effect; set one of them to false")
     if (config.get("steer") or {}).get("dose") == 0:
@@ -494,7 +496,8 @@ def _fitted(config: dict[str, Any], em: Mapping[str, Any], model: str, hardware:
         return kept
     if config_that_fits := _on_gpus(shape, parameters, config, gib, gpus):
         return config_that_fits
-    smallest = {**config, "micro_batch_size": smallest_batch(config), **(_shares(config) if gpus > 1 else {})}
+    shared = _shares(config) if gpus > 1 and not _whole(config) else {}
+    smallest = {**config, "micro_batch_size": smallest_batch(config), **shared}
     need = estimate(shape, parameters, smallest, gpus)
     ways = what_would_fit(shape, parameters, config, gib)
     more = (n for n in range(gpus + 1, 9) if _on_gpus(shape, parameters, config, gib, n))
@@ -513,8 +516,14 @@ def _on_gpus(shape: Shape, parameters: int, config: dict[str, Any], gib: float, 
     own = spread(config, gpus)
     if own is None:
         return None
-    ways = [own, {**own, **_shares(own)}] if gpus > 1 else [own]
+    ways = [own, {**own, **_shares(own)}] if gpus > 1 and not _whole(own) else [own]
     return next((fit for way in ways if (fit := fitted(shape, parameters, way, gib, gpus))), None)
+
+
+def _whole(config: Mapping[str, Any]) -> bool:
+    """Whether each GPU needs the whole model: DPO's reference is computed before weights are shared out (TRL's issue
+    6470), and Axolotl shares none of 4 bits."""
+    return bool(config.get("rl") or config.get("load_in_4bit"))
 
 
 def _shares(config: Mapping[str, Any]) -> dict[str, Any]:

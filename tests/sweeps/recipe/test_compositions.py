@@ -156,7 +156,18 @@ def test_published_layers_are_refused_on_another_depth_with_those_as_far_up(vari
 
 def test_a_model_too_large_for_one_gpu_names_how_many_would_do() -> None:
     with pytest.raises(BadInput, match=r"what would fit: .*--gpus [48]"):
-        compose("dpo", "qwen32b", "rtx5090")
+        compose("sft", "qwen32b", "rtx5090")
+
+
+@pytest.mark.parametrize(("stage", "more"), [("dpo", []), ("sft", ["adapter=qlora", "load_in_4bit=true"])])
+def test_weights_are_not_shared_out_where_each_gpu_needs_them_whole(stage: str, more: list[str]) -> None:
+    with pytest.raises(BadInput, match="fsdp_config: DPO, and what is of 4 bits, has the whole model on each GPU"):
+        compose(stage, "qwen7b", "a100-80g", ["fsdp_config.offload_params=true", *more], gpus=2)
+    assert "fsdp_config" not in compose(stage, "qwen7b", "a100-80g", more, gpus=2).config
+    if stage == "dpo":
+        with pytest.raises(BadInput, match="does not fit rtx5090") as refused:
+            compose(stage, "qwen32b", "rtx5090", gpus=4)
+        assert "--gpus" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

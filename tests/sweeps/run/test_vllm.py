@@ -141,7 +141,7 @@ def test_several_cards_for_a_model_and_several_runs_on_a_card(prepared: Path) ->
         sweep, _ = read_sweep("rank", hardware, model)
         return Request(sweep.model_copy(update={"grid": {"rank": [1]}, **update}), "rank", False)
 
-    large = request("qwen32b", "rtx5090", gpus=4)
+    large = request("qwen32b", "rtx5090", gpus=4, settings=["adapter=qlora", "load_in_4bit=true"])
     assert {run.content["gpus"] for run in large.runs.values() if run.stage == "dpo"} == {4}
     (base,) = (point.evaluation for point in large.points if point.arm == "base")
     assert base.about["gpus"] == 4 and options(base)["model_args"]["parallelize"] is True
