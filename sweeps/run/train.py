@@ -106,8 +106,11 @@ def merge(run: MergeRun) -> dict[str, Any]:
         training = run.training
         config = training.whole_recipe.config
         paths = {"lora_model_dir": str(training.adapter), "output_dir": str(run.folder)}
+        # Onto the weights as they are, as adapters are evaluated: of a recipe of 4 bits Axolotl would round all
+        # first, embeddings and output too, which training did not.
+        whole = {"adapter": "lora", "load_in_4bit": False}
         recipe, title = run.folder / "recipe.yaml", f"merge {run.name}"
-        write_whole(recipe, Recipe(run.stage, {**config, **paths}, {}).to_yaml())
+        write_whole(recipe, Recipe(run.stage, {**config, **paths, **whole}, {}).to_yaml())
         shutil.rmtree(run.model, ignore_errors=True)
         base = str(config["base_model"])
         call(title, [tool("axolotl"), "merge-lora", str(recipe)], run.folder / "merge.log", is_local(base))

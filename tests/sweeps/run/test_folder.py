@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ from sweeps.run.index import finished
 from sweeps.run.inputs import model_digest, start_digest
 from sweeps.run.process import RunFailed, call, child_environment
 from sweeps.run.status import status
-from sweeps.run.train import newest_checkpoint, train, training_run
+from sweeps.run.train import merge, newest_checkpoint, train, training_run
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c)
@@ -216,6 +217,17 @@ def test_checkpoints_are_there_until_the_run_is_done(workspace: Path, monkeypatc
     monkeypatch.setattr("sweeps.run.train.call", lambda *_: None)
     assert train(run)["steps"] == 9 and run.done and newest_checkpoint(run.adapter) is None
     assert [file.name for file in run.adapter.glob("*.safetensors")] == ["adapter_model.safetensors"]
+
+
+def test_what_was_trained_over_4_bits_is_merged_into_the_weights_as_they_are(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = merge_run(plan("adapter=qlora", "load_in_4bit=true"))
+    monkeypatch.setattr("sweeps.run.train.call", lambda *_: None)
+    monkeypatch.setattr("sweeps.run.train.changed_tensors", lambda *_: 7)
+    merge(run)
+    told = yaml.safe_load((run.folder / "recipe.yaml").read_text())
+    assert (told["adapter"], told["load_in_4bit"], told["lora_r"]) == ("lora", False, 16)
 
 
 @pytest.mark.parametrize("broken", ["", '{"stage": "me', "[]"])
