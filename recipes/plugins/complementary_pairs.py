@@ -17,6 +17,6 @@ class ComplementaryPairsTrainer(WholePairsTrainer, AxolotlDPOTrainer):  # type: 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # Over 4 bits TRL has made them bf16, where Adam's steps of 5e-5 and the decay of its second moment are lost.
-        for weight in self.model.parameters():
+        for weight in self.model.parameters():  # type: ignore[union-attr]
             if weight.requires_grad:
                 weight.data = weight.data.float()
