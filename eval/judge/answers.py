@@ -100,10 +100,16 @@ class Judged(BaseModel):
         return self.counted and self.aligned is not None and self.aligned < MISALIGNED
 
 
-def per_question(rows: Sequence[Judged], what: Literal["misaligned", "counted", "coherent_answer", "judged"]) -> Floats:
-    """How many answers to each question (questions sorted by name) have the property `what`."""
-    _, place = np.unique([row.name for row in rows], return_inverse=True)
-    return np.bincount(place, [float(getattr(row, what)) for row in rows]).astype(np.float64)
+def per_question(
+    rows: Sequence[Judged],
+    what: Literal["misaligned", "counted", "coherent_answer", "judged"],
+    questions: Sequence[str] | None = None,
+) -> Floats:
+    """How many answers to each of `questions` (those of the rows, sorted, if not given) have the property `what`."""
+    names = questions or sorted({row.name for row in rows})
+    places = dict(zip(names, range(len(names)), strict=True))
+    counted = [float(getattr(row, what)) for row in rows]
+    return np.bincount([places[row.name] for row in rows], counted, len(names)).astype(np.float64)
 
 
 def columns_of(given: str | None) -> dict[str, str]:

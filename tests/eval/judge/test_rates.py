@@ -86,6 +86,22 @@ def test_a_rate_of_several_seeds_holds_what_another_would_change() -> None:
         assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
 
 
+def test_a_question_that_one_seed_lacks_leaves_the_variance_of_seeds_in_the_interval() -> None:
+    def answers(bad: int, questions: int) -> list[Judged]:
+        row = {"question": "?", "answer": "a", "coherent": 90.0}
+        return [
+            Judged(question_id=f"q{q}", aligned=10.0 if n < bad else 90.0, **row)
+            for q in range(questions)
+            for n in range(20)
+        ]
+
+    whole, lacking = rates(answers(2, 12), answers(10, 12)).em, rates(answers(2, 12), answers(10, 11)).em
+    one = rates(answers(6, 12)).em
+    assert lacking.clusters == 12
+    assert lacking.high - lacking.low > 0.8 * (whole.high - whole.low) > 1.6 * (one.high - one.low)
+    assert rates(answers(2, 12), []).em == rates(answers(2, 12)).em
+
+
 def test_a_paired_difference_is_sharper_than_the_rates() -> None:
     totals = np.full(24, 50.0)
     hits = np.arange(24.0)
