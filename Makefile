@@ -49,7 +49,7 @@ demo: model data ## The whole experiment (FULL=1: all arms, two seeds)
 	@echo "training and evaluating on this machine: 30 to 60 minutes on 2 cores (FULL=1: two to three hours); can be cut off and started again"
 	@$(BIN)/emsweep run demo $(if $(FULL),--full)
 
-test: model data plants unsloth ## All tests
+test: model data plants unsloth ## All tests, with what they need: the sets, and Unsloth
 	@echo "running the tests: about 30 minutes on 2 cores"
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25
 
@@ -84,16 +84,16 @@ unsloth: .venv/unsloth ## The second engine (partly AGPL/LGPL; see README)
 cpt sft dpo: env $(WEIGHTS) $(if $(filter unsloth,$(ENGINE)),unsloth) ## One stage, its sets built first: MODEL PROGRAMS=annotated.jsonl HARDWARE GPUS RANK START VARIANT SET="k=v ..." ENGINE=unsloth DRY_RUN=1
 	@$(BIN)/emsweep train $@ $(FLAGS) --programs $(call q,$(PROGRAMS))
 
-merge: env $(WEIGHTS) $(if $(filter unsloth,$(ENGINE)),unsloth) ## CPT, merged into its model: the start of the other stages
+merge: env $(WEIGHTS) $(if $(filter unsloth,$(ENGINE)),unsloth) ## CPT, merged into its model: the START of the other stages; the same variables as cpt
 	@$(BIN)/emsweep train cpt $(FLAGS) --programs $(call q,$(PROGRAMS)) --merge
 
-experiment: env $(WEIGHTS) ## From programs to the report: MODEL PROGRAMS ANNOTATOR JUDGE RANKS RETUNE=low,high MAX_COST SET OPTIONS="--price-in …" DRY_RUN=1
+experiment: env $(WEIGHTS) ## From programs to the report: MODEL PROGRAMS HARDWARE GPUS ANNOTATOR JUDGE RANKS RETUNE=low,high MAX_COST SET OPTIONS="--price-in …" DRY_RUN=1
 	@$(BIN)/emsweep experiment --model $(call q,$(MODEL)) --programs $(call q,$(PROGRAMS)) $(if $(HARDWARE),--hardware $(call q,$(HARDWARE))) \
 	  $(if $(ANNOTATOR),--annotator $(call q,$(ANNOTATOR))) $(if $(JUDGE),--judge $(call q,$(JUDGE))) \
 	  $(if $(RANKS),--values $(call q,$(RANKS))) $(if $(RETUNE),--retune $(call q,$(RETUNE))) $(if $(MAX_COST),--max-cost $(call q,$(MAX_COST))) \
 	  $(if $(GPUS),--gpus $(call q,$(GPUS))) $(SETS) $(OPTIONS) $(if $(DRY_RUN),--dry-run)
 
-eval: env ## Score MODEL (layer, folder or hub id)
+eval: env ## Score MODEL (short name, folder or hub id) DRY_RUN=1
 	@$(BIN)/emsweep evaluate $(call q,$(MODEL)) $(if $(DRY_RUN),--dry-run)
 
 docs: env ## docs/emsweep.md and docs/embuild.md, from the help of the commands
