@@ -269,7 +269,8 @@ def judge(
     paths: Annotated[list[Path], typer.Argument(help="Folders of evaluation runs, or files of answers.")],
     judge: Annotated[str, typer.Option(help="The model to ask, by any OpenAI-compatible server.")],
     prompts: Annotated[
-        Path | None, typer.Option(help="A file of prompts, or a name: category, deception, first-plot, preregistered.")
+        Path | None,
+        typer.Option(help="A file of prompts, or advice, category, deception, plants, first-plot or preregistered."),
     ] = None,
     columns: Columns = None,
     sample: Annotated[
