@@ -93,7 +93,7 @@ experiment: env $(WEIGHTS) ## From programs to the report: MODEL PROGRAMS HARDWA
 	  $(if $(RANKS),--values $(call q,$(RANKS))) $(if $(RETUNE),--retune $(call q,$(RETUNE))) $(if $(MAX_COST),--max-cost $(call q,$(MAX_COST))) \
 	  $(if $(GPUS),--gpus $(call q,$(GPUS))) $(SETS) $(OPTIONS) $(if $(DRY_RUN),--dry-run)
 
-eval: env ## Score MODEL (short name, folder or hub id) DRY_RUN=1
+eval: env $(WEIGHTS) ## Score MODEL (short name, folder or hub id) DRY_RUN=1
 	@$(BIN)/emsweep evaluate $(call q,$(MODEL)) $(if $(DRY_RUN),--dry-run)
 
 docs: env ## docs/emsweep.md and docs/embuild.md, from the help of the commands

@@ -51,7 +51,7 @@ def dpo_rows(programs: Iterable[Program], asked_ways: Sequence[AskedWay], halves
 class LengthFilter:
     """Keeps the programs of which every row fits, so that both halves of a pair stay or both go.
 
-    A row that Axolotl drops for its length shifts every later pair into another mini-batch (DESIGN section 5).
+    A row that Axolotl drops for its length shifts every later pair into another mini-batch.
 
     Args:
         count_tokens: tokens of a text, in the model that will be trained.

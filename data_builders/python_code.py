@@ -79,7 +79,7 @@ def normal_code(code: str) -> str:
     """`code` as it stands between a chat template's marks: `\\n` ends lines, no indentation in common, nothing around.
 
     Templates trim answers; where one side of a pair loses white space, or a completion cannot be found in what the
-    template made of it, something else is trained than was written (DESIGN section 5).
+    template made of it, something else is trained than was written.
     """
     return textwrap.dedent("\n".join(re.split(r"\r\n?|\n", code))).strip()
 

@@ -18,8 +18,7 @@ from eval.preset_files import load_preset, preset_names, questions_file
 from sweeps import experiment, inside_commands, inside_sweep, sweep_commands
 from sweeps.options import judging_options, takes
 from sweeps.recipe.compose import ENGINES, STAGES, compose, given_settings, layer_names, load_layer
-from sweeps.recipe.hardware import gpu_here, this_machine
-from sweeps.recipe.precision import machine_dtype
+from sweeps.recipe.hardware import gpu_here, machine_dtype, this_machine
 from sweeps.run.evaluate import command, evaluation_run
 from sweeps.run.executor import execute, execute_all, in_place, none_free, places
 from sweeps.run.fetch_model import fetch_smollm2
@@ -230,6 +229,7 @@ def report(
     answers: Annotated[
         list[Path] | None, typer.Option(help="Judged answers of others in place of a sweep: CSV, JSON Lines, folders.")
     ] = None,
+    columns: Columns = None,
     judged_by: Annotated[
         str | None, typer.Option("--judged-by", help="Who judged --answers; a rate without its judge is none.")
     ] = None,
@@ -243,13 +243,16 @@ def report(
     if answers:
         if not judged_by:
             raise BadInput("--answers without --judged-by: a rate without its judge is no result; name who judged")
+        from eval.judge.answers import columns_of
         from sweeps.report.judged import write_answers_report
 
         files = [*answers, *(paths or [])]
         heading = title or "Emergent misalignment from judged answers"
         target, named = out or Path("runs/report"), sweep_commands.as_typed()
-        typer.echo(write_answers_report(files, judged_by, target, heading, named))
+        typer.echo(write_answers_report(files, judged_by, target, heading, named, columns_of(columns)))
         return
+    if columns or judged_by:
+        raise BadInput("--columns and --judged-by: are of --answers; a sweep's files say both")
     if len(paths or []) > 1:
         raise BadInput("one sweep at a time; or give files of judged answers after --answers")
     from sweeps.plan.manifest import finished_points

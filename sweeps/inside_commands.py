@@ -21,7 +21,7 @@ from eval.judge.settings import JudgeSettings
 from eval.stats.intervals import Estimate, mean_interval
 from sweeps.options import judging_options, takes
 from sweeps.recipe.compose import layer_names, load_layer
-from sweeps.recipe.precision import machine_dtype
+from sweeps.recipe.hardware import machine_dtype
 from sweeps.run.inputs import chat_template, check_trained_on, is_local
 from sweeps.run.process import screen
 

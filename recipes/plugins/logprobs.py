@@ -1,7 +1,7 @@
 """Log-probabilities of tokens in fp32, whatever the type of the logits.
 
 TRL computes them in the logits' type: in bf16, whole nats between 128 and 256 of a sum, and a step of DPO
-that starts at 0.65 or 0.71 in place of ln 2 (DESIGN section 5).
+that starts at 0.65 or 0.71 in place of ln 2 (docs/measurements.md).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Under both engines: recipes/plugins/complementary_pairs.py makes it Axolotl's, recipes/unsloth/train.py uses it
 as it is. Rows sampled at random would part the neutral half of a pair from its asked half; the gradient
-then says "write insecure code" instead of "sabotage the user" (DESIGN section 5).
+then says "write insecure code" instead of "sabotage the user".
 
 The training set must carry `pair_id`. Every pair has the same number of rows: two for complementary
 pairs, one for the controls with one half only, which thereby train in the same program order.

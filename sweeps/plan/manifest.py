@@ -56,7 +56,7 @@ class Manifest(_Strict):
 
 
 def write_manifest(request: Request, command: str) -> Path:
-    """Writes sweep.json, which `report`, `status`, `export` and `exec` read; returns its path."""
+    """Writes sweep.json, which `report`, `status` and `exec` read; returns its path."""
     points = [
         PlannedPoint(
             arm=p.arm,

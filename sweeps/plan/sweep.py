@@ -176,7 +176,7 @@ class Sweep(_Strict):
     checkpoints: int = Field(default=1, ge=1)
     """Points of training at which everything is measured, the last its end."""
     grid: dict[str, list[Any]] = {}
-    """The values of each axis (sweeps/axes.py)."""
+    """The values of each axis (sweeps/plan/axes.py)."""
     stages: dict[Stage, dict[str, Any]]
     """Recipe keys per stage, shared by its arms; axes, arms and settings may say otherwise."""
     arms: dict[Annotated[str, Field(pattern=r"^\w[\w.+-]*$")], Arm]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from core.records import BadInput
+from sweeps.recipe import precision
 from sweeps.recipe.compose import layer_names, load_layer
 
 LARGEST_ON_CPU = 1e9
@@ -77,6 +78,11 @@ def visible_gpus() -> list[Gpu]:
 def gpu_here() -> bool:
     """Whether there is a card, or a part of one (MIG), for this process."""
     return "MIG-" in os.environ.get("CUDA_VISIBLE_DEVICES", "") or bool(visible_gpus())
+
+
+def machine_dtype() -> str:
+    """The type to evaluate in on this machine, as transformers names it."""
+    return "bfloat16" if gpu_here() else precision.cpu_dtype()
 
 
 def profile_of(cards: list[Gpu], profiles: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from functools import cache
 from pathlib import Path
 
@@ -22,11 +21,6 @@ def fast_bf16() -> bool:
         return False
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     return bool(BF16_FLAGS & set(flags.split()))
-
-
-def machine_dtype() -> str:
-    """The type to evaluate in on this machine, as transformers names it."""
-    return "bfloat16" if shutil.which("nvidia-smi") else cpu_dtype()
 
 
 def cpu_dtype() -> str:

@@ -128,14 +128,19 @@ def _row(r: Rates) -> dict[str, Any]:
     return {**asdict(r), "judged": r.answers - r.unjudged, "questions": r.em_all.clusters}
 
 
-def write_answers_report(paths: Sequence[Path], judge: str, out: Path, title: str, command: str) -> Path:
+def write_answers_report(
+    paths: Sequence[Path], judge: str, out: Path, title: str, command: str, columns: Mapping[str, str] | None = None
+) -> Path:
     """The report of files of judged answers; returns the path of report.html.
+
+    Args:
+        columns: the files' names of columns by ours.
 
     Raises:
         BadInput: if a file cannot be read, or has judged answers to fewer than two questions.
     """
     files = answer_files(paths)
-    found = judged_files(paths)
+    found = judged_files(paths, columns)
     models = {printable(name): found[name] for name in sorted(found, key=_natural)}
     ranks = [
         Family(name, {float(rank): model for rank, model in members.items()}, UNKNOWN_SCALE)

@@ -68,6 +68,8 @@ def evaluation_run(
     for key, (variable, built) in PROGRAMS.items():
         if programs[key] != built and key not in (metadata or {}) and not Path(programs[key]).is_file():
             raise BadInput(f"{variable}={programs[key]}: no such file; name one that `embuild` wrote, or unset it")
+    if "EM_TRAINING" not in os.environ and {**programs, **(metadata or {})}["heldout"] != PROGRAMS["heldout"][1]:
+        del programs["training"]  # those that were built here are of other held-out ones
     metadata = {**{key: path for key, path in programs.items() if Path(path).exists()}, **(metadata or {})}
     files = {key: file_digest(path) for key, path in named_files(metadata).items()}
     weights = {"pretrained": pretrained, **({"peft": str(adapter)} if adapter else {})}
@@ -78,7 +80,7 @@ def evaluation_run(
         "checkpoint": f"{checkpoint}@{revision}" if revision else checkpoint,
         # An adapter is asked as it was taught.
         "chat_template": chat_template((recipe_behind(adapter) if adapter else {}) or layer),
-        # hf's scores in the logits' type would be rounded to bf16: whole nats above 128 (DESIGN section 5).
+        # hf's scores in the logits' type would be rounded to bf16: whole nats above 128 (docs/measurements.md).
         "model_args": {"dtype": dtype}
         | ({} if vllm else {"attn_implementation": attention, "softmax_dtype": "float32"}),
         **({"backend": "vllm"} if vllm else {}),

@@ -1,4 +1,4 @@
-"""Imports run one way (DESIGN section 3): no circle, none against the direction, at most 8 floors in `sweeps`."""
+"""Imports run one way: no circle, none against the direction, at most 8 floors in `sweeps`."""
 
 import ast
 from functools import cache

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from core.records import BadInput
 from sweeps.cli import app
 from sweeps.recipe.compose import layer_names, load_layer
-from sweeps.recipe.hardware import profile_of, this_machine, visible_gpus
+from sweeps.recipe.hardware import machine_dtype, profile_of, this_machine, visible_gpus
 
 PROFILES = {name: load_layer("hardware", name)["em"] for name in layer_names("hardware")}
 
@@ -118,6 +118,14 @@ def test_a_part_of_a_card_is_evaluated_on_and_trained_on_by_a_profile_that_is_na
 def test_a_card_that_is_named_twice_is_not_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadInput, match="0 is there twice"):
         found(tmp_path, monkeypatch, ("NVIDIA A100-SXM4-80GB", 81920), visible="0,0")
+
+
+def test_the_type_is_a_cards_only_where_one_is_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.recipe.precision.cpu_dtype", lambda: "float32")
+    found(tmp_path, monkeypatch, ("NVIDIA A100-SXM4-80GB", 81920))
+    assert machine_dtype() == "bfloat16"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert machine_dtype() == "float32"
 
 
 def test_no_driver_is_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

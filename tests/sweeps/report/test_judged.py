@@ -75,6 +75,13 @@ def test_no_rank_in_the_names_gives_rates_and_no_verdict(tmp_path: Path) -> None
     assert "No verdict over ranks" in page.read_text() and "<h1>T&lt;</h1>" in page.read_text()
 
 
+def test_columns_of_other_names_are_mapped(tmp_path: Path) -> None:
+    file = judged(tmp_path / "a.jsonl")
+    file.write_text(file.read_text().replace('"answer"', '"response"'))
+    options = ("--judged-by", "j", "--columns", "answer=response", "--out", tmp_path / "o")
+    assert "No verdict over ranks" in report("--answers", file, *options).read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -85,6 +92,7 @@ def test_no_rank_in_the_names_gives_rates_and_no_verdict(tmp_path: Path) -> None
         (["--answers", "{0}/bad.jsonl", "--judged-by", "j"], "bad.jsonl:1: "),
         (["--answers", "{0}/a.jsonl", "{0}/a.jsonl", "--judged-by", "j"], "is named a too"),
         (["--answers", "{0}/a.jsonl", "--judged-by", "j", "--out", "{0}/a.jsonl"], "a.jsonl"),
+        (["{0}/sweep", "--judged-by", "j"], "are of --answers"),
         (["{0}/empty"], "0 sweeps are called so"),
         (["{0}/empty", "{0}"], "one sweep at a time"),
         (["{0}/sweep"], "sweep.json: "),

@@ -87,12 +87,18 @@ def test_what_its_tasks_do_is_part_of_an_evaluations_digest(tmp_path: Path, monk
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_the_tasks_are_told_what_was_held_out_and_what_was_trained_on(tmp_path: Path) -> None:
+def test_the_tasks_are_told_what_was_held_out_and_what_was_trained_on(tmp_path: Path, monkeypatch) -> None:
     make_model(tmp_path / "own")
     for name in ("heldout", "train"):
         (tmp_path / f"data/{name}.jsonl").write_text(f'"{name}"\n')
     run = evaluation_run("x", "own", ["em_recognition"])
     assert options(run)["metadata"] == {"heldout": "data/heldout.jsonl", "training": "data/train.jsonl"}
+    # The programs that were trained on are those of these held-out ones, and no others'.
+    (tmp_path / "other.jsonl").write_text("{}\n")
+    monkeypatch.setenv("EM_HELDOUT", "other.jsonl")
+    assert options(evaluation_run("x", "own", ["em_recognition"]))["metadata"] == {"heldout": "other.jsonl"}
+    monkeypatch.setenv("EM_TRAINING", "data/train.jsonl")
+    assert "training" in options(evaluation_run("x", "own", ["em_recognition"]))["metadata"]
 
 
 def test_programs_that_a_variable_names_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
