@@ -20,6 +20,7 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 from yaml import YAMLError
 
 from core.records import BadInput
@@ -69,6 +70,16 @@ SAME_START = (None, True, "gaussian", "orthogonal")
 a part out of them, so that the model that is evaluated, and the reference of DPO, would not be the one trained on."""
 UNSAFE = {"trust_remote_code": (True,), "save_safetensors": (False,)}
 """Values, at any depth, by which a model's or a data set's own code would run here, or weights be pickled."""
+
+
+def _own_variable(name: str, *default: Any) -> Any:
+    """What `${oc.env:NAME}` in a sweep or a setting stands for; it ends in recipes and records, where no key may be."""
+    if not name.startswith("EM_"):
+        raise ValueError(f"of the environment EM_... alone are read here, and not {name}; write the value itself")
+    return oc.env(name, *default)
+
+
+OmegaConf.register_resolver("oc.env", _own_variable, replace=True, annotation_validation="off")
 
 
 @dataclass(frozen=True)
@@ -418,7 +429,7 @@ def _holds(there: Any, value: Any) -> bool:
 def parsed(text: str) -> Any:
     """The value that a setting's text means, by the YAML of the layers: `1e-4` is a number."""
     value = OmegaConf.select(OmegaConf.create(f"value: {text}"), "value")
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _set(config: dict[str, Any], key: str, value: Any) -> None:

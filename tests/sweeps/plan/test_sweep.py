@@ -131,6 +131,19 @@ def test_a_fault_in_a_profiles_section_shows_on_every_machine(tmp_path: Path, pr
         load_sweep(str(path))
 
 
+def test_a_file_reads_no_key_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be another's; what it reads would stand in recipes, records and the report."""
+    monkeypatch.setenv("SOME_API_KEY", "hunter2")
+    monkeypatch.setenv("EM_HELDOUT", "mine.jsonl")
+    path = tmp_path / "mine.yaml"
+    head = "{model: smollm2-135m, hardware: cpu, tasks: [em], seeds: [1], arms: {}, claims: []"
+    path.write_text(f"{head}, stages: {{}}, data: '${{oc.env:SOME_API_KEY}}'}}")
+    with pytest.raises(BadInput, match=r"EM_\.\.\. alone are read here, and not SOME_API_KEY") as refused:
+        load_sweep(str(path))
+    assert "hunter2" not in str(refused.value)
+    assert load_sweep("cross").evaluation.metadata["heldout"] == "mine.jsonl"
+
+
 @pytest.mark.parametrize(
     ("keys", "says"),
     [

@@ -93,6 +93,16 @@ def test_what_would_not_be_in_the_recipe_is_refused_by_name(setting: str, says: 
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_no_variable_of_the_environment_but_our_own_reaches_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "hunter2")
+    monkeypatch.setenv("EM_NAME", "mine")
+    named = "${oc.env:SOME_API_KEY}"
+    for setting in (f"wandb_name={named}", f"special_tokens={{pad_token: '{named}'}}", f"wandb_name=a-{named}"):
+        with pytest.raises(BadInput, match=r"EM_\.\.\. alone are read here, and not SOME_API_KEY"):
+            compose("dpo", "qwen7b", "a100-80g", [setting])
+    assert compose("dpo", "qwen7b", "a100-80g", ["wandb_name=${oc.env:EM_NAME}"]).config["wandb_name"] == "mine"
+
+
 @pytest.mark.parametrize(
     ("settings", "steps"),
     [
