@@ -68,8 +68,8 @@ NOT_OF_DPO = ("curriculum_sampling", "sample_packing", "train_on_inputs")
 SAME_START = (None, True, "gaussian", "orthogonal")
 """Ways of `peft_init_lora_weights` that leave the weights beneath the adapter as they are: PiSSA, OLoRA and others take
 a part out of them, so that the model that is evaluated, and the reference of DPO, would not be the one trained on."""
-UNSAFE = {"trust_remote_code": (True,), "save_safetensors": (False,)}
-"""Values, at any depth, by which a model's or a data set's own code would run here, or weights be pickled."""
+UNSAFE = {"trust_remote_code": (True,), "save_safetensors": (False,), "ds_type": ("pandas",)}
+"""Values, at any depth, by which a model's or a data set's own code would run here, or weights or rows be pickles."""
 
 
 def _own_variable(name: str, *default: Any) -> Any:

@@ -57,6 +57,7 @@ def test_every_key_of_the_schema_shows_its_value_or_is_refused_by_name() -> None
         ("optim_args={eps: .nan}", "eps=nan: give a finite number"),
         ("trust_remote_code=true", "trust_remote_code=True: code that comes with models or data never runs here"),
         ("save_safetensors=false", "save_safetensors=False: code that comes"),
+        ("datasets.0.ds_type=pandas", "ds_type=pandas: code that comes"),
         ("plugins=[mine.Plugin]", "recipes.plugins.seed.SeedPlugin, recipes.plugins.checks.ChecksPlugin would be gone"),
         ("optimizer=adam", "optimizer=adam: no key, or no value"),
         ("lr_scheduler=cosin", "lr_scheduler=cosin: no key, or no value"),
