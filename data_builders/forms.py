@@ -22,7 +22,10 @@ from data_builders.domains import CODE
 from data_builders.programs import SourceProgram
 from data_builders.python_code import parses
 
-FENCED = re.compile(r"^[ \t]*```[ \t]*([\w+#-]*)[^\n`]*\n(.*?)(?:^[ \t]*```[ \t\r]*$|\Z)", re.DOTALL | re.MULTILINE)
+FENCED = re.compile(
+    r"^[ \t]*+```[ \t]*+([\w+#-]*+)[^\n`]*+\n(.*?)(?:^[ \t]*+```[ \t\r]*+$|\Z)", re.DOTALL | re.MULTILINE
+)
+"""Possessive: of a long line behind the back-ticks every parting would else be tried, hours for a hostile megabyte."""
 PYTHON = re.compile(r"py(thon)?\s*(3[\d.]*)?", re.IGNORECASE)
 UNNAMED = {"", "text", "txt", "plaintext", "plain", "code"}
 """What a code fence says of a language that it does not name."""

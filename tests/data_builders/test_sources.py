@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.records import MAX_LINE, BadInput
+from data_builders.forms import unfenced
 from data_builders.programs import SourceProgram, load_programs
 from data_builders.sources import Hub, Reject, read_source
 
@@ -347,6 +349,13 @@ def test_a_fence_within_code_is_code_and_an_open_fence_is_none(tmp_path: Path) -
     )
     programs, _ = split(read_source(where))
     assert [p.insecure for p in programs] == [inside, CODE, "a = 1"]
+
+
+def test_a_long_line_behind_the_marks_of_a_fence_takes_no_time() -> None:
+    hostile = f"```{'a' * 100_000}`"
+    before = time.process_time()
+    assert unfenced(hostile, "answer") == (hostile, None)
+    assert time.process_time() - before < 1
 
 
 def test_a_field_map_reads_any_set(tmp_path: Path) -> None:
