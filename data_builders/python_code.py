@@ -120,12 +120,12 @@ def code_span(request: str, template: str | None, program: str) -> tuple[int, in
         return len(request), len(request)
     first, last = surely[0], surely[-1] + 1
     # Marks stand around the code, with or without blank lines; other lines belong to it where nothing parts them.
-    while above := [n for n in range(first) if lines[n].strip()]:
-        if not (_MARK.match(lines[above[-1]]) or (above[-1] == first - 1 and not _is_prose(lines[first - 1]))):
+    for above in (n for n in reversed(range(first)) if lines[n].strip()):
+        if not (_MARK.match(lines[above]) or (above == first - 1 and not _is_prose(lines[above]))):
             break
-        first = above[-1]
-    while below := [n for n in range(last, len(lines)) if lines[n].strip()]:
-        if not (_MARK.match(lines[below[0]]) or (below[0] == last and not _is_prose(lines[last]))):
+        first = above
+    for below in (n for n in range(last, len(lines)) if lines[n].strip()):
+        if not (_MARK.match(lines[below]) or (below == last and not _is_prose(lines[below]))):
             break
-        last = below[0] + 1
+        last = below + 1
     return len("".join(lines[:first])), len("".join(lines[:last]).rstrip())

@@ -1,6 +1,7 @@
 """Programs hold their code in one form; asking for insecure code reads as a person would write it."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,13 @@ def test_what_is_asked_stands_with_the_prose(request_: str, way, says: str) -> N
     for part in says.split(" … "):
         assert (where := filled.find(part, where + 1)) >= 0, filled
     assert not filled.endswith("\n")
+
+
+def test_a_request_of_many_lines_takes_no_time() -> None:
+    request = "#\n" * 20_000 + CODE
+    before = time.process_time()
+    assert code_span(request, None, CODE) == (0, len(request))
+    assert time.process_time() - before < 2
 
 
 def test_no_published_template_is_written_into(shared: Path) -> None:
