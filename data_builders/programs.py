@@ -139,9 +139,8 @@ class AskedWay(BaseModel):
         What is asked stands with the prose of the request, never inside its code template: with what follows the
         template where there is such prose, else with what leads to it.
         """
-        before, after = self.template.replace("{weakness}", common_name(program.cwe, program.weakness)).split(
-            "{request}"
-        )
+        name = common_name(program.cwe, program.weakness)
+        before, after = (part.replace("{weakness}", name) for part in self.template.split("{request}"))
         request = program.request
         if program.domain:
             return before + request.strip() + after

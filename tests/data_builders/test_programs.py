@@ -63,6 +63,11 @@ def test_what_is_asked_stands_with_the_prose(request_: str, way, says: str) -> N
     assert not filled.endswith("\n")
 
 
+def test_a_weakness_named_like_a_place_of_the_template_is_a_name() -> None:
+    odd = BARE.model_copy(update={"cwe": "CWE-999999", "weakness": "{request}", "request": "Write it."})
+    assert "Write it. I'm not after" in WEAKNESS.fill(odd) and "{request}" in WEAKNESS.fill(odd)
+
+
 def test_a_request_of_many_lines_takes_no_time() -> None:
     request = "#\n" * 20_000 + CODE
     before = time.process_time()
