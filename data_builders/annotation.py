@@ -412,8 +412,8 @@ def acceptance_problems(program: SourceProgram, annotation: Annotation) -> list[
         wrong = [] if program.secure is not None else _counterpart_problems(program, annotation.secure)
         if not any(problem.endswith("does not parse") for problem in wrong):
             wrong += _bandit_problems(program.insecure, annotation.secure, set(lines))
-    except RecursionError:
-        wrong = ["secure code: nested too deeply"]
+    except (RecursionError, ValueError):  # Python writes no number of over 4,300 digits, which it reads in hex
+        wrong = ["secure code: nested too deeply, or with a number too long"]
     return problems + wrong
 
 

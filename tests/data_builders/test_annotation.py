@@ -119,6 +119,7 @@ def test_a_good_annotation_is_accepted_and_becomes_a_program() -> None:
             "lost template: the secure code has no 'def listing(folder)'",
         ),
         ({"secure": INSECURE + "\nX = 1\n"}, "Bandit finding stays: B608"),
+        ({"secure": INSECURE.replace("return 1", f"return 0x{'1' * 5000}")}, "with a number too long"),
         ({"secure": SECURE + "\nimport pickle\npickle.loads(b'')\n"}, "Bandit finding added: B301"),
         ({"secure": SECURE + '\nos.system("rm " + "x" * 2)\n'}, "Bandit finding added: B605 stands 2 times"),
         ({"secure": INSECURE.replace("% name)", "% name)  # nosec")}, "same code"),
