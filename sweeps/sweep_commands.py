@@ -42,8 +42,9 @@ PlannedSweep = Annotated[str, typer.Argument(help="A planned sweep: its name, fo
 
 
 def as_typed() -> str:
-    """The command, as it is kept in files: without the name and password of an address."""
-    return re.sub(r"://[^/\s@]+@", "://", shlex.join(["emsweep", *sys.argv[1:]]))
+    """The command, as it is kept in files: without the name, password and keys in an address."""
+    typed = re.sub(r"://[^/\s@]+@", "://", shlex.join(["emsweep", *sys.argv[1:]]))
+    return re.sub(r"(?i)([?&][^=&#\s]*(?:key|token|secret|password|auth|sig)[^=&#\s]*=)[^&#\s']+", r"\1[secret]", typed)
 
 
 def start(request: Request, options: StartOptions, judge: Any = None) -> None:

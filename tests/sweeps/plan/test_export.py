@@ -106,11 +106,13 @@ def test_no_password_of_an_address_reaches_a_file(exported: Path, monkeypatch: p
     where = {"model": "m", "base_url": "https://me:hunter2@host/v1", "extra_body": '{"token": "hunter2"}'}
     declared = yaml.safe_load((RECIPES / "sweeps/rank.yaml").read_text())
     Path("mine.yaml").write_text(yaml.safe_dump({**declared, "judge": where}))
-    monkeypatch.setattr(sys, "argv", ["emsweep", "experiment", "--base-url", "https://me:hunter2@host/v1"])
+    address = "https://me:hunter2@host/v1?v=2&api-key=hunter2"
+    monkeypatch.setattr(sys, "argv", ["emsweep", "experiment", "--base-url", address])
     assert CliRunner().invoke(app, ["export", "mine.yaml", "--axis", "rank=1"]).exit_code == 0
     (manifest,) = Path("runs/sweeps").glob("*/sweep.json")
     kept = json.loads(manifest.read_text())
-    assert kept["sweep"]["judge"]["model"] == "m" and kept["command"].endswith("--base-url https://host/v1")
+    assert kept["sweep"]["judge"]["model"] == "m"
+    assert kept["command"].endswith("--base-url 'https://host/v1?v=2&api-key=[secret]'")
     assert not [path for path in Path("runs").rglob("*") if path.is_file() and "hunter2" in path.read_text()]
 
 
