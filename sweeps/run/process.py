@@ -50,6 +50,8 @@ SHARE = "EM_SHARE"
 """In that environment, where several runs share a GPU: `NUMBER/COUNT`, which of how many this place is."""
 _LOCKS: ContextVar[tuple[int, ...]] = ContextVar("_LOCKS", default=())
 """Of the locks that this thread holds, and hands down."""
+TRACKERS = ("WANDB_", "COMET_", "SWANLAB_")
+"""Whose keys a training may need."""
 _children: set[subprocess.Popen[bytes]] = set()
 stopping = threading.Event()
 """Set when no process may be started any more."""
@@ -89,11 +91,13 @@ def cores() -> int:
 def child_environment(local_model: bool) -> dict[str, str]:
     """The environment for training and evaluation processes.
 
-    Telemetry off; Unsloth's compiled code goes where runs are. All cores (accelerate would set one thread). glibc
+    Telemetry off; no key of an annotator or judge, for none is asked there, and HumanEval runs what a model writes.
+    Unsloth's compiled code goes where runs are. All cores (accelerate would set one thread). glibc
     keeps freed memory: returning the logits' pages to the system at every step costs a fifth of the time on a CPU.
     None of this changes results.
     """
-    env = {**os.environ, **(SLOT.get() or {})}
+    given = {**os.environ, **(SLOT.get() or {})}
+    env = {name: own for name, own in given.items() if not name.endswith("_API_KEY") or name.startswith(TRACKERS)}
     env.update(AXOLOTL_DO_NOT_TRACK="1", DO_NOT_TRACK="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
     env.update(UNSLOTH_DISABLE_STATISTICS="1", UNSLOTH_COMPILE_LOCATION="runs/.unsloth")
     env["PATH"] = str(Path(sys.executable).parent) + os.pathsep + env.get("PATH", "")

@@ -173,6 +173,16 @@ def test_children_get_no_telemetry_and_all_cores(monkeypatch: pytest.MonkeyPatch
     assert child_environment(local_model=False)["OMP_NUM_THREADS"] == "7"
 
 
+def test_children_get_no_key_of_a_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HumanEval runs what the model writes, with the environment in reach."""
+    for name in ("OPENAI_API_KEY", "JUDGE_API_KEY", "WANDB_API_KEY", "HF_TOKEN"):
+        monkeypatch.setenv(name, "hunter2")
+    assert {name for name, value in child_environment(False).items() if value == "hunter2"} == {
+        "WANDB_API_KEY",
+        "HF_TOKEN",
+    }
+
+
 def write_checkpoint(folder: Path, step: int, state: str | None) -> None:
     import torch
     from safetensors.torch import save_file
