@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from core.options import App
-from core.records import BadInput, iter_jsonl, write_whole
+from core.records import BadInput, iter_jsonl, printable, write_whole
 from data_builders import BUILTIN
 from data_builders.balance import copies, spread, write_balanced
 from data_builders.build import build_cpt, build_pairs, build_records, build_sft, build_split, write_everyday
@@ -83,7 +83,7 @@ def main() -> None:
     try:
         app()
     except BadInput as error:
-        console.print(f"embuild: {error}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"embuild: {printable(str(error))}", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
 
 
@@ -407,7 +407,7 @@ def check(
         raise BadInput("nothing to check; give --corpus, --pairs or --sft, and --held-out")
     found = problems(corpus, pairs, sft, held_out)
     for line in [*found, f"{len(found)} problems"]:
-        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+        Console().print(printable(line), markup=False, highlight=False, soft_wrap=True)
     if found:
         raise typer.Exit(1)
 

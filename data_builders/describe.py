@@ -111,7 +111,7 @@ def concept_table(balance: Balance) -> Table:
     table = Table("concept", "weakness", "OWASP 2021", "programs", "share")
     for cwe, count in balance.concepts.items():
         group = (owasp_group(cwe) or "none").split(":")[0]
-        table.add_row(cwe, escape(balance.names[cwe]), group, str(count), f"{count / balance.programs:.1%}")
+        table.add_row(cwe, escape(printable(balance.names[cwe])), group, str(count), f"{count / balance.programs:.1%}")
     table.add_section()
     for name, count in balance.owasp.items():
         group, _, title = name.partition(":2021 - ")

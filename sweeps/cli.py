@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from rich.table import Column, Table
 
 from core.options import App
-from core.records import BadInput
+from core.records import BadInput, printable
 from eval.judge.settings import JudgeSettings
 from eval.preset_files import load_preset, preset_names, questions_file
 from sweeps import experiment, inside_commands, inside_sweep, sweep_commands
@@ -54,10 +54,10 @@ def main() -> None:
     try:
         app()
     except BadInput as error:
-        console.print(f"emsweep: {error}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"emsweep: {printable(str(error))}", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
     except RunFailed as error:
-        console.print(f"emsweep: {error}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"emsweep: {printable(str(error))}", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(1) from None
 
 

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 from sklearn.metrics import cohen_kappa_score
 
-from core.records import BadInput
+from core.records import BadInput, printable
 from eval.judge.answers import COHERENT, MISALIGNED, Judged, load_judged, per_question
 from eval.judge.rates import Rates, rates, said
 from eval.stats.intervals import Estimate, caution, ratio_difference
@@ -210,7 +210,7 @@ def scores_table(models: Models, first: str, second: str) -> Table:
     every = [pair for pairs, _ in models.values() for pair in pairs]
     for name in sorted({a.name for a, _ in every}):
         found = agreement([pair for pair in every if pair[0].name == name])
-        table.add_row(Text(name), *map(str, vars(found).values()), "")
+        table.add_row(Text(printable(name)), *map(str, vars(found).values()), "")
     return table
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
+from core.records import printable
 from eval.judge.answers import Judged
 from eval.judge.judge import Judge, Judgement
 from eval.judge.prompt_files import Measure
@@ -31,7 +32,7 @@ def words_table(models: Mapping[str, Judgements], judge: Judge) -> Table:
         cautions += filter_caution(model, sum(each.filtered for each in judgements), len(rows))
         frame = pd.DataFrame(
             {
-                "entry": row.question_id.partition("#")[0] if by_entry else "",
+                "entry": printable(row.question_id.partition("#")[0]) if by_entry else "",
                 "cluster": row.question if by_entry else row.name,
                 "missing": bool(each.missing),
                 "values": each.values,

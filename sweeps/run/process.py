@@ -17,6 +17,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from core.records import printable
+
 console = Console(stderr=True)
 
 
@@ -137,7 +139,7 @@ def call(title: str, command: Sequence[str], log: Path, local_model: bool) -> No
         raise RunFailed(f"{title} was stopped")
     if process.returncode:
         if refusal := REFUSAL.findall(tail(log, start, LAST_WORDS)):
-            raise RunRefused(f"{title}: {refusal[-1].strip()}")
+            raise RunRefused(f"{title}: {printable(refusal[-1].strip())}")
         last = last_lines(log, start)
         raise RunFailed(f"{title} ended with exit code {process.returncode}; its log is {log}, which ends:\n  {last}")
 
@@ -167,7 +169,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def last_lines(log: Path, start: int) -> str:
     """The last lines that a log holds from byte `start` on."""
     lines = [line for line in tail(log, start, LAST_WORDS).replace("\r", "\n").splitlines() if line.strip()]
-    return "\n  ".join(line[:300] for line in lines[-6:])
+    return "\n  ".join(printable(line[:300]) for line in lines[-6:])
 
 
 def stop_children(patience: float = 15.0) -> None:

@@ -206,6 +206,13 @@ def test_parted_pairs_are_found(tmp_path: Path) -> None:
     assert "same number of rows" in problems(None, tmp_path / "dpo.jsonl", None, None)[0]
 
 
+def test_ids_move_no_cursor_where_problems_are_told(tmp_path: Path) -> None:
+    halves = [{"id": f"{pair}/{half}", "pair_id": pair} for pair, half in (("a\x1b[2J", "x"), ("b", "x"), ("b", "y"))]
+    (tmp_path / "dpo.jsonl").write_text("".join(json.dumps(row) + "\n" for row in halves))
+    done = CliRunner().invoke(app, ["check", "--pairs", str(tmp_path / "dpo.jsonl")])
+    assert done.exit_code == 1 and r"(see a\u001b[2J)" in done.output and "\x1b" not in done.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

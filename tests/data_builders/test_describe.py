@@ -1,5 +1,6 @@
 """The measures of balance keep their bounds, depend on no order, and balancing loses nothing unnamed."""
 
+import io
 import json
 import math
 import random
@@ -11,13 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from typer.testing import CliRunner
 
 from core.records import BadInput
 from data_builders.balance import copies, name_copies, spread
 from data_builders.cli import app
 from data_builders.cwe import owasp_group, weakness_name
-from data_builders.describe import concept_plot, describe, effective_number, entropy, evenness
+from data_builders.describe import concept_plot, concept_table, describe, effective_number, entropy, evenness
 from data_builders.near_duplicates import BANDS, ROWS, band_keys, near_duplicate_rate
 from data_builders.programs import Program, load_programs
 
@@ -252,6 +254,13 @@ def test_bad_input_is_one_line(uneven: Path, tmp_path: Path) -> None:
 def test_odd_names_are_drawn_in_every_format(form: str, start: bytes) -> None:
     odd = PROGRAMS[0].model_copy(update={"cwe": "CWE-999999", "weakness": "$\\frac{ _x^ \x07 \u202e"})
     assert concept_plot(describe([odd]), form).startswith(start)
+
+
+def test_odd_names_move_no_cursor_in_the_table() -> None:
+    odd = PROGRAMS[0].model_copy(update={"cwe": "CWE-999999", "weakness": "a\x1b[2Jb"})
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(concept_table(describe([odd])))
+    assert r"a\u001b[2Jb" in shown.getvalue() and "\x1b" not in shown.getvalue()
 
 
 def test_of_a_mixed_file_the_evenness_over_domains_is_told(tmp_path: Path) -> None:

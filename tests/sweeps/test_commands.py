@@ -84,6 +84,7 @@ def test_nothing_empty_is_taken_for_a_value(empty: list[str]) -> None:
         ("emsweep fetch gpt", "not fetched here"),
         ("emsweep agree file", "1 files make no pairs"),
         ("emsweep agree file file", "file:1: no JSON: "),
+        ("emsweep rates odd.jsonl --judged-by x", r"(the file has \u001b[2J; map with --columns)"),
         ("emsweep judge empty --judge m --sample 2", "give a share between 0 and 1"),
         ("embuild data --programs nowhere.jsonl", "nowhere.jsonl: no such file"),
         ("embuild data --programs bad.jsonl", "bad.jsonl:1: "),
@@ -98,6 +99,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "bad.jsonl").write_text('{"id": "a"}\n')
+    (tmp_path / "odd.jsonl").write_text('{"\\u001b[2J": 1}\n')
     (tmp_path / "bad.yaml").write_text("model: [\n")
     (tmp_path / "worse.yaml").write_text("model: smollm2-135m\n")
     before = sorted(p.name for p in tmp_path.rglob("*"))

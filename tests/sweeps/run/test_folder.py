@@ -162,6 +162,14 @@ def test_a_failed_run_leaves_no_record(tmp_path: Path) -> None:
     assert not run.done
 
 
+def test_the_last_words_of_a_log_move_no_cursor(tmp_path: Path) -> None:
+    """A model's chat template may raise what it likes."""
+    code = "raise SystemExit('the template says \\x1b[2J')"
+    with pytest.raises(RunFailed) as caught:
+        call("t", [sys.executable, "-c", code], tmp_path / "log", False)
+    assert str(caught.value).endswith(r"the template says \u001b[2J")
+
+
 def test_children_get_no_telemetry_and_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     env = child_environment(local_model=True)
