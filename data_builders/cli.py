@@ -341,7 +341,8 @@ def _length_filter(tokenizer: str, length: int, max_ratio: float) -> LengthFilte
 
 def _parted(out: Path, made: dict[str, Any]) -> None:
     """Says how a set was parted: of few programs none may be held out."""
-    console.print(f"{out}: {made['train']} programs to train on, {made['held_out']} held out", highlight=False)
+    line = f"{out}: {made['train']} programs to train on, {made['held_out']} held out"
+    console.print(line, markup=False, highlight=False)
 
 
 def _built(out: Path, manifest: dict[str, Any]) -> None:
@@ -474,6 +475,7 @@ def describe(
         lost, repeated = sum(manifest["lost"].values()), sum(manifest["repeated"].values())
         screen.print(
             f"{out}: {found.programs} read, {lost} lost, {repeated} repeated; per concept in its manifest",
+            markup=False,
             soft_wrap=True,
         )
 

@@ -218,7 +218,7 @@ def rates(
     out = screen()
     out.print(rates_table(models, judged_by))
     for sentence in rank_trends(models):
-        out.print(sentence, highlight=False)
+        out.print(sentence, markup=False, highlight=False)
 
 
 @app.command()

@@ -82,7 +82,7 @@ def start(request: Request, options: StartOptions, judge: Any = None) -> None:
 
         folder, manifest, found, missing = finished_points(str(request.folder))
         page = write_report(manifest.declared, found, folder, manifest.full, manifest.command, missing)
-        console.print(f"{page} ({time.monotonic() - began:.0f} s)", highlight=False)
+        console.print(f"{page} ({time.monotonic() - began:.0f} s)", markup=False, highlight=False)
     if reasons:
         left = len(request.points) - len(done)
         failed = [f"{request.runs[digest].folder}: {why}" for digest, why in reasons.items()]
@@ -248,7 +248,8 @@ def _edges(
     for combination in product(*others.values()):
         place = dict(zip(others, combination, strict=True))
         if place:
-            console.print(", ".join(f"{axis} {value}" for axis, value in place.items()), highlight=False)
+            told = ", ".join(f"{axis} {value}" for axis, value in place.items())
+            console.print(told, markup=False, highlight=False)
         do = _trial(request, place, how)
         found.append((place, tune(do, ends, search, score, judged_by)))
     return found

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from core.llm.budget import Prices, prices_of
-from core.records import BadInput
+from core.records import BadInput, printable
 from eval.judge.prompt_files import load_prompts
 from eval.stats.measure_names import JUDGED, TASKS
 from sweeps.plan.axes import vary
@@ -127,7 +127,7 @@ class Request:
         console.print(table)
         console.print(f"{len(self.points)} points, {words}", highlight=False, soft_wrap=True)
         for line in (*self._left_out(), *self._built_for_others()):
-            console.print(line, style="yellow", highlight=False, soft_wrap=True)
+            console.print(printable(line), style="yellow", markup=False, highlight=False, soft_wrap=True)
         if judged or self.sweep.judge:
             self._show_judging(prices)
 

@@ -114,6 +114,7 @@ def tune(do: Callable[[str, int], Point], values: Sequence[Any], settings: Searc
     console.print(
         f"highest learning rate at which {bound:.0%} of answers are coherent: {edge.lr:.3g}"
         f" [{edge.low:.3g}, {edge.high:.3g}], {len(trials)} runs{sharp}; {judge}",
+        markup=False,
         highlight=False,
         soft_wrap=True,
     )

@@ -176,3 +176,6 @@ def test_a_corpus_that_was_built_for_another_model_is_named(prepared: Path) -> N
     named = "data/cpt.jsonl was built for models/smollm2-135m, not for Qwen/Qwen2.5-Coder-7B-Instruct"
     assert " ".join(shown.split()).count(named) == 1
     assert "was built for" not in CliRunner().invoke(app, ["plan", "rank", "--axis", "rank=1"]).output
+    manifest.write_text(json.dumps({"tokenizer": "[/x]\x1b[2J"}))  # it may have come with the data
+    shown = CliRunner().invoke(app, ["plan", "rank", "--axis", "rank=1"]).output
+    assert r"data/cpt.jsonl was built for [/x]\u001b[2J, not for" in " ".join(shown.split())
