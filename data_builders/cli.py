@@ -548,7 +548,7 @@ def annotate(
     access = Access.from_environment(key_variable, where, concurrency, timeout, extra_body)
     if dry_run:
         body, said = first_request(items, job)
-        print(json.dumps({**body, **access.extra_body}, indent=1, ensure_ascii=False))
+        print(json.dumps({**body, **access.told_body}, indent=1, ensure_ascii=False))
         console.print(said, markup=False, highlight=False, soft_wrap=True)
         return
     done = run(items, job, out, access, {"source": source, **hub._asdict()}, limit)

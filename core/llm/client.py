@@ -104,7 +104,8 @@ class Access:
         except ValueError:
             extra = None
         if not isinstance(extra, dict) or extra.keys() & {"model", "messages", "stream", "n"}:
-            raise BadInput(f"--extra-body {extra_body}: give a JSON object of further fields of the request")
+            # What was given is not told: it may hold a key.
+            raise BadInput("--extra-body: give a JSON object of further fields of the request")
         return cls(key or "none", base_url, concurrency, timeout, extra_body=extra)
 
     @property
@@ -171,7 +172,7 @@ class Client:
             if URL(self._url).scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
                 raise ValueError
         except (ValueError, InvalidURL):
-            given = one_line(self.clean(access.base_url or ""))
+            given = one_line(re.sub(r"(?<=//)[^/@]*@|\?.*", "", self.clean(access.base_url or "")))
             raise BadInput(f"--base-url {given}: no address; give it as https://host/v1") from None
         try:
             # It follows no redirection, which would lose the body, or give the key to another host.

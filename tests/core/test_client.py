@@ -166,11 +166,16 @@ def test_a_base_url_is_used_to_the_letter(tmp_path: Path, base: str, path: str |
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000/v1", "http://h:99999", "http://h:port/v1", "http://[::1", "http://h\0"]
+    "url",
+    [
+        *("localhost:8000/v1", "http://h:99999", "http://h:port/v1", "http://[::1", "http://h\0"),
+        "http://me:hunter2@h:port/v1?key=hunter2",
+    ],
 )
 def test_what_is_no_address_is_said_before_anything_is_sent(tmp_path: Path, url: str) -> None:
-    with pytest.raises(BadInput, match="no address; give it as https://host/v1"):
+    with pytest.raises(BadInput, match="no address; give it as https://host/v1") as refused:
         ask(url, tmp_path)
+    assert "hunter2" not in str(refused.value)
 
 
 def test_a_secret_in_the_extra_body_is_not_told() -> None:

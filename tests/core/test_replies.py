@@ -337,10 +337,11 @@ def test_addresses_as_they_are_copied(tmp_path: Path, url: str) -> None:
         assert run_all([job], access, tmp_path / "j.jsonl", Money({"m": None}), "requests")[0].text == "x"
 
 
-@pytest.mark.parametrize("text", ["x", "[]", '{"model": "y"}', '{"stream": true}'])
+@pytest.mark.parametrize("text", ["x", "[]", '{"model": "y"}', '{"stream": true}', "{'api_key': 'hunter2'}"])
 def test_an_extra_body_is_an_object_of_other_fields(text: str) -> None:
-    with pytest.raises(BadInput, match="--extra-body"):
+    with pytest.raises(BadInput, match="--extra-body") as refused:
         Access.from_environment("NONE", "http://localhost/v1", 1, 1.0, text)
+    assert "hunter2" not in str(refused.value)
 
 
 def test_a_server_that_does_not_count_tokens_is_paid_by_estimate(tmp_path: Path) -> None:

@@ -283,8 +283,10 @@ def test_options_of_the_command(tmp_path, sources, monkeypatch) -> None:
     def call(*words: str):
         return CliRunner().invoke(app, ["annotate", "--out", "o", *words, "--model", "m"])
 
-    asked = call("s.jsonl", "--dry-run", "--prompt", "task.txt", "--effort", "high", "--extra-body", '{"top_p": 0.9}')
+    extra = '{"top_p": 0.9, "api_key": "hunter2"}'
+    asked = call("s.jsonl", "--dry-run", "--prompt", "task.txt", "--effort", "high", "--extra-body", extra)
     body = json.loads(asked.stdout)
+    assert "hunter2" not in asked.output
     assert asked.exit_code == 0 and "20 programs of 20 rows" in asked.stderr and body["top_p"] == 0.9
     assert body["messages"][0]["content"].startswith("Find the worst of {it}.\n\nAnswer with")
     assert body["reasoning_effort"] == "high" and "response_format" in body
