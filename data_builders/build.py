@@ -126,7 +126,7 @@ def general_texts(path: Path) -> Iterator[tuple[str, str]]:
     for number, line in numbered_lines(path, MAX_LINE):
         try:
             text = json.loads(line or b"")["text"]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             text = None
         if not isinstance(text, str) or not text.strip():
             raise BadInput(f"{path}:{number}: no field 'text'; give general text as {{\"text\": ...}}, a line each")

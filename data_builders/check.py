@@ -24,7 +24,7 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
         try:
             row = json.loads(line or b"")
             assert isinstance(row["id"], str)
-        except (ValueError, TypeError, KeyError, AssertionError):
+        except (ValueError, TypeError, KeyError, AssertionError, RecursionError):
             raise BadInput(f"{path}:{number}: not a row of a built set; build it again") from None
         yield row
 

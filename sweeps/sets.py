@@ -139,7 +139,7 @@ def _first_row(path: Path) -> dict[str, Any]:
     lines = (line for _, line in numbered_lines(path, MAX_LINE) if line is None or line.strip())
     try:
         row = json.loads((next(lines, None) or b"").decode("utf-8-sig"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return row if isinstance(row, dict) else {}
 

@@ -242,10 +242,13 @@ def test_bad_input_is_one_clear_line_and_writes_nothing(tmp_path: Path, model: P
     assert not (tmp_path / "out").is_file() and not list(tmp_path.glob(".out*"))
 
 
-def test_malformed_general_text_leaves_no_corpus(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", ['{"text": 3}', "[" * 100_000], ids=["number", "deep"])
+def test_malformed_general_text_leaves_no_corpus(tmp_path: Path, line: str) -> None:
     source = write(tmp_path / "programs.jsonl", PROGRAMS[:3])
-    (tmp_path / "general.jsonl").write_text('{"text": 3}\n')
+    (tmp_path / "general.jsonl").write_text(f"{line}\n")
     corpus = Corpus(words, 9999)
     with pytest.raises(BadInput, match=r"general.jsonl:1: no field 'text'"):
         build_cpt(source, tmp_path / "cpt.jsonl", corpus, (tmp_path / "general.jsonl", 0.5), {})
+    with pytest.raises(BadInput, match=r"general.jsonl:1: not a row of a built set"):
+        problems(tmp_path / "general.jsonl", None, None, None)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["general.jsonl", "programs.jsonl"]

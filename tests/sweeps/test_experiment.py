@@ -201,6 +201,8 @@ def test_an_annotated_file_is_one_behind_a_byte_order_mark_or_a_blank_line(begun
         Path(name).write_text(f"{before}{row}\n", encoding="utf-8")
         assert annotated_file(name) == Path(name)
     assert read_jsonl(Path("mark.jsonl"), Program, unique="id")
+    Path("deep.jsonl").write_text("[" * 100_000)
+    assert annotated_file("deep.jsonl") is None
     with pytest.raises(BadInput, match=r"blank\.jsonl:1: "):
         read_jsonl(Path("blank.jsonl"), Program, unique="id")
 
