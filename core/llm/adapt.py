@@ -95,7 +95,7 @@ class Adaptation:
 
     def _change_logprobs(self, body: Mapping[str, Any], named: set[str], text: str) -> None:
         most = body.get("top_logprobs", 0)
-        smaller = [int(n) for n in re.findall(r"(?<![\w.-])\d+(?!\w)", text) if 0 < int(n) < most]
+        smaller = [int(n) for n in re.findall(r"(?<![\w.-])\d{1,9}(?!\w)", text) if 0 < int(n) < most]
         # A limit of top_logprobs is told as "integer above maximum value" too.
         wants_number = "top_logprobs" not in named and re.search(r"\bint(eger)?\b", text)
         if body.get("logprobs") is True and wants_number:

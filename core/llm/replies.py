@@ -14,6 +14,8 @@ LONGEST_ANSWER = 1_000_000
 """Characters of an answer that are kept."""
 MOST_TOKENS = 8
 """Tokens whose alternatives are kept: enough for a number with what may stand before it."""
+MOST_COUNTED = 10**9
+"""Tokens of an answer that are believed: a number that no float holds would end each run that reads the journal."""
 FILTERED = "content_filter"
 """`finish_reason` of a reply that a content filter took away."""
 _FILTERS = re.compile(r"content.?filter|safety|recitation|blocklist|prohibited|spii|sensitive|guardrail", re.I)
@@ -134,12 +136,15 @@ def read_completion(body: Any) -> Completion:
             raise ValueError("no message")
         text = without_reasoning(_text(message.get("content")))
         # xAI and Gemini have the tokens of thoughts in the total alone.
-        tokens_in, told = (max(0, int(usage.get(kind) or 0)) for kind in ("prompt_tokens", "completion_tokens"))
+        tokens_in, told, total = (
+            min(max(0, int(usage.get(kind) or 0)), MOST_COUNTED)
+            for kind in ("prompt_tokens", "completion_tokens", "total_tokens")
+        )
         return Completion(
             text=(text or message.get("refusal") or "")[:LONGEST_ANSWER],
             finish="refusal" if message.get("refusal") else finish[:40],
             tokens_in=tokens_in,
-            tokens_out=max(told, int(usage.get("total_tokens") or 0) - tokens_in),
+            tokens_out=max(told, total - tokens_in),
             served=body["model"][:200] if isinstance(body.get("model"), str) else None,
             logprobs=_logprobs(choice.get("logprobs")),
         )
