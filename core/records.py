@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, TextIO, TypeVar
 
@@ -26,6 +28,18 @@ class BadInput(Exception):
     """Input that the user can mend; the message is one line with file, place and remedy (exit code 2)."""
 
 
+def open_file(path: Path) -> BufferedReader:
+    """A file, to be read. What is read is read again, for its digest and by the next step: a pipe is empty by then, and
+    one into which nobody writes is waited for.
+
+    Raises:
+        OSError: for a pipe or a device, and where `Path.open` does.
+    """
+    if path.is_fifo() or path.is_char_device():
+        raise OSError(errno.EINVAL, "is a pipe or a device, and no file", str(path))
+    return path.open("rb")
+
+
 def numbered_lines(path: Path, limit: int) -> Iterator[tuple[int, bytes | None]]:
     """The lines of `path` as (number from 1, bytes without the line feed), None where over `limit` bytes.
 
@@ -34,7 +48,7 @@ def numbered_lines(path: Path, limit: int) -> Iterator[tuple[int, bytes | None]]
     """
     number = 0
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             while line := file.readline(limit + 1):
                 number += 1
                 whole = line.endswith(b"\n") or len(line) <= limit
@@ -174,7 +188,7 @@ def file_digest(path: Path) -> str:
         BadInput: if there is no such file.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}; build it first (`make data` builds the standard sets)") from None

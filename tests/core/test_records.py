@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from core.records import BadInput, one_line, read_jsonl, record_writer, write_records, write_whole
+from core.records import BadInput, file_digest, one_line, read_jsonl, record_writer, write_records, write_whole
 from data_builders.programs import Program, load_programs
 
 GOOD = load_programs()[0].model_dump_json()
@@ -53,6 +53,15 @@ def test_each_fault_gives_one_line_with_its_place(tmp_path: Path, content: bytes
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no such file"):
         read_jsonl(tmp_path / "nowhere.jsonl", Program, unique="id")
+
+
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    """Nobody writes into it: it would be waited for, for ever; and at the second reading any is empty."""
+    os.mkfifo(tmp_path / "p.jsonl")
+    with pytest.raises(BadInput, match=r"p\.jsonl: is a pipe or a device, and no file"):
+        read_jsonl(tmp_path / "p.jsonl", Program, unique="id")
+    with pytest.raises(BadInput, match="is a pipe or a device"):
+        file_digest(tmp_path / "p.jsonl")
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
