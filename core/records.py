@@ -40,6 +40,16 @@ def open_file(path: Path) -> BufferedReader:
     return path.open("rb")
 
 
+def check_apart(out: Path, *inputs: Path | None) -> None:
+    """Refuses to write to a file that is read: it would be gone.
+
+    Raises:
+        BadInput: naming it.
+    """
+    if out.exists() and any(path is not None and path.exists() and path.samefile(out) for path in inputs):
+        raise BadInput(f"{out}: is the input, which would be replaced; name another file with --out")
+
+
 def numbered_lines(path: Path, limit: int) -> Iterator[tuple[int, bytes | None]]:
     """The lines of `path` as (number from 1, bytes without the line feed), None where over `limit` bytes.
 

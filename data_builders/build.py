@@ -11,7 +11,16 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from core.records import MAX_LINE, BadInput, file_digest, iter_jsonl, numbered_lines, record_writer, write_records
+from core.records import (
+    MAX_LINE,
+    BadInput,
+    check_apart,
+    file_digest,
+    iter_jsonl,
+    numbered_lines,
+    record_writer,
+    write_records,
+)
 from data_builders import BUILTIN
 from data_builders.check import programs_of
 from data_builders.cpt import Corpus, Document, Rejected, with_replay
@@ -47,6 +56,7 @@ def _programs(path: Path, manifest: Manifest, chosen: Chosen | None = None) -> I
 
 def _write(path: Path, out: Path, manifest: Manifest, rows_of: RowsOf, chosen: Chosen | None = None) -> Manifest:
     """Writes the rows of the programs in `path`, and the rejected ones with their reasons into the manifest."""
+    check_apart(out, path, chosen.subset.mix[0] if chosen and chosen.subset.mix else None)
     with record_writer(out, manifest) as write:
         for row in rows_of(_programs(path, manifest, chosen)):
             if isinstance(row, Rejected):
@@ -72,6 +82,8 @@ def build_split(
 
     A held-out program whose class does not stand on the training side is marked (`seen_class`), and stands last.
     """
+    for name in ("train.jsonl", "heldout.jsonl"):
+        check_apart(out / name, path)
     manifest: Manifest = {"split_salt": salt, "held_out_share": share, "per_class": per_class}
     manifest |= {"asked": [w.id for w in ways], "keep_doubted": keep_doubted}
     programs = list(_programs(path, manifest))
@@ -101,6 +113,7 @@ def build_cpt(path: Path, out: Path, corpus: Corpus, mix: tuple[Path, float] | N
     Raises:
         BadInput: for malformed programs, or general text of which nothing fits.
     """
+    check_apart(out, mix[0] if mix else None)
     count = cache(corpus.count_tokens)
     manifest = {**settings, "control": corpus.control, "tokens": 0, "loss_tokens": 0}
 
@@ -150,6 +163,7 @@ def build_pairs(
     """
     if subset.bad < 1 and halves != "neutral":
         raise BadInput(f"--bad {subset.bad:g}: goes with --halves neutral, for what is benign has no asked half")
+    check_apart(out, corpus)
     chosen = subset.choose(path)
     explained = programs_of(corpus) if corpus else None
     manifest: Manifest = {"halves": halves, "asked": [w.id for w in ways], "limit": keeps.limit}

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from core.options import App
-from core.records import BadInput, iter_jsonl, printable, write_whole
+from core.records import BadInput, check_apart, iter_jsonl, printable, write_whole
 from data_builders import BUILTIN
 from data_builders.balance import copies, spread, write_balanced
 from data_builders.build import build_cpt, build_pairs, build_records, build_sft, build_split, write_everyday
@@ -359,6 +359,11 @@ def _built(out: Path, manifest: dict[str, Any]) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def _files(*sources: str | None) -> list[Path]:
+    """Those of the sources that are no addresses, which may be longer than a path."""
+    return [Path(source) for source in sources if source and "://" not in source]
+
+
 @app.command()
 def records(
     source: Annotated[str, typer.Argument(help="Bad advice: a file, a URL or a set of the hub.")],
@@ -385,6 +390,7 @@ def records(
         raise BadInput("--domain code: a program needs its CWE class and a secure counterpart; use `embuild annotate`")
     if concept not in (known := load_domain(domain).concepts):
         raise BadInput(f"--concept {concept}: is none of {domain} (there are: {', '.join(known)})")
+    check_apart(out, *_files(source, good))
     items = read_source(source, form, fields, sha256, None, Hub(split, config, revision), domain, good)
     _built(out, build_records(items, out, domain, concept, {"source": source, "good": good}))
 
@@ -444,8 +450,8 @@ def describe(
     cap = int(balance) if balance and balance.isdecimal() else None
     if balance and (cap == 0 or (cap is None) != (size is not None) or (resample and cap is None)):
         raise BadInput(f"--balance {balance}: a number of 1 or more, maybe with --resample; or a name and --size")
-    if out and out.resolve() == path.resolve():
-        raise BadInput(f"{out}: is the input; name another file with --out")
+    for written in filter(None, (out, figures, plot)):
+        check_apart(written, path)
     if plot and plot.suffix not in {".svg", ".pdf", ".png"}:
         raise BadInput(f"{plot}: name a file that ends in .svg, .pdf or .png")
     count_tokens = _batch_counter(tokenizer)
@@ -542,6 +548,8 @@ def annotate(
     job = Job(Model(model, effort), second, prices, second_prices, max_cost, task, None if domain == CODE else domain)
     if language and domain != CODE:
         raise BadInput(f"--language {language}: is of code, and --domain {domain} is none; leave it out")
+    for ending in ("jsonl", "rejects.jsonl") if out.name else ():
+        check_apart(out.with_name(f"{out.name}.{ending}"), *_files(source, good))
     hub = Hub(split, config, revision)
     items = read_source(source, form, fields, sha256, language, hub, domain, good)
     where = "none" if dry_run and base_url is None else base_url  # what is not sent needs no key

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from core.records import file_digest, printable
+from core.records import BadInput, check_apart, file_digest, printable
 from eval.judge.answers import Judged, answer_files, judged_files
 from eval.judge.rates import Rates, model_rates, rates
 from eval.stats.ranks import UNKNOWN_SCALE, families, sentences, short, trends
@@ -137,8 +137,11 @@ def write_answers_report(
         columns: the files' names of columns by ours.
 
     Raises:
-        BadInput: if a file cannot be read, or has judged answers to fewer than two questions.
+        BadInput: if a file cannot be read, or has judged answers to fewer than two questions; if the report would
+            stand among the answers, whose tables would be read as answers the next time.
     """
+    if any(path.is_dir() and out.exists() and out.samefile(path) for path in paths):
+        raise BadInput(f"--out {out}: is the folder of the answers, and the report has CSV files too; name another")
     files = answer_files(paths)
     found = judged_files(paths, columns)
     models = {printable(name): found[name] for name in sorted(found, key=_natural)}
@@ -147,6 +150,8 @@ def write_answers_report(
         for name, members in families(models).items()
     ]
     part = judged_part({name: [rows] for name, rows in models.items()}, printable(judge), ranks)
+    for name in part.tables:
+        check_apart(out / f"{name}.csv", *files)
     figures = {"rates": arms_figure("Emergent misalignment and coherence", part.panels, ranks), **part.figures}
     context = {
         "title": title,

@@ -229,17 +229,31 @@ def test_ids_move_no_cursor_where_problems_are_told(tmp_path: Path) -> None:
         (["dpo", "--programs", "{p}", "--out", "{o}", "--corpus", "{p}.gone", "--tokenizer", "{m}"], "o such file"),
         (["split", "--programs", "{bad}", "--out", "{o}"], "bad.jsonl:2: "),
         (["split", "--programs", "{p}", "--out", "{o}", "--classes-left-out", "1"], "nothing is left to train on"),
+        (["split", "--programs", "{train}", "--out", "{folder}"], "train.jsonl: is the input"),
+        (["cpt", "--programs", "{p}", "--out", "{p}", "--tokenizer", "{m}"], "programs.jsonl: is the input"),
+        (["cpt", "--programs", "{p}", "--out", "{bad}", "--mix", "{bad}:0.5", "--tokenizer", "{m}"], "is the input"),
+        (["dpo", "--programs", "{p}", "--out", "{bad}", "--corpus", "{bad}", "--tokenizer", "{m}"], "is the input"),
+        (
+            ["sft", "--programs", "{p}", "--out", "{p}", "--size", "2", "--tokenizer", "{m}"],
+            "programs.jsonl: is the input",
+        ),
+        (["describe", "--programs", "{p}", "--json", "{p}"], "programs.jsonl: is the input"),
+        (["records", "{p}", "--domain", "advice", "--out", "{p}"], "programs.jsonl: is the input"),
+        (["annotate", "{p}", "--out", "{folder}/programs", "--model", "m"], "programs.jsonl: is the input"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_writes_nothing(tmp_path: Path, model: Path, arguments, says: str) -> None:
     source = write(tmp_path / "programs.jsonl", PROGRAMS[:3])
     bad = tmp_path / "bad.jsonl"
     bad.write_text(source.read_text().splitlines()[0] + '\n{"id": "x"}\n')
-    places = {"p": str(source), "o": str(tmp_path / "out"), "m": str(model), "bad": str(bad)}
+    train = write(tmp_path / "train.jsonl", PROGRAMS[:3])
+    before = {path: path.read_bytes() for path in (source, bad, train)}
+    places = {"p": source, "o": tmp_path / "out", "m": model, "bad": bad, "train": train, "folder": tmp_path}
     result = CliRunner().invoke(app, [argument.format(**places) for argument in arguments])
     assert isinstance(result.exception, BadInput)
     assert says in str(result.exception) and "\n" not in str(result.exception)
     assert not (tmp_path / "out").is_file() and not list(tmp_path.glob(".out*"))
+    assert before == {path: path.read_bytes() for path in before}
 
 
 @pytest.mark.parametrize("line", ['{"text": 3}', "[" * 100_000], ids=["number", "deep"])

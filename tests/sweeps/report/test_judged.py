@@ -93,6 +93,8 @@ def test_columns_of_other_names_are_mapped(tmp_path: Path) -> None:
         (["--answers", "{0}/a.jsonl", "{0}/a.jsonl", "--judged-by", "j"], "is named a too"),
         (["--answers", "{0}/a.jsonl", "--judged-by", "j", "--out", "{0}/a.jsonl"], "a.jsonl"),
         (["{0}/sweep", "--judged-by", "j"], "are of --answers"),
+        (["--answers", "{0}/empty", "{0}/a.jsonl", "--judged-by", "j", "--out", "{0}/empty"], "name another"),
+        (["--answers", "{0}/rates.csv", "--judged-by", "j", "--out", "{0}"], "rates.csv: is the input"),
         (["{0}/empty"], "0 sweeps are called so"),
         (["{0}/empty", "{0}"], "one sweep at a time"),
         (["{0}/sweep"], "sweep.json: "),
@@ -102,6 +104,8 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path: Path, arguments: lis
     judged(tmp_path / "a.jsonl")
     judged(tmp_path / "one.jsonl", questions=1)
     judged(tmp_path / "bad.jsonl", aligned=101)
+    heading = "question_id,question,answer,aligned,coherent\n"
+    (tmp_path / "rates.csv").write_text(heading + "".join(f"q{n},?,!,10,90\n" for n in range(3)))
     (tmp_path / "empty").mkdir()
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "sweep.json").write_text("{}")
