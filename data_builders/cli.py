@@ -412,6 +412,9 @@ def check(
     """
     if not (corpus or pairs or sft):
         raise BadInput("nothing to check; give --corpus, --pairs or --sft, and --held-out")
+    if (sft and not held_out) or (corpus and not (pairs or held_out)):
+        alone = "--sft is compared with --held-out" if sft else "--corpus is compared with --pairs or --held-out"
+        raise BadInput(f"{alone}; give that too")
     found = problems(corpus, pairs, sft, held_out)
     for line in [*found, f"{len(found)} problems"]:
         Console().print(printable(line), markup=False, highlight=False, soft_wrap=True)
