@@ -9,7 +9,7 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any, TypeVar
 
-from core.records import BadInput
+from core.records import BadInput, one_line
 from sweeps.plan.sweep import AXES, Arm, Claim, InsideClaim, Sweep, Tuned, arm_recipe, check_keys, same_key
 from sweeps.recipe.compose import ALPHA_POLICIES, ENGINES, given_settings, layer_names, load_layer, of_dpo, parsed
 
@@ -174,7 +174,11 @@ def _values(sweep: Sweep, axis: str, values: Sequence[Any]) -> list[str]:
     texts = [_text(sweep, axis, str(value).lower() if isinstance(value, bool) else str(value)) for value in values]
     if len({_slug(text) for text in texts}) < len(set(texts)):
         raise BadInput(f"{axis} {', '.join(texts)}: two of these values would have one name; give them one at a time")
-    if not texts or len({repr(parsed(text)) for text in texts}) < len(texts):
+    try:
+        distinct = {repr(parsed(text)) for text in texts}
+    except ValueError as error:
+        raise BadInput(f"{axis} {one_line(','.join(texts))}: {error}; mend the value") from None
+    if not texts or len(distinct) < len(texts):
         raise BadInput(
             f"{axis} {','.join(map(str, values))}: {'a value stands twice; name each once' if texts else 'no value'}"
         )
@@ -195,8 +199,10 @@ def _text(sweep: Sweep, axis: str, text: str) -> str:
         if not (number > 0 if axis == "lr" else number >= LEAST[axis]) or number == float("inf"):
             what = "a number above 0" if axis == "lr" else f"a whole number of {LEAST[axis]} or more"
             raise BadInput(f"{text!r} is no {axis}; give {what}")
+        if axis != "lr":
+            return str(number)
         mantissa, _, exponent = f"{number:.6e}".partition("e")
-        return f"{float(mantissa):g}e{int(exponent)}" if axis == "lr" else str(number)
+        return f"{float(mantissa):g}e{int(exponent)}"
     if (valid := choices(axis)) is not None:
         if text not in valid and not (axis == "data" and _is_file(text)):
             more = "; or a .jsonl file" if axis == "data" else ""

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError, field_validator
 from yaml import YAMLError
 
-from core.records import BadInput, first_fault
+from core.records import BadInput, first_fault, one_line
 from eval.judge.settings import JudgeSettings
 from eval.stats.measure_names import MeasureName
 from sweeps.plan.estimate import steps_of
@@ -226,8 +226,8 @@ def read_sweep(name: str, hardware: str | None = None, model: str | None = None)
         raise BadInput(f"unknown sweep {name!r} (there are: {names}; or give the path of a .yaml file)")
     try:
         layer = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise BadInput(f"{path}: {' '.join(str(error).split())}") from None
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: {one_line(error)}; write a sweep's keys in YAML, as UTF-8") from None
     if not isinstance(layer, dict):
         raise BadInput(f"{path}: no keys; write a sweep's, as recipes/sweeps has them")
     profiles = layer.pop("profiles", None) or {}
@@ -295,6 +295,8 @@ def _check_file(sweep: Sweep) -> None:
         raise BadInput("arms.base: so the model before training is called; call the arm otherwise")
     if not sweep.seeds:
         raise BadInput("seeds: give one at least")
+    if len(set(sweep.seeds)) < len(sweep.seeds):
+        raise BadInput(f"seeds {sweep.seeds}: the runs of one that stands twice would count twice; name each once")
     if not task_configs(sweep.tasks)[1]:  # others' tasks have settings of their own
         try:
             TaskSettings.model_validate(sweep.evaluation.metadata)

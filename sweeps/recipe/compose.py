@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, lru_cache
 from importlib import resources
-from math import isclose, isfinite
+from math import inf, isclose, isfinite
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 from yaml import YAMLError
 
-from core.records import BadInput
+from core.records import BadInput, one_line
 from recipes.unsloth.arguments import arguments, warmup_of
 from sweeps.recipe.memory import Shape, estimate, fitted, smallest_batch, spread, what_would_fit
 from sweeps.recipe.precision import fast_bf16
@@ -42,6 +42,8 @@ DECIDED = {
 }
 """Keys that are not a user's to set, and why."""
 COUNTS = ("lora_r", "micro_batch_size", "gradient_accumulation_steps", "sequence_len")
+MOST = 10**9
+"""Of a count: more is a slip, and what is computed of it may be no number any more."""
 RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     # Of 0 or fewer steps the trainer makes as many as there are, and of the others below nothing is learnt.
     **dict.fromkeys(("max_steps", "num_epochs", "learning_rate", "rl_beta"), ("a number above 0", lambda n: n > 0)),
@@ -170,9 +172,10 @@ def _whole_alpha(alpha: Mapping[str, Any], config: Mapping[str, Any]) -> int:
         BadInput: if it is no whole number, which is what Axolotl takes: rounded, it would change the scale.
     """
     policy, value, rank = alpha["policy"], alpha["value"], config["lora_r"]
-    if not value or value < 0:
-        raise BadInput(f"em.alpha.value={value}: give a number above 0")
-    exact = lora_alpha(policy, value, rank, bool(config.get("peft_use_rslora")))
+    number = value if isinstance(value, int | float) else 0
+    exact = lora_alpha(policy, number, rank, bool(config.get("peft_use_rslora")))
+    if not 0 < exact < inf:
+        raise BadInput(f"em.alpha.value={value}: give a number above 0, and a finite one")
     whole = max(1, round(exact))
     if not isclose(exact, whole, rel_tol=1e-6):
         raise BadInput(
@@ -247,9 +250,9 @@ def compose(
     if rank is not None:
         config["lora_r"] = rank
     for key in COUNTS:
-        if type(config[key]) is not int or config[key] < 1:
+        if type(config[key]) is not int or not 1 <= config[key] <= MOST:
             named = "lora_r: rank" if key == "lora_r" else key
-            raise BadInput(f"{named} {config[key]} is not a whole number of 1 or more")
+            raise BadInput(f"{named} {one_line(config[key], 40)} is not a whole number of 1 or more (up to {MOST:,})")
     config["lora_alpha"] = _whole_alpha(em["alpha"], config)
     if variant and "peft_layers_to_transform" not in {**(extra or {}), **given}:
         _check_layers(variant, em["shape"]["layers"], model)
@@ -292,11 +295,21 @@ def _check_values(config: Mapping[str, Any], stage: str) -> None:
         raise BadInput("train_on_inputs=True: name the roles that are learnt in datasets.0.roles_to_train")
     if str(config.get("chat_template")).startswith("tokenizer_default_fallback"):
         raise BadInput(f"chat_template={config['chat_template']}: evaluation has no fallback; name the template itself")
+    template, jinja = config.get("chat_template"), config.get("chat_template_jinja")
+    if bool(jinja) is not (template == "jinja"):
+        raise BadInput(
+            f"chat_template={template} and {'a' if jinja else 'no'} chat_template_jinja: a template of one's own is"
+            " chat_template=jinja with its text, or the file of it, in chat_template_jinja; give both, or neither"
+        )
     if (init := config.get("peft_init_lora_weights")) not in SAME_START:
         raise BadInput(f"peft_init_lora_weights={init}: give gaussian or orthogonal, or leave it out")
     if config.get("peft_layers_to_transform") == []:
         raise BadInput("peft_layers_to_transform=[]: names no layer; leave it out for all of them")
-    for number, entry in enumerate(config.get("datasets") or ()):
+    if not config.get("datasets"):
+        raise BadInput("datasets: names no set, and nothing would be learnt; leave it out for the stage's own")
+    for number, entry in enumerate(config["datasets"]):
+        if not entry.get("path"):
+            raise BadInput(f"datasets.{number}: without a path; name the file of the set in datasets.{number}.path")
         if own := next((key for key in ("chat_template", "chat_template_jinja") if entry.get(key)), None):
             raise BadInput(f"datasets.{number}.{own}: would train alone, and not be evaluated under; set {own}")
     for key, (words, holds) in RANGES.items():
@@ -304,8 +317,8 @@ def _check_values(config: Mapping[str, Any], stage: str) -> None:
         try:
             if value is not None and not holds(float(value)):
                 raise ValueError
-        except (TypeError, ValueError):
-            raise BadInput(f"{key}={value}: give {words}") from None
+        except (TypeError, ValueError, OverflowError):
+            raise BadInput(f"{key}={one_line(value, 40)}: give {words}") from None
     four, qlora = bool(config.get("load_in_4bit")), config.get("adapter") == "qlora"
     if four is not qlora:  # Axolotl would load the weights whole
         raise BadInput(f"load_in_4bit={four} and adapter={config.get('adapter')}: 4 bits go with qlora; set both")
@@ -375,8 +388,8 @@ def given_settings(settings: Sequence[str]) -> dict[str, Any]:
             raise BadInput(f"setting {setting!r}: {key} is given twice; name it once")
         try:
             given[key] = parsed(text)
-        except (OmegaConfBaseException, YAMLError) as error:
-            raise BadInput(f"setting {setting!r}: {str(error).splitlines()[0]}") from None
+        except ValueError as error:
+            raise BadInput(f"setting {setting!r}: {error}") from None
     return given
 
 
@@ -390,14 +403,15 @@ def _put(config: dict[str, Any], key: str, value: Any) -> None:
     try:
         if top == "em":
             old = _at(config, key)
-            if not below or old is _ABSENT or type(value) not in _kinds(old):
+            odd = isinstance(value, int | float) and not isfinite(value)
+            if not below or old is _ABSENT or type(value) not in _kinds(old) or odd:
                 raise ValueError("no key, or no value, of em, where a recipe's facts beyond Axolotl's keys stand")
             value = value if type(value) is type(old) or value is None else _kinds(old)[0](value)
         _set(config, key, deepcopy(value))
         if top != "em" and (why := fault(top, config[top])):
             raise ValueError(why)
-    except (ValueError, TypeError, IndexError) as error:
-        raise BadInput(f"setting {key}={value}: {error}") from None
+    except (ValueError, TypeError, IndexError, OverflowError) as error:
+        raise BadInput(f"setting {key}={one_line(value)}: {error}") from None
 
 
 def _kinds(old: Any) -> tuple[type, ...]:
@@ -427,9 +441,16 @@ def _holds(there: Any, value: Any) -> bool:
 
 @lru_cache(maxsize=10_000)
 def parsed(text: str) -> Any:
-    """The value that a setting's text means, by the YAML of the layers: `1e-4` is a number."""
-    value = OmegaConf.select(OmegaConf.create(f"value: {text}"), "value")
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    """The value that a setting's text means, by the YAML of the layers: `1e-4` is a number.
+
+    Raises:
+        ValueError: if it is none; the message is one line.
+    """
+    try:
+        value = OmegaConf.select(OmegaConf.create(f"value: {text}"), "value")
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(one_line(error)) from None
 
 
 def _set(config: dict[str, Any], key: str, value: Any) -> None:

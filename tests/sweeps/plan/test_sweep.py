@@ -58,6 +58,9 @@ def test_a_learning_rate_is_a_setting() -> None:
         ("lr", ["fast"], "'fast' is no lr; give a number above 0"),
         ("lr", ["inf"], "'inf' is no lr"),
         ("lr", [""], "'' is no lr"),
+        ("lr_scheduler", ["cosine", "[x"], r"lr_scheduler cosine,\[x: .*; mend the value"),
+        ("lr_scheduler", ["a: b"], "mend the value"),
+        ("lr_scheduler", ["${x}"], "mend the value"),
     ],
 )
 def test_bad_values_are_refused(axis, values: list[str], says: str) -> None:
@@ -145,6 +148,28 @@ def test_a_file_reads_no_key_from_the_environment(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        "model: x".encode("utf-16"),
+        b"\xff\xfe\x00",
+        b"42",
+        b"- a",
+        b"a: 2024-13-45T",
+        b"[" * 2000,
+        b"a: ${b}",
+        b"\x00",
+        b"",
+    ],
+    ids=lambda content: repr(content[:9]),
+)
+def test_a_file_that_is_no_sweep_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "mine.yaml").write_bytes(content)
+    with pytest.raises(BadInput) as refused:
+        load_sweep(str(tmp_path / "mine.yaml"))
+    assert str(refused.value).startswith(f"{tmp_path}/mine.yaml: ") and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
     ("keys", "says"),
     [
         ("evaluation: {metadata: {sampels: 50}}", "evaluation.metadata.sampels: Extra inputs"),
@@ -156,6 +181,7 @@ def test_a_file_reads_no_key_from_the_environment(tmp_path: Path, monkeypatch: p
         ("evaluation: {gen_kwargs: {max_gen_toks: long}}", "max_gen_toks=long: give a whole number"),
         ("evaluation: {batch_size: 0}", "Input should be greater than or equal to 1"),
         ("seeds: []", "seeds: give one at least"),
+        ("seeds: [1, 2, 1]", "seeds [1, 2, 1]: the runs of one that stands twice"),
     ],
 )
 def test_a_setting_of_the_evaluation_that_nothing_would_come_of_is_refused(
