@@ -19,7 +19,7 @@ from core.records import BadInput, file_digest, write_whole
 from sweeps.inside_commands import check_adapter_of, layer_of, load_concepts, load_model
 from sweeps.plan.sweep import Point
 from sweeps.recipe.hardware import machine_dtype
-from sweeps.run.folder import content_digest
+from sweeps.run.folder import content_digest, saved_checkpoints
 from sweeps.run.inputs import adapter_rank
 from sweeps.run.process import screen
 from sweeps.run.source import definitions_behind
@@ -135,7 +135,7 @@ def _by_base(points: Sequence[Point]) -> list[tuple[Mapping[str, Any], list[Adap
         recipe = point.training.whole_recipe.config
         base = f"{recipe['base_model']}@{recipe.get('revision_of_model')}"
         _, runs = found.setdefault(base, (recipe, []))
-        kept = {int(path.name.rpartition("-")[2]): path for path in point.training.adapter.glob("checkpoint-*")}
+        kept = saved_checkpoints(point.training.adapter)
         name, end = f"{point.arm}, seed {point.seed}", max(kept, default=None)
         of_run: dict[str, Any] = {"arm": point.arm, "seed": point.seed, "recipe": recipe}
         runs += [

@@ -153,6 +153,12 @@ class TrainingRun(Run):
         return self.adapter / f"checkpoint-{place * save_step(steps, count)}"
 
 
+def saved_checkpoints(adapter: Path) -> dict[int, Path]:
+    """The checkpoints in an adapter's folder by their step; without what else is called so, as a copy of one may be."""
+    found = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in adapter.glob("checkpoint-*"))
+    return {int(match[1]): path for match, path in found if match}
+
+
 def save_step(steps: int, count: int) -> int:
     """Every which step is saved where the end is point `count`: as transformers rounds a share of the steps."""
     return math.ceil(steps * (1 / count))

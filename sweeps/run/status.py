@@ -11,7 +11,7 @@ from functools import reduce
 from pathlib import Path
 
 from core.records import BadInput
-from sweeps.run.folder import read_record, run_folder
+from sweeps.run.folder import read_record, run_folder, saved_checkpoints
 from sweeps.run.process import tail
 
 _STEP = re.compile(r"(\d+)/(\d+) \[[\d:]+<([\d:?]+),\s*([\d.]+)(s/it|it/s)")
@@ -95,8 +95,7 @@ def status(folder: Path) -> Progress:
             return progress(folder, "running")
     if (folder / "failed.txt").is_file():
         return progress(folder, "failed")
-    saved = [int(path.name.rpartition("-")[2]) for path in folder.glob("adapter/checkpoint-*")]
-    return Progress(folder, "waiting", max(saved, default=None))
+    return Progress(folder, "waiting", max(saved_checkpoints(folder / "adapter"), default=None))
 
 
 def all_statuses(root: Path) -> tuple[list[Progress], dict[str, str]]:

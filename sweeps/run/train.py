@@ -12,7 +12,7 @@ from core.records import BadInput, write_whole
 from sweeps.recipe.compose import Recipe
 from sweeps.recipe.precision import SLOW_BF16, fast_bf16
 from sweeps.recipe.schema import plugin_files
-from sweeps.run.folder import MergeRun, TrainingRun, content_digest, execute_once
+from sweeps.run.folder import MergeRun, TrainingRun, content_digest, execute_once, saved_checkpoints
 from sweeps.run.inputs import digest_of, hub_commits, is_local, model_folder, start_digest
 from sweeps.run.process import RunFailed, RunRefused, call, console, tool
 from sweeps.run.source import plugin_source
@@ -146,16 +146,16 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
     transformers writes trainer_state.json last, so a checkpoint without it is not whole.
     """
-    whole = []
-    for checkpoint in folder.glob("checkpoint-*"):
+    whole: dict[int, Path] = {}
+    for step, checkpoint in saved_checkpoints(folder).items():
         try:
             json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
             tensors(checkpoint / "adapter_model.safetensors")
         except (OSError, ValueError):
             shutil.rmtree(checkpoint)
         else:
-            whole.append(checkpoint)
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+            whole[step] = checkpoint
+    return whole[max(whole)] if whole else None
 
 
 def training_history(folder: Path) -> dict[str, Any]:

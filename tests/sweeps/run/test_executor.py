@@ -20,7 +20,7 @@ from core.records import BadInput
 from sweeps.cli import app
 from sweeps.run import train
 from sweeps.run.executor import in_place, launch, none_free, places
-from sweeps.run.folder import Run, execute_once
+from sweeps.run.folder import Run, execute_once, saved_checkpoints
 from sweeps.run.process import SHARE, SLOT, RunFailed, RunHeld, call, end, spawn, stopping
 from sweeps.run.status import all_statuses, progress
 
@@ -357,6 +357,17 @@ def test_a_log_may_end_in_the_midst_of_a_number(tmp_path: Path, cut: str) -> Non
     line = "{'loss': '0.6878', 'num_tokens': '3.68e+04'}\n"
     (tmp_path / "train.log").write_text(f" 8%|#| 2/24 [02:19<00:06,  6.00s/it]{line}{cut}")
     assert progress(tmp_path, "running").loss in (0.6878, 0.69)
+
+
+def test_a_copy_of_a_checkpoint_is_none(tmp_path: Path) -> None:
+    (run,) = chain("a", root=tmp_path)
+    execute_once(run, dict)
+    (run.folder / "run.json").unlink()
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-10 (copy)", "checkpoint-best"):
+        (run.folder / "adapter" / name).mkdir(parents=True)
+    (row,) = all_statuses(tmp_path)[0]
+    assert (row.state, row.step) == ("waiting", 10)
+    assert sorted(saved_checkpoints(run.folder / "adapter")) == [9, 10]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
