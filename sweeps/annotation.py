@@ -78,7 +78,7 @@ class Annotation:
             settled = not UNSETTLED & manifest["rejected_for"].keys()
             same = all(manifest[key] == value for key, value in wanted.items())
             return settled and same and manifest["sha256"] == file_digest(self.file)
-        except (OSError, ValueError, KeyError, BadInput):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, BadInput):
             return False
 
     def _paid(self) -> tuple[int, float]:

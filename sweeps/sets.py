@@ -65,7 +65,7 @@ class Sets:
         try:
             made = json.loads((self.folder / MARK).read_text(encoding="utf-8"))
             return all(file_digest(self.folder / name) == digest for name, digest in made["files"].items())
-        except (OSError, ValueError, KeyError, BadInput):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, BadInput):
             return False
 
     def build(self) -> Path:

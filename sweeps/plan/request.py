@@ -144,7 +144,7 @@ class Request:
             for path in run.content["data"]:
                 try:
                     built_for = json.loads(Path(f"{path}.manifest.json").read_text(encoding="utf-8"))["tokenizer"]
-                except (OSError, ValueError, KeyError):
+                except (OSError, ValueError, KeyError, TypeError):
                     continue
                 if built_for != base:
                     lines[path] = (

@@ -67,12 +67,21 @@ def evaluation_kind(content: Mapping[str, Any]) -> tuple[str, str]:
     return str(content.get("backend") or "hf"), " ".join(content["tasks"])
 
 
+def _rows(root: Path) -> Iterator[dict[str, Any]]:
+    for folder, record in finished(root):
+        try:
+            row = index_row(folder, record)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # of another version, which says less
+            row = {**dict.fromkeys(COLUMNS), "folder": str(folder), "stage": folder.parent.name}
+        yield row
+
+
 def write_index(root: Path = Path("runs")) -> list[dict[str, Any]]:
     """Writes ROOT/index.csv, whole, and returns its rows; two processes take turns. Nothing is written without runs."""
     if not root.is_dir():
         return []
     with FileLock(root / ".index.lock"):
-        rows = [index_row(folder, record) for folder, record in finished(root)]
+        rows = list(_rows(root))
         if rows:
             scores = sorted({name for row in rows for name in row} - set(COLUMNS))
             file = io.StringIO()

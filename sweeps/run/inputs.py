@@ -57,8 +57,8 @@ def model_digest(model: str) -> str:
 
 def start_digest(model: Path) -> str:
     """What a run that starts from a folder or hub id builds on: the training run whose merge it is, or its weights."""
-    if model.name == "merged" and (model.parent / "run.json").is_file():
-        return str(read_record(model.parent)["content"]["training"])
+    if model.name == "merged" and "training" in (content := _content(model.parent)):
+        return str(content["training"])
     return model_digest(str(model))
 
 
@@ -102,10 +102,15 @@ def check_trained_on(adapter: Path, model: str, revision: str | None) -> None:
 def recipe_behind(adapter: Path) -> dict[str, Any]:
     """The recipe that an adapter, or a checkpoint of it, was trained by in a run of ours; empty if it was in none."""
     for folder in (adapter.parent, adapter.parent.parent):
-        if (folder / "run.json").is_file():
-            recipe: dict[str, Any] = read_record(folder)["content"].get("recipe", {})
+        if isinstance(recipe := _content(folder).get("recipe"), dict):
             return recipe
     return {}
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    """What the run was made of whose folder this is; nothing where a run.json is none of ours, or there is none."""
+    content = read_record(folder).get("content") if (folder / "run.json").is_file() else None
+    return content if isinstance(content, dict) else {}
 
 
 def hub_commit(repository: str, revision: str | None = None, kind: str = "model") -> str | None:

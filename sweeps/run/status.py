@@ -84,8 +84,11 @@ def status(folder: Path) -> Progress:
     except BadInput:
         pass
     else:
-        loss = (record.get("losses") or [[None, None]])[-1][1]
-        speed = record["tokens"] / record["wall_seconds"] if record.get("tokens") else None
+        try:
+            loss = (record.get("losses") or [[None, None]])[-1][1]
+            speed = record["tokens"] / record["wall_seconds"] if record.get("tokens") else None
+        except (IndexError, KeyError, TypeError):  # of another version, which says less
+            return Progress(folder, "done")
         return Progress(folder, "done", record.get("steps"), record.get("steps"), loss, speed)
     if (folder / ".lock").is_file():
         try:  # not by filelock, which opens to write: the runs of others may be looked at too
@@ -106,7 +109,7 @@ def all_statuses(root: Path) -> tuple[list[Progress], dict[str, str]]:
         try:
             runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
             planned = [run_folder(root, run["stage"], run["digest"], run["name"]) for run in runs]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             sweeps[path.parent.name] = f"{path} cannot be read; start the sweep again, or --forget it"
             continue
         folders |= set(planned)

@@ -151,6 +151,10 @@ def test_sets_under_another_wording_of_their_domain_are_other_sets(
     recipe = compose("dpo", "smollm2-135m", "cpu")
     before = sets_for("builtin", recipe).folder
     assert sets_for("builtin", recipe).folder == before
+    before.mkdir(parents=True)
+    for mark in ("[]", '{"files": []}', '{"files": {"train.jsonl": 1}}'):  # of another's making
+        (before / "sets.json").write_text(mark)
+        assert not sets_for("builtin", recipe).whole
     monkeypatch.setattr(sets, "load_domain", lambda name: load_domain(name).model_copy(update={"heading": "x"}))
     assert sets_for("builtin", recipe).folder != before
 

@@ -16,6 +16,8 @@ from sweeps.plan.estimate import History, disk_gb, judging, plan_table, run_cost
 from sweeps.plan.sweep import graph, load_sweep, plan
 from sweeps.run.folder import Run, TrainingRun
 from sweeps.run.index import COLUMNS, write_index
+from sweeps.run.inputs import recipe_behind
+from sweeps.run.status import status
 from sweeps.run.workload import BYTES_PER_TOKEN
 
 
@@ -101,6 +103,26 @@ def test_the_index_is_made_from_the_records_alone(prepared: Path, runs: dict[str
     assert Path("runs/index.csv").read_bytes() == first
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"content": None},
+        {"content": {"recipe": {"lora_r": 1}}},
+        {"stage": "evaluate", "content": {"tasks": ["em"]}},
+        {"results": {"em": 1}},
+        {"losses": [1], "tokens": 5},
+    ],
+    ids=str,
+)
+def test_a_record_of_another_version_is_listed_with_what_it_says(tmp_path: Path, record: dict) -> None:
+    folder = tmp_path / "dpo" / "x-0123456789"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(record))
+    assert [row["folder"] for row in write_index(tmp_path)] == [str(folder)]
+    assert status(folder).state == "done"
+    assert recipe_behind(folder / "adapter") == ((record.get("content") or {}).get("recipe") or {})
+
+
 def test_the_price_of_judging_is_answers_by_measures_by_what_a_request_holds(prepared: Path) -> None:
     real = graph(plan(vary(load_sweep("rank", "a100-80g"), {"rank": [1, 2, 4, 8, 64]}), False))
     ours = load_prompts(None)
@@ -179,3 +201,5 @@ def test_a_corpus_that_was_built_for_another_model_is_named(prepared: Path) -> N
     manifest.write_text(json.dumps({"tokenizer": "[/x]\x1b[2J"}))  # it may have come with the data
     shown = CliRunner().invoke(app, ["plan", "rank", "--axis", "rank=1"]).output
     assert r"data/cpt.jsonl was built for [/x]\u001b[2J, not for" in " ".join(shown.split())
+    Path("data/cpt.jsonl.manifest.json").write_text("[]")  # of another's making
+    assert CliRunner().invoke(app, ["plan", "rank", "--axis", "rank=1"]).exit_code == 0
