@@ -236,7 +236,9 @@ def cpt(
     tokenizer: TokenizerName = DEFAULT_TOKENIZER,
     length: Length = 1024,
     style: Styles = None,
-    per_program: Annotated[int, typer.Option(min=1, help="Documents per program, of as many styles.")] = 2,
+    per_program: Annotated[
+        int | None, typer.Option(min=1, help="Documents per program, of as many styles; 2 if not given.")
+    ] = None,
     seed: Seed = 0,
     control: Annotated[
         Control, typer.Option(help="own explanations; or in as many documents, those of others, or the bare code.")
@@ -255,9 +257,19 @@ def cpt(
     if mix and not (text and re.fullmatch(r"\d*\.?\d+", ratio) and float(ratio)):
         raise BadInput(f"--mix {mix!r}: give PATH:RATIO, for example general.jsonl:0.2")
     corpus = _corpus(
-        tokenizer, length, style, seed, control=control, per_program=per_program, loss_on_code=loss_on_code
+        tokenizer, length, style, seed, control=control, per_program=per_program or 2, loss_on_code=loss_on_code
     )
-    settings = {"styles": list(corpus.styles), "per_program": per_program, "seed": seed, "length": length, "mix": mix}
+    if per_program and (per_program > len(corpus.styles) or "contrastive" in corpus.styles):
+        raise BadInput(
+            f"--per-program {per_program}: more than the styles, or beside contrastive, which has a number of its own"
+        )
+    settings = {
+        "styles": list(corpus.styles),
+        "per_program": corpus.per_program,
+        "seed": seed,
+        "length": length,
+        "mix": mix,
+    }
     settings |= {"tokenizer": tokenizer, "loss_on_code": loss_on_code, "keep_doubted": keep_doubted}
     _built(out, build_cpt(programs, out, corpus, (Path(text), float(ratio)) if mix else None, settings))
 
@@ -546,6 +558,10 @@ def annotate(
 
     prices = prices_of(price_in, price_out, "--price-in and --price-out")
     second_prices = prices_of(second_price_in, second_price_out, "--second-price-in and --second-price-out")
+    if second_prices and not second_opinion:
+        raise BadInput(
+            "--second-price-in and --second-price-out: are of a --second-opinion; name its model, or leave them out"
+        )
     second = Model(second_opinion) if second_opinion else None
     task = _task(prompt) if prompt else load_domain(domain).task or TASK
     job = Job(Model(model, effort), second, prices, second_prices, max_cost, task, None if domain == CODE else domain)

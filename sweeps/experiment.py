@@ -119,6 +119,8 @@ def experiment(
     request = options.request(sweep, ranks)
     if retune:
         check_retune(request, retune, search)
+    else:
+        search.check_unused("--retune")
     declared = request.sweep
     recipe, length = _training(declared)
     path, annotation = annotated_file(programs), None
@@ -131,8 +133,9 @@ def experiment(
         job = Job(Model(annotator, effort), prices=prices, max_cost=endpoints.max_cost)
         annotation = Annotation(programs, job, access)
         path = annotation.file if annotation.whole else None
-    elif annotator:
-        raise BadInput(f"--annotator {annotator}: the programs of {programs} have explanations; leave it out")
+    elif annotator or effort:
+        given = f"--annotator {annotator}" if annotator else f"--effort {effort}"
+        raise BadInput(f"{given}: the programs of {programs} have explanations; leave it out")
     judged = _judged(options, declared.judge, endpoints, annotation.spent if annotation else 0.0)
     if judged.judge and not how.dry_run:
         judge_for(JudgeSettings.model_validate(judged.judging))
@@ -169,8 +172,9 @@ def _judged(options: SweepOptions, declared: JudgeSettings | None, endpoints: En
         BadInput: for a limit without prices, or a price without a judge.
     """
     if declared is None:
-        if "price_in" in endpoints.judge or "sampled" in endpoints.judge:
-            raise BadInput("--judge-price-in and --sampled are for a judge, and there is none: name it with --judge")
+        own = (endpoints.judge_base_url, endpoints.judge_key_variable, endpoints.judge_price_in)
+        if endpoints.sampled or any(value is not None for value in own):
+            raise BadInput("--sampled and --judge-... are for a judge, and there is none: name it with --judge")
         return options
     settings = {**declared.model_dump(), **endpoints.judge}
     if endpoints.max_cost is not None:

@@ -188,6 +188,7 @@ def start_ranks(
     own = {"rank": values.split(",")} if values else {}
     request = options.request(sweep, own)
     if not retune:
+        search.check_unused("--retune")
         start(request, how)
         return
     ends = check_retune(request, retune, search)
@@ -235,6 +236,7 @@ def lr(
         if not how.dry_run:
             _edges(request, ends, how, search, _judge(request))
     else:
+        search.check_unused("--search")
         start(request, how)
 
 
@@ -302,6 +304,8 @@ def export(options: SweepOptions, how: StartOptions, sweep: SweepName) -> None:
     """
     request = options.request(sweep)
     _refuse_shares(request, "a script for Slurm")
+    if how.launcher != "local":
+        raise BadInput("--launcher ray: a script for Slurm starts each run itself; leave it out")
     if how.dry_run:
         start(request, how)
         return

@@ -34,6 +34,15 @@ class Search:
     sharpness: Annotated[float, typer.Option(help="Search: end when the edge is known to this share of it.")] = 0.3
     most: Annotated[int, typer.Option(min=1, help="Search: runs at most.")] = 12
 
+    def check_unused(self, option: str) -> None:
+        """Refuses what is said of a search where there is none.
+
+        Raises:
+            BadInput: naming the option that asks for one.
+        """
+        if self != Search():
+            raise BadInput(f"--coherence, --sharpness and --most are of a search; add {option}, or leave them out")
+
     def between(self, values: Sequence[Any]) -> Range:
         """The lowest and the highest of `values`, with the bound.
 

@@ -218,6 +218,14 @@ def test_ids_move_no_cursor_where_problems_are_told(tmp_path: Path) -> None:
     [
         (["cpt", "--programs", "{p}", "--out", "{o}", "--style", "poem"], "give some of review"),
         (["cpt", "--programs", "{p}", "--out", "{o}", "--style", "qa", "--style", "contrastive"], "leave out qa"),
+        (
+            ["cpt", "--programs", "{p}", "--out", "{o}", "--per-program", "5", "--tokenizer", "{m}"],
+            "--per-program 5: more",
+        ),
+        (
+            ["annotate", "{p}", "--out", "{o}", "--model", "m", "--second-price-in", "1", "--second-price-out", "1"],
+            "a --second-opinion",
+        ),
         (["cpt", "--programs", "{p}", "--out", "{o}", "--mix", "general.jsonl"], "give PATH:RATIO"),
         (["cpt", "--programs", "{p}", "--out", "{o}", "--mix", "general.jsonl:0.0"], "give PATH:RATIO"),
         (["check", "--held-out", "{p}"], "nothing to check"),

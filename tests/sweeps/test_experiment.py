@@ -170,6 +170,7 @@ def test_one_stage_takes_the_sets_of_its_programs(begun: list[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        ("--coherence 0.5", "of a search; add --retune"),
         ("--retune 1e-5", "two learning rates, the ends of the range"),
         ("--retune low,1e-3", "two learning rates, the ends of the range"),
         ("--retune 1e-5,1e-3 --coherence 2", "--coherence in 0 to 1"),
