@@ -122,7 +122,7 @@ def load_field_map(path: Path) -> FieldMap:
         return FieldMap.model_validate(yaml.safe_load(path.read_text(encoding="utf-8-sig")), strict=True)
     except ValidationError as error:
         raise BadInput(f"{path}: {first_fault(error)}; give request: FIELD and insecure: FIELD") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise BadInput(f"{path}: {one_line(error)}; name a field map in YAML") from None
 
 

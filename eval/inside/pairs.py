@@ -123,7 +123,7 @@ def load_concept(name: str) -> tuple[str, Concept]:
         concept = kind.model_validate(content)
     except ValidationError as error:
         raise BadInput(f"{path}: {first_fault(error)}; see eval/inside/concepts for concepts that work") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         raise BadInput(f"{path}: no YAML or JSON: {one_line(error)}; mend the file") from None
     if isinstance(concept, Answers):
         concept.file = path.parent / concept.file

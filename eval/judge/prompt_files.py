@@ -141,7 +141,7 @@ def load_prompts(path: Path | None) -> Prompts:
     file = load_preset(str(path)).questions_file() if preset else own if own.is_file() or path is None else path
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         names = ", ".join(sorted(each.stem for each in FOLDER.glob("*.yaml")))
         raise BadInput(f"{file}: {one_line(error)}; name a YAML file of prompts or questions, or {names}") from None
     name = "" if path is None or str(path) == "ours" else path.stem
