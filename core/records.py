@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import errno
 import hashlib
@@ -51,7 +52,7 @@ def check_apart(out: Path, *inputs: Path | None) -> None:
 
 
 def numbered_lines(path: Path, limit: int) -> Iterator[tuple[int, bytes | None]]:
-    """The lines of `path` as (number from 1, bytes without the line feed), None where over `limit` bytes.
+    """The lines of `path` as (number from 1, bytes without line feed and BOM), None where over `limit` bytes.
 
     Raises:
         BadInput: if there is no such file, it cannot be read, or it has no line.
@@ -62,7 +63,8 @@ def numbered_lines(path: Path, limit: int) -> Iterator[tuple[int, bytes | None]]
             while line := file.readline(limit + 1):
                 number += 1
                 whole = line.endswith(b"\n") or len(line) <= limit
-                yield number, line.removesuffix(b"\n") if whole else None
+                text = line.removesuffix(b"\n")
+                yield number, (text.removeprefix(codecs.BOM_UTF8) if number == 1 else text) if whole else None
                 while not whole and (rest := file.readline(limit)):
                     whole = rest.endswith(b"\n")
     except FileNotFoundError:
@@ -122,7 +124,7 @@ def iter_jsonl(path: Path, kind: type[Record], unique: str) -> Iterator[Record]:
         if line is None:
             raise BadInput(f"{path}:{number}: over {MAX_LINE} bytes; shorten or delete this line")
         try:
-            record = kind.model_validate_json(line.decode("utf-8-sig" if number == 1 else "utf-8"), strict=True)
+            record = kind.model_validate_json(line.decode(), strict=True)
         except UnicodeDecodeError:
             raise BadInput(f"{path}: line {number} is not UTF-8; save the file as UTF-8") from None
         except ValidationError as error:

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
 from rich.console import Console
 from rich.progress import track
 
@@ -138,8 +139,8 @@ def general_texts(path: Path) -> Iterator[tuple[str, str]]:
     """
     for number, line in numbered_lines(path, MAX_LINE):
         try:
-            text = json.loads(line or b"")["text"]
-        except (ValueError, TypeError, KeyError, RecursionError):
+            text = from_json(line or b"")["text"]  # json takes half a surrogate pair, which is in no text
+        except (ValueError, TypeError, KeyError):
             text = None
         if not isinstance(text, str) or not text.strip():
             raise BadInput(f"{path}:{number}: no field 'text'; give general text as {{\"text\": ...}}, a line each")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import from_json
 
 from core.records import MAX_LINE, BadInput, numbered_lines
 from data_builders.near_duplicates import contained, shingles
@@ -22,7 +23,7 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
     """
     for number, line in numbered_lines(path, 10 * MAX_LINE):
         try:
-            row = json.loads(line or b"")
+            row = from_json(line or b"")
             assert isinstance(row["id"], str)
         except (ValueError, TypeError, KeyError, AssertionError, RecursionError):
             raise BadInput(f"{path}:{number}: not a row of a built set; build it again") from None

@@ -267,7 +267,9 @@ def test_bad_input_is_one_clear_line_and_writes_nothing(tmp_path: Path, model: P
     assert before == {path: path.read_bytes() for path in before}
 
 
-@pytest.mark.parametrize("line", ['{"text": 3}', "[" * 100_000], ids=["number", "deep"])
+@pytest.mark.parametrize(
+    "line", ['{"text": 3}', r'{"text": "\ud83d"}', "[" * 5000], ids=["number", "half a pair", "deep"]
+)
 def test_malformed_general_text_leaves_no_corpus(tmp_path: Path, line: str) -> None:
     source = write(tmp_path / "programs.jsonl", PROGRAMS[:3])
     (tmp_path / "general.jsonl").write_text(f"{line}\n")

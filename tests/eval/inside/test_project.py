@@ -9,6 +9,7 @@ import pytest
 
 from core.records import BadInput
 from eval.inside.activations import Passage, encode, load, means
+from eval.inside.pairs import rows
 from eval.inside.project import project, read_side
 from eval.inside.vectors import About, Directions
 
@@ -102,3 +103,10 @@ def test_a_text_has_one_bos_that_does_not_count(chat_template: str | None, text:
     ids, chosen = encode(tokenizer, side.passage("answer", side), 100)
     assert ids.tolist() == [0, *map(ord, "abc")]
     assert chosen.tolist() == [False, True, True, True]
+
+
+def test_half_a_surrogate_pair_is_named_with_its_line(tmp_path: Path) -> None:
+    """Python's json takes it, and no tokenizer and no file does."""
+    (tmp_path / "r.jsonl").write_text('\ufeff{"text": "a"}\n{"text": "\\ud83d"}\n', encoding="utf-8")
+    with pytest.raises(BadInput, match=r"r\.jsonl:2: no JSON object"):
+        list(rows(tmp_path / "r.jsonl"))

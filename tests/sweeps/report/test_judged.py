@@ -96,7 +96,7 @@ def test_columns_of_other_names_are_mapped(tmp_path: Path) -> None:
         (["--answers", "{0}/empty", "{0}/a.jsonl", "--judged-by", "j", "--out", "{0}/empty"], "name another"),
         (["--answers", "{0}/rates.csv", "--judged-by", "j", "--out", "{0}"], "rates.csv: is the input"),
         (["{0}/empty"], "0 sweeps are called so"),
-        (["{0}/empty", "--judged-by", "j"], "--judged-by j: is of --answers"),
+        (["{0}/empty", "--judged-by", "j"], "are of --answers"),
         (["{0}/empty", "{0}"], "one sweep at a time"),
         (["{0}/sweep"], "sweep.json: "),
     ],
