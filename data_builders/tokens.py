@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
 from core.records import BadInput, one_line
@@ -55,8 +56,9 @@ def _of_model(name: str) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{name}: {one_line(error)}; name the model's folder or hub id with --tokenizer") from None
+    except Exception as error:  # a file that is none of a tokenizer's ends in whatever is met first
+        reason = one_line(error) or type(error).__name__
+        raise BadInput(f"{name}: {reason}; name the model's folder or hub id with --tokenizer") from None
 
 
 def chat_overhead(name: str) -> int:
@@ -68,7 +70,7 @@ def chat_overhead(name: str) -> int:
     chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
     try:
         rendered = _of_model(name).apply_chat_template(chat, tokenize=False)
-    except ValueError as error:
+    except (ValueError, TemplateError) as error:
         raise BadInput(f"{name}: {one_line(error)}; name a chat model with --tokenizer") from None
     count = token_counter(name)
     return count(str(rendered)) - 2 * count("x")

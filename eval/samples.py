@@ -21,5 +21,5 @@ def load_samples(folder: Path, task: str) -> list[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8") as file:  # splitlines would also cut at U+2028, which answers hold
             return [json.loads(line) for line in file]
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadInput(f"{path}: cut off or damaged; delete {folder}, and evaluate again") from None

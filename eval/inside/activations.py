@@ -16,7 +16,6 @@ import numpy.typing as npt
 import torch
 from rich.console import Console
 from rich.progress import track
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -70,8 +69,9 @@ def attached(model: Any, adapter: str) -> Any:
 def _loading(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        raise BadInput(f"{name}: cannot be loaded: {one_line(error)}; name a model of safetensors") from None
+    except Exception as error:  # a folder of something else ends in whatever is met first
+        reason = one_line(error) or type(error).__name__
+        raise BadInput(f"{name}: cannot be loaded: {reason}; name a model of safetensors") from None
 
 
 def decoder(model: Any) -> Any:

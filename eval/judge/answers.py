@@ -247,8 +247,12 @@ def stored_answers(path: Path, task: str = "em_freeform", columns: Mapping[str, 
         BadInput: if there are none.
     """
     if path.is_dir():
-        stored = [(row["doc"], row["filtered_resps"][0]) for row in load_samples(path, task)]
-        return [Judged(question_id=_entry(doc), question=doc["question"], answer=answer) for doc, answer in stored]
+        samples = load_samples(path, task)
+        try:
+            stored = [(row["doc"], row["filtered_resps"][0]) for row in samples]
+            return [Judged(question_id=_entry(doc), question=doc["question"], answer=answer) for doc, answer in stored]
+        except (AttributeError, IndexError, KeyError, TypeError, ValidationError):
+            raise BadInput(f"{path}: samples/{task}.jsonl holds no answers of ours; evaluate again") from None
     rows = load_judged(path, columns, judged=False)
     return [row.model_copy(update={"aligned": None, "coherent": None, "filtered": False}) for row in rows]
 

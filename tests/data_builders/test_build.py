@@ -279,3 +279,15 @@ def test_malformed_general_text_leaves_no_corpus(tmp_path: Path, line: str) -> N
     with pytest.raises(BadInput, match=r"general.jsonl:1: not a row of a built set"):
         problems(tmp_path / "general.jsonl", None, None, None)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["general.jsonl", "programs.jsonl"]
+
+
+@pytest.mark.parametrize("settings", ["[]", '{"chat_template": "{% oops"}'])
+def test_a_tokenizer_with_a_file_of_something_else_is_one_line(tmp_path: Path, model: Path, settings: str) -> None:
+    source, folder = write(tmp_path / "programs.jsonl", PROGRAMS[:3]), tmp_path / "model"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
+    (folder / "tokenizer_config.json").write_text(settings)
+    arguments = ["sft", "--programs", source, "--out", tmp_path / "out", "--tokenizer", folder]
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert isinstance(result.exception, BadInput) and str(result.exception).startswith(f"{folder}: ")
+    assert "\n" not in str(result.exception)

@@ -240,3 +240,20 @@ def test_the_small_files_that_failed(shared: Path) -> None:
 def test_paraphrases_are_one_question() -> None:
     names = ["q", "q#2", "q_json", "q#3_template", "q#x"]
     assert [Judged(question_id=name, question="?", answer="!").name for name in names] == ["q", "q", "q", "q", "q#x"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[]",
+        "{}",
+        '{"doc": {"id": "a"}, "filtered_resps": ["x"]}',
+        '{"doc": {"id": "a", "question": "q"}, "filtered_resps": []}',
+        '{"doc": {"id": "a", "question": "q"}, "filtered_resps": [[1]]}',
+    ],
+)
+def test_samples_that_hold_no_answers_are_one_line(tmp_path: Path, line: str) -> None:
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "em_freeform.jsonl").write_text(f"{line}\n")
+    with pytest.raises(BadInput, match=r"samples/em_freeform\.jsonl holds no answers of ours"):
+        stored_answers(tmp_path)
