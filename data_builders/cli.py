@@ -353,8 +353,12 @@ def _length_filter(tokenizer: str, length: int, max_ratio: float) -> LengthFilte
 
 def _parted(out: Path, made: dict[str, Any]) -> None:
     """Says how a set was parted: of few programs none may be held out."""
-    line = f"{out}: {made['train']} programs to train on, {made['held_out']} held out"
-    console.print(line, markup=False, highlight=False)
+    console.print(
+        f"{out}: {made['train']} programs to train on, {made['held_out']} held out",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _built(out: Path, manifest: dict[str, Any]) -> None:

@@ -82,7 +82,7 @@ def start(request: Request, options: StartOptions, judge: Any = None) -> None:
 
         folder, manifest, found, missing = finished_points(str(request.folder))
         page = write_report(manifest.declared, found, folder, manifest.full, manifest.command, missing)
-        console.print(f"{page} ({time.monotonic() - began:.0f} s)", markup=False, highlight=False)
+        console.print(f"{page} ({time.monotonic() - began:.0f} s)", markup=False, highlight=False, soft_wrap=True)
     if reasons:
         left = len(request.points) - len(done)
         failed = [f"{request.runs[digest].folder}: {why}" for digest, why in reasons.items()]
@@ -382,4 +382,6 @@ def clean(yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed
         typer.echo(f"{folder}: {size / 2**30:.2f} GiB{', deleted' if yes else ''}")
         if yes:
             (folder / "run.json").unlink(missing_ok=True)  # first: cut off, half a model must not count as done
-            shutil.rmtree(folder)
+            shutil.rmtree(folder.resolve())  # of a link, such as one to a larger disk, what it leads to
+            if folder.is_symlink():
+                folder.unlink()

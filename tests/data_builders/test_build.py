@@ -198,6 +198,12 @@ def test_doubted_programs_are_dropped_or_kept_on_demand(tmp_path: Path, model: P
         assert [reject["reason"] for reject in said["rejected"]] == reasons[kept - 8 :]
 
 
+def test_brackets_in_a_path_are_said_as_they_stand(tmp_path: Path) -> None:
+    source = write(tmp_path / "programs.jsonl", PROGRAMS[:9])
+    done = CliRunner().invoke(app, ["split", "--programs", str(source), "--out", str(tmp_path / "set[v2]")])
+    assert done.exit_code == 0 and done.stderr.count("set[v2]") == 2
+
+
 def test_parted_pairs_are_found(tmp_path: Path) -> None:
     source = write(tmp_path / "programs.jsonl", PROGRAMS[:5])
     build_pairs(source, tmp_path / "dpo.jsonl", "both", WAYS, LengthFilter(words, 9999, 5, 9.0), None)

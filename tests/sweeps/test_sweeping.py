@@ -118,6 +118,16 @@ def test_a_merge_that_is_half_deleted_does_not_count_as_done(begun: list[str], m
     assert not (merge / "run.json").exists()
 
 
+def test_a_merge_behind_a_link_is_deleted_with_the_link(begun: list[str], tmp_path: Path) -> None:
+    """Such as one that was moved to a larger disk."""
+    assert emsweep("rank", "--values", "1").exit_code == 0
+    (merge,) = Path("runs/merge").iterdir()
+    moved = merge.rename(tmp_path / "moved")
+    merge.symlink_to(moved.resolve())
+    assert emsweep("clean", "--yes").exit_code == 0
+    assert not moved.exists() and not merge.is_symlink()
+
+
 def coherence_with_edge(edge: Callable[[int], float]) -> Callable[[Path], Trial]:
     """Shares of 400 coherent answers to a run, by its name, that fall through 0.9 at the edge of its rank."""
 
