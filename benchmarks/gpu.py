@@ -208,11 +208,9 @@ def write_model(folder: Path, toy: bool) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    _, config = shaped("qwen0.5b", False)
-    if toy:
-        config.update({"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "layer_types": None})
-        config.update({"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 49_152})
+    _, config = shaped("qwen0.5b", toy)
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    config.vocab_size = max(config.vocab_size, len(tokenizer))
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -262,22 +260,21 @@ for count in (1, len(adapters)):
 def vllm(toy: bool) -> Iterator[dict[str, Any]]:
     """Tokens/s that vLLM writes at 7B for rank-1 adapters of the MLP, one and sixteen."""
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        _, config = shaped("qwen7b", False)
         if toy:
             write_model(folder / "model", toy)
         else:  # its weights are made up by vLLM
+            _, config = shaped("qwen7b", toy)
             config.architectures = ["Qwen2ForCausalLM"]
             config.save_pretrained(folder / "model")
             AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(folder / "model")
         import torch
 
         with torch.device("meta"):
-            source = AutoModelForCausalLM.from_pretrained(folder / "model") if toy else None
-            network = source or AutoModelForCausalLM.from_config(config)
+            network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder / "model"))
         lora = LoraConfig(r=1, target_modules=["gate_proj", "up_proj", "down_proj"])
         adapted = get_peft_model(network, lora)
         weights = {
@@ -290,16 +287,13 @@ def vllm(toy: bool) -> Iterator[dict[str, Any]]:
         environment = vllm_environment()
         assert environment
         command = [str(environment / "bin" / "python"), "-c", VLLM, str(folder / "model"), *map(str, adapters)]
-        done = subprocess.run(
-            [*command, "toy" if toy else "whole"],
-            env=child_environment(True),
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        for line in done.stdout.splitlines():
-            if line.startswith("MEASURED "):
-                yield json.loads(line.removeprefix("MEASURED "))
+        command.append("toy" if toy else "whole")
+        with subprocess.Popen(command, env=child_environment(True), stdout=subprocess.PIPE, text=True) as engine:
+            for line in engine.stdout or ():
+                if line.startswith("MEASURED "):
+                    yield json.loads(line.removeprefix("MEASURED "))
+        if engine.returncode:  # it has said why
+            raise SystemExit(engine.returncode)
 
 
 def measurements(only: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -85,3 +85,19 @@ def test_the_tables_tell_what_won_and_a_failure_is_told(
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--toy", "--hardware", "cpu"])
     gpu.main()
     assert "memory 99: failed: IndexError" in capsys.readouterr().err
+
+
+def test_what_vllm_has_measured_of_the_toy_is_told_before_it_fails(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = folder / "vllm" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.with_name("lm_eval").touch()
+    python.write_text("""#!/bin/sh\necho 'MEASURED {"adapters": 1}'\nexit 3\n""")
+    python.chmod(0o755)
+    monkeypatch.setenv("EM_VLLM", str(folder / "vllm"))
+    monkeypatch.setattr(gpu, "TOKENIZER", model)
+    rows = gpu.vllm(True)
+    assert next(rows) == {"adapters": 1}
+    with pytest.raises(SystemExit, match="3"):
+        next(rows)
