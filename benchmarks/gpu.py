@@ -32,7 +32,7 @@ from core.records import BadInput
 from sweeps.recipe.compose import Recipe, compose, load_layer
 from sweeps.recipe.hardware import this_machine
 from sweeps.recipe.memory import GIB, Shape, estimate
-from sweeps.run.process import child_environment, last_lines
+from sweeps.run.process import child_environment, end, last_lines
 from sweeps.run.status import progress
 from sweeps.run.train import training_commands
 from sweeps.run.vllm import vllm_environment
@@ -377,31 +377,35 @@ def main() -> None:
         return
     if load_layer("hardware", hardware)["em"]["memory_gib"] is None and not given.toy:
         raise SystemExit("no GPU here: --toy tries the pieces on a CPU")
-    end, rows = time.monotonic() + 60 * given.minutes, []
+    until, rows = time.monotonic() + 60 * given.minutes, []
     for piece, name in measurements(given.only.split(",")):
-        left = min(end - time.monotonic(), LIMIT["flags" if piece == "unsloth" else piece])
+        left = min(until - time.monotonic(), LIMIT["flags" if piece == "unsloth" else piece])
         print(f"{piece} {name}", end=": ", file=sys.stderr, flush=True)
         if left < 5:
             print("no time left", file=sys.stderr)
             continue
         own = ["--hardware", hardware, *(["--toy"] if given.toy else []), "--measure", piece, name]
-        began = time.monotonic()
-        try:
-            done = subprocess.run(
-                [sys.executable, __file__, *own],
-                capture_output=True,
-                text=True,
-                timeout=left,
-                check=False,
-                env=os.environ,
-            )
-        except subprocess.TimeoutExpired:
-            print(f"took over {left:.0f} s", file=sys.stderr)
-            continue
-        found = [json.loads(line[9:]) for line in done.stdout.splitlines() if line.startswith("MEASURED ")]
+        began, late = time.monotonic(), ""
+        with tempfile.TemporaryDirectory() as folder:  # with what a measurement leaves there that is ended
+            said = [Path(folder) / stream for stream in ("stdout", "stderr")]
+            with said[0].open("wb") as stdout, said[1].open("wb") as stderr:
+                environment = {**os.environ, "TMPDIR": folder}
+                process = subprocess.Popen(
+                    [sys.executable, __file__, *own], stdout=stdout, stderr=stderr, env=environment
+                )
+                try:
+                    process.wait(left)
+                except subprocess.TimeoutExpired:
+                    late = f"took over {left:.0f} s"
+                finally:  # with what it has started, which would keep the card
+                    end(process)
+            out, err = (path.read_text(encoding="utf-8", errors="replace") for path in said)
+        found = [json.loads(line[9:]) for line in out.splitlines() if line.startswith("MEASURED ")]
         rows += found
-        said = [line for line in done.stderr.splitlines() if line.strip()][-1:]
-        print(f"{time.monotonic() - began:.0f} s" if found else f"failed: {' '.join(said)[:300]}", file=sys.stderr)
+        last = [line for line in err.splitlines() if line.strip()][-1:]
+        took = f"failed: {' '.join(last)[:300]}" if process.returncode else f"{time.monotonic() - began:.0f} s"
+        # At once: to the tables a run that is cut off does not come.
+        print(late or took, *map(json.dumps, found), file=sys.stderr, flush=True)
     print(tables(rows))
 
 

@@ -5,6 +5,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks import gpu, interval_coverage
@@ -85,6 +86,30 @@ def test_the_tables_tell_what_won_and_a_failure_is_told(
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--toy", "--hardware", "cpu"])
     gpu.main()
     assert "memory 99: failed: IndexError" in capsys.readouterr().err
+
+
+def test_a_measurement_out_of_time_is_ended_whole_and_what_it_measured_is_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"piece": "steps", "what": "half", "tokens_per_second": 7.0, "mfu": 0.5}
+    (folder / "measure.py").write_text(
+        "import subprocess, sys, tempfile, time\n"
+        "from pathlib import Path\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'])\n"
+        f"Path({str(folder / 'left')!r}).write_text(f'{{child.pid}} {{tempfile.mkdtemp()}}')\n"
+        f"print('MEASURED', {json.dumps(row)!r}, flush=True)\n"
+        "time.sleep(300)\n"
+    )
+    monkeypatch.setattr(gpu, "__file__", str(folder / "measure.py"))
+    monkeypatch.setattr(gpu, "measurements", lambda only: iter([("steps", "0")]))
+    monkeypatch.setitem(gpu.LIMIT, "steps", 8)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--toy", "--hardware", "cpu"])
+    gpu.main()
+    said = capsys.readouterr()
+    assert f"steps 0: took over 8 s {json.dumps(row)}" in said.err and "| half | 7 | 50.0% |" in said.out
+    child, made = (folder / "left").read_text().split()
+    assert not psutil.pid_exists(int(child)) or psutil.Process(int(child)).status() == psutil.STATUS_ZOMBIE
+    assert not Path(made).exists()
 
 
 def test_what_vllm_has_measured_of_the_toy_is_told_before_it_fails(
