@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,6 @@ from sweeps.recipe.compose import Recipe, compose, load_layer
 from sweeps.recipe.hardware import this_machine
 from sweeps.recipe.memory import GIB, Shape, estimate
 from sweeps.run.process import child_environment, end, last_lines
-from sweeps.run.status import progress
 from sweeps.run.train import training_commands
 from sweeps.run.vllm import vllm_environment
 
@@ -180,7 +180,7 @@ def flag_recipe(name: str, hardware: str, folder: Path, toy: bool, engine: str =
     if stage != "cpt":
         keys.pop("curriculum_sampling", None)
     paths = {"base_model": str(folder / "model"), "datasets.0.path": str(folder / f"{stage}.jsonl")}
-    lengths = {"max_steps": 2 if toy else 12, "num_epochs": 50, "save_strategy": "no", "save_steps": None}
+    lengths = {"max_steps": 3 if toy else 25, "num_epochs": 50, "save_strategy": "no", "save_steps": None}
     small = {"sequence_len": 128, "micro_batch_size": 2, "gradient_accumulation_steps": 1} if toy else {}
     extra = {**paths, **lengths, **small, **keys, "revision_of_model": None, "chat_template": "tokenizer_default"}
     recipe = compose(stage, "qwen0.5b", hardware, [], 1, extra, engine)
@@ -216,8 +216,24 @@ def write_model(folder: Path, toy: bool) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def pace(log: str, steps: int) -> tuple[float, float | None]:
+    """Steps a second at the end of so many, and the tokens of a step if the trainer logs them.
+
+    The trainer's bar is read as it first stands at the last step: its pace is of the last steps above all. As it is
+    closed it tells that of the whole run, in which the first step, that compiles, weighs more than what a flag gains.
+    """
+    bar = re.search(rf"{steps}/{steps} \[[^,\]]*,\s*([\d.]+)(s/it|it/s)", log)
+    if bar is None:
+        raise SystemExit(f"no bar at step {steps}: {log[-300:]}")
+    counted = re.findall(r"'(?:num_tokens|tokens/total)': '?([+.\de]+)(?=[',}])", log)
+    rate = float(bar[1]) if bar[2] == "it/s" else 1 / float(bar[1])
+    return rate, float(counted[-1]) / steps if counted else None
+
+
 def flags(name: str, hardware: str, toy: bool, engine: str = "axolotl") -> dict[str, Any]:
-    """Tokens/s of a few steps by the engine itself, its start not counted."""
+    """Tokens/s of a few steps by the engine itself, its start and its first steps not counted."""
+    from datasets import load_from_disk
+
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_model(folder / "model", toy)
@@ -231,9 +247,15 @@ def flags(name: str, hardware: str, toy: bool, engine: str = "axolotl") -> dict[
                 ).returncode
                 if code:
                     raise SystemExit(last_lines(folder / "train.log", 0))
-        speed = progress(folder, "running").tokens_per_second
+        said = (folder / "train.log").read_text(encoding="utf-8", errors="replace")
+        rate, tokens = pace(said, recipe.config["max_steps"])
+        if tokens is None:  # of Unsloth's SFT
+            (state,) = (folder / "prepared").glob("*/state.json")
+            lengths = [len(row) for row in load_from_disk(str(state.parent))["input_ids"]]
+            rows = recipe.config["micro_batch_size"] * recipe.config["gradient_accumulation_steps"]
+            tokens = rows * sum(lengths) / len(lengths)
     what = name if engine == "axolotl" else f"{name}, {engine}"
-    return {"piece": "flags", "what": what, "stage": recipe.stage, "tokens_per_second": speed}
+    return {"piece": "flags", "what": what, "stage": recipe.stage, "tokens_per_second": rate * tokens}
 
 
 VLLM = """
@@ -345,7 +367,7 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
     )
     own = [row for row in rows if row["piece"] == "vllm"]
     table(("vLLM, adapters", "tokens/s"), [[str(row["adapters"]), f"{row['tokens_per_second']:,.0f}"] for row in own])
-    own = [row for row in rows if row["piece"] == "flags" and row["tokens_per_second"]]
+    own = [row for row in rows if row["piece"] == "flags"]
     base = {row["stage"]: row["tokens_per_second"] for row in own if row["what"].endswith("as composed")}
     gains = [(row, row["tokens_per_second"] / base[row["stage"]]) for row in own if row["stage"] in base]
     table(

@@ -57,7 +57,7 @@ def test_every_flag_is_a_recipe_that_says_so(folder: Path) -> None:
                 key: value for key, value in keys.items() if key not in ("stage", "plugins", "curriculum_sampling")
             }
             assert {key: config[key] for key in asked} == asked
-            assert set(keys.get("plugins", ())) <= set(config["plugins"]) and config["max_steps"] == 12
+            assert set(keys.get("plugins", ())) <= set(config["plugins"]) and config["max_steps"] == 25
             assert Path(config["datasets"][0]["path"]).is_file()
 
 
@@ -126,3 +126,14 @@ def test_what_vllm_has_measured_of_the_toy_is_told_before_it_fails(
     assert next(rows) == {"adapters": 1}
     with pytest.raises(SystemExit, match="3"):
         next(rows)
+
+
+def test_a_flags_pace_is_that_of_its_last_steps_and_not_of_the_run_with_its_first() -> None:
+    bars = " 96%|█| 24/25 [01:01<00:00,  2.11it/s]\r100%|█| 25/25 [01:02<00:00,  2.00it/s]\n"
+    logged = "{'loss': '1.386', 'tokens/total': 102400, 'epoch': '1.5'}\n"
+    closed = "100%|█| 25/25 [01:02<00:00,  2.48s/it]\nWriting model shards: 100%|█| 1/1 [00:00<00:00,  3.05it/s]\n"
+    assert gpu.pace(bars + logged + closed, 25) == (2.0, 4096.0)
+    assert gpu.pace(bars + closed, 25) == (2.0, None)
+    assert gpu.pace("25/25 [01:40<00:00,  4.00s/it] {'num_tokens': '1e+05', 'x': 1}", 25) == (0.25, 4000.0)
+    with pytest.raises(SystemExit, match="no bar at step 25: nothing"):
+        gpu.pace("nothing", 25)
