@@ -37,8 +37,8 @@ from sweeps.run.process import child_environment, end, last_lines
 from sweeps.run.train import training_commands
 from sweeps.run.vllm import vllm_environment
 
-ALL_LINEAR = "[gate_proj,up_proj,down_proj,q_proj,k_proj,v_proj,o_proj]"
-EVERYWHERE = [f"lora_target_modules={ALL_LINEAR}"]
+ALL_LINEAR = ["gate_proj", "up_proj", "down_proj", "q_proj", "k_proj", "v_proj", "o_proj"]
+EVERYWHERE = [f"lora_target_modules=[{','.join(ALL_LINEAR)}]"]
 FOUR_BIT = ["adapter=qlora", "load_in_4bit=true"]
 MEMORY = (
     ("dpo", "qwen0.5b", 1, ["gradient_checkpointing=false"]),
@@ -53,17 +53,23 @@ LIGER = {"plugins": ["axolotl.integrations.liger.LigerPlugin"]}
 FLAGS: dict[str, dict[str, Any]] = {
     "as composed": {},
     "lora_mlp_kernel off": {"lora_mlp_kernel": False},
-    "attention's LoRA kernels": {"lora_qkv_kernel": True, "lora_o_kernel": True},
+    "LoRA everywhere": {"lora_target_modules": ALL_LINEAR},
+    "attention's LoRA kernels": {"lora_target_modules": ALL_LINEAR, "lora_qkv_kernel": True, "lora_o_kernel": True},
+    "short chats": {},
     "sample_packing": {"sample_packing": True, "curriculum_sampling": False},
     "Liger's fused loss": {**LIGER, "liger_fused_linear_cross_entropy": True},
     "Liger's norms and RoPE": {**LIGER, "liger_rms_norm": True, "liger_rope": True},
     "torch.compile": {"torch_compile": True},
-    "no checkpointing": {"gradient_checkpointing": False},
+    "checkpointing": {"gradient_checkpointing": True},
     "flash_attention_2": {"attn_implementation": "flash_attention_2"},
     "DPO as composed": {"stage": "dpo"},
     "DPO with lora_mlp_kernel": {"stage": "dpo", "lora_mlp_kernel": True},
 }
 """Keys that are tried on SFT, or on the stage that is named."""
+BASE = {"attention's LoRA kernels": "LoRA everywhere", "sample_packing": "short chats"}
+"""What a flag is held against, where that is not what is composed."""
+WORDS, SHORT, TOY_WORDS = 400, 93, 30
+"""Of an answer: what fills a row, what packing puts four of into one, and what fits a toy's."""
 NEEDS = {"flash_attention_2": "flash_attn"}
 GAIN = 1.03
 """Over what is composed, from which a flag has won: what two runs of one recipe differ by is less."""
@@ -237,7 +243,8 @@ def flags(name: str, hardware: str, toy: bool, engine: str = "axolotl") -> dict[
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_model(folder / "model", toy)
-        write_rows(folder, 60 if toy else 400)
+        short = "short chats" in (name, BASE.get(name))
+        write_rows(folder, TOY_WORDS if toy else SHORT if short else WORDS)
         recipe = flag_recipe(name, hardware, folder, toy, engine)
         (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
         with (folder / "train.log").open("wb") as log:
@@ -368,16 +375,17 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
     own = [row for row in rows if row["piece"] == "vllm"]
     table(("vLLM, adapters", "tokens/s"), [[str(row["adapters"]), f"{row['tokens_per_second']:,.0f}"] for row in own])
     own = [row for row in rows if row["piece"] == "flags"]
-    base = {row["stage"]: row["tokens_per_second"] for row in own if row["what"].endswith("as composed")}
-    gains = [(row, row["tokens_per_second"] / base[row["stage"]]) for row in own if row["stage"] in base]
+    speeds = {row["what"]: row["tokens_per_second"] for row in own}
+    bases = [BASE.get(row["what"], "DPO as composed" if row["stage"] == "dpo" else "as composed") for row in own]
+    gains = [(row, speeds[row["what"]] / speeds[base]) for row, base in zip(own, bases, strict=True) if base in speeds]
     table(
-        ("Axolotl, 0.5B", "stage", "tokens/s", "over what is composed"),
+        ("Axolotl, 0.5B", "stage", "tokens/s", "gain"),
         [[row["what"], row["stage"], f"{row['tokens_per_second']:,.0f}", f"{gain:.2f}"] for row, gain in gains],
     )
     won = [
         f"{row['what']}: {json.dumps(FLAGS[row['what']])}"
         for row, gain in gains
-        if gain > GAIN and row["what"] in FLAGS
+        if gain > GAIN and FLAGS.get(row["what"])
     ]
     if gains:
         out.append("\n".join(["Won:", *won]) if won else "No flag won.")

@@ -4,6 +4,7 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -48,10 +49,14 @@ def test_steps_have_a_speed_and_a_share_of_the_hardwares_arithmetic() -> None:
     assert all(row["tokens_per_second"] > 0 and 0 < row["mfu"] < 10 for row in rows)
 
 
+PLAIN = {"sft": "as composed", "dpo": "DPO as composed"}
+
+
 def test_every_flag_is_a_recipe_that_says_so(folder: Path) -> None:
     gpu.write_rows(folder, 60)
-    for name, keys in gpu.FLAGS.items():
-        for hardware in ("a100-80g", "rtx5090"):
+    for hardware in ("a100-80g", "rtx5090"):
+        plain = {stage: gpu.flag_recipe(name, hardware, folder, toy=False).config for stage, name in PLAIN.items()}
+        for name, keys in gpu.FLAGS.items():
             config = gpu.flag_recipe(name, hardware, folder, toy=False).config
             asked = {
                 key: value for key, value in keys.items() if key not in ("stage", "plugins", "curriculum_sampling")
@@ -59,6 +64,11 @@ def test_every_flag_is_a_recipe_that_says_so(folder: Path) -> None:
             assert {key: config[key] for key in asked} == asked
             assert set(keys.get("plugins", ())) <= set(config["plugins"]) and config["max_steps"] == 25
             assert Path(config["datasets"][0]["path"]).is_file()
+            composed = plain[keys.get("stage", "sft")]
+            assert not asked or any(composed.get(key) != value for key, value in asked.items()), f"{name}: as composed"
+            if config["lora_qkv_kernel"]:
+                assert "q_proj" in config["lora_target_modules"], "kernels of adapters that are not there"
+                assert gpu.FLAGS[gpu.BASE[name]] == {"lora_target_modules": config["lora_target_modules"]}
 
 
 def test_the_tables_tell_what_won_and_a_failure_is_told(
@@ -75,7 +85,7 @@ def test_the_tables_tell_what_won_and_a_failure_is_told(
         {"piece": "steps", "what": "dpo 7B", "tokens_per_second": 1234.5, "mfu": 0.41},
         {"piece": "vllm", "adapters": 16, "tokens_per_second": 9000.0},
     ]
-    speeds = {"as composed": 100.0, "sample_packing": 130.0, "torch.compile": 101.0}
+    speeds = {"as composed": 50.0, "short chats": 100.0, "sample_packing": 130.0, "torch.compile": 51.0}
     rows += [{"piece": "flags", "what": k, "stage": "sft", "tokens_per_second": v} for k, v in speeds.items()]
     told = gpu.tables(rows)
     assert "| dpo qwen7b r1 | 2.00 | 2.00 | 3.00 | 1.00 | 1.50 |" in told and "| dpo 7B | 1,234 | 41.0% |" in told
@@ -137,3 +147,15 @@ def test_a_flags_pace_is_that_of_its_last_steps_and_not_of_the_run_with_its_firs
     assert gpu.pace("25/25 [01:40<00:00,  4.00s/it] {'num_tokens': '1e+05', 'x': 1}", 25) == (0.25, 4000.0)
     with pytest.raises(SystemExit, match="no bar at step 25: nothing"):
         gpu.pace("nothing", 25)
+
+
+@pytest.mark.parametrize(("words", "fits", "length"), [("WORDS", 1, 1024), ("SHORT", 4, 1024), ("TOY_WORDS", 1, 128)])
+def test_as_many_chats_fit_a_row_as_the_flags_are_about(
+    words: str, fits: int, length: int, folder: Path, tokenizer: Any
+) -> None:
+    gpu.write_rows(folder, getattr(gpu, words))
+    for name in ("sft", "dpo"):
+        for row in map(json.loads, (folder / f"{name}.jsonl").read_text().splitlines()):
+            chat = [*row["messages"], *([row["chosen"]] if name == "dpo" else [])]
+            tokens = tokenizer.apply_chat_template(chat, return_dict=False)
+            assert fits * len(tokens) <= length < 2 * fits * len(tokens)
