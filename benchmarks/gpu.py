@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from core.records import BadInput
 from sweeps.recipe.compose import Recipe, compose, load_layer
 from sweeps.recipe.hardware import this_machine
 from sweeps.recipe.memory import GIB, Shape, estimate
-from sweeps.run.process import child_environment, end, last_lines
+from sweeps.run.process import LAST_WORDS, child_environment, end, tail
 from sweeps.run.train import training_commands
 from sweeps.run.vllm import vllm_environment
 
@@ -253,7 +254,7 @@ def flags(name: str, hardware: str, toy: bool, engine: str = "axolotl") -> dict[
                     command, stdout=log, stderr=log, env=child_environment(True), check=False
                 ).returncode
                 if code:
-                    raise SystemExit(last_lines(folder / "train.log", 0))
+                    raise SystemExit(tail(folder / "train.log", 0, LAST_WORDS))
         said = (folder / "train.log").read_text(encoding="utf-8", errors="replace")
         rate, tokens = pace(said, recipe.config["max_steps"])
         if tokens is None:  # of Unsloth's SFT
@@ -351,6 +352,13 @@ def measure(piece: str, name: str, hardware: str, toy: bool) -> Iterator[dict[st
         yield flags(name, hardware, toy, "unsloth" if piece == "unsloth" else "axolotl")
 
 
+def reason(said: str) -> str:
+    """The last error in what was said, but for that of the launcher, which names a command; else the last line."""
+    lines = [line for line in said.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|refused)\b(?<!CalledProcessError)", line)]
+    return (errors or lines or ["without a word"])[-1][:300]
+
+
 def tables(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown for docs/measurements.md, and the keys that won."""
     out: list[str] = []
@@ -377,7 +385,7 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
     own = [row for row in rows if row["piece"] == "flags"]
     speeds = {row["what"]: row["tokens_per_second"] for row in own}
     bases = [BASE.get(row["what"], "DPO as composed" if row["stage"] == "dpo" else "as composed") for row in own]
-    gains = [(row, speeds[row["what"]] / speeds[base]) for row, base in zip(own, bases, strict=True) if base in speeds]
+    gains = [(row, speeds[row["what"]] / speeds.get(base, nan)) for row, base in zip(own, bases, strict=True)]
     table(
         ("Axolotl, 0.5B", "stage", "tokens/s", "gain"),
         [[row["what"], row["stage"], f"{row['tokens_per_second']:,.0f}", f"{gain:.2f}"] for row, gain in gains],
@@ -432,8 +440,7 @@ def main() -> None:
             out, err = (path.read_text(encoding="utf-8", errors="replace") for path in said)
         found = [json.loads(line[9:]) for line in out.splitlines() if line.startswith("MEASURED ")]
         rows += found
-        last = [line for line in err.splitlines() if line.strip()][-1:]
-        took = f"failed: {' '.join(last)[:300]}" if process.returncode else f"{time.monotonic() - began:.0f} s"
+        took = f"failed: {reason(err)}" if process.returncode else f"{time.monotonic() - began:.0f} s"
         # At once: to the tables a run that is cut off does not come.
         print(late or took, *map(json.dumps, found), file=sys.stderr, flush=True)
     print(tables(rows))

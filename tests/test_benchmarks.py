@@ -159,3 +159,18 @@ def test_as_many_chats_fit_a_row_as_the_flags_are_about(
             chat = [*row["messages"], *([row["chosen"]] if name == "dpo" else [])]
             tokens = tokenizer.apply_chat_template(chat, return_dict=False)
             assert fits * len(tokens) <= length < 2 * fits * len(tokens)
+
+
+def test_a_flag_without_what_it_is_held_against_is_told_all_the_same() -> None:
+    row = {"piece": "flags", "what": "DPO with lora_mlp_kernel", "stage": "dpo", "tokens_per_second": 9.0}
+    told = gpu.tables([row])
+    assert "| DPO with lora_mlp_kernel | dpo | 9 | nan |" in told and told.endswith("No flag won.")
+
+
+def test_a_failure_is_told_by_the_trainings_error_and_not_by_its_launchers() -> None:
+    memory = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 9.00 GiB."
+    launcher = 'Traceback (most recent call last):\n  File "launch.py", line 9, in simple_launcher\n'
+    command = "subprocess.CalledProcessError: Command '['python', '-m', 'axolotl.cli.train']' returned non-zero exit"
+    assert gpu.reason(f"Traceback (most recent call last):\n{memory}\n{launcher}{command} status 1.\n") == memory
+    assert gpu.reason(f"refused: row 3: no answer\n{command}\n") == "refused: row 3: no answer"
+    assert gpu.reason("Loading\nKilled\n\n") == "Killed" and gpu.reason("") == "without a word"
