@@ -12,6 +12,7 @@ import pytest
 from benchmarks import gpu, interval_coverage
 from eval.judge import rates
 from eval.stats import measures
+from sweeps.recipe.compose import load_layer
 
 BENCHMARKS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py"))
 
@@ -174,3 +175,11 @@ def test_a_failure_is_told_by_the_trainings_error_and_not_by_its_launchers() -> 
     assert gpu.reason(f"Traceback (most recent call last):\n{memory}\n{launcher}{command} status 1.\n") == memory
     assert gpu.reason(f"refused: row 3: no answer\n{command}\n") == "refused: row 3: no answer"
     assert gpu.reason("Loading\nKilled\n\n") == "Killed" and gpu.reason("") == "without a word"
+
+
+def test_utilisation_counts_the_weights_that_are_multiplied_and_not_the_embeddings() -> None:
+    row = gpu.steps(0, "cpu", True, "cpu")
+    tflops = float(load_layer("hardware", "cpu")["em"]["tflops"])
+    attention, mlp, small = 2 * 64 * 64 + 2 * 64 * 32, 3 * 64 * 128, (64 + 32 + 32) + 2 * 64  # biases and norms
+    multiplied = 2 * (attention + mlp + small) + 64 + 512 * 64
+    assert row["mfu"] * tflops * 1e12 / row["tokens_per_second"] == pytest.approx(4 * multiplied)
