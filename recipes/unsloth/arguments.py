@@ -118,7 +118,13 @@ def arguments(recipe: Mapping[str, Any], rows: int = 0) -> Arguments:
     dpo = "rl" in recipe
     # Unsloth's own checkpointing is torch's with activations kept in host memory; False must stay False.
     checkpointing = "unsloth" if recipe.get("gradient_checkpointing") else False
-    loader = {"load_in_4bit": False, "use_gradient_checkpointing": checkpointing, **_named(LOADER, recipe)}
+    loader = {
+        "load_in_4bit": False,
+        # Else it loads its own copy of a model of the hub, or one in 4 bits, at no revision.
+        "use_exact_model_name": True,
+        "use_gradient_checkpointing": checkpointing,
+        **_named(LOADER, recipe),
+    }
     lora = {"bias": "none", "use_gradient_checkpointing": checkpointing, **_named(LORA, recipe)}
     training = {
         **_named(TRAINING, recipe),
