@@ -127,6 +127,7 @@ def arguments(recipe: Mapping[str, Any], rows: int = 0) -> Arguments:
     }
     lora = {"bias": "none", "use_gradient_checkpointing": checkpointing, **_named(LORA, recipe)}
     training = {
+        "weight_decay": 0.0,  # Axolotl's default; that of the configurations that Unsloth puts in TRL's place is 0.001
         **_named(TRAINING, recipe),
         **_steps(recipe, rows),
         "gradient_checkpointing": bool(checkpointing),

@@ -247,6 +247,7 @@ def test_every_key_that_trains_reaches_unsloth(stage: str, rank: int, checkpoint
     said = arguments(config, 300 * 16)
     assert said.lora["r"] == rank and said.lora["lora_alpha"] == 2 * rank
     assert said.loader["use_exact_model_name"] is True
+    assert said.training["weight_decay"] == 0
     assert said.training["warmup_steps"] == (9 if warmup is None else warmup) and said.training["max_steps"] == 300
     assert bool(said.loader["use_gradient_checkpointing"]) is said.training["gradient_checkpointing"] is checkpoints
     given_on = {**said.loader, **said.lora, **said.training}
