@@ -268,6 +268,8 @@ def compose(
     if engine == "unsloth":
         if gpus > 1:
             raise BadInput(f"--gpus {gpus}: the Unsloth engine trains on one GPU; use --engine axolotl")
+        if not config.get("bf16") and load_layer("hardware", hardware)["em"]["memory_gib"]:
+            raise BadInput(f"bf16={config.get('bf16')}: on a GPU Unsloth turns it on again; use --engine axolotl")
         try:
             arguments(config)
         except ValueError as error:

@@ -206,6 +206,14 @@ def test_what_unsloth_would_leave_out_is_refused(setting: str, says: str) -> Non
         compose("dpo", "smollm2-135m", "cpu", [setting], 1, engine="unsloth")
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_fp32_on_a_gpu_is_refused_where_unsloth_would_train_in_bf16(stage: str) -> None:
+    with pytest.raises(BadInput, match="bf16=False: on a GPU"):
+        compose(stage, "qwen0.5b", "a100-80g", ["bf16=false"], 1, engine="unsloth")
+    assert compose(stage, "qwen0.5b", "a100-80g", ["bf16=false"], 1).config["bf16"] is False
+    assert compose(stage, "smollm2-135m", "cpu", ["bf16=false"], 1, engine="unsloth").config["bf16"] is False
+
+
 def test_an_unknown_engine_is_refused() -> None:
     with pytest.raises(BadInput, match="unknown engine 'mlx'"):
         compose("dpo", "smollm2-135m", "cpu", engine="mlx")
