@@ -186,6 +186,25 @@ def test_in_bf16_unsloths_first_step_is_ln_2_and_no_reference_lies_on_the_bf16_g
 
 @pytest.mark.slow
 @needs_unsloth
+def test_unsloth_computes_the_reference_without_checkpointing(folder: Path) -> None:
+    code = """
+from recipes.unsloth.train import PairsTrainer, WholePairsTrainer
+from torch import nn
+
+def seen(self, model, inputs):
+    return [vars(part).get("gradient_checkpointing") for part in model.modules()]
+
+WholePairsTrainer.compute_ref_log_probs = seen
+layer = nn.Linear(1, 1)
+layer.gradient_checkpointing = "unsloth"
+kinds = PairsTrainer.compute_ref_log_probs(object.__new__(PairsTrainer), nn.Sequential(layer), None)
+assert kinds == [None, False] and layer.gradient_checkpointing == "unsloth", kinds
+"""
+    process(folder, "-c", code)
+
+
+@pytest.mark.slow
+@needs_unsloth
 def test_unsloth_is_refused_layers_that_the_model_does_not_have(unsloth_said: str) -> None:
     assert re.search(r"refused: peft_layers_to_transform: .*99.*: the model has layers 0 to", unsloth_said), (
         unsloth_said
