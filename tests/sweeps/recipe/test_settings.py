@@ -67,7 +67,6 @@ def test_every_key_of_the_schema_shows_its_value_or_is_refused_by_name() -> None
         ("optim_args={eps: .nan}", "eps=nan: give a finite number"),
         ("trust_remote_code=true", "trust_remote_code=True: code that comes with models or data never runs here"),
         ("save_safetensors=false", "save_safetensors=False: code that comes"),
-        ("datasets.0.ds_type=pandas", "ds_type=pandas: code that comes"),
         ("plugins=[mine.Plugin]", "recipes.plugins.seed.SeedPlugin, recipes.plugins.checks.ChecksPlugin would be gone"),
         ("optimizer=adam", "optimizer=adam: no key, or no value"),
         ("lr_scheduler=cosin", "lr_scheduler=cosin: no key, or no value"),
@@ -102,6 +101,11 @@ def test_what_would_not_be_in_the_recipe_is_refused_by_name(setting: str, says: 
     with pytest.raises(BadInput) as caught:
         compose("dpo", "qwen7b", "a100-80g", [setting])
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_rows_that_are_a_pickle_are_refused() -> None:
+    with pytest.raises(BadInput, match="ds_type=pandas: code that comes with models or data never runs here"):
+        compose("sft", "qwen7b", "a100-80g", ["datasets.0.ds_type=pandas"])
 
 
 def test_no_variable_of_the_environment_but_our_own_reaches_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
