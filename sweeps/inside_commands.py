@@ -131,7 +131,8 @@ def directions_command(
         raise BadInput(f"--position {position}: there are {', '.join(get_args(Position))}")
     loaded = load_concepts(concepts)
     sampling = {name: one for name, one in loaded if isinstance(one, Trait) and (position or one.position) == "answer"}
-    for option in [*["--tokens"] * bool(tokens), *["--judge"] * bool(judge)] if not sampling else ():
+    if not sampling and (tokens or judge):
+        option = "--tokens" if tokens else "--judge"
         raise BadInput(f"{option}: nothing is sampled here; it goes with a trait and --position answer")
     chosen = _trait_judge(judge, judging, sampling)
     if neurons and len(loaded) < 2:
@@ -152,8 +153,8 @@ def directions_command(
         groups = texts.groups
         positive, negative = (means(network, tokenizer, side) for side in (texts.positive, texts.negative))
         tested = held_out(positive, negative, groups)
-        told = {"judge": chosen.name if name in files else None, "layer": tested.layer}
-        about = About(model=identity, concept=name, position=place, pairs=len(groups), **told)
+        asked = chosen.name if name in files else None
+        about = About(model=identity, concept=name, position=place, pairs=len(groups), judge=asked, layer=tested.layer)
         one = directions(positive, negative, groups, about)
         if neurons:
             sides = [neuron_means(network, tokenizer, side) for side in (texts.positive, texts.negative)]

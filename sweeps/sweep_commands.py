@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from core.llm.budget import prices_of
+from core.llm.client import SECRET
 from core.options import App
 from core.records import BadInput
 from sweeps.options import StartOptions, SweepOptions, takes
@@ -44,7 +45,7 @@ PlannedSweep = Annotated[str, typer.Argument(help="A planned sweep: its name, fo
 def as_typed() -> str:
     """The command, as it is kept in files: without the name, password and keys in an address."""
     typed = re.sub(r"://[^/\s@]+@", "://", shlex.join(["emsweep", *sys.argv[1:]]))
-    return re.sub(r"(?i)([?&][^=&#\s]*(?:key|token|secret|password|auth|sig)[^=&#\s]*=)[^&#\s']+", r"\1[secret]", typed)
+    return re.sub(rf"(?i)([?&][^=&#\s]*(?:{SECRET}|sig)[^=&#\s]*=)[^&#\s']+", r"\1[secret]", typed)
 
 
 def start(request: Request, options: StartOptions, judge: Any = None) -> None:

@@ -41,6 +41,8 @@ FILTERS = 3
 FAILURES_IN_A_ROW = 5
 """Requests in a row without an answer, each after all its attempts: then the endpoint counts as down."""
 SPENT = "the money is spent"
+SECRET = "key|token|secret|password|auth"
+"""What the name of a field or parameter has in it that may hold one."""
 FIRST_WAIT, LONGEST_WAIT, LONGEST_PAUSE = 0.5, 8.0, 600.0
 """Seconds before the first and the last repetition, and that a busy server is given at most at a time."""
 PATIENCE = 1800.0
@@ -125,7 +127,7 @@ def _told(name: str, value: Any) -> Any:
         return {own: _told(own, part) for own, part in value.items()}
     if isinstance(value, list):
         return [_told(name, part) for part in value]
-    return "[secret]" if isinstance(value, str) and re.search("key|token|secret|password|auth", name, re.I) else value
+    return "[secret]" if isinstance(value, str) and re.search(SECRET, name, re.I) else value
 
 
 def not_empty(answer: Answer) -> str:

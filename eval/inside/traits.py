@@ -57,10 +57,7 @@ def kept(pairs: Sequence[Pair], name: str, judge: Judge, out: Path) -> list[Pair
     found = judge_rows(rows, judge, out)
     if left := unread({name: found}):
         raise BadInput(left)
-    shown = [
-        float(score) if isinstance(score := each.values.get("trait"), float | int) and _coherent(each.values) else SHOWN
-        for each in found
-    ]
+    shown = [_shown(each.values) for each in found]
     chosen = [pair for pair, up, down in zip(pairs, shown[::2], shown[1::2], strict=True) if up > SHOWN > down]
     if not chosen:
         raise BadInput(
@@ -71,6 +68,9 @@ def kept(pairs: Sequence[Pair], name: str, judge: Judge, out: Path) -> list[Pair
     return chosen
 
 
-def _coherent(values: Mapping[str, float | str | None]) -> bool:
-    score = values.get("coherent")
-    return isinstance(score, float | int) and score > COHERENT
+def _shown(values: Mapping[str, float | str | None]) -> float:
+    """The trait's score; of an answer that declines or makes no sense SHOWN, which is neither side's."""
+    trait, coherent = values.get("trait"), values.get("coherent")
+    if isinstance(trait, float | int) and isinstance(coherent, float | int) and coherent > COHERENT:
+        return trait
+    return SHOWN

@@ -466,12 +466,13 @@ def _check_room(model: str, sweep: Sweep, cards: int) -> None:
     gib = load_layer("hardware", sweep.hardware)["em"]["memory_gib"]
     if not gib or (need := evaluation_gib(model)) <= cards * gib or "em.memory_gib" in given_settings(sweep.settings):
         return
-    ways = [
+    fitting = (
         " ".join([f"--gpus {n}", *(f"--set {setting}" for setting in more)])
         for more in ([], QLORA, [*QLORA, "sequence_len=512"])
         for n in (2, 4, 8)
         if need <= n * gib and _trains(sweep.model_copy(update={"settings": [*sweep.settings, *more]}), model, n)
-    ][:1]
+    )
+    ways = [way for way in [next(fitting, None)] if way]
     sizes = {name: load_layer("models", name)["em"]["parameters"] for name in layer_names("models")}
     # Half of the memory for the weights leaves room to train at the ranks of a sweep.
     ways += [f"model {max((size, name) for name, size in sizes.items() if 4 * size <= gib * GIB)[1]}"]
