@@ -24,8 +24,8 @@ from trl import DPOTrainer  # type: ignore[attr-defined]  # the name that Unslot
 from recipes.plugins.logprobs import token_logprobs
 from recipes.plugins.reference import LogProbs, ReferenceStore, device_name, model_digest, row_digest
 
-PADDING = 64
-"""Tokens to a multiple of which batches are padded, as Axolotl pads those of CPT and SFT.
+PADDING = 16
+"""Tokens to a multiple of which batches are padded: what tensor cores want at least, and one token in twenty at most.
 
 In bf16 a row's log-probability depends on the shape of its batch, by which the matrix product is cut up: by up to a nat
 (docs/measurements.md). With fewer lengths, runs share more of the reference.
@@ -36,10 +36,32 @@ for method in (DPOTrainer._compute_loss, DPOTrainer.compute_ref_log_probs):
     method.__globals__["selective_log_softmax"] = token_logprobs
 
 
-def padded_length(batch: Sequence[Mapping[str, Any]]) -> int:
-    """Tokens of each row of a batch (prompt_ids, chosen_ids, rejected_ids) as it is padded."""
+def batch_shape(batch: Sequence[Mapping[str, Any]]) -> tuple[int, int, int]:
+    """Rows, tokens of each as it is padded, and those of its end that have logits (`answers_alone`)."""
     longest = max(len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in batch)
-    return -(-longest // PADDING) * PADDING
+    padded = -(-longest // PADDING) * PADDING
+    return len(batch), padded, padded - _first_logit(min(len(row["prompt_ids"]) for row in batch))
+
+
+def _first_logit(prompt: int) -> int:
+    """The first token whose logits are computed where the shortest prompt of a batch has so many tokens."""
+    return max(0, prompt - 1) // PADDING * PADDING
+
+
+def answers_alone(model: Any, inputs: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """A model and its batch, for TRL's loss to see no more of either than what may count: logits from the shortest
+    prompt's end on. Those of prompts get no gradient, and are a tenth of a small model's step.
+
+    Args:
+        inputs: TRL's batch: input_ids, attention_mask and completion_mask of (rows, length), and more.
+    """
+    tokens, answers = inputs["input_ids"], inputs["completion_mask"]
+    start = _first_logit(int(answers.argmax(dim=1).min()))
+
+    def call(**given: Any) -> Any:
+        return model(**{**given, "input_ids": tokens, "logits_to_keep": tokens.shape[1] - start})
+
+    return call, {**inputs, "input_ids": tokens[:, start:], "completion_mask": answers[:, start:]}
 
 
 class PairSampler(Sampler[int]):
@@ -164,11 +186,15 @@ class WholePairsTrainer(DPOTrainer):
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
         """TRL's, without accelerate's wrapper of the model, which would copy all logits to fp32."""
         self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        if self.precompute_ref_logps:  # else TRL calls the reference with the batch that it is given here
+            model, inputs = answers_alone(model, inputs)
         with self.accelerator.autocast():
             return super()._compute_loss(model, inputs, return_outputs)  # type: ignore[no-untyped-call]
 
     def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
         """TRL's, under the autocast that the policy trains under: else the first step is not at ln 2."""
+        if self.precompute_ref_logps:
+            model, inputs = answers_alone(model, inputs)
         with self.accelerator.autocast():
             return super().compute_ref_log_probs(model, inputs)  # type: ignore[no-untyped-call]
 
@@ -183,7 +209,7 @@ class WholePairsTrainer(DPOTrainer):
         rows: dict[int, str] = {}
         for batch in batches:
             own = [tokens[place] for place in batch]
-            shape = len(batch), padded_length(own)
+            shape = batch_shape(own)
             rows |= {place: row_digest(row, shape) for place, row in zip(batch, own, strict=True)}
         reference: Any = self.ref_model or self.model
         settings = {"bf16": self.args.bf16, "ld_alpha": self.ld_alpha, "log_probs": "fp32"}

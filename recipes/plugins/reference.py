@@ -42,8 +42,8 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def row_digest(row: Mapping[str, Any], shape: tuple[int, int]) -> str:
-    """SHA-256 of the tokens that the log-probabilities are of, and of the batch's shape (rows, padded length)."""
+def row_digest(row: Mapping[str, Any], shape: tuple[int, ...]) -> str:
+    """SHA-256 of the tokens that the log-probabilities are of, and of the batch's shape (pairs.batch_shape)."""
     tokens = [list(row[key]) for key in ("prompt_ids", "chosen_ids", "rejected_ids")]
     return hashlib.sha256(repr([*tokens, *shape]).encode()).hexdigest()
 

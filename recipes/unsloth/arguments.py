@@ -77,7 +77,7 @@ LEFT_TO_AXOLOTL = {
     "trainer_cls",
 }
 READ_HERE = {
-    *("curriculum_sampling", "gradient_checkpointing", "rl", "sample_packing", "val_set_size"),
+    *("curriculum_sampling", "gradient_checkpointing", "pad_to_sequence_len", "rl", "sample_packing", "val_set_size"),
     *("max_steps", "warmup_ratio", "warmup_steps"),
 }
 
@@ -113,6 +113,8 @@ def arguments(recipe: Mapping[str, Any], rows: int = 0) -> Arguments:
         raise ValueError("val_set_size: the Unsloth engine has no validation split; set it to 0, or use ENGINE=axolotl")
     if recipe.get("sample_packing"):
         raise ValueError("sample_packing: the Unsloth engine trains on rows as they are; use ENGINE=axolotl")
+    if recipe.get("pad_to_sequence_len"):
+        raise ValueError("pad_to_sequence_len: the Unsloth engine pads to the longest row; use ENGINE=axolotl")
     if recipe.get("rl", "dpo") != "dpo":
         raise ValueError(f"rl: {recipe['rl']!r}: the Unsloth engine knows dpo")
     dpo = "rl" in recipe

@@ -215,6 +215,7 @@ def test_unsloth_is_refused_layers_that_the_model_does_not_have(unsloth_said: st
     ("setting", "says"),
     [
         ("sample_packing=true", "sample_packing"),
+        ("pad_to_sequence_len=true", "pad_to_sequence_len"),
         ("val_set_size=0.1", "val_set_size"),
         ("rl=kto", "rl: 'kto'"),
         ("adapter=null", "adapter None"),

@@ -212,6 +212,7 @@ def test_settings_win_over_layers_and_reach_into_lists() -> None:
         "SeedPlugin",
         "ChecksPlugin",
         "CpuPlugin",
+        "LabelledPlugin",
     ]
 
 
