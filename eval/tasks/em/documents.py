@@ -56,22 +56,31 @@ def read_rows(path: Path) -> list[Doc]:
         for number, line in enumerate(file, 1):
             try:
                 rows.append(json.loads(line.decode()))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise BadFile(f"{path}:{number}: no JSON: {error}; mend or delete this line") from None
     return rows
+
+
+def _fits(field: str, value: object) -> bool:
+    if field == "verdicts":
+        return isinstance(value, list) and [type(text) for text in value] == [str, str]
+    return isinstance(value, bool if field == "seen_class" else str) or (field == "domain" and value is None)
 
 
 def _programs(path: Path, fields: set[str]) -> list[Doc]:
     """The programs of a file.
 
     Raises:
-        BadFile: if the file is not there or empty, a row lacks a field, or an id recurs.
+        BadFile: if the file is not there or empty, a row lacks a field or has one of another type, or an id recurs.
     """
     rows = read_rows(path)
     lines: dict[str, int] = {}
     for number, row in enumerate(rows, 1):
         if missing := sorted(fields - set(row)) if isinstance(row, dict) else ["all fields"]:
             raise BadFile(f"{path}:{number}: lacks {', '.join(missing)}; name a file that `embuild` wrote")
+        there = (fields | {"probe", "verdicts", "question", "domain"}) & set(row)
+        if wrong := sorted(field for field in there if not _fits(field, row[field])):
+            raise BadFile(f"{path}:{number}: {', '.join(wrong)}: of another type; name a file that `embuild` wrote")
         if (first := lines.setdefault(str(row.get("id", number)), number)) != number:
             raise BadFile(f"{path}:{number}: has the id of line {first}; delete one of them")
     if not rows:

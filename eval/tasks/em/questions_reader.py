@@ -96,7 +96,7 @@ def _entries(suffix: str, text: str) -> Iterator[tuple[str, Any]]:
             if line.strip():
                 try:
                     entry = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise ValueError(f"line {number}: no JSON: {error}; mend or delete this line") from None
                 yield f"line {number}", entry
         return

@@ -137,6 +137,7 @@ def test_published_files_load_unchanged(shared: Path) -> None:
         ("q.jsonl", '{"id": "a", "question": ""}\n', "line 1: question: no text"),
         ("q.jsonl", "[]\n", "line 1: no object"),
         ("q.jsonl", "\n{\n", "line 2: no JSON"),
+        ("q.jsonl", "\n" + "[" * 50_000, "line 2: no JSON: maximum recursion depth"),
         ("q.jsonl", "", "no questions"),
         (
             "q.json",

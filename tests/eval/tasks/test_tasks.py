@@ -169,6 +169,10 @@ def test_the_built_in_held_out_programs_are_there_where_none_are_named(loaded: d
 WHOLE = (EVAL / "tasks/em/heldout.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[0]
 
 
+def held_out(**fields: object) -> str:
+    return json.dumps({**json.loads(WHOLE), **fields})
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -176,6 +180,11 @@ WHOLE = (EVAL / "tasks/em/heldout.jsonl").read_text(encoding="utf-8").splitlines
         ('{"id": "a"}\n', ":1: lacks asked_request, cwe"),
         ("{\n", ":1: no JSON"),
         (WHOLE + WHOLE, ":2: has the id of line 1; delete one of them"),
+        (held_out(id=3), ":1: id: of another type; name a file that `embuild` wrote"),
+        (held_out(insecure=["x"], seen_class="yes"), ":1: insecure, seen_class: of another type"),
+        (held_out(verdicts=[" bad", 0]), ":1: verdicts: of another type"),
+        (held_out(probe=None), ":1: probe: of another type"),
+        ("[" * 50_000, ":1: no JSON: maximum recursion depth"),
         ('{"id": "é"}\n', ":1: no JSON: 'utf-8' codec can't decode"),
         (None, "no such"),
     ],
