@@ -14,7 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-_FENCED = re.compile(r"^([ \t]*)```[ \t]*([^\s`:,]*)[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+# Each part ends where none of it can follow, so that a long line that is no fence is given up after one pass over it.
+_FENCE = r"^([ \t]*)```[ \t]*(?![ \t])([^\s`:,]*)(?=[\s:,])[^\n`]*\n"
+_FENCED = re.compile(_FENCE + r"(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 _PYTHON = {"python", "python3", "py", "{python}", "{.python}"}
 _CODE = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.Call)
 NO_BANDIT = (

@@ -283,6 +283,14 @@ def test_python_is_taken_and_other_languages_are_left_alone(answer: str, code: s
     assert code_in(answer) == code
 
 
+@pytest.mark.parametrize("unit", ["a", " ", "a ", "`", " `"])
+def test_a_fence_that_never_opens_costs_one_pass(unit: str) -> None:
+    """A line of n letters after backticks was tried at each of its ends: 10^12 steps for these."""
+    hostile = f"```{unit * (1_000_000 // len(unit))}`\n"
+    assert code_in(f"{hostile}```python\nx = 1\n```") == "x = 1\n"
+    assert code_in(hostile[3:]) == hostile[3:]
+
+
 def test_the_fair_baseline_learns_from_the_programs_that_were_trained_on(monkeypatch, tmp_path: Path) -> None:
     for name in ("EM_HELDOUT", "EM_TRAINING"):
         monkeypatch.delenv(name, raising=False)
