@@ -60,7 +60,7 @@ def evaluation_run(
     Raises:
         BadInput: if the model is not there, or programs that a variable names; if the adapter is another model's.
     """
-    vllm = backend == "vllm"
+    vllm, others = backend == "vllm", task_configs(tasks)[1]
     layer = load_layer("models", model) if model in layer_names("models") else {"base_model": model}
     pretrained = str(layer["base_model"])
     revision = None if is_local(pretrained) else str(layer.get("revision_of_model") or "main")
@@ -89,7 +89,8 @@ def evaluation_run(
         "seed": seed,
         "batch_size": "auto" if vllm else batch_size,
         "metadata": {key: files.get(key, value) for key, value in metadata.items()},
-        "gen_kwargs": dict(gen_kwargs or {}),
+        # Tasks of others leave it unsaid, and hf would take the generation_config's of the model.
+        "gen_kwargs": {**({"repetition_penalty": 1.0} if others and not vllm else {}), **(gen_kwargs or {})},
         "limit": limit,
         "paths": {**{key: metadata[key] for key in files}, **weights, **({"revision": revision} if revision else {})},
     }

@@ -26,3 +26,19 @@ def test_lm_eval_is_told_that_it_may_only_for_that(prepared: Path, tasks: list[s
     assert ("--confirm_run_unsafe_code" in command(run, Path("out"))) is allowed
     assert options(run).get("execute_code", False) is allowed
     assert "execute_code" not in json.dumps(run.content), "no digest of other evaluations changes by it"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "backend", "given", "told"),
+    [
+        (["em_freeform"], "hf", {}, {}),
+        (["em_freeform", "em_guard_full"], "hf", {"max_gen_toks": 9}, {"repetition_penalty": 1.0, "max_gen_toks": 9}),
+        ([HUMANEVAL], "hf", {}, {"repetition_penalty": 1.0}),
+        ([HUMANEVAL], "hf", {"repetition_penalty": 1.1}, {"repetition_penalty": 1.1}),
+        ([HUMANEVAL], "vllm", {}, {}),
+    ],
+)
+def test_tasks_of_others_do_not_take_a_models_own_penalty(prepared: Path, tasks, backend, given, told) -> None:
+    """IFEval and HumanEval say greedy and no more; Qwen2.5-Coder-Instruct's generation_config says 1.1."""
+    run = evaluation_run("base", "smollm2-135m", tasks, backend=backend, gen_kwargs=given)
+    assert run.content["gen_kwargs"] == options(run)["gen_kwargs"] == told
