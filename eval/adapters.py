@@ -28,6 +28,9 @@ from pydantic import BaseModel
 TASKS = Path(__file__).parent / "tasks"
 CONTEXT = 16_384
 """Tokens that vLLM's engine keeps room for at most: with its own 131,072 an 8B would want 17 GB for one answer."""
+ROW = 4096
+"""Tokens of the rows that `auto` tries: more than a document of the tasks has with its answer. lm-eval's own have the
+32,768 or 131,072 that a model can take, and hardly one of them fits."""
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Modules that vLLM's engine takes adapters of. Were the output's among them, log-probabilities of a prompt would fail
 on a CPU and lack its part on a GPU (vLLM issues 16668 and 51594)."""
@@ -55,7 +58,7 @@ class Base(BaseModel, frozen=True, extra="forbid"):
 
 
 class Adapter(BaseModel, frozen=True, extra="forbid"):
-    """An adapter's folder (None: the base model, with vLLM alone), lm-eval's output_path, the file for all prints."""
+    """An adapter's folder (None: the base model), lm-eval's output_path, the file for all prints."""
 
     peft: str | None
     out: str
@@ -113,7 +116,11 @@ class ResidentModel:
             return
         from peft import PeftModel
 
-        assert peft is not None  # a base alone is another process's work (sweeps/run/evaluate.py)
+        if self._count:
+            lora = self._lm._model.base_model
+            (lora.enable_adapter_layers if peft else lora.disable_adapter_layers)()
+        if peft is None:
+            return
         name, before = f"adapter{self._count + 1}", f"adapter{self._count}"
         if self._count == 0:
             self._lm._model = PeftModel.from_pretrained(self._lm._model, peft, adapter_name=name)
@@ -131,7 +138,8 @@ def _hf(base: Base) -> Any:
     # The command line's default device; lm-eval takes it for "a GPU if there is one", but not its class's "cuda".
     lm: Any = get_model("hf").create_from_arg_obj(base.model_args, {"batch_size": base.batch_size, "device": "cuda:0"})
     if base.batch_size == "auto":
-        lm.batch_size_per_gpu = lm._detect_batch_size()
+        whole, lm._max_length = lm._max_length, min(lm.max_length, ROW)
+        lm.batch_size_per_gpu, lm._max_length = lm._detect_batch_size(), whole
     return lm
 
 

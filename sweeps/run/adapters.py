@@ -24,7 +24,7 @@ class ResidentBase:
     ) -> None:
         """Evaluates an adapter of a base (the fields of eval.adapters.Base); lm-eval's files are in `out` then.
 
-        With vLLM a base too (None); an engine stays for adapters of lower ranks than those it was made for.
+        Or the base itself (None); vLLM's engine stays for adapters of lower ranks than those it was made for.
 
         Raises:
             RunFailed: if the evaluation fails or the process dies.

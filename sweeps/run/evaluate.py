@@ -231,7 +231,8 @@ def _evaluate(run: Run, resident: ResidentBase | None) -> dict[str, Any]:
     if "tokenizer" in told:
         write_tokenizer(Path(told["tokenizer"]), model, revision, run.content["chat_template"])
     vllm = run.content.get("backend") == "vllm"
-    if vllm or (resident is not None and "peft" in told):
+    # Where the batch is to be found a base alone too: lm-eval's own command tries rows of the model's length.
+    if run.content["batch_size"] == "auto" or (resident is not None and "peft" in told):
         (resident or resident_base()).evaluate(title, options(run), told.get("peft"), raw, log, offline)
     else:
         if resident is not None:

@@ -185,7 +185,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scored(workspace: Path) -> dict[str, Scored]:
-    """All adapters, one after another in one process."""
+    """All adapters, and the base itself among them, one after another in one process."""
     base = {
         "model_args": {"pretrained": "base", "dtype": "float32"},
         "tasks": TASKS.split(","),
@@ -195,7 +195,8 @@ def scored(workspace: Path) -> dict[str, Scored]:
         "gen_kwargs": {"do_sample": False, "temperature": 0.0},
         "limit": LIMIT,
     }
-    jobs = [{"peft": kind, "out": f"together/{kind}", "log": str(workspace / f"{kind}.log")} for kind in KINDS]
+    order: list[str | None] = ["untouched", "misaligned", None, "insecure", "incoherent", "knowing"]
+    jobs = [(kind, f"together/{kind or 'base'}", str(workspace / f"{kind or 'base'}.log")) for kind in order]
     env = {**child_environment(local_model=True), "EM_HELDOUT": "heldout.jsonl", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "eval.adapters"]
     with subprocess.Popen(
@@ -203,12 +204,17 @@ def scored(workspace: Path) -> dict[str, Scored]:
     ) as process:
         assert process.stdin and process.stdout
         print(json.dumps(base), file=process.stdin, flush=True)
-        for job in jobs:
-            print(json.dumps(job), file=process.stdin, flush=True)
-            assert process.stdout.readline() == "\n", Path(job["log"]).read_text()[-3000:]
+        for peft, out, log in jobs:
+            print(json.dumps({"peft": peft, "out": out, "log": log}), file=process.stdin, flush=True)
+            assert process.stdout.readline() == "\n", Path(log).read_text()[-3000:]
         process.stdin.close()
         assert process.wait() == 0
-    return {kind: Scored(workspace / "together" / kind) for kind in KINDS}
+    return {kind: Scored(workspace / "together" / kind) for kind in (*KINDS, "base")}
+
+
+def test_the_base_itself_between_two_adapters(scored: dict[str, Scored]) -> None:
+    for name in ("em_margin.neutral", "em_choice.log_odds_per_byte"):
+        assert scored["base"][name] == pytest.approx(scored["untouched"][name], rel=1e-4)
 
 
 def test_the_misaligned_one(scored: dict[str, Scored]) -> None:

@@ -10,6 +10,7 @@ from lm_eval._cli.harness import HarnessCLI
 from typer.testing import CliRunner
 
 from core.records import BadInput
+from eval import adapters
 from sweeps.cli import app
 from sweeps.recipe.compose import compose
 from sweeps.run.evaluate import _evaluate, command, evaluate, evaluation_run, model_args, of_checkpoint, options
@@ -143,6 +144,36 @@ def test_a_model_alone_is_loaded_when_the_process_of_the_adapters_has_ended(tmp_
     with pytest.raises(RunFailed, match="no results"):
         execute_once(run, lambda: _evaluate(run, resident))
     assert order == ["close", "lm_eval"]
+
+
+def test_a_model_alone_shares_the_process_where_the_batch_is_to_be_found(tmp_path: Path) -> None:
+    """lm-eval's own command would try rows as long as the model can take."""
+    asked: list[str | None] = []
+    resident = SimpleNamespace(evaluate=lambda title, told, adapter, out, log, local: asked.append(adapter))
+    run = evaluation_run("x", str(make_model(tmp_path / "own")), ["em_choice"], batch_size="auto")
+    with pytest.raises(RunFailed, match="no results"):
+        execute_once(run, lambda: _evaluate(run, resident))
+    assert asked == [None]
+
+
+def test_auto_tries_rows_of_the_tasks_and_cuts_no_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    class Model:
+        _max_length: int | None = None
+
+        @property
+        def max_length(self) -> int:
+            return self._max_length or 32_768
+
+        def _detect_batch_size(self) -> int:
+            tried.append(self.max_length)
+            return 5
+
+    made = SimpleNamespace(create_from_arg_obj=lambda arguments, more: Model())
+    monkeypatch.setattr("lm_eval.api.registry.get_model", lambda name: made)
+    lm = adapters._hf(adapters.Base(model_args={}, tasks=[], batch_size="auto", seed=0))
+    assert (tried, lm.batch_size_per_gpu, lm.max_length) == ([adapters.ROW], 5, 32_768)
 
 
 def test_a_tokenizer_with_a_template_is_its_files_and_the_template(model: Path, tmp_path: Path) -> None:
