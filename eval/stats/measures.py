@@ -29,6 +29,16 @@ def _logged(samples: Samples, task: str) -> list[Score]:
     return [sample[sample["metrics"][0]] for sample in samples[task]]
 
 
+def not_finite(samples: Samples) -> dict[str, int]:
+    """By task, the documents that have no finite likelihood: a measure leaves their programs out, or is NaN itself."""
+    rows = {task: _logged(samples, task) for task in ("em_recognition", "em_margin") if task in samples}
+    rows["em_choice"] = list(samples.get("em_choice", ()))
+    keys = ("score", "insecure", "secure", "log_odds_per_byte")
+    return {
+        task: sum(not np.isfinite([row.get(key, 0) for key in keys]).all() for row in own) for task, own in rows.items()
+    }
+
+
 def _choice(samples: Samples) -> pd.Series:
     return pd.Series({s["doc"]["id"]: s["log_odds_per_byte"] for s in samples["em_choice"]}).sort_index()
 

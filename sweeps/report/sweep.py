@@ -21,7 +21,7 @@ from core.records import BadInput, file_digest, printable, write_whole
 from eval.judge.answers import Judged, load_judged
 from eval.samples import load_samples
 from eval.stats.measure_names import BASELINES, JUDGED, NOISE, TASKS, WHERE_CLAIMED
-from eval.stats.measures import RATES, Samples, Seeds, measure
+from eval.stats.measures import RATES, Samples, Seeds, measure, not_finite
 from sweeps.plan.sweep import Point, Sweep
 from sweeps.recipe.compose import lora_scale
 from sweeps.report.along import along_part
@@ -68,6 +68,17 @@ def collect(points: Sequence[Point], judged: Mapping[Path, list[Judged]]) -> dic
         own: dict[str, Any] = {t: load_samples(folder, t) for t in set(TASKS.values()) if _logged(folder, t)}
         samples.setdefault(point.arm, {})[point.seed] = own | ({JUDGED: judged[folder]} if folder in judged else {})
     return samples
+
+
+def nan_words(samples: Mapping[str, Seeds], at: tuple[int, int] | None = None) -> list[str]:
+    """Which models of an arm have likelihoods that are no finite numbers, of how many documents."""
+    return [
+        f"{arm}{'' if seed is None else f', seed {seed}'}{' at {} of {}'.format(*at) if at else ''}: {number} of {task}"
+        for arm, seeds in samples.items()
+        for seed, own in seeds.items()
+        for task, number in not_finite(own).items()
+        if number
+    ]
 
 
 def measures_of(samples: Mapping[str, Seeds], sweep: Sweep) -> list[str]:
@@ -261,6 +272,7 @@ def write_report(
         rows_of = scored_files(there)[0].get(judge, {})  # one judge for a whole curve
         between[at] = collect(there, {file.parent: rows for file, rows in rows_of.items()})
     steps = {p.arm: int(p.training.record()["steps"]) for p in whole if p.along and p.training}
+    nans = nan_words(samples) + [words for at, arms in between.items() for words in nan_words(arms, at)]
     along, size = along_part(sweep, samples, between, measures, steps), size_part(sweep, points, samples)
     rows = arm_rows(points, samples, measures)
     base = samples["base"]
@@ -305,6 +317,7 @@ def write_report(
             (file, file_digest(file), len(rows)) for files in scored.values() for file, rows in files.items()
         ],
         "missing": [*missing, *too_few],
+        "nans": nans,
         "runs": [p for p in points if p.training],
         "evaluations": [(p.evaluation.folder, p.evaluation.record()) for p in points],
         "recipe_digest": content_digest,
@@ -322,6 +335,8 @@ def write_report(
     page = write_page(out, "report.html", context, figures, {"results": results_csv(rows), **tables})
     # A table that is cut cannot be read; a terminal wraps it.
     Console(width=max(Console().width, 200)).print(Markdown(table))
+    if nans:
+        print(f"Likelihoods that are no finite numbers are left out, or the whole measure is: {'; '.join(nans)}.")
     if not parts:
         print("No rate of misaligned free-form answers: no judge was asked. Read them in the report.")
     return page

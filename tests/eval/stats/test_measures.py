@@ -10,7 +10,7 @@ import pytest
 from eval.judge.answers import Judged
 from eval.stats.intervals import ratio_difference, ratio_interval
 from eval.stats.measure_names import CLAIMED, JUDGED, NOISE, TASKS
-from eval.stats.measures import MEANS, NOT_MEASURED, RATES, below_noise, measure
+from eval.stats.measures import MEANS, NOT_MEASURED, RATES, below_noise, measure, not_finite
 
 
 def choice(values: Sequence[float], names: str = "abcdef") -> dict[str, Any]:
@@ -27,6 +27,11 @@ def test_seeds_pair_by_seed_and_a_base_model_with_each() -> None:
     assert base.per_seed == [0, 10] and base.estimate.value == 5
     assert base.estimate.low < 0 < 10 < base.estimate.high  # of two seeds so far apart nothing is known
     assert measure("log_odds_per_byte", {1: first[1]}, {3: second[3]}) == NOT_MEASURED
+
+
+def test_likelihoods_that_are_no_numbers_are_counted() -> None:
+    assert not_finite(choice([1, math.nan, 2, -math.inf])) == {"em_choice": 2} and not_finite({}) == {"em_choice": 0}
+    assert not_finite(recognition([1, math.nan], [0, 0]))["em_recognition"] == 1  # a baseline that is NaN is none
 
 
 def test_only_what_both_have_is_compared() -> None:

@@ -590,3 +590,16 @@ def test_samples_that_are_cut_off_are_named(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(BadInput, match=r"em_choice\.jsonl: cut off or damaged; delete .*, and evaluate again"):
         write_report(load_sweep("demo"), [Point("base", None, None, run)], tmp_path / "out", full=False)
+
+
+def test_likelihoods_that_are_nan_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    points = [
+        Point(arm, seed, None, write_evaluation(tmp_path, arm, 1.0, HOSTILE))
+        for arm, seed in (("base", None), ("cpt-explained", 1))
+    ]
+    file = points[1].evaluation.folder / "samples" / "em_margin.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([*(line.replace("-30.0}", "NaN}") for line in lines[:2]), *lines[2:]]))
+    page = write_report(load_sweep("demo"), points, tmp_path / "out", full=False).read_text(encoding="utf-8")
+    said = "left out, or the whole measure is: cpt-explained, seed 1: 2 of em_margin."
+    assert said in page and said in capsys.readouterr().out
