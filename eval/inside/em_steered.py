@@ -50,7 +50,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
             raise BadInput(f"layer={layer}, dose={dose}: give a whole number and a number") from None
         if not isfinite(amount):
             raise BadInput(f"dose={dose}: a dose is a finite number")
-        super().__init__(pretrained=pretrained, revision=revision, **options)
+        super().__init__(pretrained=pretrained, revision=revision, **{**options, "use_safetensors": True})
         directions = read_directions(Path(direction), residual_shape(self.model), model_digest(pretrained, revision))
         at = chosen_layer(Path(direction), directions, given)
         self._hooks = ExitStack()

@@ -12,6 +12,8 @@ from axolotl.prompt_strategies import load as load_strategy
 from axolotl.prompt_strategies.dpo import load as load_dpo
 from axolotl.utils.data.shared import load_dataset_with_config
 from transformers import AutoTokenizer
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import has_file
 
 from recipes.plugins.refusals import (
     Refused,
@@ -34,6 +36,11 @@ class ChecksPlugin(BasePlugin):  # type: ignore[misc]
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
         """Looks at every row, and leaves the loading to Axolotl."""
         plain = AutoTokenizer.from_pretrained(cfg.tokenizer_config, revision=cfg.revision_of_model or "main")
+        weights = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+        if not any(has_file(cfg.base_model, name, cfg.revision_of_model) for name in weights):
+            raise Refused(
+                f"{cfg.base_model}: no weights in safetensors, and no pickle is loaded; name a model that has them"
+            )
         check_tokens(cfg, plain.get_vocab())
         if cfg.excess_length_strategy == "truncate":
             raise Refused("excess_length_strategy: truncate cuts answers short; take raise or drop")

@@ -176,7 +176,9 @@ def options(run: Run) -> dict[str, Any]:
     metadata = {key: content["paths"].get(key, value) for key, value in content["metadata"].items()}
     arguments: dict[str, Any] = {key: value for key, value in model_args(run).items() if key != "peft"}
     if vllm := content.get("backend") == "vllm":
-        arguments |= {"seed": content["seed"], "gpu_memory_utilization": memory_share()}
+        arguments |= {"seed": content["seed"], "gpu_memory_utilization": memory_share(), "load_format": "safetensors"}
+    else:
+        arguments["use_safetensors"] = True  # no pickle of the hub
     if cards > 1:
         arguments |= {"tensor_parallel_size": cards} if vllm else {"parallelize": True}
     return {

@@ -293,6 +293,18 @@ def test_the_plugin_refuses_a_token_that_the_tokenizer_lacks(
         ChecksPlugin().load_datasets(cfg)
 
 
+def test_the_plugin_refuses_a_model_of_pickles(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recipes.plugins.checks import ChecksPlugin
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_model, tmp_path / "bin")
+    (tmp_path / "bin/model.safetensors").rename(tmp_path / "bin/pytorch_model.bin")
+    with pytest.raises(Refused, match="bin: no weights in safetensors, and no pickle is loaded"):
+        ChecksPlugin().load_datasets(config(tmp_path / "run", tmp_path / "bin", "sft", Path("x.jsonl")))
+
+
 def test_the_plugin_refuses_documents_without_bos(
     model: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """Steering: slopes are derivatives, hooks do what they say, and lm-eval's own tasks see the same model."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -144,6 +145,13 @@ def test_em_steered_refuses_another_models_direction(tiny_model: Path, concept: 
     write_directions(tmp_path / "c.safetensors", Directions(about, concept.direction, concept.midpoint, concept.sums))
     with pytest.raises(BadInput, match="directions of another model"):
         SteeredModel(str(tiny_model), str(tmp_path / "c.safetensors"), device="cpu")
+
+
+def test_em_steered_loads_no_pickle(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "bin")
+    (tmp_path / "bin/model.safetensors").rename(tmp_path / "bin/pytorch_model.bin")
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        SteeredModel(str(tmp_path / "bin"), "any.safetensors", device="cpu")
 
 
 @pytest.mark.parametrize(

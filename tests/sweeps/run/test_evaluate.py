@@ -55,7 +55,7 @@ def test_checkpoints_of_one_repository_are_evaluated_apart_with_revision_and_tem
     for run in runs:
         arguments = told(run)
         assert arguments["pretrained"] == "allenai/OLMo-2-0425-1B" and arguments["revision"].startswith("stage1-step")
-        assert arguments["softmax_dtype"] == "float32"
+        assert arguments["softmax_dtype"] == "float32" and arguments["use_safetensors"] is True
         assert arguments["tokenizer"].startswith("runs/tokenizers/")  # a base model has no template
     plain = told(evaluation_run("x", "olmo1b", ["em_choice"]))
     assert plain["revision"] == "main" and "tokenizer" not in plain

@@ -76,6 +76,7 @@ def test_an_evaluation_through_vllm_is_another_with_the_engine_by_the_rank(tmp_p
         "dtype": "bfloat16",
         "seed": 0,
         "gpu_memory_utilization": 0.9,
+        "load_format": "safetensors",
         "lora_local_path": str(adapter),
         "max_lora_rank": 16,
     }
