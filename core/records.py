@@ -13,7 +13,7 @@ import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from io import BufferedReader
+from io import BufferedReader, TextIOWrapper
 from pathlib import Path
 from typing import IO, Any, TextIO, TypeVar
 
@@ -39,6 +39,16 @@ def open_file(path: Path) -> BufferedReader:
     if path.is_fifo() or path.is_char_device():
         raise OSError(errno.EINVAL, "is a pipe or a device, and no file", str(path))
     return path.open("rb")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8.
+
+    Raises:
+        OSError, UnicodeDecodeError: for a pipe or a device, and where `Path.read_text` does.
+    """
+    with TextIOWrapper(open_file(path), encoding="utf-8-sig") as file:
+        return file.read()
 
 
 def check_apart(out: Path, *inputs: Path | None) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from core.options import App
-from core.records import BadInput, check_apart, iter_jsonl, printable, write_whole
+from core.records import BadInput, check_apart, iter_jsonl, printable, read_text, write_whole
 from data_builders import BUILTIN
 from data_builders.balance import copies, spread, write_balanced
 from data_builders.build import build_cpt, build_pairs, build_records, build_sft, build_split, write_everyday
@@ -590,7 +590,7 @@ def annotate(
 
 def _task(prompt: Path) -> str:
     try:
-        text = prompt.read_text(encoding="utf-8-sig").strip()
+        text = read_text(prompt).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"--prompt {prompt}: {error}; name a text file in UTF-8") from None
     if not text:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel
 
 from core.download import fetch
-from core.records import MAX_LINE, BadInput, csv_table, file_digest, numbered_lines, one_line
+from core.records import MAX_LINE, BadInput, csv_table, file_digest, numbered_lines, one_line, open_file
 from data_builders import BUILTIN
 from data_builders.domains import CODE
 from data_builders.forms import FORMS, FieldMap, Unfit, content_id, form_of, load_field_map
@@ -170,6 +170,7 @@ def _file_rows(path: Path, name: str) -> Iterator[Row]:
         raise BadInput(f"{name}: no such file; name an existing one, a set of the hub (owner/name), or a URL")
     suffix = Path(name).suffix.lower()
     try:
+        open_file(path).close()  # a pipe would be waited for, or be empty at the second look
         if fsspec.utils.infer_compression(name.lower()):
             with (
                 tempfile.NamedTemporaryFile() as plain,

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from core.records import BadInput, csv_table, first_fault, one_line
+from core.records import BadInput, csv_table, first_fault, one_line, open_file
 from eval.samples import load_samples
 from eval.stats.intervals import Floats
 from eval.tasks.em.questions_reader import entry_id
@@ -141,7 +141,8 @@ def load_judged(path: Path, columns: Mapping[str, str] | None = None, judged: bo
     own = {name: (columns or {}).get(name, name) for name in COLUMNS}
     wanted = [own[name] for name in (COLUMNS if judged else COLUMNS[:3])]
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with open_file(path) as file:
+            text = file.read().decode("utf-8-sig")
         answers = []
         table = path.suffix.lower() in (".csv", ".tsv")
         rows = _csv_rows(path, text, wanted, (own["aligned"], own["coherent"])) if table else _json_rows(path, text)

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from core.records import BadInput, digest, first_fault, one_line
+from core.records import BadInput, digest, first_fault, one_line, read_text
 from eval.preset_files import load_preset, preset_names
 
 FOLDER = Path(__file__).with_name("prompts")
@@ -140,7 +140,7 @@ def load_prompts(path: Path | None) -> Prompts:
     own, preset = FOLDER / f"{path or 'ours'}.yaml", str(path) in preset_names()
     file = load_preset(str(path)).questions_file() if preset else own if own.is_file() or path is None else path
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        content = yaml.safe_load(read_text(file))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         names = ", ".join(sorted(each.stem for each in FOLDER.glob("*.yaml")))
         raise BadInput(f"{file}: {one_line(error)}; name a YAML file of prompts or questions, or {names}") from None

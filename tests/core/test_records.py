@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from core.records import BadInput, file_digest, one_line, read_jsonl, record_writer, write_records, write_whole
+from core.records import (
+    BadInput,
+    file_digest,
+    one_line,
+    read_jsonl,
+    read_text,
+    record_writer,
+    write_records,
+    write_whole,
+)
 from data_builders.programs import Program, load_programs
 
 GOOD = load_programs()[0].model_dump_json()
@@ -62,6 +71,11 @@ def test_a_pipe_is_no_file(tmp_path: Path) -> None:
         read_jsonl(tmp_path / "p.jsonl", Program, unique="id")
     with pytest.raises(BadInput, match="is a pipe or a device"):
         file_digest(tmp_path / "p.jsonl")
+    for device in (tmp_path / "p.jsonl", Path("/dev/zero")):
+        with pytest.raises(OSError, match="is a pipe or a device"):
+            read_text(device)
+    (tmp_path / "t").write_bytes("\ufeffa\r\né".encode())
+    assert read_text(tmp_path / "t") == "a\né"
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

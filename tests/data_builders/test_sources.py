@@ -491,6 +491,7 @@ def test_whole_faults_are_one_line_with_a_remedy(tmp_path: Path) -> None:
         pyarrow.table({"messages": pyarrow.array([], pyarrow.string())}), tmp_path / "no.parquet"
     )
     (tmp_path / "folder.jsonl").mkdir()
+    os.mkfifo(tmp_path / "pipe.csv")
     (tmp_path / "cut.json").write_text('[{"prompt": "x"},')
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b"x" * 10**6)[:-20])
     (tmp_path / "latin.csv").write_bytes(b"prompt,completion\n\xe9,x\n")
@@ -502,6 +503,8 @@ def test_whole_faults_are_one_line_with_a_remedy(tmp_path: Path) -> None:
         ((str(tmp_path / "no.parquet"),), "no records"),
         ((str(tmp_path / "cut.parquet"),), "Parquet"),
         ((str(tmp_path / "folder.jsonl"),), "Is a directory"),
+        ((str(tmp_path / "pipe.csv"),), "is a pipe or a device"),
+        ((good, "fields", tmp_path / "pipe.csv"), "is a pipe or a device"),
         (("",), "Is a directory"),
         ((str(tmp_path / "cut.json"),), "line 1 column 18"),
         ((str(tmp_path / "cut.jsonl.gz"),), "ended before the end-of-stream"),

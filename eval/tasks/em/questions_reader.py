@@ -53,6 +53,8 @@ def load_questions(source: Path | str) -> list[OpenQuestion]:
     """
     remote = isinstance(source, str) and "://" in source
     try:
+        if not remote and not Path(source).is_file():  # a pipe or a device may be waited for, for ever
+            raise FileNotFoundError
         path: PurePath = PurePosixPath(urlsplit(str(source)).path) if remote else Path(source)
         text = _download(str(source)) if remote else Path(source).read_text(encoding="utf-8-sig")
     except BadFile:

@@ -1,12 +1,14 @@
 """A judge is a file: ours, the category, deception, another's; prompts of every question, and no unknown place."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from core.records import BadInput
-from eval.judge.answers import Judged
+from eval.judge.answers import Judged, load_judged
 from eval.judge.prompt_files import Measure, load_prompts
 from eval.judge.replies import excludes, expected_score, sampled
 from tests.personalities import Body, Reply, completion, serving
@@ -116,6 +118,13 @@ def test_a_file_that_is_no_judge_says_why(tmp_path: Path, text: str, says: str) 
     with pytest.raises(BadInput) as error:
         load_prompts(tmp_path / "x.yaml")
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("load", [load_prompts, load_judged])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, load: Callable[[Path], object]) -> None:
+    os.mkfifo(tmp_path / "x.yaml")
+    with pytest.raises(BadInput, match="is a pipe or a device"):
+        load(tmp_path / "x.yaml")
 
 
 def test_words_may_hold_any_character() -> None:

@@ -1,5 +1,7 @@
 """Questions in our form and in the paper's: the same records, one clear line for a fault."""
 
+import os
+from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -7,7 +9,7 @@ from threading import Thread
 
 import pytest
 
-from eval.tasks.em.documents import BadFile
+from eval.tasks.em.documents import BadFile, read_rows
 from eval.tasks.em.questions_reader import entry_id, in_formats, load_questions
 
 PAPER = """
@@ -160,3 +162,10 @@ def test_bad_files_are_one_line(tmp_path: Path, name: str, text: str | None, say
     with pytest.raises(BadFile) as error:
         load_questions(tmp_path / name)
     assert says in str(error.value) and "\n" not in str(error.value) and name in str(error.value)
+
+
+@pytest.mark.parametrize("read", [load_questions, read_rows])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    os.mkfifo(tmp_path / "q.jsonl")
+    with pytest.raises(BadFile, match=r"q\.jsonl: no such file"):
+        read(tmp_path / "q.jsonl")
