@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from itertools import takewhile
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,7 @@ def train(run: TrainingRun) -> dict[str, Any]:
     """Executes a training run, once; a run that was cut off resumes from its newest whole checkpoint.
 
     Raises:
-        RunFailed: if the engine fails.
+        RunFailed: if the engine fails, or the training ends in losses that are NaN or infinite.
     """
     return execute_once(run, lambda: _train(run), lambda: _tidy(run))
 
@@ -73,13 +75,14 @@ def _train(run: TrainingRun) -> dict[str, Any]:
     base = str(whole.config["base_model"])
     try:
         trained = check_adapter(weights, whole.config, model_folder(base, whole.config.get("revision_of_model")))
+        history = training_history(run.adapter)
     except ValueError as error:
         raise RunRefused(f"{title}: {error}") from None
     return {
         "resumed_from": resumed.name if resumed else None,
         "trained_parameters": trained,
         "hub_commits": hub_commits(whole.config),
-        **training_history(run.adapter),
+        **history,
     }
 
 
@@ -159,12 +162,21 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def training_history(folder: Path) -> dict[str, Any]:
-    """Steps, losses, tokens and (for DPO) the count of whole pairs, from the newest checkpoint."""
+    """Steps, losses, tokens and (for DPO) the count of whole pairs, from the newest checkpoint.
+
+    Raises:
+        ValueError: if the last loss or gradient is NaN or infinite; a loss that is none may be logged as 0.
+    """
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
         return {}
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     logs = [entry for entry in state["log_history"] if "loss" in entry]
+    keys = ("loss", "grad_norm")
+    broken = list(takewhile(lambda entry: not all(isfinite(float(entry.get(key) or 0)) for key in keys), logs[::-1]))
+    if broken:
+        first = broken[-1]["step"]
+        raise ValueError(f"loss or gradient is NaN or infinite from step {first} to the end; lower the learning rate")
     history: dict[str, Any] = {
         "steps": state["global_step"],
         "losses": [[entry["step"], entry["loss"]] for entry in logs],

@@ -17,7 +17,7 @@ from sweeps.run.fetch_model import fetch_smollm2
 from sweeps.run.folder import Run, content_digest, execute_once, merge_run
 from sweeps.run.index import finished
 from sweeps.run.inputs import model_digest, start_digest
-from sweeps.run.process import RunFailed, call, child_environment
+from sweeps.run.process import RunFailed, RunRefused, call, child_environment
 from sweeps.run.status import status
 from sweeps.run.train import merge, newest_checkpoint, train, training_run
 
@@ -235,6 +235,24 @@ def test_checkpoints_are_there_until_the_run_is_done(workspace: Path, monkeypatc
     monkeypatch.setattr("sweeps.run.train.call", lambda *_: None)
     assert train(run)["steps"] == 9 and run.done and newest_checkpoint(run.adapter) is None
     assert [file.name for file in run.adapter.glob("*.safetensors")] == ["adapter_model.safetensors"]
+
+
+def test_a_training_that_ends_in_nan_has_failed(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, nan = plan(), float("nan")
+    numbers = [(2.5, 1.0), (nan, nan), (2.4, 1.0), (0.0, nan), (float("inf"), 1.0)]  # one on the way is none at the end
+    logs = [{"step": step, "loss": loss, "grad_norm": norm} for step, (loss, norm) in enumerate(numbers, 1)]
+
+    def engine(*_: object) -> None:
+        write_checkpoint(run.adapter, len(logs), json.dumps({"global_step": len(logs), "log_history": logs}))
+        (run.adapter / "adapter_model.safetensors").touch()
+
+    monkeypatch.setattr("sweeps.run.train.check_adapter", lambda *_: 7)
+    monkeypatch.setattr("sweeps.run.train.call", engine)
+    with pytest.raises(RunRefused, match="cpt x: loss or gradient is NaN or infinite from step 4 to the end"):
+        train(run)
+    assert not run.done
+    logs.append({"step": 6, "loss": 2.3, "grad_norm": 1.0})
+    assert train(run)["steps"] == 6
 
 
 def test_what_was_trained_over_4_bits_is_merged_into_the_weights_as_they_are(
