@@ -42,12 +42,14 @@ DIGITS = dict.fromkeys(TITLES, 1) | {
 }
 
 
-def verdict_words(expect: str, estimate: Estimate) -> str:
-    """`shown`, `not shown` or `opposite` for a claim; for an expected null, whether one was found."""
+def verdict_words(expect: str, estimate: Estimate, digits: int) -> str:
+    """`shown`, `not shown` or `opposite` for a claim; for an expected null, whether one was found, and the largest
+    effect that is not excluded: of a wide interval "null" alone would say too much."""
     if math.isnan(estimate.value):
         return "not measured"
     if expect == "null":
-        return "null, as expected" if not estimate.off_zero else "NOT null: interval off 0"
+        bound = max(abs(estimate.low), abs(estimate.high))
+        return "NOT null: interval off 0" if estimate.off_zero else f"null, as expected (within ±{bound:.{digits}f})"
     if estimate.above_zero:
         return "shown"
     return "opposite" if estimate.high < 0 else "not shown"
@@ -73,7 +75,7 @@ def claim_verdicts(
         noise = ", below the noise of bf16" if rounded and below_noise(claim.measure, measured.estimate) else ""
         rows.append(
             {
-                "words": verdict_words(claim.expect, measured.estimate) + noise,
+                "words": verdict_words(claim.expect, measured.estimate, DIGITS[claim.measure]) + noise,
                 "claim": claim,
                 "measured": measured,
                 "title": TITLES[claim.measure] + f", judge {judge}" * bool(judge and task == JUDGED),

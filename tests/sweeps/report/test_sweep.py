@@ -230,13 +230,14 @@ def test_the_effects_of_an_arm_are_those_over_its_own_base_model(tmp_path: Path)
         ("above", 0.1, 0.3, "shown"),
         ("above", -0.1, 0.3, "not shown"),
         ("above", -0.3, -0.1, "opposite"),
-        ("null", -0.1, 0.1, "null, as expected"),
+        ("null", -0.1, 0.1, "null, as expected (within ±0.10)"),
+        ("null", -0.7, 0.1, "null, as expected (within ±0.70)"),
         ("null", 0.1, 0.2, "NOT null: interval off 0"),
         ("null", -0.2, -0.1, "NOT null: interval off 0"),
     ],
 )
 def test_verdicts_follow_from_the_interval(expect: str, low: float, high: float, words: str) -> None:
-    assert verdict_words(expect, Estimate((low + high) / 2, low, high, 10)) == words
+    assert verdict_words(expect, Estimate((low + high) / 2, low, high, 10), 2) == words
 
 
 def rank_points(root: Path, ranks: tuple[int, ...] = (1, 4, 16), **recipe: object) -> list[Point]:
