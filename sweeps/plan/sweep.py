@@ -88,7 +88,7 @@ class Arm(_Strict):
     pretrained: bool = False
     """Only for models that the table calls `pretrained`; what starts from it starts from others as they are."""
     seed: int | None = None
-    """In place of the sweep's."""
+    """In place of the sweep's: one run, which counts once, if what it starts from is one too."""
     seed_offset: int = 0
     """Added to the sweep's: the arm shares neither its first matrices nor the order of its rows with the others."""
     values: dict[str, str] = {}

@@ -60,6 +60,14 @@ def _logged(folder: Path, task: str) -> bool:
     return (folder / "samples" / f"{task}.jsonl").is_file()
 
 
+def once(points: Sequence[Point]) -> list[Point]:
+    """One point for an arm that is the same run at several seeds: of none of them, and paired with each."""
+    places: dict[tuple[str, Path], list[Point]] = {}
+    for point in points:
+        places.setdefault((point.arm, point.evaluation.folder), []).append(point)
+    return [own[0] if len(own) == 1 else replace(own[0], seed=None) for own in places.values()]
+
+
 def collect(points: Sequence[Point], judged: Mapping[Path, list[Judged]]) -> dict[str, dict[int | None, Samples]]:
     """What every arm logged, by seed: documents by task, and the judged answers of an evaluation's folder."""
     samples: dict[str, dict[int | None, Samples]] = {}
@@ -259,7 +267,8 @@ def write_report(
     Returns:
         the path of report.html.
     """
-    whole, points = points, [point for point in points if point.along is None]
+    ends = [point for point in points if point.along is None]
+    whole, points = once(points), once(ends)
     scored, too_few = scored_files(points)
     judge = next(iter(scored), "")
     judged = {file.parent: rows for file, rows in scored.get(judge, {}).items()}
@@ -283,7 +292,7 @@ def write_report(
     parts = judged_parts(points, families, scored)
     figures = sweep_figures(rows, points, samples, families, parts[0].panels if parts else [], sweep)
     own_figures = list(figures)
-    inside = inside_part(looked or out / "inside.json", sweep, points, families)
+    inside = inside_part(looked or out / "inside.json", sweep, ends, families)
     figures |= inside.figures if inside else {}
     figures |= {"along": along.figure} if along else {}
     figures |= size.figures if size else {}

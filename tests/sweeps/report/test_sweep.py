@@ -16,12 +16,13 @@ from core.records import BadInput, printable
 from eval.judge.answers import Judged
 from eval.stats.intervals import Estimate
 from eval.stats.measure_names import NOISE
+from eval.stats.measures import measure
 from sweeps.plan.manifest import finished_points, write_manifest
 from sweeps.plan.sweep import Arm, Claim, Point, Tuned, load_sweep
 from sweeps.recipe.compose import Recipe
 from sweeps.report.families import axis_families
 from sweeps.report.page import table_csv
-from sweeps.report.sweep import _baselines, arm_rows, collect, sweep_figures, write_report
+from sweeps.report.sweep import _baselines, arm_rows, collect, once, sweep_figures, write_report
 from sweeps.report.verdicts import claim_verdicts, rank_verdicts, verdict_words
 from sweeps.run.folder import Run, TrainingRun
 
@@ -154,6 +155,19 @@ def test_numbers_are_those_of_the_samples(report: Path) -> None:
     assert float(rows["base", "log_odds_per_byte"]["value"]) == pytest.approx(0.02)
     assert rows["base", "gap"]["clusters"] == "6" and rows["base", "log_odds_per_byte"]["clusters"] == "5"
     assert "| shown | CPT with explanations teaches recognition |" in (report.parent / "table.md").read_text()
+
+
+def test_an_arm_that_is_one_run_at_all_seeds_counts_once(tmp_path: Path) -> None:
+    points = [Point("base", None, None, write_evaluation(tmp_path, "base", 0.0, HOSTILE))]
+    fixed = write_evaluation(tmp_path, "cpt", 3.5, HOSTILE)
+    points += [Point("cpt-explained", seed, None, fixed) for seed in (1, 2)]
+    points += [Point("dpo", seed, None, write_evaluation(tmp_path, f"d{seed}", 4.0 + seed, HOSTILE)) for seed in (1, 2)]
+    samples = collect(once(points), {})
+    assert [list(seeds) for seeds in samples.values()] == [[None], [None], [1, 2]]
+    assert measure("gap", samples["dpo"], samples["cpt-explained"]).per_seed == pytest.approx([1.5, 2.5])
+    write_report(load_sweep("demo"), points, tmp_path / "out", full=True)
+    rows = csv.DictReader(io.StringIO((tmp_path / "out" / "results.csv").read_text()))
+    assert {row["arm"]: row["seeds"] for row in rows} == {"base": "1", "cpt-explained": "1", "dpo": "2"}
 
 
 def test_programs_of_no_class_that_was_left_out_have_a_report_too(tmp_path: Path) -> None:
