@@ -191,7 +191,8 @@ def evaluate_command(
     _say(about_guard)
     # A folder of its own: another evaluation that begins now has other tasks.
     check_runs({run.digest: run for run in runs}, runs[0].root / ".check" / runs[0].digest[:10])
-    execute_all(runs)
+    # On a CPU two at once would take far longer than one after the other; a card is for whoever evaluates to name.
+    execute_all(runs, execute if gpu_here() else in_place(execute, runs[0].root))
     typer.echo("\n".join(str(run.folder) for run in runs))
     if published:
         further = ["--judge", published.judge, "--prompts", str(prompts)]

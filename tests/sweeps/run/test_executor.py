@@ -1,5 +1,6 @@
 """The executor with stand-in work in real processes: order, places, failures, two at once, signals, kills."""
 
+import fcntl
 import json
 import os
 import random
@@ -217,6 +218,24 @@ def test_one_stage_is_trained_in_sight_of_one_free_card(
     assert seen == ["0", "0,2"]
     refused = CliRunner().invoke(app, [*command, "--gpus", "4"]).exception
     assert isinstance(refused, BadInput) and "no 4 GPUs of the kind a100-80g free" in str(refused)
+
+
+def test_an_evaluation_by_hand_takes_the_place_of_a_cpu(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[bool] = []
+
+    def do(run: Run) -> None:
+        (place,) = run.root.glob(".place-*-cpu.lock")
+        with place.open("rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held.append(True)
+
+    monkeypatch.setattr("sweeps.cli.execute", do)
+    monkeypatch.setattr("sweeps.cli.check_runs", lambda *_: None)
+    monkeypatch.setattr("sweeps.cli.gpu_here", lambda: False)
+    done = CliRunner().invoke(app, ["evaluate", "smollm2-135m", "--tasks", "em_choice"])
+    assert done.exit_code == 0 and held == [True], done.exception
 
 
 def test_a_card_at_work_for_this_folder_is_awaited(four_cards: Path) -> None:

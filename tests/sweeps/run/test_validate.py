@@ -20,7 +20,7 @@ def begun(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     runs: list[Run] = []
     monkeypatch.setattr(sweep_commands, "check_runs", check_runs)
     monkeypatch.setattr(sweep_commands, "execute", runs.append)
-    monkeypatch.setattr(cli, "execute_all", runs.extend)
+    monkeypatch.setattr(cli, "execute_all", lambda wanted, do: runs.extend(wanted))
     return runs
 
 
@@ -49,7 +49,7 @@ def test_two_evaluations_at_once_are_looked_at_apart(prepared: Path, monkeypatch
     """In one folder the tasks of one would be refused, or taken, for those of the other."""
     folders: list[Path] = []
     monkeypatch.setattr(cli, "check_runs", lambda runs, folder: folders.append(folder))
-    monkeypatch.setattr(cli, "execute_all", lambda runs: None)
+    monkeypatch.setattr(cli, "execute_all", lambda runs, do: None)
     for tasks in ("hellaswag", "hellaswog", "hellaswag"):
         assert CliRunner().invoke(app, ["evaluate", "smollm2-135m", "--tasks", tasks]).exit_code == 0
     assert folders[0] == folders[2] != folders[1]
