@@ -29,7 +29,7 @@ from sweeps.run.executor import execute, execute_all, in_place, launch, none_fre
 from sweeps.run.graph import Graph, wanted
 from sweeps.run.index import write_index
 from sweeps.run.process import RunFailed, console
-from sweeps.run.status import STATES, all_statuses, status_lines
+from sweeps.run.status import STATES, all_statuses, at_work, status_lines
 from sweeps.run.validate import check_runs
 from sweeps.tune.learning_rate import NO_JUDGE, Search, judged_coherent, tune, unbroken
 from sweeps.tune.threshold import Edge
@@ -347,6 +347,8 @@ def status(
         raise BadInput(f"{root}: no folder of runs; name one, or none for runs/")
     if forget:
         folder = sweep_folder(forget)
+        if run := at_work(folder / "sweep.json"):
+            raise BadInput(f"{folder}: {run} is running; stop the sweep, or wait for its end, before it is forgotten")
         (folder / "sweep.json").unlink()
         typer.echo(f"{folder}: forgotten")
     rows, sweeps = all_statuses(root)

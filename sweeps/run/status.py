@@ -6,6 +6,7 @@ import fcntl
 import json
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -101,20 +102,37 @@ def status(folder: Path) -> Progress:
     return Progress(folder, "waiting", max(saved_checkpoints(folder / "adapter"), default=None))
 
 
+def planned(manifest: Path) -> list[Path]:
+    """The folders of the runs that a sweep.json names.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError, AttributeError: if it cannot be read.
+    """
+    runs = json.loads(manifest.read_text(encoding="utf-8"))["runs"]
+    root = manifest.parent.parent.parent
+    return [run_folder(root, run["stage"], run["digest"], run["name"]) for run in runs]
+
+
+def at_work(manifest: Path) -> Path | None:
+    """A run of a planned sweep that is running; None if there is none, or the sweep.json cannot be read."""
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        return next((folder for folder in planned(manifest) if status(folder).state == "running"), None)
+    return None
+
+
 def all_statuses(root: Path) -> tuple[list[Progress], dict[str, str]]:
     """Every run that has a folder or is planned, what needs the eye first; by sweep, how many runs are done."""
     folders = {path.parent for name in (".lock", "failed.txt", "run.json") for path in root.glob(f"*/*/{name}")}
     sweeps = {}
     for path in sorted(root.glob("sweeps/*/sweep.json")):
         try:
-            runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
-            planned = [run_folder(root, run["stage"], run["digest"], run["name"]) for run in runs]
+            own = planned(path)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             sweeps[path.parent.name] = f"{path} cannot be read; start the sweep again, or --forget it"
             continue
-        folders |= set(planned)
-        done = sum((folder / "run.json").is_file() for folder in planned)
-        sweeps[path.parent.name] = f"{done} of {len(planned)} runs done"
+        folders |= set(own)
+        done = sum((folder / "run.json").is_file() for folder in own)
+        sweeps[path.parent.name] = f"{done} of {len(own)} runs done"
     rows = sorted(map(status, folders), key=lambda row: (STATES.index(row.state), row.folder))
     return rows, sweeps
 

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from core.llm.budget import Prices
+from core.records import BadInput
 from eval.judge.prompt_files import load_prompts
 from sweeps.cli import app
 from sweeps.plan.axes import vary
@@ -17,6 +18,7 @@ from sweeps.plan.sweep import graph, load_sweep, plan
 from sweeps.run.folder import Run, TrainingRun
 from sweeps.run.index import COLUMNS, write_index
 from sweeps.run.inputs import recipe_behind
+from sweeps.run.process import locked
 from sweeps.run.status import status
 from sweeps.run.workload import BYTES_PER_TOKEN
 
@@ -182,6 +184,17 @@ def test_a_manifest_that_cannot_be_read_is_shown_and_can_be_forgotten(prepared: 
     assert status.exit_code == 0 and f"{manifest} cannot be read" in status.output
     assert "emsweep status --forget" in str(CliRunner().invoke(app, ["clean"]).exception)
     assert CliRunner().invoke(app, ["status", "--forget", "rank"]).exit_code == 0 and not manifest.exists()
+
+
+def test_a_sweep_that_is_running_is_not_forgotten(prepared: Path) -> None:
+    script = CliRunner().invoke(app, ["export", "rank", "--axis", "rank=1"]).output.strip()
+    manifest = Path(script).with_name("sweep.json")
+    folder = one(graph(plan(vary(load_sweep("rank"), {"rank": [1]}), False)), "cpt").folder
+    folder.mkdir(parents=True)
+    with locked(folder / ".lock"):
+        refused = CliRunner().invoke(app, ["status", "--forget", "rank"]).exception
+    assert isinstance(refused, BadInput) and f"{folder} is running; stop the sweep" in str(refused)
+    assert manifest.exists() and CliRunner().invoke(app, ["status", "--forget", "rank"]).exit_code == 0
 
 
 def test_a_sweep_whose_data_are_gone_is_named_by_clean(prepared: Path) -> None:
