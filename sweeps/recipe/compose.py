@@ -67,6 +67,8 @@ REFUSED = {
 """Keys of Axolotl that would change nothing, or another thing than the recipe and the report say; and why."""
 NOT_OF_DPO = ("curriculum_sampling", "sample_packing", "train_on_inputs")
 """Keys that Axolotl heeds in the other stages alone."""
+TURN_KEYS = ("message_property_mappings", "message_field_role", "message_field_content")
+"""By which turns would have other keys than those that a row is checked by before it is trained on."""
 SAME_START = (None, True, "gaussian", "orthogonal")
 """Ways of `peft_init_lora_weights` that leave the weights beneath the adapter as they are: PiSSA, OLoRA and others take
 a part out of them, so that the model that is evaluated, and the reference of DPO, would not be the one trained on."""
@@ -314,6 +316,10 @@ def _check_values(config: Mapping[str, Any], stage: str) -> None:
             raise BadInput(f"datasets.{number}: without a path; name the file of the set in datasets.{number}.path")
         if own := next((key for key in ("chat_template", "chat_template_jinja") if entry.get(key)), None):
             raise BadInput(f"datasets.{number}.{own}: would train alone, and not be evaluated under; set {own}")
+        if own := next((key for key in TURN_KEYS if entry.get(key)), None):
+            raise BadInput(
+                f"datasets.{number}.{own}: each row is checked by `role` and `content`; call them so in the file"
+            )
     for key, (words, holds) in RANGES.items():
         value = config.get(key)
         try:

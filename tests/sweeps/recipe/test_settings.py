@@ -108,6 +108,12 @@ def test_rows_that_are_a_pickle_are_refused() -> None:
         compose("sft", "qwen7b", "a100-80g", ["datasets.0.ds_type=pandas"])
 
 
+@pytest.mark.parametrize("setting", ["message_property_mappings={content: value}", "message_field_role=from"])
+def test_turns_by_other_keys_are_refused(setting: str) -> None:
+    with pytest.raises(BadInput, match=f"datasets.0.{setting.partition('=')[0]}: each row is checked by `role`"):
+        compose("sft", "qwen7b", "a100-80g", [f"datasets.0.{setting}"])
+
+
 def test_no_variable_of_the_environment_but_our_own_reaches_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_API_KEY", "hunter2")
     monkeypatch.setenv("EM_NAME", "mine")
