@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +18,13 @@ from rich.table import Table
 from core.llm.budget import Prices
 from eval.judge.prompt_files import Prompts
 from sweeps.recipe.compose import load_layer
-from sweeps.recipe.memory import Shape, adapter_parameters, estimate
+from sweeps.recipe.memory import GIB, Shape, adapter_parameters, estimate
 from sweeps.run.folder import MergeRun, Run, TrainingRun
 from sweeps.run.graph import Graph, shared
 from sweeps.run.index import evaluation_kind
 from sweeps.run.inputs import is_local, model_folder
-from sweeps.run.workload import BYTES_PER_TOKEN, Workload, rows_and_bytes, workload
+from sweeps.run.vllm import MEMORY
+from sweeps.run.workload import BYTES_PER_TOKEN, PROMPT, Workload, rows_and_bytes, workload
 
 MFU = (0.5, 0.2)
 """Share of the hardware's arithmetic that training uses, at best and at worst (PaLM, arXiv 2204.02311, section 4.1
@@ -109,6 +110,7 @@ def run_cost(run: Run, history: History) -> RunCost | None:
         facts = {
             **load_layer("models", run.about["model"])["em"],
             **load_layer("hardware", run.about["hardware"])["em"],
+            "gpus": run.about.get("gpus", 1) if run.content.get("backend") == "vllm" else 1,  # hf: one after another
         }
         seconds = _evaluated(facts, work, run.content)
         return None if seconds is None else RunCost(seconds, False, None, None)
@@ -138,19 +140,29 @@ def _computed(em: Mapping[str, Any], passes: float) -> Range | None:
 
 
 def _evaluated(em: Mapping[str, Any], work: Workload, content: Mapping[str, Any]) -> Range | None:
-    """Seconds of an evaluation: what is read is scored; what is written takes a pass over the weights for each token of
-    a batch's longest answer."""
+    """Seconds of an evaluation: what is read is scored; what is written takes a step for each token of a batch's
+    longest answer, as long as the arithmetic, or as the weights, and all keys and values, are on their way to it."""
     read = _computed(em, 2 * work.read)
     if read is None or not em.get("bandwidth"):
         return None
-    backend = str(content.get("backend") or "hf")
+    backend, shape, cards = str(content.get("backend") or "hf"), em["shape"], int(em.get("gpus", 1))
     rows = VLLM_ROWS if backend == "vllm" else content["batch_size"]
     rows = rows if isinstance(rows, int) else 8
-    weights = 2 * float(em["parameters"]) / (float(em["bandwidth"]) * 1e12)
-    steps = sum(ceil(answers / rows) * longest for answers, longest in work.sampled.values())
+    weights, kept = 2 * float(em["parameters"]), 4 * shape["layers"] * shape["kv_heads"] * shape["head_dim"]  # in bf16
+    free = cards * MEMORY * GIB * em["memory_gib"] - weights if backend == "vllm" and em["memory_gib"] else inf
+
+    def written(share: float, mfu: float, layer: float) -> float:
+        seconds = 0.0
+        for answers, longest in work.sampled.values():
+            held = kept * (PROMPT + share * longest / 2)  # by an answer, on average
+            at_once = max(1, min(rows, answers, free / held))
+            moved = (weights + at_once * held) / (cards * float(em["bandwidth"]) * 1e12)
+            computed = weights * at_once / (cards * float(em["tflops"]) * 1e12 * mfu)
+            seconds += ceil(answers / at_once) * share * longest * (max(moved, computed) + shape["layers"] * layer)
+        return seconds
+
     best, worst = (
-        seconds + share * steps * (weights + int(em["shape"]["layers"]) * step)
-        for seconds, share, step in zip(read, WRITTEN, LAYER_STEP[backend], strict=True)
+        seconds + written(*ends) for seconds, *ends in zip(read, WRITTEN, MFU, LAYER_STEP[backend], strict=True)
     )
     return best, worst
 

@@ -13,14 +13,15 @@ from core.records import BadInput
 from eval.judge.prompt_files import load_prompts
 from sweeps.cli import app
 from sweeps.plan.axes import vary
-from sweeps.plan.estimate import History, disk_gb, judging, plan_table, run_cost, steps_of
+from sweeps.plan.estimate import MFU, History, _evaluated, disk_gb, judging, plan_table, run_cost, steps_of
 from sweeps.plan.sweep import graph, load_sweep, plan
+from sweeps.recipe.compose import load_layer
 from sweeps.run.folder import Run, TrainingRun
 from sweeps.run.index import COLUMNS, write_index
 from sweeps.run.inputs import recipe_behind
 from sweeps.run.process import locked
 from sweeps.run.status import status
-from sweeps.run.workload import BYTES_PER_TOKEN
+from sweeps.run.workload import BYTES_PER_TOKEN, Sampled, Workload
 
 
 @pytest.fixture
@@ -149,6 +150,21 @@ def test_an_evaluation_is_measured_by_those_of_the_same_tasks_and_engine(prepare
     assert more is not None and more.seconds[0] > 66 * 1.2
     other = replace(second, content={**second.content, "tasks": ["em_freeform"]})
     assert (cost := run_cost(other, History(write_index()))) is not None and not cost.measured
+
+
+def test_a_large_model_writes_as_fast_as_it_computes_and_as_memory_holds_answers() -> None:
+    """With 256 answers at once arithmetic takes longer than reading the weights; a 32B leaves no room for as many."""
+    facts = {**load_layer("models", "qwen32b")["em"], **load_layer("hardware", "a100-80g")["em"]}
+    work = Workload(sampled={"em_freeform": Sampled(2400, 600)})
+
+    def seconds(gib: float, **more: int) -> tuple[float, float]:
+        found = _evaluated({**facts, "memory_gib": gib, **more}, work, {"backend": "vllm"})
+        assert found
+        return found
+
+    computed = 2400 * 600 * 2 * facts["parameters"] / 312e12
+    assert seconds(800)[0] > computed / 3 / MFU[0] and seconds(800)[1] > computed / MFU[1]
+    assert seconds(74)[1] > 1.2 * seconds(800)[1] > 2 * seconds(800, gpus=4)[1]
 
 
 def test_disk_is_that_of_merged_models_and_of_models_that_are_not_here_yet(prepared: Path) -> None:
