@@ -288,6 +288,9 @@ def plan(
 ) -> None:
     """Shows what a sweep will take, and starts nothing: points, runs, what is done, hours, memory, money.
 
+    It takes the options of a start, so that its command line can be typed again: --dry-run, --launcher and --address
+    change nothing here.
+
     Example: emsweep plan rank --axis rank=1,8,64 --model qwen7b --hardware a100-80g --price-in 2.5 --price-out 10
     """
     request = options.request(sweep)
