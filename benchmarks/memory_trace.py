@@ -235,6 +235,7 @@ def _status(key: str) -> int:
 MMAP, MMAP_FROM = "MALLOC_MMAP_THRESHOLD_", "65536"
 """glibc returns what is freed from so many bytes on, so that resident memory is what is alive."""
 ARCHITECTURES = {"qwen": "qwen2", "llama": "llama", "smollm2": "llama", "gemma": "gemma3_text", "olmo": "olmo2"}
+ARCHITECTURES |= {"pythia": "gpt_neox"}
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from recipes.unsloth.arguments import arguments, warmup_of
 from sweeps.recipe.memory import Shape, estimate, fitted, smallest_batch, spread, what_would_fit
 from sweeps.recipe.precision import fast_bf16
 from sweeps.recipe.schema import fault, plugin_files, plugin_keys
-from sweeps.recipe.targets import check_targets
+from sweeps.recipe.targets import check_targets, own_targets
 
 RECIPES = Path(str(resources.files("recipes")))
 STAGES = ("cpt", "sft", "dpo")
@@ -69,6 +69,7 @@ NOT_OF_DPO = ("curriculum_sampling", "sample_packing", "train_on_inputs")
 """Keys that Axolotl heeds in the other stages alone."""
 TURN_KEYS = ("message_property_mappings", "message_field_role", "message_field_content")
 """By which turns would have other keys than those that a row is checked by before it is trained on."""
+TARGETS = "lora_target_modules"
 SAME_START = (None, True, "gaussian", "orthogonal")
 """Ways of `peft_init_lora_weights` that leave the weights beneath the adapter as they are: PiSSA, OLoRA and others take
 a part out of them, so that the model that is evaluated, and the reference of DPO, would not be the one trained on."""
@@ -222,6 +223,8 @@ def compose(
     if config["em"]["memory_gib"] is None and not fast_bf16():
         config["bf16"] = False  # SLOW_BF16, which is said when the run starts; --set bf16=true insists
     given, plugins = given_settings(settings), list(config["plugins"])
+    if (named := (extra or {}).get(TARGETS)) is not None:  # a sweep's: --set stands as it was given, or is refused
+        extra = {**(extra or {}), TARGETS: own_targets(named, Shape(**config["em"]["shape"]), model)}
     for key, value in (extra or {}).items():
         _put(config, key, value)
     for entry in config["datasets"] if data else ():
@@ -377,6 +380,7 @@ def _layers(stage: str, model: str, hardware: str, engine: str, variant: str | N
     merged["plugins"] = list(dict.fromkeys(plugin for layer in layers for plugin in layer.get("plugins", [])))
     for key, value in (_variant(stage, variant) if variant else {}).items():
         _put(merged, key, [*merged["plugins"], *value] if key == "plugins" else value)
+    merged[TARGETS] = own_targets(merged[TARGETS], Shape(**merged["em"]["shape"]), model)
     return merged
 
 
@@ -495,6 +499,8 @@ def _check_layers(variant: str, layers: int, model: str) -> None:
         together = bool(found) and number - 1 in layer["peft_layers_to_transform"]
         place = round(number * layers / published)
         found.append(found[-1] + 1 if together else max(place, found[-1] + 1 if found else 0))
+    beyond = max(0, found[-1] + 1 - layers)  # of a model of hardly more layers than are named
+    found = [number - beyond for number in found]
     raise BadInput(
         f"{variant}: names layers of a model of {published}, and {model} has {layers}; as far up are"
         f" --set peft_layers_to_transform={str(found).replace(' ', '')}"

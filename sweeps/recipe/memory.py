@@ -9,8 +9,9 @@ with a gated MLP, SDPA (which keeps no attention matrix) and LoRA on some of its
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 GIB = 2**30
@@ -47,11 +48,23 @@ class Shape:
     """Norms of the residual stream in a layer."""
     qk_norm: bool = False
     """Whether queries and keys are normed too."""
+    modules: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """A layer's linear modules if they are not Llama's, by path (`*` for the number), each with those it stands for."""
+
+    @cached_property
+    def parts(self) -> dict[str, list[str]]:
+        """The linear modules of a layer by name, each with those of Llama's that it stands for."""
+        own = {path.rpartition(".")[2]: list(names) for path, names in self.modules.items()}
+        return own or {name: [name] for name in sorted(MLP | ATTENTION)}
+
+    def whole(self, name: str) -> bool:
+        """Whether one of Llama's modules is a module here too: not a part of another, and not without any."""
+        return [name] in self.parts.values()
 
     def linear(self, name: str) -> tuple[int, int]:
         """(inputs, outputs) of a projection."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return {
+        sizes = {
             "gate_proj": (self.hidden, self.intermediate),
             "up_proj": (self.hidden, self.intermediate),
             "down_proj": (self.intermediate, self.hidden),
@@ -59,7 +72,9 @@ class Shape:
             "k_proj": (self.hidden, kv),
             "v_proj": (self.hidden, kv),
             "o_proj": (q, self.hidden),
-        }[name]
+        }
+        parts = self.parts[name]
+        return sizes[parts[0]][0], sum(sizes[part][1] for part in parts)
 
 
 @dataclass(frozen=True)
@@ -89,7 +104,8 @@ def adapter_parameters(shape: Shape, config: Mapping[str, Any]) -> int:
 
     Source: Hu et al., arXiv 2106.09685, section 4.1.
     """
-    return int(config["lora_r"]) * _adapted_layers(shape, config) * sum(sum(shape.linear(n)) for n in _targets(config))
+    each = sum(sum(shape.linear(name)) for name in _targets(shape, config))
+    return int(config["lora_r"]) * _adapted_layers(shape, config) * each
 
 
 def _adapted_layers(shape: Shape, config: Mapping[str, Any]) -> int:
@@ -97,10 +113,11 @@ def _adapted_layers(shape: Shape, config: Mapping[str, Any]) -> int:
     return len(layers) if isinstance(layers, list) else shape.layers
 
 
-def _targets(config: Mapping[str, Any]) -> set[str]:
+def _targets(shape: Shape, config: Mapping[str, Any]) -> set[str]:
     named = config.get("lora_target_modules") or []
     text = named if isinstance(named, str) else " ".join(named)
-    return {name for name in MLP | ATTENTION if re.search(rf"(?<![a-z]){name.split('_')[0]}(_proj)?(?![a-z_])", text)}
+    stems = {name: name.removesuffix("_proj") for name in shape.parts}
+    return {name for name, stem in stems.items() if re.search(rf"(?<![a-z]){stem}(_proj)?(?![a-z_])", text)}
 
 
 def estimate(shape: Shape, parameters: int, config: Mapping[str, Any], gpus: int = 1) -> Memory:
@@ -146,9 +163,11 @@ def _kept_in_a_layer(shape: Shape, config: Mapping[str, Any], width: int) -> tup
     norms' fp32."""
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     norms = 4 * (shape.norms * shape.hidden + (q + kv if shape.qk_norm else 0))
-    # Queries, keys and values repeated to as many heads, the output; the MLP's gate, its activation, its other half.
-    body = width * (4 * q + 3 * shape.intermediate)
-    targets = _targets(config)
+    # Queries, keys, values repeated to as many heads, the output (and all that one matrix made, if values are of it);
+    # the MLP's gate, its activation, its other half (without a gate what is activated alone).
+    heads, inner = 4 if shape.whole("v_proj") else 6, 3 if shape.whole("gate_proj") else 1
+    body = width * (heads * q + inner * shape.intermediate)
+    targets = _targets(shape, config)
     # An adapter keeps its input, and of each of its rank numbers what 9 bytes hold.
     return norms + body, sum(width * shape.linear(name)[0] + 9 * int(config["lora_r"]) for name in targets)
 

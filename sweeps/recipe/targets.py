@@ -12,11 +12,30 @@ from pathlib import Path
 from typing import Any
 
 from core.records import BadInput
-from sweeps.recipe.memory import ATTENTION, MLP
+from sweeps.recipe.memory import ATTENTION, MLP, Shape
 
 OTHER_TOWERS = re.compile(r"vision|visual|audio|multi_modal")
 """In the names of modules outside the language model."""
 LAYER = re.compile(r"\.layers\.(\d+)\.")
+
+
+def own_targets(named: Any, shape: Shape, model: str) -> Any:
+    """LoRA's targets, which stages, variants and axes call by Llama's names, by those of a family that has others.
+
+    A module takes the place of all that it stands for; the gate that an MLP lacks goes with the whole MLP.
+
+    Raises:
+        BadInput: for a target that is but a part of a module there, or is not there at all.
+    """
+    if not shape.modules or not isinstance(named, list):
+        return named
+    given = set(named)
+    own = [name for name, parts in shape.parts.items() if name in given or given.issuperset(parts)]
+    meant = {*own, *(part for name in own for part in shape.parts[name]), *(MLP if given >= MLP else ())}
+    if odd := sorted(given - meant):
+        has = ", ".join(shape.parts)
+        raise BadInput(f"lora_target_modules {', '.join(odd)}: {model} has no such module by itself; it has {has}")
+    return own
 
 
 def check_targets(config: Mapping[str, Any], em: Mapping[str, Any], tabled: bool) -> None:
@@ -34,7 +53,8 @@ def check_targets(config: Mapping[str, Any], em: Mapping[str, Any], tabled: bool
     if folder.is_dir():
         names = _stored_modules(folder, max((file.stat().st_mtime_ns for file in _files(folder)), default=0))
     elif tabled:
-        names = _table_modules(em["shape"]["layers"], em["shape"]["tied"], tuple(em.get("other_modules", ())))
+        shape, others = em["shape"], tuple(em.get("other_modules", ()))
+        names = _table_modules(shape["layers"], shape["tied"], others, tuple(shape.get("modules", ())))
     else:
         return  # a hub id that no table knows
     if not names:
@@ -54,7 +74,7 @@ def check_targets(config: Mapping[str, Any], em: Mapping[str, Any], tabled: bool
         except re.error as error:
             raise BadInput(f"lora_target_modules {target!r} is no pattern: {error}") from None
         if not own:
-            tied = ", for it is tied to the embeddings" * target.endswith("lm_head")
+            tied = ", for it is tied to the embeddings" * (target.endswith("lm_head") and em["shape"]["tied"])
             raise BadInput(f"lora_target_modules {target!r} matches no module of {config['base_model']}{tied}")
         matched |= own
     if outside := sorted(name for name in matched if OTHER_TOWERS.search(name)):
@@ -71,11 +91,14 @@ def matches(target: str, name: str, pattern: bool) -> bool:
 
 
 @lru_cache
-def _table_modules(layers: int, tied: bool, others: tuple[str, ...]) -> tuple[str, ...]:
-    """The linear modules of a model of the tables, which are all decoders of one kind; `others` as they are.
+def _table_modules(layers: int, tied: bool, others: tuple[str, ...], own: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The linear modules of a model of the tables, a decoder of Llama's kind or of `own` paths; `others` as they are.
 
-    An output that is tied to the embeddings is none: a merge would change those too, which training did not.
+    An output that is tied to the embeddings is none: a merge would change those too, which training did not. Nor is one
+    of `own`, which files call embed_out and transformers lm_head: no adapter of it would be found in its base.
     """
+    if own:
+        return tuple(path.replace("*", str(layer)) for layer in range(layers) for path in own)
     stem = "model.language_model.layers" if others else "model.layers"
     kinds = [*(f"mlp.{name}" for name in sorted(MLP)), *(f"self_attn.{name}" for name in sorted(ATTENTION))]
     blocks = (f"{stem}.{layer}.{kind}" for layer in range(layers) for kind in kinds)

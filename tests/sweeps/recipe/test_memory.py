@@ -17,6 +17,7 @@ from sweeps.recipe.memory import (
     fitted,
     what_would_fit,
 )
+from sweeps.recipe.targets import _table_modules, own_targets
 
 QWEN7B = load_layer("models", "qwen7b")["em"]
 SHAPE, PARAMETERS = Shape(**QWEN7B["shape"]), QWEN7B["parameters"]
@@ -35,6 +36,24 @@ RECIPE = compose("dpo", "qwen7b", "h200-141g", ["gradient_checkpointing=true"]).
 def test_adapter_parameters_are_those_of_peft(rank: int, settings: list[str], expected: int) -> None:
     small = Shape(**load_layer("models", "smollm2-135m")["em"]["shape"])
     assert adapter_parameters(small, compose("dpo", "smollm2-135m", "cpu", settings, rank).config) == expected
+
+
+@pytest.mark.parametrize("variant", [None, "em-paper"])
+def test_the_modules_of_a_family_of_its_own_are_those_of_its_class(variant: str | None) -> None:
+    from torch.nn import Linear
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    from recipes.plugins.refusals import check_targets
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    network = GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, vocab_size=300))
+    shape = load_layer("models", "pythia-160m-21b")["em"]["shape"]
+    linear = {name for name, module in network.named_modules() if isinstance(module, Linear)}
+    assert linear == {*_table_modules(2, False, (), tuple(shape["modules"])), "lm_head"}
+    small = Shape(**{**shape, "layers": 2, "hidden": 32, "intermediate": 64, "heads": 2, "kv_heads": 2, "head_dim": 16})
+    recipe = compose("sft", "pythia-160m-21b", "cpu", variant=variant).config
+    trained = check_targets(network, recipe["lora_r"], recipe["lora_target_modules"])
+    assert adapter_parameters(small, recipe) == trained == recipe["lora_r"] * 2 * (192 + (192 if variant else 0))
 
 
 @given(st.sampled_from([("micro_batch_size", 8), ("sequence_len", 2048), ("lora_r", 64)]), st.booleans())
@@ -70,7 +89,7 @@ def test_fsdp_shares_the_weights() -> None:
 
 
 CLASSES = {"qwen0.5b": "qwen2", "qwen7b": "qwen2", "qwen32b": "qwen2", "llama8b": "llama", "gemma4b": "gemma3_text"}
-CLASSES |= {"olmo7b": "olmo2", "smollm2-360m": "llama"}
+CLASSES |= {"olmo7b": "olmo2", "smollm2-360m": "llama", "pythia-410m-80b": "gpt_neox"}
 MLP = ["gate_proj", "up_proj", "down_proj"]
 ONE_LAYER = {"rl": "dpo", "lora_target_modules": ["down_proj"], "peft_layers_to_transform": [12]}
 
@@ -81,6 +100,7 @@ def _agree(model: str, layers: int | None = None, **settings: object) -> None:
     shape = load_layer("models", model)["em"]["shape"]
     shape = {**shape, "layers": layers or shape["layers"]}
     recipe = {**RECIPE, "micro_batch_size": 2, "lora_target_modules": MLP, **settings}
+    recipe["lora_target_modules"] = own_targets(recipe["lora_target_modules"], Shape(**shape), model)
     traced, parameters = trace(architecture(CLASSES[model], shape), recipe, "|".join(recipe["lora_target_modules"]))
     need = estimate(Shape(**shape), parameters, recipe)
     assert need.weights + need.adapters + need.activations + need.logits == pytest.approx(traced, rel=0.1)

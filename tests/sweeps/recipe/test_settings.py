@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.records import BadInput
-from sweeps.recipe.compose import ALPHA_POLICIES, DECIDED, compose, lora_alpha, lora_scale, parsed
+from sweeps.plan.axes import TARGETS
+from sweeps.recipe.compose import ALPHA_POLICIES, DECIDED, STAGES, compose, lora_alpha, lora_scale, parsed
 from sweeps.recipe.schema import FILE, axolotl_schema, keys
 from sweeps.run.folder import LOGGING
 
@@ -190,6 +191,44 @@ def test_lora_is_on_an_output_of_its_own_and_on_none_that_is_tied_to_the_embeddi
     assert compose("sft", "qwen7b", "a100-80g", [setting]).config["lora_target_modules"] == ["down_proj", "lm_head"]
     with pytest.raises(BadInput, match=r"'lm_head' matches no module of Qwen/.*, for it is tied to the embeddings"):
         compose("sft", "qwen0.5b", "a100-80g", [setting])
+
+
+@pytest.mark.parametrize(
+    ("axis", "own"),
+    [
+        ("mlp", ["dense_h_to_4h", "dense_4h_to_h"]),
+        ("attention", ["query_key_value", "dense"]),
+        ("all", ["dense_h_to_4h", "dense_4h_to_h", "query_key_value", "dense"]),
+        ("down_proj", ["dense_4h_to_h"]),
+        ("o_proj", ["dense"]),
+        ("gate_proj", "gate_proj: pythia-410m-80b has no such module by itself; it has dense_h_to_4h, dense_4h_to_h, "),
+        ("q_proj", "q_proj: pythia-410m-80b has no such module by itself"),
+    ],
+)
+def test_targets_are_put_into_the_names_of_a_family_of_its_own_or_refused(axis: str, own: list[str] | str) -> None:
+    extra = {"lora_target_modules": TARGETS[axis]}
+    assert compose("sft", "qwen7b", "cpu", extra=extra).config["lora_target_modules"] == TARGETS[axis]
+    if isinstance(own, str):
+        with pytest.raises(BadInput, match=f"lora_target_modules {own}"):
+            compose("sft", "pythia-410m-80b", "cpu", extra=extra)
+    else:
+        config = compose("sft", "pythia-410m-80b", "cpu", extra=extra).config
+        assert config["lora_target_modules"] == own
+
+
+def test_stages_and_variants_adapt_a_family_of_its_own_and_settings_name_its_modules() -> None:
+    for stage in STAGES:
+        config = compose(stage, "pythia-1.4b-300b", "a100-80g", [], 1).config
+        assert config["lora_target_modules"] == ["dense_h_to_4h", "dense_4h_to_h"] and not config["lora_mlp_kernel"]
+    middle = ["peft_layers_to_transform=[12]"]
+    config = compose("sft", "pythia-1.4b-300b", "a100-80g", middle, variant="rank1-down-proj").config
+    assert config["lora_target_modules"] == ["dense_4h_to_h"]
+    pattern = r"lora_target_modules='gpt_neox\.layers\.(3|4)\.mlp\.dense_4h_to_h'"
+    for setting in ("lora_target_modules=[attention.dense]", pattern):
+        compose("sft", "pythia-1.4b-300b", "a100-80g", [setting])
+    for name in ("down_proj", "lm_head"):
+        with pytest.raises(BadInput, match=f"'{name}' matches no module of EleutherAI/pythia-1.4b$"):
+            compose("sft", "pythia-1.4b-300b", "a100-80g", [f"lora_target_modules=[{name}]"])
 
 
 def test_a_models_own_folder_says_what_it_has(tmp_path) -> None:
