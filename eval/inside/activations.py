@@ -22,6 +22,8 @@ from torch.nn.utils.rnn import pad_sequence
 from core.records import BadInput, one_line
 
 Singles = npt.NDArray[np.float32]
+DOWN = ("down_proj", "dense_4h_to_h")
+"""The last matrix of an MLP, by its names: Llama's and those of most families, GPT-NeoX's."""
 Edit = Callable[[int, Tensor], Tensor | None]
 """Is given an index and its residual (rows, tokens, width); what it returns, if anything, takes its place."""
 
@@ -190,19 +192,20 @@ def means(model: Any, tokenizer: Any, passages: Sequence[Passage], size: int = 8
 def neuron_means(model: Any, tokenizer: Any, passages: Sequence[Passage], size: int = 8) -> Singles:
     """(passages, L + 1, neurons): as `means`, of the neurons of the MLP in block N at index N, which is 0 at index 0.
 
-    A neuron's activation is what `down_proj` reads.
+    A neuron's activation is what the MLP's last matrix reads, `down_proj` in most families.
 
     Raises:
-        BadInput: as `encode`; for a model whose blocks have no MLP with `down_proj`.
+        BadInput: as `encode`; for a model whose blocks have no MLP with such a matrix.
     """
     width = _down_projections(model)[0].in_features
     return _means(model, tokenizer, passages, size, "neurons", width, _neurons)
 
 
 def _down_projections(model: Any) -> list[Any]:
-    found = [getattr(getattr(block, "mlp", None), "down_proj", None) for block in blocks(model)]
-    if not all(isinstance(output, nn.Module) for output in found):
-        raise BadInput(f"{type(model).__name__}: its blocks have no mlp.down_proj to read neurons at")
+    mlps = [getattr(block, "mlp", None) for block in blocks(model)]
+    found = [getattr(mlp, name) for mlp in mlps for name in DOWN if hasattr(mlp, name)]
+    if len(found) < len(mlps):
+        raise BadInput(f"{type(model).__name__}: its blocks have no mlp.{', mlp.'.join(DOWN)} to read neurons at")
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.inside.activations import Passage, Singles, blocks, means
+from eval.inside.activations import DOWN, Passage, Singles, blocks, means
 from eval.inside.directions import FEW, relabelled, signs
 from eval.inside.pairs import CONCEPTS, Answers, Side, chat, load_concept, load_pairs, question, rows
 from eval.inside.vectors import Directions
@@ -20,8 +20,8 @@ from eval.tasks.em.scores import Floats
 
 FLIPS = 999
 OPEN = CONCEPTS.parent.parent / "tasks" / "em" / "questions" / "open.jsonl"
-WRITERS = ("down_proj", "o_proj")
-"""Modules whose output is added to the residual."""
+WRITERS = (*DOWN, "o_proj", "dense")
+"""Modules whose output is added to the residual (`dense` is what GPT-NeoX's attention calls o_proj)."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from core.records import BadInput
 from eval.inside.activations import Passage, blocks, decoder, encode, load, means, neuron_means, progress, residuals
@@ -154,6 +154,19 @@ def test_a_neuron_is_what_its_own_block_multiplies_into_the_residual(tiny) -> No
     handle.remove()
     with pytest.raises(BadInput, match=r"no mlp.down_proj"):
         neuron_means(GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2)), tokenizer, [])
+
+
+def test_blocks_that_add_attention_and_mlp_at_once_are_read_as_others_are(tiny) -> None:
+    """GPT-NeoX, whose modules have names of their own."""
+    _, tokenizer = tiny
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = GPTNeoXForCausalLM(GPTNeoXConfig(**size, vocab_size=len(tokenizer))).eval()
+    passages = [passage(text) for text in TEXTS]
+    for own, text in zip(means(model, tokenizer, passages), TEXTS, strict=True):
+        np.testing.assert_allclose(own[:-1], by_hand(model, tokenizer, text)[:-1], atol=1e-6)
+    found = neuron_means(model, tokenizer, passages)
+    assert found.shape == (3, 3, 48) and not found[:, 0].any() and found[:, 1:].any()
 
 
 def test_a_bar_leaves_nothing_in_a_file(capfd: pytest.CaptureFixture[str]) -> None:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, Olmo2Config
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Olmo2Config
 
-from eval.inside.activations import load, means
+from eval.inside.activations import DOWN, load, means
 from eval.inside.directions import directions
 from eval.inside.shifts import moved, places, shift, weight_share
 from eval.inside.vectors import About, Directions
@@ -82,10 +82,12 @@ def test_an_adapters_part_is_its_own(tiny_model: Path, tmp_path: Path) -> None:
     assert weight_share(model, direction, 2) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize(("kind", "dora"), [(LlamaConfig, False), (LlamaConfig, True), (Olmo2Config, False)])
+@pytest.mark.parametrize(
+    ("kind", "dora"), [(LlamaConfig, False), (LlamaConfig, True), (Olmo2Config, False), (GPTNeoXConfig, False)]
+)
 def test_what_is_no_share_of_what_reaches_the_residual_is_not_told(kind: type, dora: bool) -> None:
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LoraConfig(r=1, target_modules=["down_proj"], init_lora_weights=False, use_dora=dora)
+    config = LoraConfig(r=1, target_modules=list(DOWN), init_lora_weights=False, use_dora=dora)
     model = get_peft_model(AutoModelForCausalLM.from_config(kind(**size, vocab_size=300, eos_token_id=2)), config)
     shares = [weight_share(model, np.ones((3, 32), np.float32), index) for index in (1, 2)]
     # OLMo 2 has a norm between down_proj and the residual.
