@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
+    GPTNeoXConfig,
     LlamaConfig,
     Olmo2Config,
     PretrainedConfig,
@@ -26,6 +27,7 @@ FAMILIES = pytest.mark.parametrize(
         Qwen2Config(**SIZE),
         Olmo2Config(**SIZE),
         Gemma3TextConfig(**SIZE, head_dim=4, final_logit_softcapping=3.0),
+        GPTNeoXConfig(**SIZE, rotary_pct=0.5),
     ],
     ids=lambda config: config.model_type,
 )
@@ -33,7 +35,7 @@ FAMILIES = pytest.mark.parametrize(
 
 def model_of(config: PretrainedConfig) -> torch.nn.Module:
     torch.manual_seed(0)
-    lora = LoraConfig(r=2, target_modules=["down_proj"], init_lora_weights=False)
+    lora = LoraConfig(r=2, target_modules=["down_proj", "dense_4h_to_h"], init_lora_weights=False)
     return get_peft_model(AutoModelForCausalLM.from_config(config), lora)
 
 
