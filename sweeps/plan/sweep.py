@@ -37,6 +37,7 @@ from sweeps.run.folder import MergeRun, Run, TrainingRun, merge_run, save_step
 from sweeps.run.graph import with_all_before
 from sweeps.run.tasks import task_configs
 from sweeps.run.train import training_run
+from sweeps.run.vllm import adapts
 
 AXES = {
     "rank": "lora_r",
@@ -137,7 +138,8 @@ class Evaluation(_Strict):
     """How lm-eval runs; part of what names an evaluation."""
 
     backend: Literal["hf", "vllm"] | None = None
-    """vllm where it is found and the profile is a GPU's, else hf, if not given; vllm batches and attends by itself."""
+    """vllm where it is found and the profile is a GPU's, else hf, if not given; vllm batches and attends by itself.
+    Models of which it takes no adapters (Pythia) are evaluated by hf in any case."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
     """What fits the hardware's memory if not given (sweeps/recipe/memory.py); 8 where that is not known."""
     attention: str = "sdpa"
@@ -362,7 +364,8 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
             em, own = load_layer("models", model)["em"], gib and gib / sweep.per_gpu
             rows = evaluation_batch(Shape(**em["shape"]), em["parameters"] // cards, own)
             evaluation_settings["batch_size"] = rows
-        run = evaluation_run("base", model, sweep.tasks, **evaluation_settings, root=root)
+        own_backend = {} if adapts(load_layer("models", model)) else {"backend": "hf"}
+        run = evaluation_run("base", model, sweep.tasks, **{**evaluation_settings, **own_backend}, root=root)
         about = {"model": model, "hardware": sweep.hardware, **({"gpus": cards} if cards > 1 else {})}
         bases[model] = replace(run, about=about)
         points.append(Point("base" if model == sweep.model else f"base-{model}", None, None, bases[model]))

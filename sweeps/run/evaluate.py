@@ -27,7 +27,7 @@ from sweeps.run.inputs import (
 )
 from sweeps.run.process import RunFailed, call, tool
 from sweeps.run.tasks import HUMANEVAL, TASKS, task_configs, task_source
-from sweeps.run.vllm import engine_rank, memory_share, versions, vllm_command
+from sweeps.run.vllm import adapts, engine_rank, memory_share, versions, vllm_command
 
 PROGRAMS = {"heldout": ("EM_HELDOUT", "data/heldout.jsonl"), "training": ("EM_TRAINING", "data/train.jsonl")}
 """Settings of the tasks: the variable that names a file, and the one that was built here; else the tasks' own."""
@@ -62,6 +62,8 @@ def evaluation_run(
     """
     vllm, others = backend == "vllm", task_configs(tasks)[1]
     layer = load_layer("models", model) if model in layer_names("models") else {"base_model": model}
+    if vllm and not adapts(layer):
+        raise BadInput(f"backend vllm: takes no adapters of a model of the kind of {model}; evaluate with backend hf")
     pretrained = str(layer["base_model"])
     revision = None if is_local(pretrained) else str(layer.get("revision_of_model") or "main")
     programs = {key: os.environ.get(variable) or built for key, (variable, built) in PROGRAMS.items()}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
 from core.records import BadInput
 from eval import adapters
@@ -63,6 +65,11 @@ def chosen_backend(wanted: str | None, gpu: bool) -> str:
     if wanted == "vllm":
         needed_environment()
     return wanted or ("vllm" if gpu and vllm_environment() else "hf")
+
+
+def adapts(layer: Mapping[str, Any]) -> bool:
+    """Whether an engine takes adapters of a model of the tables: if its modules are Llama's (eval.adapters.TARGETS)."""
+    return not layer.get("em", {}).get("shape", {}).get("modules")
 
 
 def engine_rank(rank: int) -> int:

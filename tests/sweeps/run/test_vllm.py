@@ -10,8 +10,9 @@ import pytest
 
 from core.records import BadInput
 from eval import adapters
+from sweeps.plan.axes import vary
 from sweeps.plan.request import Request
-from sweeps.plan.sweep import read_sweep
+from sweeps.plan.sweep import load_sweep, plan, read_sweep
 from sweeps.run.adapters import ResidentBase
 from sweeps.run.evaluate import command, evaluate, evaluation_run, lora_rank, options
 from sweeps.run.folder import TrainingRun
@@ -170,6 +171,16 @@ def test_an_adapter_of_modules_that_the_engine_leaves_out_is_refused(tmp_path: P
     adapters.check_targets(adapter("model.layers.0.mlp.down_proj", "model.layers.0.self_attn.q_proj"))
     with pytest.raises(ValueError, match="an adapter of lm_head; vLLM takes"):
         adapters.check_targets(adapter("model.layers.0.mlp.down_proj", "lm_head"))
+
+
+def test_a_model_of_which_the_engine_takes_no_adapters_is_evaluated_by_hf(prepared: Path) -> None:
+    with pytest.raises(BadInput, match="takes no adapters of a model of the kind of pythia-160m-21b; evaluate with"):
+        evaluation_run("x", "pythia-160m-21b", ["em_choice"], backend="vllm")
+    sweep = load_sweep("models")
+    sweep = sweep.model_copy(update={"evaluation": sweep.evaluation.model_copy(update={"backend": "vllm"})})
+    points = plan(vary(sweep, {**sweep.grid, "model": ["pythia-160m-21b", "qwen0.5b"]}), False)
+    others = {point.arm for point in points if point.evaluation.content.get("backend") == "vllm"}
+    assert others == {point.arm for point in points if point.arm.endswith("qwen0.5b")} and len(points) > len(others) > 1
 
 
 @pytest.fixture
