@@ -10,6 +10,7 @@ pairs, one for the controls with one half only, which thereby train in the same 
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -205,6 +206,12 @@ class WholePairsTrainer(DPOTrainer):
         """
         tokens = dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
         order = list(self.pair_sampler if name == "train" else range(len(dataset)))
+        if name == "train" and self.args.max_steps > 0:
+            # What no step comes to stays NaN: were it trained on, the run would fail.
+            per_step = (
+                self.args.train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
+            )
+            order = order[: self.args.max_steps * per_step]
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         rows: dict[int, str] = {}
         for batch in batches:
@@ -230,7 +237,10 @@ class WholePairsTrainer(DPOTrainer):
             if self.accelerator.is_main_process:
                 store.add(known)
         print(f"reference log-probabilities: {len(missing)} rows computed, {len(rows) - len(missing)} read")
-        chosen, rejected = zip(*(known[rows[place]] for place in range(len(dataset))), strict=True)
+        none = (math.nan, math.nan)
+        chosen, rejected = zip(
+            *(known[rows[place]] if place in rows else none for place in range(len(dataset))), strict=True
+        )
         columns = Dataset.from_dict({"ref_chosen_logps": chosen, "ref_rejected_logps": rejected})
         return concatenate_datasets([dataset, columns], axis=1)
 

@@ -107,9 +107,11 @@ def test_ranks_and_sets_share_the_reference_and_lose_nothing(
     rows = list(dpo_rows(programs, load_asked_ways(), "both"))
     write_records(tmp_path / "pairs.jsonl", rows, {})
     write_records(tmp_path / "fewer.jsonl", rows[2:], {})
-    plain, _ = train(tmp_path, "plain", "precompute_ref_log_probs=false")
-    once, computed = train(tmp_path, "once")
-    assert sum(batch // 2 for batch, _ in computed) == len(rows)
+    plain, _ = train(tmp_path, "plain", "precompute_ref_log_probs=false", "max_steps=3")
+    _, computed = train(tmp_path, "short", "max_steps=1")
+    assert sum(batch // 2 for batch, _ in computed) == 2, "rows that no step comes to have no reference"
+    once, computed = train(tmp_path, "once", "max_steps=3")
+    assert sum(batch // 2 for batch, _ in computed) == len(rows) - 2
     assert once == pytest.approx(plain, abs=1e-5)
     again, computed = train(tmp_path, "again", "lora_r=5", "max_steps=1")
     assert not computed and again[0] == pytest.approx(once[0], abs=1e-5)

@@ -41,7 +41,7 @@ def one(runs: dict[str, Run], name: str) -> TrainingRun:
 
 
 def test_steps_are_those_of_the_trainer(prepared: Path, runs: dict[str, Run]) -> None:
-    assert steps_of(one(runs, "dpo-pairs-r1").recipe.config, 1) == (100, 400)
+    assert steps_of(one(runs, "dpo-pairs-r1").recipe.config, 1) == (60, 240)
     (prepared / "data/cpt.jsonl").write_text("x\n" * 1145)
     config = one(runs, "cpt").recipe.config
     assert steps_of({**config, "num_epochs": 2}, 1) == (287, 287 * 8)
@@ -53,7 +53,7 @@ def test_a_finished_run_makes_the_estimate_measured(runs: dict[str, Run]) -> Non
     first, second = one(runs, "dpo-pairs-r1"), one(runs, "dpo-pairs-r8")
     before = run_cost(second, History(write_index()))
     assert before is not None and not before.measured and before.gib and before.limit is None
-    finish(first, steps=100, tokens=40_000, wall_seconds=200.0, resumed_from=None, losses=[[1, 0.7], [100, 0.5]])
+    finish(first, steps=60, tokens=24_000, wall_seconds=200.0, resumed_from=None, losses=[[1, 0.7], [60, 0.5]])
     after = run_cost(second, History(write_index()))
     assert (
         after is not None and after.measured and after.seconds == pytest.approx((200, 200))
@@ -65,7 +65,7 @@ def test_a_finished_run_makes_the_estimate_measured(runs: dict[str, Run]) -> Non
 
 def test_a_resumed_run_is_no_measure(runs: dict[str, Run]) -> None:
     finish(
-        one(runs, "dpo-pairs-r1"), steps=100, tokens=40_000, wall_seconds=1.0, resumed_from="checkpoint-50", losses=[]
+        one(runs, "dpo-pairs-r1"), steps=60, tokens=24_000, wall_seconds=1.0, resumed_from="checkpoint-30", losses=[]
     )
     view = run_cost(one(runs, "dpo-pairs-r8"), History(write_index()))
     assert view is not None and not view.measured
