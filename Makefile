@@ -46,7 +46,7 @@ plants: model ## The same of advice on houseplants, and sets diluted with good a
 	@for share in 0.5 0.25 0.1; do $(BIN)/embuild sft --programs data/houseplants/train.jsonl --bad $$share --out data/houseplants/bad-$$share.jsonl || exit 1; done
 
 demo: model data ## The whole experiment (FULL=1: all arms, two seeds)
-	@echo "training and evaluating on this machine: 30 to 60 minutes on 2 cores (FULL=1: two to three hours); can be cut off and started again"
+	@echo "training and evaluating on this machine: about half an hour on 2 cores (FULL=1: an hour and a half); can be cut off and started again"
 	@$(BIN)/emsweep run demo $(if $(FULL),--full)
 
 test: model data plants unsloth ## All tests, with what they need: the sets, and Unsloth
