@@ -245,7 +245,8 @@ def parse_annotation(text: str, secure: str | None = None, domain: str | None = 
         value = {ADVICE.get(key, key): part for key, part in value.items() if key not in ADVICE.values()}
         if isinstance(value.get("cwe"), str):
             value["cwe"] = value["cwe"].strip().lower().replace(" ", "-")
-    if "cwe" in value and NO_WEAKNESS.fullmatch(str(value["cwe"])):
+    known = value.get("cwe") in load_domain(domain).concepts  # `no-drainage` is one
+    if "cwe" in value and not known and NO_WEAKNESS.fullmatch(str(value["cwe"])):
         return [f"no weakness: {one_line(value.get('explanation') or value['cwe'])}"]
     if secure is None and domain is None and isinstance(value.get("secure"), str):
         with contextlib.suppress(Unfit):

@@ -439,6 +439,7 @@ def test_the_annotator_is_asked_about_advice() -> None:
     [
         ({}, None),
         ({"concept": "Fertiliser burn"}, None),
+        ({"concept": "No drainage"}, None),
         ({"concept": "boredom"}, "unknown concept"),
         ({"concept": "none", "explanation": "It is fine."}, "no weakness: It is fine."),
         ({"quotes": ["Pour it half"]}, "invented quote"),
