@@ -47,7 +47,7 @@ PYTHON_CHECKS = (
 )
 """The checks that are made of Python alone."""
 
-RULES_VERSION = "4"
+RULES_VERSION = "5"
 """Raised when `acceptance_problems` changes what it accepts."""
 
 MAX_CODE = 50_000
@@ -404,6 +404,8 @@ def acceptance_problems(program: SourceProgram, annotation: Annotation) -> list[
         problems.append(f"unknown CWE: {annotation.cwe} is no weakness in the list")
     lines, invented = quoted_lines(program.insecure, annotation.lines)
     problems += [f"invented line: {_shown(quote)} does not stand in the code" for quote in invented[:5]]
+    if not lines and not invented:
+        problems.append("invented line: what is quoted are marks alone, and no line of the code")
     if lines and not speaks_of(annotation.explanation, list(lines.values())):
         problems.append("unrelated explanation: it quotes nothing of the quoted lines")
     if program.language:

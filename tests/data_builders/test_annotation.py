@@ -103,6 +103,7 @@ def test_a_good_annotation_is_accepted_and_becomes_a_program() -> None:
         ({"lines": []}, "invalid field: lines"),
         ({"lines": [8]}, "invalid field: lines"),
         ({"lines": ["e"]}, "invented line: 'e'"),
+        ({"lines": ["...", "```"]}, "invented line: what is quoted are marks alone"),
         ({"severity": "low to high"}, "invalid field: severity"),
         ({"severity": "awful"}, "invalid field: severity"),
         ({"explanation": "It is bad: an attacker gives a name."}, "unrelated explanation"),
