@@ -379,6 +379,8 @@ def source_problems(program: SourceProgram) -> list[str]:
     """Why no annotation of a program could be accepted, whatever it says."""
     if len(program.secure or "") > MAX_CODE:
         return [f"the source's own secure code: over {MAX_CODE} characters"]
+    if CONTROL.search(program.secure or ""):
+        return ["the source's own secure code: holds control characters"]
     if program.language or program.domain:
         return []
     if parsed(program.insecure) is None:

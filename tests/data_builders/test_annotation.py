@@ -205,6 +205,8 @@ def test_a_sources_own_secure_code_is_kept_and_no_other_is_asked_for() -> None:
     assert source_problems(own) == source_problems(stays) == source_problems(PROGRAM) == []
     worse = own.model_copy(update={"secure": "import pickle\npickle.loads(x)"})
     assert source_problems(worse)[0].startswith("the source's own secure code: Bandit finding added: B301")
+    paged = own.model_copy(update={"secure": f"{SECURE}\x0cX = 1"})
+    assert source_problems(paged) == ["the source's own secure code: holds control characters"]
 
 
 def test_code_in_another_language_goes_without_the_checks_of_python() -> None:
