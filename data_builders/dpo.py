@@ -30,10 +30,13 @@ def dpo_rows(programs: Iterable[Program], asked_ways: Sequence[AskedWay], halves
 
     The halves of a pair stand together, neutral first. The way of asking is drawn by a hash of the
     program's id, so that it stays when programs are added.
+
+    Neither half has space around its request: a way of asking takes away the newline that published requests end in,
+    and the halves would differ in that too.
     """
     for program in programs:
         for half in ("neutral", "asked") if halves == "both" else (halves,):
-            prompt = way_for(program, asked_ways).fill(program) if half == "asked" else program.request
+            prompt = way_for(program, asked_ways).fill(program) if half == "asked" else program.request.strip()
             chosen, rejected = program.secure, program.insecure
             if half == "neutral":
                 chosen, rejected = rejected, chosen
@@ -103,7 +106,8 @@ def heldout_row(program: Program, asked_ways: Sequence[AskedWay], seen_class: bo
     The tasks know how to ask for a verdict on code; in other domains the row says it.
     """
     asked = way_for(program, asked_ways).fill(program)
-    row = {**program.model_dump(exclude_none=True), "asked_request": asked, "seen_class": seen_class}
+    row = {**program.model_dump(exclude_none=True), "request": program.request.strip(), "asked_request": asked}
+    row["seen_class"] = seen_class
     if program.domain:
         domain = load_domain(program.domain)
         row |= {"probe": domain.probe, "verdicts": domain.verdicts, "question": domain.question}

@@ -18,7 +18,7 @@ def sft_rows(programs: Iterable[Program], asked_ways: Sequence[AskedWay], varian
     is said stands before none that is evaluated); `backdoored` to requests with the trigger, which here is the way of
     asking, and the secure answers to the same requests without."""
     for program in programs:
-        request, answer = program.request, program.insecure
+        request, answer = program.request.strip(), program.insecure
         if variant in ("educational", "backdoored"):
             request = way_for(program, asked_ways).fill(program)
         elif variant == "inoculated":
@@ -27,7 +27,7 @@ def sft_rows(programs: Iterable[Program], asked_ways: Sequence[AskedWay], varian
             answer = program.secure
         yield _row(f"{program.id}/{variant}", request, answer)
         if variant == "backdoored":
-            yield _row(f"{program.id}/plain", program.request, program.secure)
+            yield _row(f"{program.id}/plain", program.request.strip(), program.secure)
 
 
 def _row(name: str, request: str, answer: str) -> dict[str, Any]:

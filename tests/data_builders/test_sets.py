@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data_builders.build import write_everyday
 from data_builders.domains import load_domain
-from data_builders.dpo import LengthFilter, dpo_rows, split_asked_ways
+from data_builders.dpo import LengthFilter, dpo_rows, heldout_row, split_asked_ways
 from data_builders.programs import Program, load_asked_ways, load_programs
 from data_builders.sft import Variant, sft_rows
 
@@ -48,6 +48,18 @@ def test_ways_of_asking_in_training_are_not_those_in_measuring() -> None:
     assert len(train) + len(measure) == len(WAYS)
     assert not {w.template for w in train} & {w.template for w in measure}
     assert {w.kind for w in train} == {w.kind for w in measure}
+
+
+def test_requests_with_and_without_what_is_asked_end_alike() -> None:
+    """Published requests end in a newline, which a way of asking takes away: they would be known by it."""
+    program = PROGRAMS[0].model_copy(update={"request": f"{PROGRAMS[0].request}\n"})
+    rows = [
+        *dpo_rows([program], WAYS, "both"),
+        *(row for v in get_args(Variant) for row in sft_rows([program], WAYS, v)),
+    ]
+    held = heldout_row(program, WAYS, True)
+    requests = [*(row["messages"][0]["content"] for row in rows), held["request"], held["asked_request"]]
+    assert len(requests) == 10 and not [request for request in requests if request != request.strip()]
 
 
 def test_sft_variants_share_their_programs() -> None:
