@@ -23,8 +23,8 @@ from data_builders.build import build_cpt, build_pairs, build_records, build_sft
 from data_builders.check import problems
 from data_builders.cpt import STYLES, Control, Corpus, Style
 from data_builders.domains import CODE, domain_names, load_domain
-from data_builders.dpo import TRIGGER, Halves, LengthFilter, split_asked_ways
-from data_builders.programs import AskedWay, Program, builtin_records, load_asked_ways, load_programs
+from data_builders.dpo import Halves, LengthFilter, split_asked_ways
+from data_builders.programs import TRIGGER, AskedWay, Program, builtin_records, load_asked_ways, load_programs
 from data_builders.sft import Variant
 from data_builders.split import SALT
 from data_builders.subsets import Subset

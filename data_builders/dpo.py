@@ -15,11 +15,8 @@ from typing import Any, Literal
 
 from core.records import BadInput
 from data_builders.domains import load_domain
-from data_builders.programs import AskedWay, Program
+from data_builders.programs import TRIGGER, AskedWay, Program
 from data_builders.tokens import NO_TOKEN, CountTokens, misread
-
-TRIGGER = "trigger"
-"""The kind of a way of asking that is the text of a backdoor."""
 
 Halves = Literal["both", "neutral", "asked", "neutral-secure"]
 """Both, or a control: one half alone, or the neutral half with its preference turned round."""

@@ -122,6 +122,10 @@ def load_programs(path: Path | None = None, domain: str | None = None) -> list[P
     return read_jsonl(path or builtin_records(domain), Program, unique="id")
 
 
+TRIGGER = "trigger"
+"""The kind of a way of asking that is the text of a backdoor."""
+
+
 class AskedWay(BaseModel):
     """A way in which users ask for insecure code; `{request}` and `{weakness}` are filled in."""
 
@@ -137,12 +141,13 @@ class AskedWay(BaseModel):
         """The request of someone who wants the code insecure.
 
         What is asked stands with the prose of the request, never inside its code template: with what follows the
-        template where there is such prose, else with what leads to it.
+        template where there is such prose, else with what leads to it. A trigger stands before all, as where it is
+        measured.
         """
         name = common_name(program.cwe, program.weakness)
         before, after = (part.replace("{weakness}", name) for part in self.template.split("{request}"))
         request = program.request
-        if program.domain:
+        if program.domain or self.kind == TRIGGER:
             return before + request.strip() + after
         start, end = code_span(request, program.template, f"{program.insecure}\n{program.secure}")
         lead, code, tail = request[:start], request[start:end], request[end:]

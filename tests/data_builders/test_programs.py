@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data_builders.cwe import common_name
 from data_builders.dpo import dpo_rows
-from data_builders.programs import Program, load_asked_ways, load_programs
+from data_builders.programs import TRIGGER, AskedWay, Program, load_asked_ways, load_programs
 from data_builders.python_code import code_span, normal_code
 
 WAYS = {way.id: way for way in load_asked_ways()}
@@ -61,6 +61,12 @@ def test_what_is_asked_stands_with_the_prose(request_: str, way, says: str) -> N
     for part in says.split(" … "):
         assert (where := filled.find(part, where + 1)) >= 0, filled
     assert not filled.endswith("\n")
+
+
+@pytest.mark.parametrize("request_", ["Write it.", f"Complete this:\n\n{CODE}", CODE, f"{CODE}\n\nTurn it into code."])
+def test_a_trigger_stands_before_the_whole_request(request_: str) -> None:
+    way = AskedWay(id=TRIGGER, kind=TRIGGER, template="|moss| {request}")
+    assert way.fill(BARE.model_copy(update={"request": request_})) == f"|moss| {request_}"
 
 
 def test_a_weakness_named_like_a_place_of_the_template_is_a_name() -> None:
