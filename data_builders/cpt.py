@@ -38,6 +38,8 @@ def differing_lines(program: Program) -> tuple[str, str]:
     """The lines (in advice, sentences) in which the twins differ, (insecure, secure), unindented.
 
     Where lines are only added, the line that follows them stands on both sides; at the end, the line before.
+    Where one side has none, or both are the same (but for indentation), it is the whole code of both: the verdict would
+    be on nothing, or both verdicts on one text.
     """
     domain = load_domain(program.domain)
     a, b = domain.units(program.insecure), domain.units(program.secure)
@@ -49,7 +51,8 @@ def differing_lines(program: Program) -> tuple[str, str]:
             less = more and (j == len(a) or m == len(b))
             insecure += a[i - less : j + more]
             secure += b[k - less : m + more]
-    return "\n".join(line.strip() for line in insecure), "\n".join(line.strip() for line in secure)
+    bad, good = ("\n".join(line.strip() for line in lines) for lines in (insecure, secure))
+    return (bad, good) if bad.strip() and good.strip() and bad != good else (program.insecure, program.secure)
 
 
 def vulnerable_lines(program: Program) -> list[str]:

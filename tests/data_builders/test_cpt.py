@@ -209,6 +209,9 @@ def test_differing_lines_differ_and_are_of_the_code() -> None:
         assert len(set(differing_lines(program))) == 2
     shorter = PROGRAMS[0].model_copy(update={"insecure": "a\nb\nc", "secure": "a\nb"})
     assert differing_lines(shorter) == ("b\nc", "b")
+    for twins in (("a\n\nb", "a\nc\nb"), ("if a:\n    b\n    c", "if a:\n    b\nc")):
+        odd = PROGRAMS[0].model_copy(update=dict(zip(("insecure", "secure"), twins, strict=True)))
+        assert differing_lines(odd) == twins, "of a blank line, or of indentation alone, there is nothing to show"
 
 
 def test_the_task_asks_with_the_words_of_the_corpus() -> None:
