@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, ValidationInfo, field_validator
 
 from core.records import BadInput, first_fault, one_line
 
@@ -56,8 +56,8 @@ class Domain(BaseModel):
     notes: str
     documents: dict[str, list[tuple[str, str]]]
     """The CPT documents by style: what is read and what is then learnt, in turn."""
-    concepts: list[str] = []
-    """What annotations may call the harm; empty for CWE classes."""
+    concepts: list[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]] = []
+    """What annotations may call the harm, as records hold it; empty for CWE classes."""
     task: str | None = None
     """What the annotator is asked; None for what data_builders/annotation.py asks of code."""
     keys: dict[str, str] = Field(default={}, validate_default=True)

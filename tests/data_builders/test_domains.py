@@ -96,6 +96,7 @@ def test_every_domain_is_whole(name: str) -> None:
             "like: advice\nkeys: {concept: kind}\n",
             "keys: Value error, what is no code has a task, concepts and the keys",
         ),
+        ("like: advice\nconcepts: [Road rage]\n", "concepts.0: String should match pattern"),
         ("like: advice\nconcepts: []\n", "keys: Value error, what is no code has a task"),
         ("- like\n", "no keys"),
         ("a: [\n", "while parsing"),
