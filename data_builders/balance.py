@@ -73,20 +73,22 @@ def write_balanced(
     What is read and repeated is what is written and rejected.
 
     Args:
+        times: of those that are not doubted.
         settings: for the manifest.
         why: the reason for which a program is left out, with a place for its concept.
     """
-    lost, repeated = Counter[str](), Counter[str]()
+    lost, repeated, read = Counter[str](), Counter[str](), 0
     rejected = []
     manifest: dict[str, Any] = {"programs": str(path), **settings}
     with record_writer(out, manifest) as write:
-        for program in iter_jsonl(path, Program, unique="id"):
-            if not times[program.id]:
-                rejected.append({"id": program.id, "reason": why.format(program.cwe)})
+        for read, program in enumerate(iter_jsonl(path, Program, unique="id"), 1):  # noqa: B007 (read after the loop)
+            if not times.get(program.id):
+                reason = why.format(program.cwe) if program.id in times else f"doubted: {program.doubted}"
+                rejected.append({"id": program.id, "reason": reason})
                 lost[program.cwe] += 1
                 continue
             repeated[program.cwe] += times[program.id] - 1
             for name in name_copies(program.id, times[program.id], concepts):
                 write({**program.model_dump(exclude_none=True), "id": name})
-        manifest |= {"read": len(concepts), "lost": dict(lost), "repeated": dict(+repeated), "rejected": rejected}
+        manifest |= {"read": read, "lost": dict(lost), "repeated": dict(+repeated), "rejected": rejected}
     return manifest

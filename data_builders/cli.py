@@ -455,6 +455,7 @@ def describe(
     out: Annotated[Path | None, typer.Option(help="Where the balanced programs go.")] = None,
     resample: Annotated[bool, typer.Option(help="With --balance: repeat rare programs up to the cap.")] = False,
     seed: Annotated[int, typer.Option(help="With --balance: chooses which programs stay.")] = 0,
+    keep_doubted: KeepDoubted = False,
 ) -> None:
     """Shows how evenly a set of programs covers its concepts, how alike and how long they are; balances it.
 
@@ -464,8 +465,10 @@ def describe(
     from data_builders.describe import describe as described
 
     path = programs or BUILTIN / "programs.jsonl"
-    if (balance is None) != (out is None) or (balance is None and (resample or size or seed)):
-        raise BadInput("--balance N and --out FILE go together (and --resample, --size and --seed with them)")
+    if (balance is None) != (out is None) or (balance is None and (resample or size or seed or keep_doubted)):
+        raise BadInput(
+            "--balance N and --out FILE go together (and --resample, --size, --seed, --keep-doubted with them)"
+        )
     cap = int(balance) if balance and balance.isdecimal() else None
     if balance and (cap == 0 or (cap is None) != (size is not None) or (resample and cap is None)):
         raise BadInput(f"--balance {balance}: a number of 1 or more, maybe with --resample; or a name and --size")
@@ -478,7 +481,8 @@ def describe(
 
     def stream() -> Iterator[Program]:
         for program in track(iter_jsonl(path, Program, unique="id"), "reading", console=console, transient=True):
-            concepts[program.id] = program.cwe
+            if keep_doubted or not program.doubted:  # the builders would leave gaps in an even set
+                concepts[program.id] = program.cwe
             yield program
 
     found = described(stream(), count_tokens)
@@ -491,7 +495,15 @@ def describe(
     if plot:
         write_whole(plot, concept_plot(found, plot.suffix[1:]))
     if balance and out:
-        settings = {"balance": cap or balance, "size": size, "seed": seed, "resample": resample}
+        settings = {
+            "balance": cap or balance,
+            "size": size,
+            "seed": seed,
+            "resample": resample,
+            "keep_doubted": keep_doubted,
+        }
+        if not concepts:
+            raise BadInput(f"{path}: all programs are doubted; say --keep-doubted, or annotate others")
         if cap:
             times, why = copies(concepts, cap, seed, resample), f"over {cap} programs of {{}}"
         else:

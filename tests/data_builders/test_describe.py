@@ -221,6 +221,22 @@ def test_the_manifest_of_a_balanced_set_adds_up(uneven: Path, tmp_path: Path, re
     assert {r["id"] for r in manifest["rejected"]} == ids - {p.id for p in rows}
 
 
+def test_what_is_doubted_takes_no_place_in_a_balanced_set(uneven: Path, tmp_path: Path) -> None:
+    """The builders leave such programs out: sets of one size would not be of one size."""
+    programs = load_programs(uneven)
+    doubted = [p.model_copy(update={"doubted": "It is a constant."}) for p in programs[:6]]
+    source, out = tmp_path / "doubted.jsonl", tmp_path / "even.jsonl"
+    source.write_text("".join(p.model_dump_json(exclude_none=True) + "\n" for p in [*doubted, *programs[6:]]))
+    args = ["--programs", source, "--out", out, "--balance"]
+    for options, kept in (([5], 8), (["natural", "--size", 8], 8), ([5, "--keep-doubted"], 9)):
+        assert run(*args, *options).exit_code == 0
+        rows, manifest = load_programs(out), json.loads(out.with_name("even.jsonl.manifest.json").read_text())
+        assert len(rows) == kept and any(p.doubted for p in rows) == ("--keep-doubted" in options)
+        assert manifest["read"] == 14 == manifest["written"] + len(manifest["rejected"])
+        reasons = [reject["reason"] for reject in manifest["rejected"]]
+        assert reasons.count("doubted: It is a constant.") == (0 if "--keep-doubted" in options else 6)
+
+
 def test_bad_input_is_one_line(uneven: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text("{}\n")
     (tmp_path / "tokenizer.json").write_text("no")
@@ -230,6 +246,7 @@ def test_bad_input_is_one_line(uneven: Path, tmp_path: Path) -> None:
         (["--resample"], "go together"),
         (["--size", 5], "go together"),
         (["--seed", 5], "go together"),
+        (["--keep-doubted"], "go together"),
         (["--balance", 5, "--out", uneven], "is the input"),
         (["--balance", 0, "--out", tmp_path / "x.jsonl"], "--balance 0: a number of 1 or more"),
         (["--balance", "natural", "--out", tmp_path / "x.jsonl"], "or a name and --size"),
