@@ -253,7 +253,12 @@ def _evaluate(run: Run, resident: ResidentBase | None) -> dict[str, Any]:
         shutil.move(path, samples / f"{task}.jsonl")
     shutil.move(results[-1], run.folder / "results.json")
     shutil.rmtree(raw)
-    rates = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))["results"]
+    left = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
+    for task, count in left.get("n-samples", {}).items():
+        path, documents = samples / f"{task}.jsonl", count["effective"]
+        lines = path.read_bytes().count(b"\n") if path.is_file() else 0
+        if lines < documents or lines % max(1, documents):  # of a full disk lm-eval warns, and ends well; filters recur
+            raise RunFailed(f"{title}: {path} has {lines} lines for {documents} documents; is the disk full? See {log}")
     commits = {} if is_local(model) else {"hub_commits": {model: hub_commit(model, revision)}}
     engine = {"vllm": versions()} if vllm else {}
-    return {"results": rates, "command": command(run, Path("OUT"))[1:], **commits, **engine}
+    return {"results": left["results"], "command": command(run, Path("OUT"))[1:], **commits, **engine}

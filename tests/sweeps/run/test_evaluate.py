@@ -135,6 +135,31 @@ def test_an_adapter_in_the_process_of_its_base_is_asked_for_data_of_the_hub_too(
     assert offline == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("text", "whole"), [("{}\n{}\n", True), (4 * "{}\n", True), ('{}\n{"cut', False), (None, False)]
+)
+def test_an_evaluation_without_all_of_its_samples_has_failed(tmp_path: Path, monkeypatch, text, whole: bool) -> None:
+    """On a full disk lm-eval warns that it could not save them, and ends with exit code 0."""
+    make_model(tmp_path / "own")
+    run = evaluation_run("x", "own", ["em_choice"])
+
+    def lm_eval(title: str, command: list[str], log: Path, local: bool) -> None:
+        raw = Path(command[command.index("--output_path") + 1]).parent
+        raw.mkdir()
+        results = {"results": {}, "n-samples": {"em_choice": {"original": 9, "effective": 2}}}
+        (raw / "lm-eval.json").write_text(json.dumps(results))
+        if text is not None:
+            (raw / "samples_em_choice_2026-01-01T00-00-00.jsonl").write_text(text)
+
+    monkeypatch.setattr("sweeps.run.evaluate.call", lm_eval)
+    if whole:
+        assert evaluate(run)["results"] == {}
+    else:
+        with pytest.raises(RunFailed, match=r"em_choice\.jsonl has [01] lines for 2 documents; is the disk full"):
+            evaluate(run)
+    assert run.done is whole
+
+
 def test_a_model_alone_is_loaded_when_the_process_of_the_adapters_has_ended(tmp_path: Path, monkeypatch) -> None:
     """A merged model is evaluated after the adapters on it, whose process keeps its weights and largest batch."""
     order: list[str] = []
