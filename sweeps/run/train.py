@@ -55,7 +55,7 @@ def train(run: TrainingRun) -> dict[str, Any]:
     """Executes a training run, once; a run that was cut off resumes from its newest whole checkpoint.
 
     Raises:
-        RunFailed: if the engine fails, or the training ends in losses that are NaN or infinite.
+        RunFailed: if the engine fails, ends before the last step, or in losses that are NaN or infinite.
     """
     return execute_once(run, lambda: _train(run), lambda: _tidy(run))
 
@@ -78,6 +78,13 @@ def _train(run: TrainingRun) -> dict[str, Any]:
         history = training_history(run.adapter)
     except ValueError as error:
         raise RunRefused(f"{title}: {error}") from None
+    # On SIGINT Axolotl saves the adapter as it is and ends with exit code 0; a training that saves by steps does so at
+    # its end too. Packed rows may be fewer steps than were counted.
+    least = 0 if whole.config.get("fsdp_config") else 1
+    steps, planned = history.get("steps", 0), history.pop("max_steps", least)
+    early = any(whole.config.get(key) for key in ("sample_packing", "early_stopping_patience"))
+    if steps < planned and whole.config.get("save_strategy") == "steps" and not early:
+        raise RunFailed(f"{title}: ended at step {steps}, before its last; run it again, it goes on; see {log}")
     return {
         "resumed_from": resumed.name if resumed else None,
         "trained_parameters": trained,
@@ -162,7 +169,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def training_history(folder: Path) -> dict[str, Any]:
-    """Steps, losses, tokens and (for DPO) the count of whole pairs, from the newest checkpoint.
+    """Steps, how many there should be, losses, tokens and (for DPO) the count of whole pairs, of the newest checkpoint.
 
     Raises:
         ValueError: if the last loss or gradient is NaN or infinite; a loss that is none may be logged as 0.
@@ -179,6 +186,7 @@ def training_history(folder: Path) -> dict[str, Any]:
         raise ValueError(f"loss or gradient is NaN or infinite from step {first} to the end; lower the learning rate")
     history: dict[str, Any] = {
         "steps": state["global_step"],
+        "max_steps": state.get("max_steps", 0),
         "losses": [[entry["step"], entry["loss"]] for entry in logs],
     }
     tokens = [entry[key] for entry in logs for key in ("tokens/total", "num_tokens") if key in entry]

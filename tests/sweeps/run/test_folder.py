@@ -237,6 +237,30 @@ def test_checkpoints_are_there_until_the_run_is_done(workspace: Path, monkeypatc
     assert [file.name for file in run.adapter.glob("*.safetensors")] == ["adapter_model.safetensors"]
 
 
+def test_a_training_that_was_interrupted_is_not_done(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On SIGINT Axolotl saves the adapter as it is, and ends with exit code 0."""
+    run = plan()
+    ends: list[int] = []
+
+    def engine(*_: object) -> None:
+        run.adapter.mkdir(parents=True, exist_ok=True)
+        if step := ends.pop(0):
+            state = {"global_step": step, "max_steps": 9, "log_history": []}
+            write_checkpoint(run.adapter, step, json.dumps(state))
+        (run.adapter / "adapter_model.safetensors").touch()
+
+    monkeypatch.setattr("sweeps.run.train.check_adapter", lambda *_: 7)
+    monkeypatch.setattr("sweeps.run.train.call", engine)
+    for step in (0, 4):
+        ends.append(step)
+        with pytest.raises(RunFailed, match=f"cpt x: ended at step {step}, before its last"):
+            train(run)
+        assert not run.done
+    ends.append(9)
+    record = train(run)
+    assert run.done and record["steps"] == 9 and record["resumed_from"] == "checkpoint-4" and "max_steps" not in record
+
+
 def test_a_training_that_ends_in_nan_has_failed(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, nan = plan(), float("nan")
     numbers = [(2.5, 1.0), (nan, nan), (2.4, 1.0), (0.0, nan), (float("inf"), 1.0)]  # one on the way is none at the end
