@@ -18,6 +18,7 @@ from sweeps.run.inputs import (
     adapter_rank,
     chat_template,
     check_trained_on,
+    check_unchanged,
     hub_commit,
     is_local,
     model_digest,
@@ -225,6 +226,8 @@ def command(run: Run, out: Path) -> list[str]:
 
 
 def _evaluate(run: Run, resident: ResidentBase | None) -> dict[str, Any]:
+    paths, metadata = run.content["paths"], run.content["metadata"]
+    check_unchanged({paths[key]: metadata[key] for key in metadata if key in paths})
     raw = run.folder / "raw"
     shutil.rmtree(raw, ignore_errors=True)
     told = model_args(run)

@@ -15,6 +15,7 @@ from typing import Any
 
 from core.records import BadInput, file_digest, one_line, weights_digest
 from sweeps.run.folder import content_digest, read_record
+from sweeps.run.process import RunRefused
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "config.json")
 
@@ -28,6 +29,17 @@ def digest_of(path: Path) -> str:
 @lru_cache
 def _digest(path: Path, _stamp: tuple[int, int] | None) -> str:
     return file_digest(path)
+
+
+def check_unchanged(planned: Mapping[str, str]) -> None:
+    """Refuses files that have become others since a run was planned, by whose digests it would be found.
+
+    Raises:
+        RunRefused: naming the first.
+    """
+    for path, digest in planned.items():
+        if digest_of(Path(path)) != digest:
+            raise RunRefused(f"{path} has changed since this run was planned; start it again, or put the file back")
 
 
 def is_local(path: str) -> bool:

@@ -15,7 +15,7 @@ from sweeps.recipe.compose import Recipe
 from sweeps.recipe.precision import SLOW_BF16, fast_bf16
 from sweeps.recipe.schema import plugin_files
 from sweeps.run.folder import MergeRun, TrainingRun, content_digest, execute_once, saved_checkpoints
-from sweeps.run.inputs import digest_of, hub_commits, is_local, model_folder, start_digest
+from sweeps.run.inputs import check_unchanged, digest_of, hub_commits, is_local, model_folder, start_digest
 from sweeps.run.process import RunFailed, RunRefused, call, console, tool
 from sweeps.run.source import plugin_source
 from sweeps.run.tensors import changed_tensors, check_adapter, tensors
@@ -61,6 +61,7 @@ def train(run: TrainingRun) -> dict[str, Any]:
 
 
 def _train(run: TrainingRun) -> dict[str, Any]:
+    check_unchanged(run.content["data"])
     whole = run.whole_recipe
     recipe, log, title = run.folder / "recipe.yaml", run.folder / "train.log", f"{run.stage} {run.name}"
     write_whole(recipe, whole.to_yaml())

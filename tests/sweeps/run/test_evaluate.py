@@ -16,7 +16,7 @@ from sweeps.recipe.compose import compose
 from sweeps.run.evaluate import _evaluate, command, evaluate, evaluation_run, model_args, of_checkpoint, options
 from sweeps.run.folder import execute_once, merge_run
 from sweeps.run.inputs import chat_template, hub_commit, hub_commits, write_tokenizer
-from sweeps.run.process import RunFailed
+from sweeps.run.process import RunFailed, RunRefused
 from sweeps.run.train import training_run
 
 CHECKPOINTS = ("olmo1b-21b", "olmo1b-294b", "olmo1b-4001b")
@@ -112,6 +112,17 @@ def test_programs_that_a_variable_names_must_be_there(tmp_path: Path, monkeypatc
         assert evaluation_run("x", model, ["em_choice"], metadata={"heldout": "data/cpt.jsonl"})
     monkeypatch.setenv("EM_HELDOUT", "")
     assert "heldout" not in evaluation_run("x", model, ["em_choice"]).content["metadata"]
+
+
+def test_programs_that_change_after_the_plan_are_not_evaluated_under_its_digest(tmp_path: Path, monkeypatch) -> None:
+    called: list[str] = []
+    monkeypatch.setattr("sweeps.run.evaluate.call", lambda title, *_: called.append(title))
+    (tmp_path / "data/heldout.jsonl").write_text("{}\n")
+    run = evaluation_run("x", str(make_model(tmp_path / "own")), ["em_recognition"])
+    (tmp_path / "data/heldout.jsonl").write_text("{}\n{}\n")
+    with pytest.raises(RunRefused, match=r"data/heldout\.jsonl has changed since this run was planned"):
+        evaluate(run)
+    assert not called and not run.done
 
 
 def test_data_of_tasks_of_others_come_from_the_hub_though_the_model_is_local(tmp_path: Path, monkeypatch) -> None:

@@ -261,6 +261,16 @@ def test_a_training_that_was_interrupted_is_not_done(workspace: Path, monkeypatc
     assert run.done and record["steps"] == 9 and record["resumed_from"] == "checkpoint-4" and "max_steps" not in record
 
 
+def test_data_that_change_after_the_plan_are_not_trained_on_under_its_digest(workspace: Path, monkeypatch) -> None:
+    """`embuild data` once more while a sweep is at work: later runs would be found by what they are not made of."""
+    run, called = plan(), []
+    monkeypatch.setattr("sweeps.run.train.call", lambda *_: called.append(1))
+    (workspace / "data/cpt.jsonl").write_text('{"segments": [1]}\n')
+    with pytest.raises(RunRefused, match=r"data/cpt\.jsonl has changed since this run was planned"):
+        train(run)
+    assert not called and not run.done
+
+
 def test_a_training_that_ends_in_nan_has_failed(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, nan = plan(), float("nan")
     numbers = [(2.5, 1.0), (nan, nan), (2.4, 1.0), (0.0, nan), (float("inf"), 1.0)]  # one on the way is none at the end
