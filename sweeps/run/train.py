@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from itertools import takewhile
 from math import isfinite
 from pathlib import Path
@@ -15,7 +16,15 @@ from sweeps.recipe.compose import Recipe
 from sweeps.recipe.precision import SLOW_BF16, fast_bf16
 from sweeps.recipe.schema import plugin_files
 from sweeps.run.folder import MergeRun, TrainingRun, content_digest, execute_once, saved_checkpoints
-from sweeps.run.inputs import check_unchanged, digest_of, hub_commits, is_local, model_folder, start_digest
+from sweeps.run.inputs import (
+    chat_template,
+    check_unchanged,
+    digest_of,
+    hub_commits,
+    is_local,
+    model_folder,
+    start_digest,
+)
 from sweeps.run.process import RunFailed, RunRefused, call, console, tool
 from sweeps.run.source import plugin_source
 from sweeps.run.tensors import changed_tensors, check_adapter, tensors
@@ -28,6 +37,9 @@ def training_run(name: str, recipe: Recipe, *, start: MergeRun | None = None, ro
         BadInput: if a data file or the base model is not there.
     """
     config = dict(recipe.config)
+    if config.get("chat_template") == "jinja":  # its text: under the name of a file another template may stand later
+        config["chat_template_jinja"] = chat_template(config)
+        recipe = replace(recipe, config=config)
     content: dict[str, Any] = {
         "start": start.training.digest if start else start_digest(Path(config["base_model"])),
         "recipe": config,

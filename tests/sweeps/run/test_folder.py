@@ -94,6 +94,19 @@ def test_paths_and_logging_retrain_nothing_and_content_does(workspace: Path) -> 
     assert plan("num_epochs=2").digest != plan().digest and plan("datasets.0.type=completion").digest != plan().digest
 
 
+def test_a_chat_template_in_a_file_is_its_text(workspace: Path) -> None:
+    """By the file's name alone a run under the old template would stand for one under the new."""
+    by_file = ("chat_template=jinja", "chat_template_jinja=mine.jinja")
+    digests = []
+    for text in ("{{ messages[0]['content'] }}", "{{ messages[0]['content'] }}!"):
+        (workspace / "mine.jinja").write_text(text)
+        digests.append(plan(*by_file).digest)
+        assert plan(*by_file).whole_recipe.config["chat_template_jinja"] == text
+    (workspace / "mine.jinja").rename(workspace / "moved.jinja")
+    moved = plan("chat_template=jinja", "chat_template_jinja=moved.jinja")
+    assert digests[0] != digests[1] == moved.digest
+
+
 def test_what_plugins_trainer_and_engine_do_is_part_of_a_runs_digest(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
