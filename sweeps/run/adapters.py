@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +70,18 @@ class ResidentBase:
 _BASES: dict[str, ResidentBase] = {}
 
 
+def _place(slot: Mapping[str, str] | None) -> str:
+    return json.dumps(dict(slot or {}))
+
+
 def resident_base() -> ResidentBase:
     """The one of the place (GPU) that this thread works for."""
-    return _BASES.setdefault(json.dumps(dict(SLOT.get() or {})), ResidentBase())
+    return _BASES.setdefault(_place(SLOT.get()), ResidentBase())
 
 
-def close_resident_bases() -> None:
-    """Ends all of them."""
-    for base in list(_BASES.values()):
-        base.close()
+def close_resident_bases(slots: Iterable[Mapping[str, str]] | None = None) -> None:
+    """Ends those of some places, or all of them."""
+    chosen = None if slots is None else set(map(_place, slots))
+    for place, base in list(_BASES.items()):
+        if chosen is None or place in chosen:
+            base.close()

@@ -189,6 +189,7 @@ def launch(
                     running[pool.submit(_twice, do, run, slot)] = run.digest, slot
                     if not free:
                         break
+                close_resident_bases(free)  # nothing is to be done there now: another `emsweep` may take the card
                 if not running and not again:
                     return reasons
                 ended, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)

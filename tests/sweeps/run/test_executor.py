@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from core.records import BadInput
 from sweeps.cli import app
 from sweeps.run import train
+from sweeps.run.adapters import resident_base
 from sweeps.run.executor import in_place, launch, none_free, places
 from sweeps.run.folder import Run, execute_once, saved_checkpoints
 from sweeps.run.process import SHARE, SLOT, RunFailed, RunHeld, call, end, spawn, stopping
@@ -155,6 +156,24 @@ def test_as_many_at_once_as_there_are_places_each_with_its_own_gpu(tmp_path: Pat
 
     assert launch(runs, do, [{"CUDA_VISIBLE_DEVICES": str(n)} for n in range(3)]) == {}
     assert sorted(seen) == ["0", "0", "1", "1", "2", "2"]
+
+
+def test_a_place_without_work_keeps_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lock is free: a training of another `emsweep` would not fit beside an engine that only waits."""
+    closed = threading.Event()
+    monkeypatch.setattr("sweeps.run.adapters._BASES", {})
+    monkeypatch.setattr("sweeps.run.adapters.ResidentBase.close", lambda base: closed.set())
+    runs = {run.digest: run for name in ("evaluation", "training") for run in chain(name, root=tmp_path)}
+
+    def do(run: Run) -> None:
+        if run.name == "evaluation":
+            resident_base()
+        else:
+            assert closed.wait(20)
+        execute_once(run, dict)
+
+    assert launch(runs, do, [{"CUDA_VISIBLE_DEVICES": number} for number in "01"]) == {}
+    assert all(run.done for run in runs.values())
 
 
 def visible(slots: list[dict[str, str]]) -> list[str]:
