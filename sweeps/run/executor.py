@@ -42,6 +42,8 @@ from sweeps.run.train import merge, train
 
 LOOK_AGAIN = 2.0
 """Seconds until a run that another process holds is tried again."""
+PARTS = 8
+"""Of a card, each with a lock: a run takes its share of them, so that one that fills the card waits for all."""
 
 
 def execute(run: Run) -> dict[str, Any]:
@@ -127,12 +129,13 @@ def in_place(do: Callable[[Run], object], root: Path) -> Callable[[Run], object]
 
     def placed(run: Run) -> object:
         slot = SLOT.get() or {}
-        number = slot.get(SHARE, "0").partition("/")[0]
-        share = f".{number}" if number != "0" else ""
+        number, count = map(int, slot.get(SHARE, "0/1").split("/"))
+        parts = range(PARTS * number // count, PARTS * (number + 1) // count)
         root.mkdir(parents=True, exist_ok=True)
         with ExitStack() as locks:
             for card in slot.get("CUDA_VISIBLE_DEVICES", "cpu").split(","):
-                locks.enter_context(locked(_place_lock(root, f"{card}{share}")))
+                for part in parts:
+                    locks.enter_context(locked(_place_lock(root, f"{card}.{part}" if part else card)))
             return do(run)
 
     return placed

@@ -296,6 +296,39 @@ def test_runs_that_share_a_card_have_places_of_their_own(four_cards: Path) -> No
     assert sorted(seen) == ["0", "0", "2", "2"]
 
 
+@pytest.mark.parametrize(
+    ("there", "comes", "free"),
+    [
+        ("0/1", "1/2", False),
+        ("1/2", "0/1", False),
+        ("1/2", "0/2", True),
+        ("0/4", "1/2", True),
+        ("1/4", "0/2", False),
+        ("2/3", "7/8", False),
+    ],
+)
+def test_a_card_is_not_shared_out_twice(tmp_path: Path, there: str, comes: str, free: bool) -> None:
+    """Two sweeps in one folder need not have the same --per-gpu."""
+    first, second = (chain(name, root=tmp_path)[0] for name in "ab")
+    found: list[bool] = []
+
+    def attempt() -> None:
+        SLOT.set({"CUDA_VISIBLE_DEVICES": "0", SHARE: comes})
+        try:
+            in_place(lambda run: found.append(True), tmp_path)(second)
+        except RunHeld:
+            found.append(False)
+
+    def do(run: Run) -> None:
+        other = threading.Thread(target=attempt)
+        other.start()
+        other.join()
+
+    slot = {"CUDA_VISIBLE_DEVICES": "0", **({SHARE: there} if there != "0/1" else {})}
+    assert launch({first.digest: first}, in_place(do, tmp_path), [slot]) == {}
+    assert found == [free]
+
+
 def test_two_at_once_on_one_folder_share_the_work(tmp_path: Path) -> None:
     both = [begin(tmp_path, 0.3), begin(tmp_path, 0.3)]
     assert [process.wait(60) for process in both] == [0, 0]
