@@ -20,7 +20,7 @@ from eval.judge.prompt_files import Prompts
 from sweeps.recipe.compose import load_layer
 from sweeps.recipe.memory import GIB, Shape, adapter_parameters, estimate
 from sweeps.run.folder import MergeRun, Run, TrainingRun
-from sweeps.run.graph import Graph, shared
+from sweeps.run.graph import Graph, shared, wanted
 from sweeps.run.index import evaluation_kind
 from sweeps.run.inputs import is_local, model_folder
 from sweeps.run.vllm import MEMORY
@@ -226,10 +226,10 @@ def disk_gb(runs: Iterable[Run]) -> float:
 def plan_table(runs: Graph, index: Sequence[Mapping[str, Any]], at_once: int) -> tuple[Table, str]:
     """What a sweep will take, by stage, and a sentence on the whole; `at_once` runs are done at a time."""
     table = Table("stage", "runs", "done", "to do", "hours to do", "from", "GiB on each GPU", box=None, pad_edge=False)
-    total, unknown, history = (0.0, 0.0), 0, History(index)
+    total, unknown, history, left = (0.0, 0.0), 0, History(index), wanted(runs)
     for stage in dict.fromkeys(run.stage for run in runs.values()):
         own = [run for run in runs.values() if run.stage == stage]
-        todo = [run for run in own if not run.done]
+        todo = [run for run in own if run.digest in left]
         views = [run_cost(run, history) for run in todo]
         known = [view for view in views if view]
         hours = sum(view.seconds[0] for view in known) / 3600, sum(view.seconds[1] for view in known) / 3600
@@ -242,12 +242,12 @@ def plan_table(runs: Graph, index: Sequence[Mapping[str, Any]], at_once: int) ->
         table.add_row(
             stage, str(len(own)), str(len(own) - len(todo)), str(len(todo)), between(hours, ".2f"), source, memory
         )
-    done = sum(run.done for run in runs.values())
+    done = len(runs) - len(left)
     words = f"{len(runs)} runs ({shared(runs)} shared), {done} runs done, {len(runs) - done} to do"
     if done < len(runs):
         least, most = (hours / at_once for hours in total)
         words += f": about {between((least, most), '.1f')} hours, {at_once} at a time, and"
-        words += f" {disk_gb(run for run in runs.values() if not run.done):.1f} GB of disk"
+        words += f" {disk_gb(run for run in runs.values() if run.digest in left):.1f} GB of disk"
         words += f", and {unknown} runs of which nothing is known" if unknown else ""
     return table, words
 

@@ -80,6 +80,17 @@ def test_memory_stands_beside_that_of_the_hardware(prepared: Path) -> None:
     assert "2 at a time" in words and "6 to do" in words
 
 
+def test_a_merge_that_was_cleaned_away_and_is_not_needed_is_not_to_be_done(runs: dict[str, Run]) -> None:
+    for run in runs.values():
+        if run.stage != "merge":
+            finish(run)
+    assert f"{len(runs)} runs done, 0 to do" in plan_table(runs, [], at_once=1)[1]
+    last = list(runs.values())[-1]
+    assert last.stage == "evaluate"
+    (last.folder / "run.json").unlink()
+    assert f"{len(runs) - 2} runs done, 2 to do" in plan_table(runs, [], at_once=1)[1]
+
+
 def test_the_index_is_made_from_the_records_alone(prepared: Path, runs: dict[str, Run]) -> None:
     assert write_index() == [] and not Path("runs/index.csv").exists()
     run = one(runs, "dpo-pairs-r8")
