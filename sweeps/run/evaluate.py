@@ -22,6 +22,7 @@ from sweeps.run.inputs import (
     hub_commit,
     is_local,
     model_digest,
+    other_scale,
     recipe_behind,
     tokenizer_folder,
     write_tokenizer,
@@ -95,6 +96,7 @@ def evaluation_run(
         # Tasks of others leave it unsaid, and hf would take the generation_config's of the model.
         "gen_kwargs": {**({"repetition_penalty": 1.0} if others and not vllm else {}), **(gen_kwargs or {})},
         "limit": limit,
+        **(other_scale(adapter) if adapter else {}),
         "paths": {**{key: metadata[key] for key in files}, **weights, **({"revision": revision} if revision else {})},
     }
     return Run("evaluate", name, content, root)

@@ -111,6 +111,16 @@ def check_trained_on(adapter: Path, model: str, revision: str | None) -> None:
         raise BadInput(f"{adapter}: trained on revision {trained_at} of {model}, not on {revision}; name that one")
 
 
+def other_scale(adapter: Path) -> dict[str, Any]:
+    """What a saved adapter's configuration says of its scale, where the recipe behind it does not say the same."""
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    recipe, patterns = recipe_behind(adapter), ("rank_pattern", "alpha_pattern")
+    names = {"r": "lora_r", "lora_alpha": "lora_alpha", "use_rslora": "peft_use_rslora"}
+    own = {key: config.get(key) or None for key in (*names, *patterns)}
+    said = {**{key: recipe.get(name) or None for key, name in names.items()}, **dict.fromkeys(patterns)}
+    return {} if own == said else {"scale": own}
+
+
 def recipe_behind(adapter: Path) -> dict[str, Any]:
     """The recipe that an adapter, or a checkpoint of it, was trained by in a run of ours; empty if it was in none."""
     for folder in (adapter.parent, adapter.parent.parent):

@@ -257,6 +257,25 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_the_scale_of_an_adapter_is_part_of_its_evaluations_digest(tmp_path: Path) -> None:
+    """With lora_alpha edited in a copy, the same weights are another adapter; one as it was trained is as before."""
+    base, digests = make_model(tmp_path / "base"), set()
+    for number, own in enumerate(({"lora_alpha": 16}, {"lora_alpha": 32}, {"lora_alpha": 32, "use_rslora": True})):
+        adapter = make_adapter(tmp_path / f"adapter{number}", base, **own)
+        digests.add(evaluation_run("x", str(base), ["em_choice"], adapter=adapter).digest)
+    assert len(digests) == 3
+    run = training_run("t", compose("sft", "olmo1b", "a100-80g"))
+    execute_once(run, dict)
+    config = run.recipe.config
+    own = {
+        "r": config["lora_r"],
+        "lora_alpha": config["lora_alpha"],
+        "use_rslora": config.get("peft_use_rslora", False),
+    }
+    make_adapter(run.adapter, "allenai/OLMo-2-0425-1B-Instruct", **own)
+    assert "scale" not in evaluation_run("x", "olmo1b", ["em_choice"], adapter=run.adapter).content
+
+
 def test_a_revision_is_known_from_the_adapters_own_run(tmp_path: Path) -> None:
     run = training_run("t", compose("sft", "olmo1b-294b", "a100-80g"))
     execute_once(run, dict)
