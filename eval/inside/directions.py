@@ -153,9 +153,7 @@ def standardised(positive: Singles, negative: Singles) -> tuple[Singles, Singles
     return up, down
 
 
-def relabelled(
-    concept: Directions, labels: Floats, without: str | None = None, indices: slice = slice(None)
-) -> Singles:
+def relabelled(concept: Directions, labels: Floats, without: str | None = None) -> Singles:
     """(labels, L + 1, width): a concept's direction with its groups' labels flipped, at the unflipped one's length.
 
     These are controls that lie where the concept's pairs differ; isotropic ones do not, and flatter any direction.
@@ -163,12 +161,11 @@ def relabelled(
     Args:
         labels: (labels, groups) of 1 and -1; ones give the direction itself.
         without: a group that has no part in it, if the concept has it.
-        indices: of L + 1, all if not given: of a large model a thousand labels take gigabytes at all of them.
     """
     if not len(concept.sums):
-        return np.repeat(concept.direction[None, indices], len(labels), 0)
+        return np.repeat(concept.direction[None], len(labels), 0)
     part = np.array([name != without for name in concept.about.groups])
-    sums = concept.sums[part, indices].astype(float)
+    sums = concept.sums[part].astype(float)
     true = sums.sum(0) / np.array(list(concept.about.groups.values()))[part].sum()
     drawn = np.tensordot(labels[:, part], sums, 1)
     length = np.linalg.norm(drawn, axis=-1, keepdims=True)

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Olmo2Config
 
 from eval.inside.activations import DOWN, load, means
-from eval.inside.directions import directions
+from eval.inside.directions import directions, relabelled, signs
 from eval.inside.shifts import moved, places, shift, weight_share
 from eval.inside.vectors import About, Directions
 
@@ -48,6 +48,23 @@ def test_a_shift_by_chance_is_rarely_significant() -> None:
         change = np.tensordot(rng.choice([-1.0, 1.0], size=12), one.sums, 1)
         found.append(shift(change.astype(np.float32), one, flips=99).p)
     assert np.mean(np.array(found, float) < 0.05) <= 0.1
+
+
+def test_what_stands_out_from_all_controls_does_so_after_correction_for_a_sweep() -> None:
+    one = concept(np.random.default_rng(0), groups=20)
+    found = shift(one.direction, one)
+    assert found.p is not None and found.p * 72 < 0.05  # 12 adapters, 3 places, 2 concepts
+
+
+def test_controls_are_the_directions_of_flipped_labels() -> None:
+    rng = np.random.default_rng(0)
+    one, change = concept(rng), rng.normal(size=(5, 32)).astype(np.float32)
+    found = shift(change, one, flips=99)
+    vectors = relabelled(one, np.concatenate([np.ones((1, 12)), signs(12, 99)])).astype(float)
+    along = (vectors * change).sum(-1) / np.square(vectors).sum(-1)
+    np.testing.assert_allclose(found.along[1:], along[0, 1:], rtol=1e-4, atol=1e-6)
+    spread = np.sqrt(np.square(along[1:]).mean(0))
+    np.testing.assert_allclose(found.deviations[1:], along[0, 1:] / spread[1:], rtol=1e-4, atol=1e-5)
 
 
 def test_few_groups_are_not_tested_but_shown() -> None:
