@@ -185,8 +185,9 @@ def _look(
     """
     shown = {row["adapter"] for row in content["shifts"]}
     learnt = {row["adapter"] for row in content["efficiency"] if row["at_norm"] == norm}
-    new = [run for run in runs if run.digest not in shown]
-    ended = [run for run in runs if run.last and norm and run.digest not in learnt]
+    # By digest: an arm with a seed of its own is one run at all seeds of the sweep.
+    new = list({run.digest: run for run in runs if run.digest not in shown}.values())
+    ended = list({run.digest: run for run in runs if run.last and norm and run.digest not in learnt}.values())
     if not new and not ended:
         return []
     from eval.inside.activations import attached

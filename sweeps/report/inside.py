@@ -58,13 +58,16 @@ def inside_part(path: Path, sweep: Sweep, points: Sequence[Point], families: Seq
 
 
 def _by_arm(rows: Sequence[Row], value: Any) -> dict[str, tuple[Estimate, list[float]]]:
-    """By arm the mean over seeds, with its interval where there are two or more, and each seed's value."""
-    arms: dict[str, list[float]] = {}
+    """By arm the mean over seeds, with its interval where there are two or more, and each seed's value.
+
+    An adapter that stands at several seeds counts once.
+    """
+    arms: dict[str, dict[str, float]] = {}
     for row in rows:
-        arms.setdefault(row["arm"], []).append(float(value(row)))
+        arms.setdefault(row["arm"], {})[row["adapter"]] = float(value(row))
     return {
         arm: (mean_interval(own) if len(own) > 1 else Estimate(own[0], own[0], own[0], 1), own)
-        for arm, own in arms.items()
+        for arm, own in ((arm, list(found.values())) for arm, found in arms.items())
     }
 
 

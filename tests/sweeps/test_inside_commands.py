@@ -232,6 +232,19 @@ def test_a_sweep_is_looked_at_once_with_its_checkpoints(
     assert [row["along"] for row in again] == [row["along"] for row in content["shifts"][:6]]
 
 
+def test_an_arm_that_is_one_run_at_all_seeds_is_looked_at_once(
+    folder: Path, few_texts: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, first, _ = points_of(folder)
+    points = [base, first, replace(first, seed=8)]
+    monkeypatch.setattr("sweeps.plan.manifest.finished_points", lambda name: (folder / name, None, points, []))
+    run("inside rank --concept unkind.yaml --efficiency")
+    content = json.loads((folder / "rank" / "inside.json").read_text())
+    ends = [(row["seed"], row["place"]) for row in content["shifts"] if row["last"]]
+    assert sorted(ends) == sorted((seed, place) for seed in (7, 8) for place in few_texts)
+    assert [row["seed"] for row in content["efficiency"]] == [7, 8]
+
+
 def test_the_answers_of_a_trait_are_those_that_a_judge_kept(
     folder: Path, fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:

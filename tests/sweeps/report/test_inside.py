@@ -1,6 +1,7 @@
 """The report on the inside of the model: what is said of a claim, what is drawn, what is not looked at yet."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from core.records import BadInput, file_digest
 from sweeps.plan.manifest import finished_points, write_manifest
 from sweeps.plan.request import Request
 from sweeps.plan.sweep import Point, load_sweep
-from sweeps.report.inside import inside_part, inside_rows
+from sweeps.report.inside import _by_arm, inside_part, inside_rows
 from sweeps.report.page import environment
 
 ARMS = ("dpo-insecure", "dpo-secure")
@@ -115,3 +116,10 @@ def test_an_arm_after_cpt_is_looked_at_on_the_model_that_it_starts_from(prepared
     assert seeds == [21, 1021]  # neither first matrices nor the order of rows are shared
     (claim,) = manifest.declared.inside
     assert (claim.arm, claim.against) == ("dpo-insecure-r1", "dpo-secure-r1")
+
+
+def test_an_arm_that_is_one_run_at_all_seeds_counts_once(tmp_path: Path) -> None:
+    of = point(tmp_path, "dpo-insecure", 1)
+    rows = [row(each, 2.0, 0.01) for each in (of, replace(of, seed=2), point(tmp_path, "dpo-secure", 1))]
+    found = _by_arm(rows, lambda row: row["along"][1])
+    assert {arm: (own[0].clusters, own[1]) for arm, own in found.items()} == {arm: (1, [0.2]) for arm in ARMS}
