@@ -109,6 +109,8 @@ def inside_command(
     every = [adapter for _, runs in bases for adapter in runs]
     abouts = [adapter.about() for adapter in every]
     norm = _common_norm(every) if efficiency else None
+    if norm:  # at two norms, as after a kill, they would stand in one table as if at one
+        content["efficiency"] = [row for row in content["efficiency"] if row["at_norm"] == norm]
     failed: list[str] = []
     for layer, runs in bases:
         failed += _look(layer, runs, wanted, norm, content, target)

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from eval.inside.activations import attached, load
 from eval.inside.pairs import Pair
 from eval.inside.shifts import places
 from sweeps.cli import app
+from sweeps.inside_sweep import Adapter, _efficiency
 from sweeps.plan.sweep import InsideClaim, Point
 from tests.conftest import KEY
 
@@ -243,6 +244,29 @@ def test_an_arm_that_is_one_run_at_all_seeds_is_looked_at_once(
     ends = [(row["seed"], row["place"]) for row in content["shifts"] if row["last"]]
     assert sorted(ends) == sorted((seed, place) for seed in (7, 8) for place in few_texts)
     assert [row["seed"] for row in content["efficiency"]] == [7, 8]
+
+
+def test_efficiencies_at_two_norms_never_stand_in_one_file(
+    folder: Path, few_texts: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(adapted: Any, tokenizer: Any, run: Adapter, norm: float) -> dict[str, Any]:
+        if run.seed == 7:
+            raise RuntimeError("cut off")
+        return _efficiency(adapted, tokenizer, run, norm)
+
+    points = points_of(folder)
+    weights = folder / "adapter8" / "adapter_model.safetensors"
+    save_file({name: tensor / 10 for name, tensor in load_file(weights).items()}, weights)
+    monkeypatch.setattr("sweeps.plan.manifest.finished_points", lambda name: (folder / name, None, points[:2], []))
+    run("inside rank --concept unkind.yaml --efficiency")
+    before = json.loads((folder / "rank" / "inside.json").read_text())["efficiency"]
+    monkeypatch.setattr("sweeps.plan.manifest.finished_points", lambda name: (folder / name, None, points, []))
+    monkeypatch.setattr("sweeps.inside_sweep._efficiency", cut_off)
+    with pytest.raises(AssertionError, match="cut off"):
+        run("inside rank --concept unkind.yaml --efficiency")
+    after = json.loads((folder / "rank" / "inside.json").read_text())["efficiency"]
+    assert [row["seed"] for row in before] == [7] and [row["seed"] for row in after] == [8]
+    assert after[0]["at_norm"] == after[0]["norm"] < before[0]["at_norm"]
 
 
 def test_the_answers_of_a_trait_are_those_that_a_judge_kept(
