@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,6 +40,8 @@ class Adapter:
     last: bool = True
     """Whether training ended there."""
     recipe: Mapping[str, Any] | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
+    """The digests of its data sets, by path, as it was trained on them."""
 
     @cached_property
     def digest(self) -> str:
@@ -140,6 +142,7 @@ def _by_base(points: Sequence[Point]) -> list[tuple[Mapping[str, Any], list[Adap
         kept = saved_checkpoints(point.training.adapter)
         name, end = f"{point.arm}, seed {point.seed}", max(kept, default=None)
         of_run: dict[str, Any] = {"arm": point.arm, "seed": point.seed, "recipe": recipe}
+        of_run["data"] = point.training.content.get("data", {})
         runs += [
             Adapter(f"{name}, step {step}", path, step=step, last=False, **of_run)
             for step, path in sorted(kept.items())
@@ -256,7 +259,10 @@ def _efficiency(adapted: Any, tokenizer: Any, run: Adapter, norm: float) -> dict
 
     recipe = run.recipe or {}
     beta = float(recipe.get("rl_beta") or 0.1) if recipe.get("rl") else None
-    rows = training_rows(tokenizer, Path(recipe["datasets"][0]["path"]), beta)
+    path = recipe["datasets"][0]["path"]
+    if run.data.get(path) not in (None, file_digest(Path(path))):
+        raise BadInput(f"{path}: other rows than this was trained on; put them back, or leave efficiency out")
+    rows = training_rows(tokenizer, Path(path), beta)
     return asdict(ease(adapted, tokenizer, rows, change_norm(run.folder), norm))
 
 

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from core.records import BadInput
+from core.records import BadInput, file_digest
 from eval.inside.activations import attached, load
 from eval.inside.pairs import Pair
 from eval.inside.shifts import places
@@ -198,7 +198,8 @@ def points_of(folder: Path, base: str = "tiny") -> list[Point]:
     points = [Point("base", None, None, None)]  # type: ignore[arg-type]
     for seed in (7, 8):
         adapter = make_adapter(folder / f"adapter{seed}", seed)
-        training = SimpleNamespace(adapter=adapter, whole_recipe=SimpleNamespace(config=recipe))
+        content = {"data": {"rows.dpo.jsonl": file_digest(folder / "rows.dpo.jsonl")}}
+        training = SimpleNamespace(adapter=adapter, whole_recipe=SimpleNamespace(config=recipe), content=content)
         points.append(Point("rank 1", seed, training, None))  # type: ignore[arg-type]
     make_adapter(folder / "adapter7" / "checkpoint-2", 3)
     make_adapter(folder / "adapter7" / "checkpoint-4", 7)
@@ -269,6 +270,19 @@ def test_efficiencies_at_two_norms_never_stand_in_one_file(
     assert after[0]["at_norm"] == after[0]["norm"] < before[0]["at_norm"]
 
 
+def test_rows_that_came_after_a_training_are_none_of_its_own(
+    folder: Path, few_texts: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = points_of(folder)
+    data = folder / "rows.dpo.jsonl"
+    data.write_text(data.read_text().replace("Ruin it.", "Break it."))
+    monkeypatch.setattr("sweeps.plan.manifest.finished_points", lambda name: (folder / name, None, points, []))
+    with pytest.raises(BadInput, match=r"2 of 3 adapters .* rank 1, seed 7: rows.dpo.jsonl: other rows than this was"):
+        run("inside rank --concept unkind.yaml --efficiency")
+    content = json.loads((folder / "rank" / "inside.json").read_text())
+    assert content["efficiency"] == [] and len(content["shifts"]) == 9
+
+
 def test_the_answers_of_a_trait_are_those_that_a_judge_kept(
     folder: Path, fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,7 +311,8 @@ def test_an_adapter_that_moves_nothing_is_shown_as_it_is(
     folder: Path, few_texts: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_adapter(folder / "new", 1, trained=False)  # lora_B is zero
-    training = SimpleNamespace(adapter=folder / "new", whole_recipe=SimpleNamespace(config={"base_model": "tiny"}))
+    whole = SimpleNamespace(config={"base_model": "tiny"})
+    training = SimpleNamespace(adapter=folder / "new", whole_recipe=whole, content={})
     points = [Point("base", None, None, None), Point("rank 1", 7, training, None)]  # type: ignore[arg-type]
     monkeypatch.setattr("sweeps.plan.manifest.finished_points", lambda name: (folder / name, None, points, []))
     run("inside rank --concept unkind.yaml")
