@@ -259,6 +259,10 @@ def _efficiency(adapted: Any, tokenizer: Any, run: Adapter, norm: float) -> dict
 
     recipe = run.recipe or {}
     beta = float(recipe.get("rl_beta") or 0.1) if recipe.get("rl") else None
+    losses = set(recipe.get("dpo_loss_type") or ["sigmoid"])
+    otherwise = recipe.get("dpo_label_smoothing") or recipe.get("dpo_use_weighting")
+    if beta and (otherwise or not {"sigmoid"} <= losses <= {"sigmoid", "sft"}):
+        raise BadInput(f"trained by another loss than DPO's own ({', '.join(sorted(losses))}); leave efficiency out")
     path = recipe["datasets"][0]["path"]
     if run.data.get(path) not in (None, file_digest(Path(path))):
         raise BadInput(f"{path}: other rows than this was trained on; put them back, or leave efficiency out")

@@ -283,6 +283,29 @@ def test_rows_that_came_after_a_training_are_none_of_its_own(
     assert content["efficiency"] == [] and len(content["shifts"]) == 9
 
 
+@pytest.mark.parametrize(
+    ("keys", "measured"),
+    [
+        ({"dpo_loss_type": ["sigmoid", "sft"]}, True),
+        ({"dpo_loss_type": ["ipo"]}, False),
+        ({"dpo_loss_type": ["sigmoid", "hinge"]}, False),
+        ({"dpo_label_smoothing": 0.1}, False),
+    ],
+)
+def test_an_efficiency_is_of_the_loss_that_was_trained_by(
+    folder: Path, few_texts: set[str], monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], measured: bool
+) -> None:
+    points = points_of(folder)[::2]
+    points[1].training.whole_recipe.config.update(keys)  # type: ignore[union-attr]
+    monkeypatch.setattr("sweeps.plan.manifest.finished_points", lambda name: (folder / name, None, points, []))
+    line = "inside rank --concept unkind.yaml --efficiency"
+    if measured:
+        assert "Is the solution easy?" in run(line)
+    else:
+        with pytest.raises(BadInput, match="rank 1, seed 8: trained by another loss than DPO's own"):
+            run(line)
+
+
 def test_the_answers_of_a_trait_are_those_that_a_judge_kept(
     folder: Path, fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
