@@ -210,8 +210,12 @@ def _look(
                 content["efficiency"] = [old for old in content["efficiency"] if old["adapter"] != run.digest] + [row]
         except BadInput as error:  # such as a training that went to NaN, which costs the others nothing
             failed.append(f"{run.run}: {error}")
+        own = adapted.active_peft_config
         network = adapted.unload()
         _write(target, content)
+        if own.modules_to_save or getattr(own, "bias", "none") != "none":  # which PEFT leaves in the model
+            del adapted, network
+            network = load_model(layer)[1]
     return failed
 
 

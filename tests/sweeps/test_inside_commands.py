@@ -137,6 +137,21 @@ def test_adapters_are_compared_by_what_they_move(folder: Path, few_texts: set[st
         run("inside --model tiny --adapter rank2 --concept unkind.yaml")
 
 
+def test_an_adapter_with_whole_modules_leaves_none_of_them_behind(folder: Path, few_texts: set[str]) -> None:
+    config = LoraConfig(r=1, target_modules=["down_proj"], modules_to_save=["input_layernorm"])
+    model = get_peft_model(load("tiny")[0], config)
+    for name, parameter in model.named_parameters():
+        if "modules_to_save" in name:
+            parameter.data *= 3
+    model.save_pretrained(folder / "whole")
+    make_adapter(folder / "rank2", 2)
+    run("inside --model tiny --adapter whole --adapter rank2 --concept unkind.yaml --out both.json")
+    run("inside --model tiny --adapter rank2 --concept unkind.yaml --out alone.json")
+    both, alone = (json.loads((folder / f"{name}.json").read_text())["shifts"] for name in ("both", "alone"))
+    assert any(row["along"][1] for row in both if row["run"] == "whole")
+    assert [row["along"] for row in both if row["run"] == "rank2"] == [row["along"] for row in alone]
+
+
 def test_what_a_killed_look_has_found_can_be_reported(
     folder: Path, few_texts: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
