@@ -19,7 +19,7 @@ from eval.inside.activations import decoder, load, means
 from eval.inside.directions import directions
 from eval.inside.em_steered import SteeredModel
 from eval.inside.pairs import load_concept, load_pairs
-from eval.inside.steering import ablated, gradients, preferences, response, slopes, steered
+from eval.inside.steering import _log_probabilities, ablated, gradients, preferences, response, slopes, steered
 from eval.inside.vectors import About, Directions, model_digest, write_directions
 
 
@@ -100,6 +100,23 @@ def test_dose_0_is_the_model_itself_and_hooks_go(tiny_model: Path, pairs: list[A
     np.testing.assert_array_equal(preferences(model, tokenizer, pairs), plain)
     with pytest.raises(BadInput, match="no direction there"):
         response(model, tokenizer, pairs, concept, 9, 1)
+
+
+def test_scores_are_computed_of_one_row_at_a_time_and_are_those_of_all(
+    tiny_model: Path, pairs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = load(str(tiny_model))
+    alone, together = (preferences(model, tokenizer, pairs, size) for size in (1, 8))
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    seen: list[int] = []
+
+    def watched(logits: torch.Tensor, ids: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        seen.append(len(logits))
+        return _log_probabilities(logits, ids, chosen)
+
+    monkeypatch.setattr("eval.inside.steering._log_probabilities", watched)
+    np.testing.assert_array_equal(preferences(model, tokenizer, pairs), together)
+    assert seen == [1] * 2 * len(pairs)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
