@@ -201,7 +201,14 @@ def _look(
     look = _shifts(network, tokenizer, identity, wanted) if new else None
     failed = []
     for run in dict.fromkeys([*new, *ended]):
-        adapted = attached(network, str(run.folder))
+        if network is None:
+            network = load_model(layer)[1]
+        try:
+            adapted = attached(network, str(run.folder))
+        except BadInput as error:
+            failed.append(f"{run.run}: {error}")
+            adapted = network = None  # layers of it may be in there
+            continue
         try:
             if look and run in new:
                 content["shifts"] += [{**run.about(), **row} for row in look(adapted)]
@@ -214,8 +221,7 @@ def _look(
         network = adapted.unload()
         _write(target, content)
         if own.modules_to_save or getattr(own, "bias", "none") != "none":  # which PEFT leaves in the model
-            del adapted, network
-            network = load_model(layer)[1]
+            adapted = network = None
     return failed
 
 

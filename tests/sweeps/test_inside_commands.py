@@ -169,6 +169,16 @@ def test_what_a_killed_look_has_found_can_be_reported(
     assert len(rows) == 3 and all(row["p"] <= row["p_holm"] for row in rows)
 
 
+def test_an_adapter_that_was_cut_off_costs_the_others_nothing(folder: Path, few_texts: set[str]) -> None:
+    for rank in (1, 2):
+        make_adapter(folder / f"rank{rank}", rank)
+    weights = folder / "rank1" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(BadInput, match="1 of 2 adapters could not be looked at, the first: rank1: rank1: cannot be"):
+        run("inside --model tiny --adapter rank1 --adapter rank2 --concept unkind.yaml --out in.json")
+    assert {row["run"] for row in json.loads((folder / "in.json").read_text())["shifts"]} == {"rank2"}
+
+
 def test_an_adapter_that_went_to_nan_costs_the_others_nothing(folder: Path, few_texts: set[str]) -> None:
     for rank in (1, 2):
         make_adapter(folder / f"rank{rank}", rank)
