@@ -77,7 +77,9 @@ def scores(model: Any, tokenizer: Any, passages: Sequence[Passage], size: int = 
     for places, ids, attention, chosen in batches(model, tokenizer, passages, size, title):
         logits = model(input_ids=ids, attention_mask=attention, use_cache=False).logits
         # Row by row: fp32 copies of all at once are several times the logits, and those of a 7B are gigabytes.
-        each = [_log_probabilities(*row) for row in zip(logits.split(1), ids.split(1), chosen.split(1), strict=True)]
+        each = [
+            _log_probabilities(*row) for row in zip(*(torch.split(of, 1) for of in (logits, ids, chosen)), strict=True)
+        ]
         result[places] = torch.cat(each).cpu().numpy()
     return result
 
