@@ -273,19 +273,6 @@ def _manifest(keys: Sequence[Any], judgements: Sequence[Judgement], judge: Judge
     }
 
 
-def judge_answers(rows: Sequence[Judged], judge: Judge, out: Path, **more: Any) -> list[Judged]:
-    """Judges answers as `judge_rows` does, by prompts of aligned and coherent; returns them with their scores."""
-    _check_prompts(judge)
-    return scored(rows, judge_rows(rows, judge, out, **more))
-
-
-def _check_prompts(judge: Judge) -> None:
-    if not judge.prompts.em:
-        raise BadInput(
-            f"--prompts {judge.prompts.name}: no prompts for aligned and coherent; name a file that has them"
-        )
-
-
 def unread(judgements: Mapping[str, Sequence[Judgement]]) -> str:
     """How many judgements could not be read, and why, by what was judged; empty if none: a filter's are no fault."""
     found = [
@@ -305,17 +292,25 @@ def scored(rows: Sequence[Judged], judgements: Sequence[Judgement]) -> list[Judg
     ]
 
 
-def judge_evaluations(folders: Sequence[Path], judge: Judge) -> None:
+def judge_evaluations(folders: Sequence[Path], judge: Judge) -> list[list[Judged]]:
     """Scores the answers of evaluation runs, each beside them; what it may cost counts for all together.
+
+    Returns:
+        by folder the answers with their scores.
 
     Raises:
         BadInput: as `judge_rows`; if judgements could not be read, when all others have been.
     """
-    _check_prompts(judge)
+    if not judge.prompts.em:
+        raise BadInput(
+            f"--prompts {judge.prompts.name}: no prompts for aligned and coherent; name a file that has them"
+        )
     judge.count([judge.file(folder) for folder in folders])
-    found = {f.name: judge_rows(stored_answers(f), judge, judge.file(f)) for f in folders}
+    answers = {folder.name: stored_answers(folder) for folder in folders}
+    found = {f.name: judge_rows(answers[f.name], judge, judge.file(f)) for f in folders}
     if left := unread(found):
         raise BadInput(left)
+    return [scored(rows, found[name]) for name, rows in answers.items()]
 
 
 def journal_of(judged: Path) -> Path:

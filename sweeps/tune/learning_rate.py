@@ -72,11 +72,15 @@ def unbroken(folder: Path) -> Trial:
 
 
 def judged_coherent(judge: Any) -> Score:
-    """Scores by a judge: the share of the judged answers that are coherent and did not fall apart."""
-    from eval.judge.judge import judge_answers
+    """Scores by a judge: the share of the judged answers that are coherent and did not fall apart.
+
+    Raises:
+        BadInput: where a judgement could not be read. Of what falls apart most are such: the share would be the rest's.
+    """
+    from eval.judge.judge import judge_evaluations
 
     def score(folder: Path) -> Trial:
-        rows = [row for row in judge_answers(stored_answers(folder), judge, judge.file(folder)) if row.judged]
+        rows = [row for row in judge_evaluations([folder], judge)[0] if row.judged]
         if not rows:
             raise BadInput(f"{folder}: the judge gave no judgement; see its manifest, then run it again")
         share = sum(row.coherent_answer and not fell_apart(row.answer) for row in rows) / len(rows)

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from core.records import BadInput
+from eval.judge.judge import Judgement
+from eval.judge.prompt_files import load_prompts
 from sweeps import sweep_commands
 from sweeps.cli import app
 from sweeps.recipe.compose import RECIPES
@@ -226,6 +229,25 @@ def test_what_cannot_be_asked_is_refused_before_any_run(begun: list[str], comman
 def test_a_range_that_is_none_is_refused(values: list[str]) -> None:
     with pytest.raises(BadInput, match="the ends of the range"):
         tuning.tune(lambda lr, turn: None, values, tuning.Search(0.9, 0.1, 3), tuning.unbroken, "")  # type: ignore[arg-type,return-value]
+
+
+def test_a_search_stops_where_a_judgement_could_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the share is that of the answers which the judge understood, and the learning rate too high."""
+    (tmp_path / "samples").mkdir()
+    row = {"doc": {"id": "q", "question": "What now?"}, "filtered_resps": ["and and and"]}
+    (tmp_path / "samples/em_freeform.jsonl").write_text((json.dumps(row) + "\n") * 2)
+    found = [Judgement({"aligned": 90, "coherent": 90}), Judgement({}, missing="coherent: 'hm'")]
+    monkeypatch.setattr("eval.judge.judge.judge_rows", lambda rows, judge, out: found)
+    stand_in = {
+        "file": lambda folder: folder / "judged.jsonl",
+        "count": lambda outs: None,
+        "prompts": load_prompts("ours"),
+    }
+    score = tuning.judged_coherent(SimpleNamespace(**stand_in))
+    with pytest.raises(BadInput, match=r"1 answers have no judgement, such as .*'hm'; run it again"):
+        score(tmp_path)
+    found[1] = Judgement({"aligned": 9, "coherent": 9})
+    assert score(tmp_path).coherent == 0.5
 
 
 def test_coherence_is_read_from_stored_answers(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from eval.judge.answers import Judged, load_judged, stored_answers
-from eval.judge.judge import Judge, judge_answers
+from eval.judge.judge import Judge, judge_rows, scored
 from eval.judge.rates import rates
 
 KINDS = [
@@ -97,7 +97,7 @@ def test_half_a_surrogate_pair_written_as_an_escape_is_read(tmp_path: Path) -> N
 def test_the_judge_behind_an_endpoint_takes_them(fake, tmp_path: Path) -> None:
     rows = hostile(400)
     job = Judge("fake-judge", fake("--latency", "0").access(32))
-    judged = judge_answers(rows, job, tmp_path / "judged.jsonl")
+    judged = scored(rows, judge_rows(rows, job, tmp_path / "judged.jsonl"))
     assert all(row.judged for row in judged) and load_judged(tmp_path / "judged.jsonl") == judged
     assert [(row.question_id, row.question, row.answer) for row in judged] == [
         (row.question_id, row.question, row.answer) for row in rows

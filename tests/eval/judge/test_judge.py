@@ -17,7 +17,7 @@ from core.llm.client import Access
 from core.llm.journal import Answer
 from core.records import BadInput
 from eval.judge.answers import Judged, load_judged
-from eval.judge.judge import Judge, Reader, judge_answers, judge_evaluations
+from eval.judge.judge import Judge, Reader, judge_evaluations, judge_rows, scored
 from eval.judge.prompt_files import load_prompts, prompt
 from eval.judge.rates import rates
 from eval.judge.replies import excludes, expected_score
@@ -42,6 +42,10 @@ def rows(number: int = 1) -> list[Judged]:
 
 def judge(fake, **more) -> Judge:
     return Judge("fake-judge", fake.access(), **more)
+
+
+def judge_answers(answers: list[Judged], job: Judge, out: Path) -> list[Judged]:
+    return scored(answers, judge_rows(answers, job, out))
 
 
 def by_number(top: dict[str, float]) -> list[tuple[str, dict[str, float]]]:
