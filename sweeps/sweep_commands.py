@@ -89,7 +89,7 @@ def start(request: Request, options: StartOptions, judge: Any = None) -> None:
         failed = [f"{request.runs[digest].folder}: {why}" for digest, why in reasons.items()]
         raise RunFailed("\n".join([f"{len(failed)} runs failed, and {left} points are missing:", *failed]))
     if stopped:
-        raise stopped
+        raise RunFailed(str(stopped))  # not done, as `emsweep judge` says it by its exit code
 
 
 def _judge(request: Request) -> Any:
