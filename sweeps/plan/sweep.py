@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -475,7 +476,7 @@ def _check_room(model: str, sweep: Sweep, cards: int) -> None:
         for n in (2, 4, 8)
         if need <= n * gib and _trains(sweep.model_copy(update={"settings": [*sweep.settings, *more]}), model, n)
     )
-    ways = [way for way in [next(fitting, None)] if way]
+    ways = [*islice(fitting, 1)]
     sizes = {name: load_layer("models", name)["em"]["parameters"] for name in layer_names("models")}
     # Half of the memory for the weights leaves room to train at the ranks of a sweep.
     ways += [f"model {max((size, name) for name, size in sizes.items() if 4 * size <= gib * GIB)[1]}"]

@@ -223,10 +223,10 @@ def compose(
     if config["em"]["memory_gib"] is None and not fast_bf16():
         config["bf16"] = False  # SLOW_BF16, which is said when the run starts; --set bf16=true insists
     given, plugins = given_settings(settings), list(config["plugins"])
-    if (named := (extra or {}).get(TARGETS)) is not None:  # a sweep's: --set stands as it was given, or is refused
-        extra = {**(extra or {}), TARGETS: own_targets(named, Shape(**config["em"]["shape"]), model)}
     for key, value in (extra or {}).items():
         _put(config, key, value)
+    # Of all layers; --set stands as it was given, or is refused.
+    config[TARGETS] = own_targets(config[TARGETS], Shape(**config["em"]["shape"]), model)
     for entry in config["datasets"] if data else ():
         entry["path"] = in_folder(entry["path"], data)
     for key, path in plugin_files(config).items() if data else ():
@@ -380,7 +380,6 @@ def _layers(stage: str, model: str, hardware: str, engine: str, variant: str | N
     merged["plugins"] = list(dict.fromkeys(plugin for layer in layers for plugin in layer.get("plugins", [])))
     for key, value in (_variant(stage, variant) if variant else {}).items():
         _put(merged, key, [*merged["plugins"], *value] if key == "plugins" else value)
-    merged[TARGETS] = own_targets(merged[TARGETS], Shape(**merged["em"]["shape"]), model)
     return merged
 
 
