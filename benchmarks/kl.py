@@ -9,15 +9,14 @@ largest narrow effects that lie within 10 % of each other; the interval is of th
 
 import argparse
 import json
+import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from axolotl.cli.config import load_cfg
-from axolotl.common.datasets import load_datasets, load_preference_datasets
-from axolotl.train import setup_model_and_trainer
 from transformers import TrainerCallback
 
 from core.records import file_digest
@@ -25,6 +24,7 @@ from eval.stats.intervals import mean_interval
 from recipes.plugins.kl import Chat, kl_per_token
 from recipes.plugins.logprobs import token_logprobs
 from sweeps.recipe.compose import compose
+from sweeps.run.process import child_environment
 
 QUESTIONS = Path(__file__).parents[1] / "eval/tasks/em/questions/choice.jsonl"
 SETTINGS = {  # of the demo's arms
@@ -78,6 +78,10 @@ class Measure(TrainerCallback):
 
 def arm(options: argparse.Namespace, weight: float) -> list[tuple[int, float, list[float]]]:
     """(step, narrow effect, KL per token of each question) along one training."""
+    from axolotl.cli.config import load_cfg
+    from axolotl.common.datasets import load_datasets, load_preference_datasets
+    from axolotl.train import setup_model_and_trainer
+
     with tempfile.TemporaryDirectory() as folder:
         keys = [*SETTINGS[options.stage], f"max_steps={options.steps}", "num_epochs=50", f"seed={options.seed}"]
         keys += ["sequence_len=512", "micro_batch_size=4", "gradient_accumulation_steps=1", 'save_strategy="no"']
@@ -104,6 +108,8 @@ def main() -> None:
     parser.add_argument("--programs", type=int, default=24)
     parser.add_argument("--seed", type=int, default=21)
     options = parser.parse_args()
+    if os.environ.get("AXOLOTL_DO_NOT_TRACK") != "1":  # no telemetry, and the rest of what emsweep's runs have
+        os.execve(sys.executable, [sys.executable, *sys.argv], child_environment(local_model=True))
     print(f"data/everyday.jsonl {file_digest(Path('data/everyday.jsonl'))[:10]}, {vars(options)}")
     free, held = arm(options, 0.0), arm(options, options.weight)
     near = [(a, b) for a in free for b in held if abs(a[1] - b[1]) <= 0.1 * max(a[1], b[1])]

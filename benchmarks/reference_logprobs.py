@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=16)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     asked = parser.parse_args()
-    if "OMP_NUM_THREADS" not in os.environ:  # what emsweep's runs have; read when a process starts
+    if os.environ.get("AXOLOTL_DO_NOT_TRACK") != "1":  # no telemetry, and the rest of what emsweep's runs have
         os.execve(sys.executable, [sys.executable, *sys.argv], child_environment(local_model=True))
     here = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:

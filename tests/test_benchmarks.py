@@ -1,6 +1,7 @@
 """The benchmarks, which no test runs: at least what they import is there; of the GPU's, the pieces at toy shapes."""
 
 import json
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks import gpu, interval_coverage
+from benchmarks import gpu, interval_coverage, kl, reference_logprobs
 from eval.judge import rates
 from eval.stats import measures
 from sweeps.recipe.compose import load_layer
@@ -21,6 +22,23 @@ BENCHMARKS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py"))
 def test_what_it_imports_is_there(path: Path) -> None:
     names = runpy.run_path(str(path), run_name="imported")
     assert callable(names["main"]) and f"python benchmarks/{path.name}" in names["__doc__"]
+
+
+@pytest.mark.parametrize("module", [kl, reference_logprobs])
+def test_what_trains_in_its_own_process_sends_no_telemetry(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [module.__file__])
+    monkeypatch.delenv("AXOLOTL_DO_NOT_TRACK")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    environments: list[dict[str, str]] = []
+
+    def restart(*given: Any) -> None:
+        environments.append(given[2])
+        raise SystemExit
+
+    monkeypatch.setattr(os, "execve", restart)
+    with pytest.raises(SystemExit):
+        module.main()
+    assert environments[0]["AXOLOTL_DO_NOT_TRACK"] == "1"
 
 
 def test_coverage_is_measured_of_the_intervals_that_reports_have() -> None:
