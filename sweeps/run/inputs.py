@@ -19,6 +19,9 @@ from sweeps.run.process import RunRefused
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "config.json")
 
+READING_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+"""With another template, or other settings of its layers, the same weights are another model."""
+
 
 def digest_of(path: Path) -> str:
     """`file_digest`, computed once for as long as the file stays: a sweep asks for each file at every point."""
@@ -54,7 +57,7 @@ def is_local(path: str) -> bool:
 
 
 def model_digest(model: str) -> str:
-    """What identifies a model: its weights' digest if it is a local folder, else its hub id.
+    """What identifies a model: the digest of its weights, and of how it reads text, in a local folder; else its hub id.
 
     Raises:
         BadInput: if it is a folder without weights, or a local path that does not exist.
@@ -64,7 +67,8 @@ def model_digest(model: str) -> str:
         if is_local(model):
             raise BadInput(f"{model}: no such model folder; `emsweep fetch smollm2-135m` makes the CPU default")
         return model
-    return weights_digest(folder, digest_of)
+    reading = {name: digest_of(folder / name) for name in READING_FILES if (folder / name).is_file()}
+    return "+".join([weights_digest(folder, digest_of), *([content_digest(reading)] if reading else [])])
 
 
 def start_digest(model: Path) -> str:

@@ -147,6 +147,17 @@ def test_missing_inputs_are_refused_before_anything_is_written(workspace: Path, 
     assert not (workspace / "runs").exists()
 
 
+def test_the_same_weights_with_another_template_are_another_model(workspace: Path) -> None:
+    before, folder = plan().folder, workspace / "models/smollm2-135m"
+    for name, text in (("tokenizer_config.json", '{"chat_template": "a"}'), ("chat_template.jinja", "a")):
+        (folder / name).write_text(text)
+        after = plan().folder
+        assert after != before
+        before = after
+    (folder / "README.md").write_text("of no effect")
+    assert plan().folder == before
+
+
 def test_a_hub_id_is_not_taken_for_a_folder() -> None:
     assert model_digest("Qwen/Qwen2.5-Coder-7B-Instruct") == "Qwen/Qwen2.5-Coder-7B-Instruct"
 
