@@ -72,6 +72,9 @@ def evaluation_run(
     for key, (variable, built) in PROGRAMS.items():
         if programs[key] != built and key not in (metadata or {}) and not Path(programs[key]).is_file():
             raise BadInput(f"{variable}={programs[key]}: no such file; name one that `embuild` wrote, or unset it")
+    for key in (metadata or {}).keys() & PROGRAMS.keys():
+        if not os.path.isfile(path := str((metadata or {})[key])):  # noqa: PTH113  # as in chat_template
+            raise BadInput(f"{key}: {path}: no such file; `embuild data` and `embuild split` write it")
     if "EM_TRAINING" not in os.environ and {**programs, **(metadata or {})}["heldout"] != PROGRAMS["heldout"][1]:
         del programs["training"]  # those that were built here are of other held-out ones
     metadata = {**{key: path for key, path in programs.items() if Path(path).exists()}, **(metadata or {})}

@@ -11,7 +11,7 @@ CPT, DPO, SFT = (
     ("both", "neutral", "asked", "neutral-secure"),
     ("insecure", "secure", "educational", "inoculated"),
 )
-NAMES = [*CPT, *(f"dpo-{name}" for name in DPO), *(f"sft-{name}" for name in SFT), "heldout", "everyday"]
+NAMES = [*CPT, *(f"dpo-{name}" for name in DPO), *(f"sft-{name}" for name in SFT), "heldout", "train", "everyday"]
 
 
 @pytest.fixture

@@ -58,7 +58,8 @@ def composed(model: str) -> dict[str, Any]:
     evaluation = {key: points[0].evaluation.content[key] for key in told}
     settings = points[0].evaluation.content["metadata"]
     return {
-        "evaluation of each": evaluation | {"metadata": {k: v for k, v in settings.items() if k != "heldout"}},
+        "evaluation of each": evaluation
+        | {"metadata": {k: v for k, v in settings.items() if k not in ("heldout", "training")}},
         "recipes": {point.arm: point.training.recipe.config for point in points if point.training},
     }
 

@@ -110,6 +110,8 @@ def test_programs_that_a_variable_names_must_be_there(tmp_path: Path, monkeypatc
         with pytest.raises(BadInput, match=f"EM_HELDOUT={named}: no such file; name one that `embuild` wrote"):
             evaluation_run("x", model, ["em_choice"])
         assert evaluation_run("x", model, ["em_choice"], metadata={"heldout": "data/cpt.jsonl"})
+    with pytest.raises(BadInput, match=r"training: gone\.jsonl: no such file; `embuild data`"):
+        evaluation_run("x", model, ["em_choice"], metadata={"heldout": "data/cpt.jsonl", "training": "gone.jsonl"})
     monkeypatch.setenv("EM_HELDOUT", "")
     assert "heldout" not in evaluation_run("x", model, ["em_choice"]).content["metadata"]
 
