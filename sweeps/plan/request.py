@@ -116,7 +116,8 @@ class Request:
     @cached_property
     def folder(self) -> Path:
         """Named by content: a report for each set of points, whatever the file was called before; the judge aside."""
-        digest = content_digest(self.sweep.model_dump(exclude={"judge"}))
+        every = {"full": True} if self.full else {}
+        digest = content_digest(self.sweep.model_dump(exclude={"judge"}) | every)
         return SWEEPS / f"{self.name}-{self.sweep.model}-{digest[:6]}"
 
     def show_plan(self, prices: Prices | None = None, judged: bool = False) -> None:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from core.records import BadInput
 from sweeps.cli import app
 from sweeps.plan.axes import vary
+from sweeps.plan.request import Request
 from sweeps.plan.sweep import Arm, Claim, Sweep, load_sweep, plan
 
 SWEEP = Sweep(
@@ -222,6 +223,12 @@ def test_the_sets_of_another_folder_are_trained_on_and_measured_with(prepared: P
     paths = [d["path"] for p in points if p.training for d in p.training.recipe.config["datasets"]]
     assert paths == ["mine/cpt.jsonl", "mine/dpo-both.jsonl"]
     assert all(point.evaluation.content["paths"]["heldout"] == "mine/heldout.jsonl" for point in points)
+
+
+def test_all_arms_and_the_first_seed_alone_are_two_sweeps(prepared: Path) -> None:
+    """Else the manifest of the one would take the other's place, and `exec` of an exported script not find its runs."""
+    some, every = (Request(load_sweep("demo"), "demo", full) for full in (False, True))
+    assert some.folder != every.folder
 
 
 def test_a_rank_of_the_demo_is_the_demos_run(prepared: Path) -> None:
