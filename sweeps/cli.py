@@ -156,7 +156,6 @@ def evaluate_command(
         raise BadInput(f"--backend {backend}: give hf or vllm")
     if backend == "vllm" and context.get_parameter_source("batch_size") is not ParameterSource.DEFAULT:
         raise BadInput("--backend vllm batches by itself; leave --batch-size out")
-    guarding, about_guard = guard_tasks(guard)
     sampler = chosen_backend(backend, backend is None and gpu_here())
     published, prompts = load_preset(preset) if preset is not None else None, questions or preset
     if published:
@@ -167,6 +166,7 @@ def evaluate_command(
         questions = str(published.questions_file(questions))
     elif questions:
         questions = str(questions_file(questions))
+    guarding, about_guard = guard_tasks(guard, max_tokens)
     metadata = {**({"samples": samples} if samples > 1 else {}), **({"questions": questions} if questions else {})}
     chosen: Sequence[Path | None] = adapters or [None]
     runs = [

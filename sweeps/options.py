@@ -90,7 +90,8 @@ class SweepOptions:
         if twice := sorted(set(axes) & set(self.axes)):
             raise BadInput(f"--axis {twice[0]}: the command gives values of {twice[0]} already; name them once")
         sweep, machine = read_sweep(name, self.hardware, self.model)
-        own, (guarding, said) = given_settings(self.settings or []), guard_tasks(self.guard)
+        own = given_settings(self.settings or [])
+        guarding, said = guard_tasks(self.guard, sweep.evaluation.gen_kwargs.get("max_gen_toks"))
         declared = [setting for setting in sweep.settings if not given_settings([setting]).keys() & own.keys()]
         gpu = load_layer("hardware", sweep.hardware)["em"]["memory_gib"] is not None
         # Decided here once: what is planned is what another machine executes.

@@ -21,13 +21,17 @@ TASKS = Path(str(resources.files("eval"))) / "tasks"
 
 GUARDS = {"quick": "em_guard", "full": "em_guard_full"}
 HUMANEVAL = "humaneval_instruct"
+IFEVAL_TOKENS = 1280
 
 
-def guard_tasks(guard: str | None) -> tuple[list[str], str]:
+def guard_tasks(guard: str | None, longest: int | None = None) -> tuple[list[str], str]:
     """The tasks of a capability guard, and what is to be said of it; none for None.
 
     HumanEval runs what a model writes: it belongs to the full guard where the user has allowed that, by the variable
     that lm-eval's own metric asks for.
+
+    Args:
+        longest: `max_gen_toks` of the evaluation, which lm-eval puts in place of every task's own.
 
     Raises:
         BadInput: for an unknown guard.
@@ -38,9 +42,11 @@ def guard_tasks(guard: str | None) -> tuple[list[str], str]:
         raise BadInput(f"--guard {guard}: give {' or '.join(GUARDS)}")
     if guard != "full":
         return [GUARDS[guard]], ""
+    cut = f"; IFEval's answers are cut at {longest} tokens (its own: {IFEVAL_TOKENS})" if longest else ""
     if os.environ.get("HF_ALLOW_CODE_EVAL") == "1":
-        return [GUARDS[guard], HUMANEVAL], "HumanEval runs what the model writes, as HF_ALLOW_CODE_EVAL=1 allows"
-    return [GUARDS[guard]], "without HumanEval, which runs what the model writes: HF_ALLOW_CODE_EVAL=1 allows it"
+        return [GUARDS[guard], HUMANEVAL], f"HumanEval runs what the model writes, as HF_ALLOW_CODE_EVAL=1 allows{cut}"
+    told = "without HumanEval, which runs what the model writes: HF_ALLOW_CODE_EVAL=1 allows it"
+    return [GUARDS[guard]], told + cut
 
 
 class _Loader(yaml.SafeLoader):

@@ -12,6 +12,7 @@ from sweeps.run.tasks import HUMANEVAL, guard_tasks
 def test_humaneval_is_asked_for_only_where_running_code_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
     assert guard_tasks(None) == ([], "") and guard_tasks("quick") == (["em_guard"], "")
+    assert "cut at 600 tokens (its own: 1280)" in guard_tasks("full", 600)[1]
     tasks, said = guard_tasks("full")
     assert tasks == ["em_guard_full"] and "HF_ALLOW_CODE_EVAL=1 allows it" in said
     monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "1")
