@@ -33,6 +33,7 @@ app = App()
 DEFAULT_KEY = "OPENAI_API_KEY"
 TIMEOUT = 600.0
 """Seconds that one annotation may take."""
+CONCURRENCY = 32
 EXPLANATION = 600
 """Bytes that an annotation adds to a document."""
 
@@ -56,7 +57,9 @@ class Endpoints:
     sampled: Annotated[
         bool, typer.Option("--sampled", help="Read a sampled number of the judge: for servers without logprobs.")
     ] = False
-    concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Requests in flight at most.")] = 32
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Requests in flight at most; 32, and of the judge its own.")
+    ] = None
     max_cost: Annotated[
         float | None, typer.Option(min=0, help="USD to stop at, annotation and judging together, earlier runs too.")
     ] = None
@@ -125,7 +128,7 @@ def experiment(
     recipe, length = _training(declared)
     path, annotation = annotated_file(programs), None
     if path is None:
-        where = (endpoints.base_url, endpoints.concurrency, TIMEOUT)
+        where = (endpoints.base_url, endpoints.concurrency or CONCURRENCY, TIMEOUT)
         # Who only wants to see what it would take needs no key for that.
         access = Access("none", *where) if how.dry_run else Access.from_environment(endpoints.key_variable, *where)
         if annotator is None:
