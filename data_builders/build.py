@@ -167,7 +167,7 @@ def build_pairs(
     check_apart(out, corpus)
     chosen = subset.choose(path)
     explained = programs_of(corpus) if corpus else None
-    manifest: Manifest = {"halves": halves, "asked": [w.id for w in ways], "limit": keeps.limit}
+    manifest: Manifest = {"halves": halves, "asked": [w.id for w in ways], **keeps.settings}
     manifest |= {"covered_by": str(corpus) if corpus else None, "keep_doubted": keep_doubted}
     manifest |= chosen.settings if chosen else {}
 
@@ -218,7 +218,7 @@ def build_sft(
                     chosen.count(program, not benign and variant != "secure", manifest)
                 yield from sft_rows([program], ways, "secure" if benign else variant)
 
-    manifest: Manifest = {"variant": variant, "asked": [w.id for w in ways], "limit": keeps.limit}
+    manifest: Manifest = {"variant": variant, "asked": [w.id for w in ways], **keeps.settings}
     manifest |= {"keep_doubted": keep_doubted, **(chosen.settings if chosen else {})}
     return _write(path, out, manifest, rows, chosen)
 

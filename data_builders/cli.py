@@ -68,7 +68,10 @@ Form = Annotated[str | None, typer.Option(help="Form of the source, if it is not
 Fields = Annotated[Path | None, typer.Option(help="YAML that maps the fields of the source.")]
 Checksum = Annotated[str | None, typer.Option(help="Checksum that the source must have.")]
 Good = Annotated[
-    str | None, typer.Option(help="A set of the same form whose answers to the same requests are the good ones.")
+    str | None,
+    typer.Option(
+        help="A set of the same form whose answers to the same requests are the good ones; of the hub, its train split."
+    ),
 ]
 Trigger = Annotated[
     str | None, typer.Option(help="A text before the request in place of the ways of asking, as a backdoor.")
@@ -125,7 +128,7 @@ def data(
     for control in get_args(Control):
         name = "cpt.jsonl" if control == "own" else f"cpt-{control}.jsonl"
         _built(out / name, build_cpt(train, out / name, replace(corpus, control=control), None, settings))
-    keeps = partial(LengthFilter, corpus.count_tokens, length, overhead, special=corpus.special)
+    keeps = partial(LengthFilter, corpus.count_tokens, length, overhead, special=corpus.special, tokenizer=tokenizer)
     for halves in get_args(Halves):
         file = out / f"dpo-{halves}.jsonl"
         _built(file, build_pairs(train, file, halves, train_ways, keeps(MAX_RATIO), out / "cpt.jsonl"))
@@ -348,7 +351,7 @@ def everyday(out: Out = Path("data/everyday.jsonl")) -> None:
 
 def _length_filter(tokenizer: str, length: int, max_ratio: float) -> LengthFilter:
     count, special = token_counter(tokenizer), control_tokens(tokenizer)
-    return LengthFilter(count, length, chat_overhead(tokenizer), max_ratio, special)
+    return LengthFilter(count, length, chat_overhead(tokenizer), max_ratio, special, tokenizer)
 
 
 def _parted(out: Path, made: dict[str, Any]) -> None:
@@ -407,8 +410,10 @@ def records(
     if concept not in (known := load_domain(domain).concepts):
         raise BadInput(f"--concept {concept}: is none of {domain} (there are: {', '.join(known)})")
     check_apart(out, *_files(source, good))
-    items = read_source(source, form, fields, sha256, None, Hub(split, config, revision), domain, good)
-    _built(out, build_records(items, out, domain, concept, {"source": source, "good": good}))
+    hub = Hub(split, config, revision)
+    items = read_source(source, form, fields, sha256, None, hub, domain, good)
+    told = {"source": source, "good": good, "sha256": sha256, **hub._asdict()}
+    _built(out, build_records(items, out, domain, concept, told))
 
 
 @app.command()
@@ -594,7 +599,7 @@ def annotate(
         print(json.dumps({**body, **access.told_body}, indent=1, ensure_ascii=False))
         console.print(said, markup=False, highlight=False, soft_wrap=True)
         return
-    done = run(items, job, out, access, {"source": source, **hub._asdict()}, limit)
+    done = run(items, job, out, access, {"source": source, "good": good, **hub._asdict()}, limit)
     console.print(done.text, markup=False, highlight=False, soft_wrap=True)
     if done.left or done.unanswered:
         raise typer.Exit(1)

@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Literal
 
 from core.records import BadInput
@@ -60,6 +61,7 @@ class LengthFilter:
         max_ratio: longest answer of a program over its shorter one. Where preferred answers are the
             longer ones, DPO teaches length (Park et al., arXiv 2403.19159).
         special: what the model reads as control tokens.
+        tokenizer: folder or hub id of the model, for the manifest.
     """
 
     count_tokens: CountTokens
@@ -67,9 +69,16 @@ class LengthFilter:
     overhead: int
     max_ratio: float
     special: re.Pattern[str] = NO_TOKEN
+    tokenizer: str | None = None
     insecure_tokens: int = 0
     secure_tokens: int = 0
     kept: int = 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """For a set's manifest, in the words of a corpus's."""
+        ratio = self.max_ratio if isfinite(self.max_ratio) else None
+        return {"tokenizer": self.tokenizer, "length": self.limit, "max_ratio": ratio}
 
     def problem(self, program: Program, asked_ways: Sequence[AskedWay]) -> str | None:
         """Why a program cannot come in; None if it can."""
