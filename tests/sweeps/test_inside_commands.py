@@ -331,6 +331,16 @@ def test_an_efficiency_is_of_the_loss_that_was_trained_by(
             run(line)
 
 
+def test_an_efficiency_is_not_taken_over_rows_that_were_not_trained_on(
+    folder: Path, few_texts: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = points_of(folder)[::2]
+    points[1].training.whole_recipe.config["datasets"][0]["split"] = "train[:2]"  # type: ignore[union-attr]
+    monkeypatch.setattr("sweeps.plan.manifest.finished_points", lambda name: (folder / name, None, points, []))
+    with pytest.raises(BadInput, match=r"rank 1, seed 8: .*trained on its part train\[:2\], and here all of its rows"):
+        run("inside rank --concept unkind.yaml --efficiency")
+
+
 def test_the_answers_of_a_trait_are_those_that_a_judge_kept(
     folder: Path, fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
