@@ -108,10 +108,9 @@ def planted(layer: int, doses: list[float], controls: int) -> None:
         change = moved(adapted, tokenizer, passages, before[place])
         for concept in concepts:
             one = shift(change, concept)
-            at = one.layer
             print(
-                f"planted, {place}, along {concept.about.concept}: {one.along[at]:+.3f} class distances at {at}, "
-                f"{one.deviations[at]:+.1f} rms of controls, p = {one.p:.3f}"
+                f"planted, {place}, along {concept.about.concept}: {one.mean:+.3f} class distances, "
+                f"{one.deviation:+.1f} rms of controls, p = {one.p:.4f}"
             )
     effect = {name: preferences(adapted, tokenizer, pairs) - plain[name] for name, pairs in sides.items()}
     model = adapted.unload()

@@ -230,7 +230,7 @@ def _shifts(
 ) -> Callable[[Any], Iterator[dict[str, Any]]]:
     """Finds the concepts in a model, and returns what makes the rows of an adapter of it."""
     from eval.inside.activations import means
-    from eval.inside.directions import directions, held_out
+    from eval.inside.directions import directions
     from eval.inside.pairs import class_means
     from eval.inside.shifts import moved, places, shift, weight_share
     from eval.inside.vectors import About
@@ -238,8 +238,7 @@ def _shifts(
     known = []
     for name, concept in wanted:
         positive, negative, groups = class_means(network, tokenizer, concept, concept.position)
-        best = held_out(positive, negative, groups, flips=0).layer
-        about = About(model=identity, concept=name, position=concept.position, pairs=len(groups), layer=best)
+        about = About(model=identity, concept=name, position=concept.position, pairs=len(groups))
         known.append(directions(positive, negative, groups, about))
     texts = places(tokenizer)
     before = {place: means(network, tokenizer, passages).mean(0) for place, passages in texts.items()}
@@ -253,10 +252,9 @@ def _shifts(
                 yield {
                     "place": place,
                     "concept": one.about.concept,
-                    "told": one.about.layer,
                     **asdict(found),
                     "along": found.along.tolist(),
-                    "deviations": [None if np.isnan(value) else value for value in found.deviations.tolist()],
+                    "deviation": None if np.isnan(found.deviation) else found.deviation,
                     "weights": None if np.isnan(share) else share,
                 }
 
@@ -309,15 +307,15 @@ def _correct(shifts: Sequence[dict[str, Any]]) -> None:
 
 def _show(content: Mapping[str, Any]) -> None:
     console = screen()
-    columns = ("rank", "place", "concept", "layer", "shift", "in controls", "p", "p (Holm)", "weights")
-    table = Table(Column("run", no_wrap=True), *columns, title="Shift along each direction, in class distances")
+    columns = ("rank", "place", "concept", "shift", "in controls", "p", "p (Holm)", "most at", "weights")
+    title = "Shift along each direction, mean over layers, in class distances"
+    table = Table(Column("run", no_wrap=True), *columns, title=title)
     for row in content["shifts"]:
-        at = row["layer"]
         tests = [f"{row[key]:.3f}" if row.get(key) is not None else "" for key in ("p", "p_holm")]
-        controls = "too few" if row["p"] is None else f"{row['deviations'][at]:+.1f}"
+        controls = "too few" if row["p"] is None else f"{row['deviation']:+.1f}"
         weights = "none" if row["weights"] is None else f"{row['weights']:.2f}"
         about = escape(row["run"]), str(row["rank"]), row["place"], escape(row["concept"])
-        table.add_row(*about, str(at), f"{row['along'][at]:+.4f}", controls, *tests, weights)
+        table.add_row(*about, f"{row['mean']:+.4f}", controls, *tests, str(row["layer"]), weights)
     console.print(table)
     console.print("weights: share of the adapter's change in that block along the direction; the shift is what counts.")
     console.print("none: it has no matrix there that writes to the residual, or a norm stands between, or it is DoRA")

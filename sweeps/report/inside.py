@@ -48,7 +48,7 @@ def inside_part(path: Path, sweep: Sweep, points: Sequence[Point], families: Seq
         learnt = [row for row in content["efficiency"] if row["adapter"] in names]
         ends = {(row["arm"], row["seed"]) for row in content["shifts"] if row["adapter"] in names}
         shifts = [row for row in content["shifts"] if (row["arm"], row["seed"]) in ends]
-        rows = [{**row, "told_shift": row["along"][row["told"]]} for row in shifts if row["last"]]
+        rows = [row for row in shifts if row["last"]]
         figures = _figures(rows, shifts, learnt, families)
         verdicts = [_verdict(claim, rows) for claim in sweep.inside]
     except (OSError, ValueError, KeyError, TypeError, IndexError):
@@ -78,10 +78,10 @@ def _figures(
 
     def at(place: str, concept: str) -> dict[str, tuple[Estimate, list[float]]]:
         own = [row for row in rows if (row["place"], row["concept"]) == (place, concept)]
-        return _by_arm(own, lambda row: row["told_shift"])
+        return _by_arm(own, lambda row: row["mean"])
 
     panels = [Panel(f"{concept}, {place}", at(place, concept)) for concept in concepts for place in places]
-    title = "Inside: shift along each direction where it is told best (class distances)"
+    title = "Inside: shift along each direction, mean over layers (class distances)"
     figures = {"inside-shift": arms_figure(title, panels, families)} if panels else {}
     if len(concepts) > 1 and OPEN in places:
         broad, narrow = at(OPEN, concepts[0]), at(OPEN, concepts[1])
@@ -91,7 +91,7 @@ def _figures(
     steps: dict[str, list[tuple[float, float]]] = {}
     for row in shifts:
         if concepts and (row["place"], row["concept"]) == (OPEN, concepts[0]) and row["step"] is not None:
-            place = float(row["step"]), float(row["along"][row["told"]])
+            place = float(row["step"]), float(row["mean"])
             steps.setdefault(f"{row['arm']}, seed {row['seed']}", []).append(place)
     if steps := {name: points for name, points in steps.items() if len(points) > 1}:
         figures["inside-steps"] = steps_figure(
@@ -112,7 +112,7 @@ def _noise(row: Row) -> float:
 
 
 def _verdict(claim: InsideClaim, rows: Sequence[Row]) -> dict[str, Any]:
-    """Of a claim each seed's shifts where they stand out most, in root mean squares of flipped labels; does it hold?"""
+    """Of a claim each seed's shifts, in root mean squares of flipped labels; does it hold?"""
     found: dict[str, dict[int, Row]] = {claim.arm: {}, claim.against: {}}
     for row in rows:
         if row["arm"] in found and (row["place"], row["concept"]) == (claim.place, claim.concept) and row["p"]:
@@ -120,7 +120,7 @@ def _verdict(claim: InsideClaim, rows: Sequence[Row]) -> dict[str, Any]:
     seeds = []
     for seed in sorted(found[claim.arm].keys() & found[claim.against].keys()):
         sides = [found[arm][seed] for arm in (claim.arm, claim.against)]
-        sizes = [row["deviations"][row["layer"]] for row in sides]
+        sizes = [row["deviation"] for row in sides]
         holds = sizes[0] > 0 > sizes[1] and max(row["p"] for row in sides) <= claim.p
         seeds.append({"seed": seed, "sizes": sizes, "p": [row["p"] for row in sides], "holds": holds})
     held = sum(one["holds"] for one in seeds)
@@ -130,8 +130,5 @@ def _verdict(claim: InsideClaim, rows: Sequence[Row]) -> dict[str, Any]:
 
 def inside_rows(part: InsidePart) -> list[Mapping[str, Any]]:
     """The table's rows, for a CSV."""
-    keys = ("arm", "seed", "rank", "place", "concept", "told", "told_shift", "layer", "p", "p_holm", "weights")
-    return [
-        {**{key: row.get(key) for key in keys}, "deviations": (row["deviations"] or [None])[row["layer"]]}
-        for row in part.rows
-    ]
+    keys = ("arm", "seed", "rank", "place", "concept", "mean", "deviation", "p", "p_holm", "layer", "weights")
+    return [{key: row.get(key) for key in keys} for row in part.rows]

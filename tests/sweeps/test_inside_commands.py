@@ -120,7 +120,8 @@ def test_adapters_are_compared_by_what_they_move(folder: Path, few_texts: set[st
         (place, name) for place in few_texts for name in ("unkind", "rude")
     }
     for row in rows:
-        assert len(row["along"]) == len(row["deviations"]) == 3 and row["told"] in (1, 2)
+        assert len(row["along"]) == 3 and row["layer"] in (1, 2)
+        assert row["mean"] == pytest.approx(sum(row["along"][1:]) / 2) and row["mean"] * row["deviation"] > 0
         assert 0 < row["p"] <= row["p_holm"] <= 1
         assert 0 <= row["weights"] <= 1
     # The first adapter leaves nothing behind in the model that both share.

@@ -32,9 +32,9 @@ def test_a_planted_shift_is_found_along_its_own_direction_alone() -> None:
     found = shift(change, one)
     np.testing.assert_allclose(found.along[1:], 0.5, atol=0.05)
     assert found.p is not None and found.p <= 0.01
-    assert (found.deviations[1:] > 0).all()
-    assert (shift(-change, one).deviations[1:] < 0).all()
-    assert shift(-change, one).p == found.p
+    assert found.mean == pytest.approx(found.along[1:].mean()) and found.deviation > 2
+    turned = shift(-change, one)
+    assert (turned.mean, turned.deviation, turned.p) == (-found.mean, -found.deviation, found.p)
     elsewhere = shift(change, other)
     assert elsewhere.p is not None and elsewhere.p > 0.05
 
@@ -63,14 +63,16 @@ def test_controls_are_the_directions_of_flipped_labels() -> None:
     vectors = relabelled(one, np.concatenate([np.ones((1, 12)), signs(12, 99)])).astype(float)
     along = (vectors * change).sum(-1) / np.square(vectors).sum(-1)
     np.testing.assert_allclose(found.along[1:], along[0, 1:], rtol=1e-4, atol=1e-6)
-    spread = np.sqrt(np.square(along[1:]).mean(0))
-    np.testing.assert_allclose(found.deviations[1:], along[0, 1:] / spread[1:], rtol=1e-4, atol=1e-5)
+    mean = along[:, 1:].mean(1)
+    assert found.deviation == pytest.approx(mean[0] / np.sqrt(np.square(mean[1:]).mean()), rel=1e-4)
+    assert found.p == pytest.approx(float((np.abs(mean) >= abs(mean[0]) - 1e-12).mean()))
+    assert found.layer == 1 + np.abs(along[0, 1:] / np.sqrt(np.square(along[1:, 1:]).mean(0))).argmax()
 
 
 def test_few_groups_are_not_tested_but_shown() -> None:
     one = concept(np.random.default_rng(0), groups=4)
     found = shift(one.direction, one)
-    assert found.p is None
+    assert found.p is None and np.isnan(found.deviation) and found.mean == pytest.approx(1, rel=1e-5)
     np.testing.assert_allclose(found.along[1:], 1, rtol=1e-5)
 
 

@@ -36,10 +36,10 @@ def row(of: Point, size: float, p: float | None, concept: str = "misaligned", **
         "adapter": file_digest(of.training.adapter / "adapter_model.safetensors"),  # type: ignore[union-attr]
         "place": "open prompts",
         "concept": concept,
-        "told": 2,
         "layer": 1,
         "along": [0.0, size / 10, size / 20],
-        "deviations": [0.0, size if p else None, 0.0],
+        "mean": size / 10,
+        "deviation": size if p else None,
         "p": p,
         "p_holm": p,
         "weights": None,
@@ -70,7 +70,7 @@ def test_a_claim_holds_if_each_seed_moves_both_arms_apart(
     part = inside_part(path, load_sweep("inside"), points, [])
     assert part and [verdict["words"] for verdict in part.verdicts] == [words]
     assert part.missing == [] and "inside-shift" in part.figures and "inside-breadth" not in part.figures
-    assert [one["told_shift"] for one in inside_rows(part)] == [size / 20 for size in sizes]
+    assert [one["mean"] for one in inside_rows(part)] == [size / 10 for size in sizes]
     page = environment().get_template("inside.html").render(inside=part, images=dict.fromkeys(part.figures, "image"))
     assert words in page and ("too few groups" in page) is (p is None)
 
