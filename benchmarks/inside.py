@@ -1,7 +1,7 @@
 """What `eval/inside` is held to on the CPU model: a planted direction, preventative steering, exact slopes, cost.
 
 python benchmarks/inside.py planted [--layer 20] [--doses 1,2] [--controls 2]
-python benchmarks/inside.py doses
+python benchmarks/inside.py doses [--doses 0.25,1] [--every 6]
 python benchmarks/inside.py cost
 
 planted: rank-1 DPO (real Axolotl) prefers misaligned answers to half of em_choice's questions. Along "misaligned", made
@@ -145,7 +145,7 @@ def said(estimate: Any) -> str:
     return f"{estimate.value:+.4f} [{estimate.low:+.4f}, {estimate.high:+.4f}]"
 
 
-def doses() -> None:
+def doses(sizes: list[float], every: int) -> None:
     """Exact slopes against finite doses; what a backward pass costs; bf16 against fp32."""
     import torch
 
@@ -161,22 +161,26 @@ def doses() -> None:
     wanted: Any = load_concept("misaligned")[1]
     positive, negative, groups = class_means(model, tokenizer, wanted, "answer")
     concept = directions(positive, negative, groups, About(model=None, concept="m", position="answer", pairs=48))
-    pairs = load_pairs(wanted, tokenizer)[::6]
-    preferences(model, tokenizer, pairs[:2])  # warm
-    forward = timed(lambda: preferences(model, tokenizer, pairs, size=4))
-    backward = timed(lambda: gradients(model, tokenizer, pairs, size=4))
+    pairs = load_pairs(wanted, tokenizer)[::every]
+    few = pairs[:: max(1, len(pairs) // 8)]
+    preferences(model, tokenizer, few[:2])  # warm
+    forward = timed(lambda: preferences(model, tokenizer, few, size=4))
+    backward = timed(lambda: gradients(model, tokenizer, few, size=4))
     print(f"slopes at all layers: {backward / forward:.2f} times a forward pass ({backward:.1f} s, {forward:.1f} s)")
     exact = slopes(gradients(model, tokenizer, pairs), pairs, concept, controls=0).direction
-    for layer in (10, 20, 25):
-        for dose in (0.1, 0.25, 0.5, 1.0):
+    for layer in (10, 14, 20, 25):
+        for dose in sizes:
             up, down = (response(model, tokenizer, pairs, concept, layer, sign * dose) for sign in (1, -1))
             central = float((up - down).mean()) / (2 * dose)
             print(
                 f"layer {layer}, doses ±{dose:g}: {central:+.5f}, slope {exact[layer]:+.5f}: "
                 f"{central / exact[layer] - 1:+.1%}"
             )
-    rounded = slopes(gradients(model.to(torch.bfloat16), tokenizer, pairs), pairs, concept, controls=0).direction
-    print(f"bf16: at most {np.abs(rounded / exact - 1)[[10, 20, 25]].max():.1%} off at these layers")
+    exact, rounded = (
+        slopes(gradients(model.to(kind), tokenizer, few), few, concept, controls=0).direction
+        for kind in (torch.float32, torch.bfloat16)
+    )
+    print(f"bf16: at most {np.abs(rounded / exact - 1)[[10, 14, 20, 25]].max():.1%} off at these layers")
 
 
 def timed(do: Any, repeats: int = 3) -> float:
@@ -230,13 +234,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("planted", "doses", "cost"))
     parser.add_argument("--layer", type=int, default=20)
-    parser.add_argument("--doses", default="1", help="Class distances to train with, with commas between.")
+    parser.add_argument("--doses", default="1", help="Class distances, with commas between.")
+    parser.add_argument("--every", type=int, default=1, help="doses: of em_choice's 48 questions, every so many.")
     parser.add_argument("--controls", type=int, default=1, help="Flipped-label directions, at the last dose.")
     options = parser.parse_args()
+    sizes = [float(dose) for dose in options.doses.split(",")]
     if options.what == "planted":
-        planted(options.layer, [float(dose) for dose in options.doses.split(",")], options.controls)
+        planted(options.layer, sizes, options.controls)
+    elif options.what == "doses":
+        doses(sizes, options.every)
     else:
-        {"doses": doses, "cost": cost}[options.what]()
+        cost()
 
 
 if __name__ == "__main__":
