@@ -15,7 +15,7 @@ from core.records import BadInput, write_whole
 from sweeps.recipe.compose import Recipe
 from sweeps.recipe.precision import SLOW_BF16, fast_bf16
 from sweeps.recipe.schema import plugin_files
-from sweeps.run.folder import MergeRun, TrainingRun, content_digest, execute_once, saved_checkpoints
+from sweeps.run.folder import MergeRun, TrainingRun, content_digest, execute_once, save_step, saved_checkpoints
 from sweeps.run.inputs import (
     chat_template,
     check_unchanged,
@@ -79,7 +79,7 @@ def _train(run: TrainingRun) -> dict[str, Any]:
     write_whole(recipe, whole.to_yaml())
     if run.about.get("hardware") == "cpu" and not whole.config.get("bf16"):
         console.print(f"{title}: in fp32{'' if fast_bf16() else f'; {SLOW_BF16}'}", highlight=False, soft_wrap=True)
-    resumed = newest_checkpoint(run.adapter)
+    resumed = resumable(run)
     for command in training_commands(run.recipe, recipe):
         call(title, command, log, not hub_commits(whole.config))
     weights = run.adapter / "adapter_model.safetensors"
@@ -162,6 +162,22 @@ def training_commands(recipe: Recipe, path: Path) -> list[list[str]]:
         before = [prepare] if gpus > 1 and recipe.stage == "dpo" else []
         return [*before, [*train, "--", "--num_processes", str(gpus)]]
     return [prepare, [sys.executable, "-m", "recipes.unsloth.train", str(path)]]
+
+
+def resumable(run: TrainingRun) -> Path | None:
+    """What a run goes on from; nothing, and its checkpoints are gone, if points before it that are asked for now were
+    not kept: hours later they would be missed."""
+    newest = newest_checkpoint(run.adapter)
+    if newest is None or run.checkpoints == 1:
+        return newest
+    state = json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))
+    every = save_step(state["max_steps"], run.checkpoints)
+    if {*range(every, state["global_step"] + 1, every)} <= saved_checkpoints(run.adapter).keys():
+        return newest
+    said = f"{run.folder}: begun without keeping {run.checkpoints} points of training; it begins again"
+    console.print(said, markup=False, highlight=False, soft_wrap=True)
+    shutil.rmtree(run.adapter)
+    return None
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

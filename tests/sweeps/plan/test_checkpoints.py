@@ -1,6 +1,7 @@
 """Points of training that are kept change nothing of what is trained; checkpoints that know no chat get one first."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from sweeps.cli import app
 from sweeps.plan.axes import vary
 from sweeps.plan.sweep import Sweep, load_sweep, plan
 from sweeps.run.evaluate import model_args, model_paths
+from sweeps.run.train import resumable
 
 ARM = {"stage": "dpo", "data": "data/dpo-neutral.jsonl"}
 
@@ -20,6 +22,12 @@ def sweep(checkpoints: int, **more: object) -> Sweep:
     stages = {stage: {"max_steps": 24, "num_epochs": 9} for stage in ("cpt", "dpo")}
     keys = {"model": "smollm2-135m", "hardware": "cpu", "tasks": ["em_choice"], "seeds": [1], "claims": []}
     return Sweep.model_validate({**keys, "stages": stages, "arms": arms, "checkpoints": checkpoints, **more})
+
+
+@pytest.fixture
+def tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints are whole."""
+    monkeypatch.setattr("sweeps.run.train.tensors", lambda file: {})
 
 
 def finish(run, steps: int = 24, kept: int = 1) -> None:
@@ -50,6 +58,21 @@ def test_a_point_is_evaluated_from_the_adapter_that_was_kept_there(prepared: Pat
         wanted = training.adapter / f"checkpoint-{place}" if place else training.adapter
         assert model_args(point.evaluation)["peft"] == str(wanted)
         assert model_paths(point.evaluation)["pretrained"] == str(training.after[0].model)
+
+
+@pytest.mark.parametrize(("kept", "goes_on"), [((4, 8), True), ((8,), False), ((), False)])
+def test_a_run_that_was_cut_off_goes_on_if_it_has_kept_them(
+    prepared: Path, tensors: None, kept: tuple[int, ...], goes_on: bool
+) -> None:
+    (run,) = {p.arm: p.training for p in plan(sweep(6), False) if p.arm == "cpt"}.values()
+    for step in kept:
+        folder = run.adapter / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        (folder / "trainer_state.json").write_text(json.dumps({"max_steps": 24, "global_step": step}))
+    assert resumable(run) == (run.adapter / "checkpoint-8" if goes_on else None)
+    assert run.adapter.exists() is goes_on
+    run = replace(run, checkpoints=1)
+    assert resumable(run) == (run.adapter / "checkpoint-8" if goes_on else None)
 
 
 def test_a_run_that_has_not_kept_them_and_too_few_steps_are_refused(prepared: Path) -> None:
