@@ -40,7 +40,6 @@ from sweeps.run.vllm import vllm_environment
 
 ALL_LINEAR = ["gate_proj", "up_proj", "down_proj", "q_proj", "k_proj", "v_proj", "o_proj"]
 EVERYWHERE = [f"lora_target_modules=[{','.join(ALL_LINEAR)}]"]
-FOUR_BIT = ["adapter=qlora", "load_in_4bit=true"]
 MEMORY = (
     ("dpo", "qwen0.5b", 1, ["gradient_checkpointing=false"]),
     ("dpo", "qwen7b", 1, ["micro_batch_size=2", "gradient_accumulation_steps=8", "gradient_checkpointing=true"]),
