@@ -55,7 +55,7 @@ def start(request: Request, options: StartOptions, judge: Any = None) -> None:
         judge: who has scored a search for this sweep already, and knows what that has cost.
 
     Raises:
-        RunFailed: naming every run that failed, when all others are done.
+        RunFailed: naming every run that failed, when all others are done; or saying why judging ended early.
     """
     began = time.monotonic()
     request.show_plan()
