@@ -36,7 +36,8 @@ class Shift:
     deviation: float
     """The same in root mean squares of the controls' means; NaN where the concept's groups are too few."""
     layer: int
-    """The index at which `along` is largest, in root mean squares of the controls there."""
+    """The index at which `along` is largest, in root mean squares of the controls there; in itself where the groups are
+    too few."""
     p: float | None
     """Two-sided, of the mean; None where the groups are too few."""
 
@@ -45,8 +46,8 @@ def shift(moved: Singles, concept: Directions, flips: int = FLIPS) -> Shift:
     """The shift along a concept, tested jointly over indices by its mean.
 
     What an adapter moves it moves in all blocks behind it, so that the mean sees more than the maximum, which has to
-    allow for the chances of all indices (docs/inside.md: a planted shift, by both). Labels flipped group by group make
-    the null's distribution: under it those of a group may be exchanged.
+    allow for the chances of all indices. Labels flipped group by group make the null's distribution: under it those of
+    a group may be exchanged.
 
     Args:
         moved: (L + 1, width): mean activations with the adapter less those without.
