@@ -79,7 +79,7 @@ class Arm(_Strict):
     needs: str | None = None
     """The one of its settings that names a file without which it is left out, which the plan says."""
     full: bool = False
-    """Trained only with FULL=1."""
+    """Trained only with --full."""
     vary: bool = False
     """Whether it is trained once for each value of the grid."""
     model: str | None = None
