@@ -64,7 +64,7 @@ def _plugins(config: dict[str, Any], engine: str) -> list[str]:
 
 
 def train(run: TrainingRun) -> dict[str, Any]:
-    """Executes a training run, once; a run that was cut off resumes from its newest whole checkpoint.
+    """Executes a training run, once; a run that was cut off resumes from its newest whole checkpoint, if `resumable`.
 
     Raises:
         RunFailed: if the engine fails, ends before the last step, or in losses that are NaN or infinite.
