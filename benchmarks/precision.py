@@ -2,7 +2,7 @@
 
 The same documents in bfloat16 and in float32, log-softmax in float32 both times, one document a batch. Printed are the
 root mean square difference of one program's or question's number, and the difference of their mean; the constants of
-eval/stats/measures.py come from here. A CPU without bf16 instructions needs seconds a document: limit them.
+eval/stats/measure_names.py come from here. A CPU without bf16 instructions needs seconds a document: limit them.
 """
 
 import argparse
