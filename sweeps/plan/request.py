@@ -138,7 +138,7 @@ class Request:
         return [f"{name} is left out: there is no {path}" for name, path in lacking.items() if path]
 
     def _built_for_others(self) -> list[str]:
-        """A line for each corpus that was counted in the tokens of another model than the one that it trains."""
+        """A line for each set that was counted in the tokens of another model than the one that it trains."""
         lines = {}
         for run in (run for run in self.runs.values() if isinstance(run, TrainingRun)):
             base = run.recipe.config["base_model"]

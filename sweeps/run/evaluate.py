@@ -60,7 +60,8 @@ def evaluation_run(
     are taken, to try things out. The digest covers the model, what the tasks do, the held-out programs and all that.
 
     Raises:
-        BadInput: if the model is not there, or programs that a variable names; if the adapter is another model's.
+        BadInput: if the model is not there, or programs that a variable or `metadata` names; if the adapter is another
+            model's.
     """
     vllm, others = backend == "vllm", task_configs(tasks)[1]
     layer = load_layer("models", model) if model in layer_names("models") else {"base_model": model}

@@ -72,7 +72,7 @@ def model_digest(model: str) -> str:
 
 
 def start_digest(model: Path) -> str:
-    """What a run that starts from a folder or hub id builds on: the training run whose merge it is, or its weights."""
+    """What a run that starts from a folder or hub id builds on: the training run whose merge it is, or the model."""
     if model.name == "merged" and "training" in (content := _content(model.parent)):
         return str(content["training"])
     return model_digest(str(model))
