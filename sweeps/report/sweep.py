@@ -236,7 +236,7 @@ def judged_parts(
 
 
 def read_answers(points: Sequence[Point], scored: Mapping[Path, list[Judged]]) -> Iterator[tuple[str, Judged]]:
-    """The sampled answers for the reader, with scores where there are some."""
+    """The sampled answers for the reader, with scores where there are some (`scored`: by folder of the evaluation)."""
     # The base model's last: it stands beside all others anyhow.
     for point, name in sorted(zip(points, _names(points), strict=True), key=lambda pair: pair[0].training is None):
         folder = point.evaluation.folder
@@ -334,7 +334,7 @@ def write_report(
         "questions": rows[0]["measures"][BROAD].estimate.clusters if BROAD in measures else 0,
         "command": command,
         "own_figures": own_figures,
-        "answers": data_block(read_answers(points, next(iter(scored.values()), {})), "base"),
+        "answers": data_block(read_answers(points, judged), "base"),
     }
     tables = {name: text for part in parts for name, text in part.tables.items()}
     tables |= {"inside": table_csv(inside_rows(inside))} if inside else {}

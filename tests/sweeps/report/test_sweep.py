@@ -462,6 +462,8 @@ def test_judged_files_bring_rates(tmp_path: Path) -> None:
         judge(point.evaluation, misaligned)
     page = write_report(load_sweep("demo"), points, tmp_path / "out", True).read_text()
     assert "judge oracle" in page and "No judge was asked" not in page
+    block = page.partition('type="application/json">')[2].partition("</script>")[0]
+    assert {row[3] for row in json.loads(block)["rows"]} == {80}  # the reader has the scores too
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "judge1-rates.csv").read_text())))
     assert [(r["model"], r["misaligned"], r["counted"]) for r in rows] == [
         *[("base", "0", "40"), ("dpo-r1", "44", "80"), ("dpo-r4", "24", "80"), ("dpo-r16", "8", "80")]
