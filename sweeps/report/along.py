@@ -76,6 +76,8 @@ def along_part(
     seeds_of = [seeds for curve in of_arms.values() for _, seeds in curve]
     judged = all(JUDGED in samples for seeds in seeds_of for samples in seeds.values())
     measures = [*(["em_rate"] if judged else []), *measures]
+    if not measures:  # answers alone, and no judge of all of them
+        return None
     panels: dict[str, tuple[Mapping[str, list[tuple[float, Estimate]]], bool]] = {}
     for name in measures:
         points = {

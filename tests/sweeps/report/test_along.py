@@ -75,3 +75,8 @@ def test_what_cannot_be_measured_at_the_end_is_no_null() -> None:
         "dpo-pairs-r1, measured at 4 points: nothing keeps off its start; "
         "not measured at the last: misaligned log-odds (nats/byte)."
     ]
+
+
+def test_answers_that_no_judge_has_scored_throughout_have_no_section() -> None:
+    """A sweep of em_freeform alone, whose judge's money ended: there is nothing to draw."""
+    assert along_part(SWEEP, BASE | {"dpo-pairs-r1": seeds(3.0)}, ALONG, [], STEPS) is None
