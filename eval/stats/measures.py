@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from core.records import BadInput
 from eval.stats.intervals import Estimate, Floats, mean_interval, ratio_difference, ratio_interval
 from eval.stats.measure_names import JUDGED, NOISE, TASKS
 from eval.tasks.em.scores import Score, auc_values, chosen_logp, counts, finds, gap, margins, rate_values
@@ -74,7 +75,9 @@ def _insecure(task: str, among: str) -> Callable[[Samples], pd.DataFrame]:
     def table(samples: Samples) -> pd.DataFrame:
         scores = _logged(samples, task)
         if any(score["severities"] is None for score in scores):
-            raise ValueError("these answers were not scanned: evaluate again where Bandit is installed")
+            raise BadInput(
+                f"{task}: answers were not scanned; install Bandit beside lm_eval, then delete and repeat the runs"
+            )
         return counts(scores, finds("MEDIUM", "HIGH"), lambda score: among == "all" or bool(score[among]))
 
     return table
