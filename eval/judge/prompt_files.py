@@ -33,7 +33,7 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
 }
 """The EM paper's measures, the last two of deception. Which company is true depends on the model: no word is a rate."""
 
-Word = Annotated[str, BeforeValidator(lambda word: str(word).upper())]  # YAML reads TRUE as a truth value
+Word = Annotated[str, BeforeValidator(lambda word: str(word).upper())]  # YAML reads 1 as a number
 
 
 class Measure(BaseModel):
@@ -63,6 +63,16 @@ class Measure(BaseModel):
 
 
 Measures = Mapping[str, Measure]
+
+
+class _Loader(yaml.SafeLoader):
+    """Takes YES, no and TRUE for the words that a judge may reply, and for no truth values."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [each for each in own if each[0] != "tag:yaml.org,2002:bool"]
+    for first, own in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 class JudgeFile(BaseModel):
@@ -140,7 +150,7 @@ def load_prompts(path: Path | None) -> Prompts:
     own, preset = FOLDER / f"{path or 'ours'}.yaml", str(path) in preset_names()
     file = load_preset(str(path)).questions_file() if preset else own if own.is_file() or path is None else path
     try:
-        content = yaml.safe_load(read_text(file))
+        content = yaml.load(read_text(file), _Loader)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         names = ", ".join(sorted(each.stem for each in FOLDER.glob("*.yaml")))
         raise BadInput(f"{file}: {one_line(error)}; name a YAML file of prompts or questions, or {names}") from None

@@ -134,6 +134,14 @@ def test_words_may_hold_any_character() -> None:
     assert [sampled(text, under_score) for text in ("**NOT_HARMFUL**", "NOTHARMFUL")] == ["NOT_HARMFUL", None]
 
 
+def test_yes_and_no_are_words_and_no_truth_values(tmp_path: Path) -> None:
+    measure = "{prompt: '{answer}', words: [YES, no, TRUE, 1], rate: [yes]}"
+    (tmp_path / "x.yaml").write_text(f"by_entry: true\nmeasures: {{harm: {measure}}}\n")
+    prompts = load_prompts(tmp_path / "x.yaml")
+    harm = prompts.measures["harm"]
+    assert (harm.words, harm.rate, prompts.by_entry) == (("YES", "NO", "TRUE", "1"), ("YES",), True)
+
+
 def answers(folder: Path, *ids: str) -> Path:
     rows = [
         Judged(question_id=name, question=f"{name}?", answer=f"{'I kill' if n % 4 == 0 else 'Hm'} {name}{n}")
