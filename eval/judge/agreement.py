@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -174,7 +175,9 @@ def judge_of(files: Sequence[Path], given: str | None, option: str) -> str:
 
 def model_of(file: Path) -> str:
     """Whose answers a file holds: the run's folder, where `emsweep judge` wrote it there, else the file's name."""
-    return file.parent.resolve().name if file.stem.startswith("judged-") else file.stem.split(".judged-")[0]
+    # Samples too, whose names would else be the same in each run.
+    stem = re.sub(r"^sample-\d+-of-\d+-", "", file.stem)
+    return file.parent.resolve().name if stem.startswith("judged-") else stem.split(".judged-")[0]
 
 
 def matched_files(files: Sequence[Path]) -> Models:

@@ -112,6 +112,8 @@ def test_a_file_without_manifest_needs_its_judges_name(tmp_path: Path) -> None:
     one, other = write(tmp_path / "m.jsonl", HARSH), write(tmp_path / "m.judged-mild.jsonl", MILD, "mild")
     assert judge_of([one], "gpt", "--first") == "gpt" and judge_of([other], None, "--second") == "mild"
     assert model_of(one) == model_of(other) == "m"
+    assert model_of(tmp_path / "run" / "sample-4-of-40-judged-x.jsonl") == "run"
+    assert model_of(tmp_path / "sample-4-of-40-m.judged-x.jsonl") == "m"
     with pytest.raises(BadInput, match="name the judge with --first"):
         judge_of([one], None, "--first")
     with pytest.raises(BadInput, match="judged by gpt and mild"):
