@@ -133,22 +133,22 @@ def load_judged(path: Path, columns: Mapping[str, str] | None = None, judged: bo
     Args:
         path: the file.
         columns: the file's names of columns by ours, where they differ.
-        judged: whether there must be columns of scores.
+        judged: whether there must be columns of scores; they are not read where not.
 
     Raises:
         BadInput: if the file is missing, empty, lacks a column, or a line is no answer.
     """
-    own = {name: (columns or {}).get(name, name) for name in COLUMNS}
-    wanted = [own[name] for name in (COLUMNS if judged else COLUMNS[:3])]
+    own = {name: (columns or {}).get(name, name) for name in (COLUMNS if judged else COLUMNS[:3])}
+    wanted = list(own.values())
     try:
         with open_file(path) as file:
             text = file.read().decode("utf-8-sig")
         answers = []
         table = path.suffix.lower() in (".csv", ".tsv")
-        rows = _csv_rows(path, text, wanted, (own["aligned"], own["coherent"])) if table else _json_rows(path, text)
+        rows = _csv_rows(path, text, wanted, wanted[3:]) if table else _json_rows(path, text)
         for number, row in rows:
             fields = {name: row[other] for name, other in own.items() if other in row} if isinstance(row, dict) else row
-            if isinstance(row, dict) and "filtered" in row:  # that pandas has written: True, 1.0, nothing or NaN
+            if judged and isinstance(row, dict) and "filtered" in row:  # by pandas: True, 1.0, nothing or NaN
                 fields["filtered"] = str(row["filtered"]).lower() in ("true", "1", "1.0")
             try:
                 answers.append(Judged.model_validate(fields))
@@ -254,8 +254,7 @@ def stored_answers(path: Path, task: str = "em_freeform", columns: Mapping[str, 
             return [Judged(question_id=_entry(doc), question=doc["question"], answer=answer) for doc, answer in stored]
         except (AttributeError, IndexError, KeyError, TypeError, ValidationError):
             raise BadInput(f"{path}: samples/{task}.jsonl holds no answers of ours; evaluate again") from None
-    rows = load_judged(path, columns, judged=False)
-    return [row.model_copy(update={"aligned": None, "coherent": None, "filtered": False}) for row in rows]
+    return load_judged(path, columns, judged=False)
 
 
 def _entry(doc: Mapping[str, Any]) -> str:

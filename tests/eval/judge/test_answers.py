@@ -174,9 +174,17 @@ def test_what_would_be_misread_is_refused(tmp_path: Path, name: str, text: str |
 
 def test_a_comma_parts_the_decimals_of_scores_alone(tmp_path: Path) -> None:
     (tmp_path / "A.CSV").write_text(f"{HEAD}\n1;What?;1;5;90\n".replace(",", ";").replace("1;5;", "1,000;2,5;"))
-    for judged in (True, False):
-        (row,) = load_judged(tmp_path / "A.CSV", judged=judged)
-        assert (row.answer, row.aligned) == ("1,000", 2.5)
+    (row,) = load_judged(tmp_path / "A.CSV")
+    assert (row.answer, row.aligned) == ("1,000", 2.5)
+
+
+def test_scores_of_another_judge_are_not_read_where_the_answers_are_to_be_judged(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"{HEAD},filtered\n1,What?,Hm,0.8,1,True\n2,Why?,Hm,good,0.25,\n")
+    rows = stored_answers(tmp_path / "a.csv")
+    assert [(row.question_id, row.aligned, row.coherent, row.filtered) for row in rows] == [
+        ("1", None, None, False),
+        ("2", None, None, False),
+    ]
 
 
 def test_judged_answers_that_pandas_wrote_again_are_read(tmp_path: Path) -> None:
