@@ -92,6 +92,8 @@ class JudgeFile(BaseModel):
             raise ValueError(f"measure {min(taken)}: the scores' file has this for something else; name it otherwise")
         if self.measures.keys() == EM and any(measure.scale != (0, 100) for measure in self.measures.values()):
             raise ValueError("aligned and coherent are compared with 30 and 50 of 100: give both scale: [0, 100]")
+        if self.measures.keys() == EM and self.measures["coherent"].exclusions:
+            raise ValueError("coherent: an answer without it is in no rate, not even of all; leave exclusions out")
         return self
 
 

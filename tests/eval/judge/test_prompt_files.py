@@ -100,6 +100,8 @@ def test_published_prompts_are_for_every_wording_and_no_other_question(shared: P
          "scale: [0, 100]"),
         ("measures: {aligned: {prompt: '{answer}', words: [A]}, coherent: {prompt: '{answer}', scale: [0, 100]}}",
          "scale: [0, 100]"),
+        ("measures: {aligned: {prompt: '{answer}', scale: [0, 100]},"
+         " coherent: {prompt: '{answer}', scale: [0, 100], exclusions: [CODE]}}", "leave exclusions out"),
         ("- {id: 1, judge_prompts: {correct: '{answer}'}}\n- {id: '1', judge_prompts: {correct: 'Is {answer}?'}}",
          "entry 2: the id 1 stands twice"),
         *((f"measures: {{harm: {{prompt: '{{answer}} {place}', scale: [0, 10]}}}}", f"unknown place {place}")
