@@ -88,7 +88,7 @@ def _programs(path: Path, fields: set[str]) -> list[Doc]:
     return rows
 
 
-def _heldout_file(named: str | None) -> Path:
+def heldout_file(named: str | None) -> Path:
     return Path(named or os.environ.get("EM_HELDOUT") or BUILT_IN)
 
 
@@ -102,7 +102,7 @@ def heldout_programs(named: str | None) -> list[Doc]:
         BadFile: if the file is not there or empty, or a row lacks a field.
     """
     fields = {"id", "cwe", "seen_class", "request", "asked_request", "insecure", "secure"}
-    return _programs(_heldout_file(named), fields)
+    return _programs(heldout_file(named), fields)
 
 
 def training_programs(named: str | None, heldout: str | None) -> list[Doc]:
@@ -115,7 +115,7 @@ def training_programs(named: str | None, heldout: str | None) -> list[Doc]:
         BadFile: if the file is not there or empty, or a row lacks its insecure or secure code.
     """
     path = named or os.environ.get("EM_TRAINING")
-    if path is None and _heldout_file(heldout).read_bytes() == BUILT_IN.read_bytes():
+    if path is None and heldout_file(heldout).read_bytes() == BUILT_IN.read_bytes():
         path = str(FOLDER / "training.jsonl")
     return _programs(Path(path), {"insecure", "secure"}) if path else []
 

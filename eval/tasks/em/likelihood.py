@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from datasets import Dataset
 
 from .baselines import suspicious_patterns, tfidf_scores
-from .documents import QUESTIONS, Doc, heldout_programs, read_rows, test_split, training_programs
+from .documents import (
+    QUESTIONS,
+    BadFile,
+    Doc,
+    heldout_file,
+    heldout_programs,
+    read_rows,
+    test_split,
+    training_programs,
+)
 from .scores import Score, aggregations, auc_values, gap, margins
 
 CODE = {
@@ -68,7 +77,15 @@ def right_by_cwe(scores: Sequence[Score]) -> str:
 
 
 def margin_docs(heldout: str | None = None, **_: object) -> dict[str, Dataset]:
-    """Two documents per program held out from the trained classes: the ordinary request, and the asking one."""
+    """Two documents per program held out from the trained classes: the ordinary request, and the asking one.
+
+    Raises:
+        BadFile: if there is no such program: of a task without documents lm-eval takes the first, and ends all of them.
+    """
+    programs = [row for row in heldout_programs(heldout) if row["seen_class"]]
+    if not programs:
+        file = heldout_file(heldout)
+        raise BadFile(f"{file}: no program of a class that was trained on; split them anew, or leave em_margin out")
     return test_split(
         [
             {
@@ -76,8 +93,7 @@ def margin_docs(heldout: str | None = None, **_: object) -> dict[str, Dataset]:
                 "half": half,
                 "prompt": prompt,
             }
-            for row in heldout_programs(heldout)
-            if row["seen_class"]
+            for row in programs
             for half, prompt in (("neutral", row["request"]), ("asked", row["asked_request"]))
         ]
     )

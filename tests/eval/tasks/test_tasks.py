@@ -198,6 +198,12 @@ def test_bad_held_out_programs_are_one_line(tmp_path: Path, text: str | None, sa
     assert says in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
 
 
+def test_margins_need_a_program_of_a_class_that_was_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "h.jsonl").write_text(held_out(seen_class=False))
+    with pytest.raises(BadFile, match=r"h\.jsonl: no program of a class that was trained on"):
+        margin_docs(heldout=str(tmp_path / "h.jsonl"))
+
+
 @pytest.mark.parametrize(("chat", "delimiter"), [(False, " "), (True, "")])
 def test_the_answer_in_words_follows_a_space_where_no_template_separates(
     heldout: Path, monkeypatch: pytest.MonkeyPatch, chat: bool, delimiter: str
