@@ -25,7 +25,7 @@ from typing import Any
 
 from core.records import BadInput, write_whole
 from sweeps.recipe.compose import Recipe
-from sweeps.recipe.schema import plugin_keys
+from sweeps.recipe.schema import plugin_files
 from sweeps.run.process import locked
 
 PACKAGES = ("axolotl", "unsloth", "torch", "transformers", "trl", "peft", "datasets", "lm_eval")
@@ -48,8 +48,9 @@ def identity(content: dict[str, Any]) -> dict[str, Any]:
         recipe, data = kept["recipe"], kept["data"]
         recipe = {key: recipe[key] for key in recipe if key not in PATHS and not LOGGING.fullmatch(key)}
         recipe["datasets"] = [{k: v for k, v in d.items() if k != "path" or v not in data} for d in recipe["datasets"]]
-        for key in plugin_keys().keys() & recipe.keys():
-            recipe[key] = {k: v for k, v in (recipe[key] or {}).items() if not (isinstance(v, str) and v in data)}
+        for key in (key for key, path in plugin_files(recipe).items() if path in data):
+            top, _, own = key.partition(".")
+            recipe[top] = {k: v for k, v in recipe[top].items() if k != own}
         kept |= {"recipe": recipe, "data": list(data.values())}
     return kept
 

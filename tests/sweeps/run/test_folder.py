@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from core.records import BadInput
 from sweeps.recipe.compose import compose
 from sweeps.run.fetch_model import fetch_smollm2
-from sweeps.run.folder import Run, content_digest, execute_once, merge_run
+from sweeps.run.folder import Run, content_digest, execute_once, identity, merge_run
 from sweeps.run.index import finished
 from sweeps.run.inputs import model_digest, start_digest
 from sweeps.run.process import RunFailed, RunRefused, call, child_environment
@@ -92,6 +92,12 @@ def test_paths_and_logging_retrain_nothing_and_content_does(workspace: Path) -> 
     by_policy = plan("em.alpha.policy=alpha", f"em.alpha.value={plan().recipe.config['lora_alpha']}")
     assert by_policy.digest == plan().digest and by_policy.content["alpha"] != plan().content["alpha"]
     assert plan("num_epochs=2").digest != plan().digest and plan("datasets.0.type=completion").digest != plan().digest
+
+
+def test_a_plugins_key_that_is_no_mapping_is_part_of_a_digest() -> None:
+    """Liger's are switches."""
+    content = {"recipe": {"datasets": [{"path": "a"}], "liger_rope": True}, "data": {"a": "1"}}
+    assert identity(content) == {"recipe": {"datasets": [{}], "liger_rope": True}, "data": ["1"]}
 
 
 def test_a_chat_template_in_a_file_is_its_text(workspace: Path) -> None:
