@@ -48,10 +48,13 @@ def identity(content: dict[str, Any]) -> dict[str, Any]:
         recipe, data = kept["recipe"], kept["data"]
         recipe = {key: recipe[key] for key in recipe if key not in PATHS and not LOGGING.fullmatch(key)}
         recipe["datasets"] = [{k: v for k, v in d.items() if k != "path" or v not in data} for d in recipe["datasets"]]
-        for key in (key for key, path in plugin_files(recipe).items() if path in data):
+        paths = [entry["path"] for entry in kept["recipe"]["datasets"]]
+        for key, path in plugin_files(recipe).items():
             top, _, own = key.partition(".")
-            recipe[top] = {k: v for k, v in recipe[top].items() if k != own}
-        kept |= {"recipe": recipe, "data": list(data.values())}
+            recipe[top] = {k: v for k, v in recipe[top].items() if k != own or path not in data}
+            paths.append(path)
+        # For each place that names one: which of two files stands twice, or is a plugin's too, makes another training.
+        kept |= {"recipe": recipe, "data": [data[path] for path in paths if path in data]}
     return kept
 
 

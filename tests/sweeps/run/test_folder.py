@@ -100,6 +100,17 @@ def test_a_plugins_key_that_is_no_mapping_is_part_of_a_digest() -> None:
     assert identity(content) == {"recipe": {"datasets": [{}], "liger_rope": True}, "data": ["1"]}
 
 
+def test_which_file_stands_twice_is_part_of_a_digest() -> None:
+    """A set named twice counts twice: a run of (a, b, a) would else stand for one of (a, b, b)."""
+
+    def digest(*paths: str, prompts: str) -> str:
+        recipe = {"datasets": [{"path": path} for path in paths], "kl": {"prompts": prompts, "weight": 1.0}}
+        return content_digest(identity({"recipe": recipe, "data": {"a": "1", "b": "2", "c": "3"}}))
+
+    assert digest("a", "b", "a", prompts="c") != digest("a", "b", "b", prompts="c")
+    assert digest("a", "b", prompts="a") != digest("a", "b", prompts="b")
+
+
 def test_a_chat_template_in_a_file_is_its_text(workspace: Path) -> None:
     """By the file's name alone a run under the old template would stand for one under the new."""
     by_file = ("chat_template=jinja", "chat_template_jinja=mine.jinja")
