@@ -79,6 +79,8 @@ def _train(run: TrainingRun) -> dict[str, Any]:
     write_whole(recipe, whole.to_yaml())
     if run.about.get("hardware") == "cpu" and not whole.config.get("bf16"):
         console.print(f"{title}: in fp32{'' if fast_bf16() else f'; {SLOW_BF16}'}", highlight=False, soft_wrap=True)
+    # Rows that were cut off while they were saved Axolotl would take for whole, and fail at each further try.
+    shutil.rmtree(run.folder / "prepared", ignore_errors=True)
     resumed = resumable(run)
     for command in training_commands(run.recipe, recipe):
         call(title, command, log, not hub_commits(whole.config))

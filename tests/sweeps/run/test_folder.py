@@ -278,6 +278,24 @@ def test_checkpoints_are_there_until_the_run_is_done(workspace: Path, monkeypatc
     assert [file.name for file in run.adapter.glob("*.safetensors")] == ["adapter_model.safetensors"]
 
 
+def test_rows_that_were_cut_off_while_they_were_saved_are_prepared_again(workspace: Path, monkeypatch) -> None:
+    """Axolotl reads whatever stands there, and half of it in no way: the run would fail until somebody deletes it."""
+    run = plan()
+    (run.folder / "prepared/0123").mkdir(parents=True)
+    (run.folder / "prepared/0123/data-00000-of-00002.arrow").touch()
+    there: list[bool] = []
+
+    def engine(*_: object) -> None:
+        there.append((run.folder / "prepared").exists())
+        write_checkpoint(run.adapter, 9, json.dumps({"global_step": 9, "log_history": []}))
+        (run.adapter / "adapter_model.safetensors").touch()
+
+    monkeypatch.setattr("sweeps.run.train.check_adapter", lambda *_: 7)
+    monkeypatch.setattr("sweeps.run.train.call", engine)
+    train(run)
+    assert there == [False] and run.done
+
+
 def test_a_training_that_was_interrupted_is_not_done(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On SIGINT Axolotl saves the adapter as it is, and ends with exit code 0."""
     run = plan()
