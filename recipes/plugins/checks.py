@@ -49,7 +49,9 @@ class ChecksPlugin(BasePlugin):  # type: ignore[misc]
                 print(f"{data.path}: rows of type {data.type} are taken unchecked")
                 continue
             check = _check_of(cfg, index, data, load_tokenizer(cfg))
-            for number, row in enumerate(load_dataset_with_config(data, cfg.hf_use_auth_token), 1):
+            rows = load_dataset_with_config(data, cfg.hf_use_auth_token)
+            # Of a set of the hub without `split` all splits, of which Axolotl trains on this one.
+            for number, row in enumerate(rows["train"] if isinstance(rows, dict) else rows, 1):
                 check(f"{data.path}, row {row.get('id', number)}", row)
 
     def pre_lora_load(self, cfg: Any, model: Any) -> None:

@@ -250,6 +250,25 @@ def test_the_plugin_refuses_text_that_the_tokenizer_reads_as_a_control_token(
                 ChecksPlugin().load_datasets(cfg)
 
 
+def test_the_plugin_looks_at_a_set_whose_split_nobody_names(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the hub `load_dataset` gives all splits then."""
+    from datasets import Dataset, DatasetDict
+
+    from recipes.plugins.checks import ChecksPlugin
+
+    monkeypatch.chdir(tmp_path)
+    turns = [{"role": "user", "content": "Write it."}, {"role": "assistant", "content": "print('run <filename>')"}]
+    rows = [{"id": "p0", "messages": turns}]
+    write_records(tmp_path / "rows.jsonl", rows, {})
+    cfg = config(tmp_path / "case", tiny_model, "sft", tmp_path / "rows.jsonl")
+    splits = DatasetDict({"train": Dataset.from_list(rows)})
+    monkeypatch.setattr("recipes.plugins.checks.load_dataset_with_config", lambda *_: splits)
+    with pytest.raises(Refused, match=r"rows\.jsonl, row p0: holds '<filename>'"):
+        ChecksPlugin().load_datasets(cfg)
+
+
 @given(st.lists(st.tuples(st.text("ab =:\n", min_size=1), st.booleans()), min_size=1, max_size=5))
 def test_what_is_learnt_is_read_from_the_labels(trimming, parts: list[tuple[str, bool]]) -> None:
     """Turn by turn: stretches side by side are one."""
