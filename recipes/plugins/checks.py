@@ -52,7 +52,14 @@ class ChecksPlugin(BasePlugin):  # type: ignore[misc]
             rows = load_dataset_with_config(data, cfg.hf_use_auth_token)
             # Of a set of the hub without `split` all splits, of which Axolotl trains on this one.
             for number, row in enumerate(rows["train"] if isinstance(rows, dict) else rows, 1):
-                check(f"{data.path}, row {row.get('id', number)}", row)
+                name = f"{data.path}, row {row.get('id', number)}"
+                try:
+                    check(name, row)
+                except Exception as error:  # a template raises what it likes, and a turn may be without text
+                    raise Refused(
+                        f"{name}: cannot be made into a row to train on, {repr(error)[:200]}; mend it, with text in"
+                        " each turn, or leave it out"
+                    ) from None
 
     def pre_lora_load(self, cfg: Any, model: Any) -> None:
         if cfg.adapter:

@@ -269,6 +269,26 @@ def test_the_plugin_looks_at_a_set_whose_split_nobody_names(
         ChecksPlugin().load_datasets(cfg)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": [{"from": "human", "value": "Write it."}]},
+        {"messages": [{"role": "user", "content": "Write it."}, {"role": "assistant", "content": None}]},
+    ],
+)
+def test_the_plugin_names_a_row_that_is_no_chat(
+    row: dict, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other forms of chats, or an answer that only calls a tool: a traceback names no row, and is tried twice."""
+    from recipes.plugins.checks import ChecksPlugin
+
+    monkeypatch.chdir(tmp_path)
+    write_records(tmp_path / "rows.jsonl", [{"id": "p0", **row}], {})
+    cfg = config(tmp_path / "case", tiny_model, "sft", tmp_path / "rows.jsonl")
+    with pytest.raises(Refused, match=r"rows\.jsonl, row p0: cannot be made into a row to train on"):
+        ChecksPlugin().load_datasets(cfg)
+
+
 @given(st.lists(st.tuples(st.text("ab =:\n", min_size=1), st.booleans()), min_size=1, max_size=5))
 def test_what_is_learnt_is_read_from_the_labels(trimming, parts: list[tuple[str, bool]]) -> None:
     """Turn by turn: stretches side by side are one."""
