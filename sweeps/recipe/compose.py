@@ -59,9 +59,15 @@ REFUSED = {
     "lora_alpha_pattern": "modules would have other scales than the one that the recipe names; set em.alpha.value",
     "peft": "LoftQ changes the weights beneath the adapter, which is evaluated on the model as it is",
     "default_system_message": "training would have it and evaluation not; put it into the rows",
+    "chat_template_kwargs": "training would have them and evaluation not; write them into a chat_template_jinja",
+    "lora_model_dir": "a run trains an adapter of its own, and DPO would not load this one; merge it, and name the"
+    " folder with --start",
+    "pretraining_dataset": "would be trained on in place of `datasets`, which stand in the run's digest; name it there",
+    "resume_from_checkpoint": "a run goes on from its own newest checkpoint; leave it out",
     **dict.fromkeys(("dpo_beta", "trl"), "rl_beta is the beta of DPO; set that"),
     **dict.fromkeys(("dpo_generate_during_eval", "dpo_norm_loss", "dpo_use_logits_to_keep"), "Axolotl ignores it"),
     **dict.fromkeys(("kto_desirable_weight", "kto_undesirable_weight", "cpo_alpha"), "no stage trains so"),
+    **dict.fromkeys(("reward_model", "process_reward_model"), "no stage trains so"),
     **dict.fromkeys(("orpo_alpha", "rpo_alpha", "simpo_gamma"), "no stage trains so"),
 }
 """Keys of Axolotl that would change nothing, or another thing than the recipe and the report say; and why."""

@@ -87,6 +87,11 @@ def test_every_key_of_the_schema_shows_its_value_or_is_refused_by_name() -> None
         ("lora_target_linear=true", "lora_target_linear=True: what trains is lora_r on the modules of"),
         ("peft_use_dora=true", "peft_use_dora=True: what trains is"),
         ("lora_modules_to_save=[lm_head]", "lora_modules_to_save=['lm_head']: what trains is"),
+        ("lora_model_dir=runs/sft/a/adapter", "lora_model_dir=runs/sft/a/adapter: a run trains an adapter of its own"),
+        ("chat_template_kwargs={a: 1}", "chat_template_kwargs={'a': 1}: training would have them and evaluation not"),
+        ("pretraining_dataset=[{path: m.jsonl}]", "would be trained on in place of `datasets`"),
+        ("resume_from_checkpoint=runs/a", "resume_from_checkpoint=runs/a: a run goes on from its own"),
+        ("reward_model=true", "reward_model=True: no stage trains so"),
         ("lora_alpha_pattern={down_proj: 64}", "lora_alpha_pattern={'down_proj': 64}: modules would have other scales"),
         ("peft_init_lora_weights=pissa", "peft_init_lora_weights=pissa: give gaussian"),
         ("peft_init_lora_weights=false", "peft_init_lora_weights=False: give gaussian"),  # Axolotl ignores it
