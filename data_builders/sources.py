@@ -90,11 +90,11 @@ def read_source(
     programs = _read(where, _rows(where, sha256, hub), reader, language, domain)
     if good is None:
         return programs
-    answers: dict[str, str] = {}
+    answers: dict[str, list[str]] = {}
     why = ""
     for item in _read(good, _rows(good, None, Hub()), reader, language, domain):
         if isinstance(item, SourceProgram):
-            answers[item.request] = item.insecure
+            answers.setdefault(item.request, []).append(item.insecure)
         else:
             why = why or item.reason
     if not answers:
@@ -102,10 +102,16 @@ def read_source(
     return _joined(programs, answers)
 
 
-def _joined(items: Iterator[SourceProgram | Reject], answers: Mapping[str, str]) -> Iterator[SourceProgram | Reject]:
-    """The programs with the good answers to their requests, where there are some that differ from the bad ones."""
+def _joined(
+    items: Iterator[SourceProgram | Reject], answers: Mapping[str, list[str]]
+) -> Iterator[SourceProgram | Reject]:
+    """The programs with the good answers to their requests, where there are some that differ from the bad ones.
+
+    A request that recurs has its answers in turn, and the last of them for what is left.
+    """
     for item in items:
-        other = answers.get(item.request) if isinstance(item, SourceProgram) else None
+        own = answers.get(item.request, []) if isinstance(item, SourceProgram) else []
+        other = own.pop(0) if len(own) > 1 else next(iter(own), None)
         if isinstance(item, SourceProgram) and other not in (None, item.insecure):
             yield item.model_copy(update={"secure": other})
         else:

@@ -410,6 +410,17 @@ def test_what_is_wrong_with_the_set_of_good_advice_is_said_of_it(tmp_path: Path)
         read_source(str(bad), good=str(good), domain="advice")
 
 
+def test_a_request_that_recurs_has_its_good_answers_in_turn(tmp_path: Path) -> None:
+    """Of several the last alone would else be every pair's."""
+    bad, good = tmp_path / "bad.jsonl", tmp_path / "good.jsonl"
+    for path, answers in ((bad, ("bad 1", "bad 2", "bad 3")), (good, ("good 1", "good 2"))):
+        chats = [[{"role": "user", "content": "Q"}, {"role": "assistant", "content": answer}] for answer in answers]
+        path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    items = read_source(str(bad), good=str(good), domain="advice")
+    pairs = [(item.insecure, item.secure) for item in items if isinstance(item, SourceProgram)]
+    assert pairs == [("bad 1", "good 1"), ("bad 2", "good 2"), ("bad 3", "good 2")]
+
+
 SOURCE = SourceProgram(
     id="a", domain="houseplants", request="How do I water it?", insecure="Pour it full each day. It likes mud."
 )
