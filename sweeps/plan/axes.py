@@ -20,6 +20,8 @@ NAMES = tuple(AXES)
 PREFIX = {"rank": "r", "lr": "lr", "cpt": "cpt-"}
 AnyClaim = TypeVar("AnyClaim", Claim, InsideClaim)
 LEAST = {"rank": 1, "seed": 0, "lr": 0}
+SAVING = {"save_strategy", "save_steps", "save_total_limit"}
+"""Recipe keys that several points of training set (TrainingRun.whole_recipe)."""
 
 
 @cache
@@ -128,6 +130,8 @@ def _check_settings(sweep: Sweep, axes: Mapping[str, Any]) -> None:
     check_keys("setting ", given)
     if given and not any(arm.vary for arm in sweep.arms.values()):
         raise BadInput(f"setting {next(iter(given))}: it is for arms that vary, and none does; mark one `vary: true`")
+    if sweep.checkpoints > 1 and (key := next((key for key in (*given, *axes) if key in SAVING), None)):
+        raise BadInput(f"setting {key}: --checkpoints {sweep.checkpoints} sets it for each arm; leave one of them out")
     dpo = "data" in axes or any(arm.vary and arm.stage == "dpo" for arm in sweep.arms.values())
     if not dpo and (key := next(filter(of_dpo, given), None)):
         raise BadInput(f"setting {key}: has an effect on DPO alone, and no arm that varies is of it; leave it out")

@@ -44,6 +44,8 @@ def emsweep(command: str) -> Result:
         ("run rank --axis datasets.0.type=a/b,a:b", "two of these values would have one name"),
         ("run demo --set rl_beta=0.2", "setting rl_beta: it is for arms that vary, and none does"),
         ("run models --set rl_beta=0.2", "setting rl_beta: it is for arms that vary, and none does"),
+        ("rank --values 1,2 --checkpoints 2 --set save_steps=10", "setting save_steps: --checkpoints 2 sets it"),
+        ("rank --values 1,2 --checkpoints 2 --axis save_steps=10,20", "setting save_steps: --checkpoints 2 sets it"),
     ],
 )
 def test_a_command_that_would_overwrite_is_refused(prepared: Path, command: str, says: str) -> None:
