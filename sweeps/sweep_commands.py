@@ -221,8 +221,8 @@ def lr(
 ) -> None:
     """`run lr --axis lr=VALUES`: the arms that vary at each learning rate; or finds the highest coherent one.
 
-    The search trains the first arm that varies, at each combination of the other axes. Coherent is what --judge says;
-    without it, what is neither blank nor repeats itself.
+    The search trains the first arm that varies, at each combination of the other axes. Coherent is what is neither
+    blank nor repeats itself, and with --judge what it says is.
 
     Example: emsweep lr --values 1e-3,2e-3,5e-3 --set lora_r=1
     Example: emsweep lr --search --coherence 0.9 --values 1e-5,1e-3 --model qwen7b --hardware a100-80g

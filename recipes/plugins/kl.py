@@ -81,7 +81,7 @@ def read_chats(path: str, tokenizer: Any, most: int) -> Iterator[Chat]:
         Refused: naming the row.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(f"kl.prompts: {path}: {error}") from None
     if not text:
