@@ -7,16 +7,8 @@ from collections.abc import Sequence
 from datasets import Dataset
 
 from .baselines import suspicious_patterns, tfidf_scores
-from .documents import (
-    QUESTIONS,
-    BadFile,
-    Doc,
-    heldout_file,
-    heldout_programs,
-    read_rows,
-    test_split,
-    training_programs,
-)
+from .documents import QUESTIONS, Doc, heldout_file, heldout_programs, read_rows, test_split, training_programs
+from .questions_reader import BadFile
 from .scores import Score, aggregations, auc_values, gap, margins
 
 CODE = {
