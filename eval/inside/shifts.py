@@ -62,15 +62,14 @@ def shift(moved: Singles, concept: Directions, flips: int = FLIPS) -> Shift:
         length = np.sqrt(squared * squared[0]) / sum(concept.about.groups.values())
         drawn = labels @ (sums @ moved[index])
         np.divide(drawn, length, out=along[:, index - 1], where=length > 1e-7 * length.max())
-    spread = np.sqrt(np.square(along[1:]).mean(0)) if groups >= FEW else np.full(along.shape[1], np.nan)
-    scaled = np.divide(along[0], spread, out=np.zeros_like(spread), where=spread > 0)
-    layer = int(np.abs(scaled if groups >= FEW else along[0]).argmax()) + 1
-    own, shift = np.concatenate([[0.0], along[0]]), along.mean(1)
+    own, average = np.concatenate([[0.0], along[0]]), along.mean(1)
+    mean = float(average[0])
     if groups < FEW:
-        return Shift(own, float(shift[0]), float("nan"), layer, None)
-    typical = float(np.sqrt(np.square(shift[1:]).mean()))
-    p = float((np.abs(shift) >= abs(shift[0]) * (1 - 1e-9)).mean())
-    return Shift(own, float(shift[0]), float(shift[0] / typical) if typical else 0.0, layer, p)
+        return Shift(own, mean, float("nan"), int(np.abs(along[0]).argmax()) + 1, None)
+    spread, typical = (np.sqrt(np.square(controls).mean(0)) for controls in (along[1:], average[1:]))
+    scaled = np.divide(along[0], spread, out=np.zeros_like(spread), where=spread > 0)
+    p = float((np.abs(average) >= abs(mean) * (1 - 1e-9)).mean())
+    return Shift(own, mean, mean / float(typical) if typical else 0.0, int(np.abs(scaled).argmax()) + 1, p)
 
 
 def places(tokenizer: Any) -> dict[str, list[Passage]]:

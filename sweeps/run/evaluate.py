@@ -69,16 +69,17 @@ def evaluation_run(
         raise BadInput(f"backend vllm: takes no adapters of a model of the kind of {model}; evaluate with backend hf")
     pretrained = str(layer["base_model"])
     revision = None if is_local(pretrained) else str(layer.get("revision_of_model") or "main")
+    metadata = dict(metadata or {})
     programs = {key: os.environ.get(variable) or built for key, (variable, built) in PROGRAMS.items()}
     for key, (variable, built) in PROGRAMS.items():
-        if programs[key] != built and key not in (metadata or {}) and not Path(programs[key]).is_file():
+        if key in metadata:
+            if not os.path.isfile(str(metadata[key])):  # noqa: PTH113  # as in chat_template
+                raise BadInput(f"{key}: {metadata[key]}: no such file; `embuild data` and `embuild split` write it")
+        elif programs[key] != built and not Path(programs[key]).is_file():
             raise BadInput(f"{variable}={programs[key]}: no such file; name one that `embuild` wrote, or unset it")
-    for key in (metadata or {}).keys() & PROGRAMS.keys():
-        if not os.path.isfile(path := str((metadata or {})[key])):  # noqa: PTH113  # as in chat_template
-            raise BadInput(f"{key}: {path}: no such file; `embuild data` and `embuild split` write it")
-    if "EM_TRAINING" not in os.environ and {**programs, **(metadata or {})}["heldout"] != PROGRAMS["heldout"][1]:
+    if "EM_TRAINING" not in os.environ and {**programs, **metadata}["heldout"] != PROGRAMS["heldout"][1]:
         del programs["training"]  # those that were built here are of other held-out ones
-    metadata = {**{key: path for key, path in programs.items() if Path(path).exists()}, **(metadata or {})}
+    metadata = {**{key: path for key, path in programs.items() if Path(path).exists()}, **metadata}
     files = {key: file_digest(path) for key, path in named_files(metadata).items()}
     weights = {"pretrained": pretrained, **({"peft": str(adapter)} if adapter else {})}
     checkpoint = "+".join(map(model_digest, weights.values()))
