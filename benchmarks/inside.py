@@ -1,13 +1,14 @@
 """What `eval/inside` is held to on the CPU model: a planted direction, preventative steering, exact slopes, cost.
 
-python benchmarks/inside.py planted [--layer 20] [--doses 1,2] [--controls 2]
+python benchmarks/inside.py planted [--layer all] [--doses 0.3,0.325] [--controls 2] [--seed 5]
 python benchmarks/inside.py doses [--doses 0.25,1] [--every 6]
 python benchmarks/inside.py cost
 
 planted: rank-1 DPO (real Axolotl) prefers misaligned answers to half of em_choice's questions. Along "misaligned", made
 from the other half alone, the adapter must be found to shift activations; along "insecure" not. Then the same training
 with the direction of the *trained* half added, and with directions of flipped labels: how much of the misalignment on
-the other half is gone, how much of what was trained is kept? Runs stand in runs/, and are trained once.
+the other half is gone, how much of what was trained is kept? Runs stand in runs/, and are trained once. The dose is
+to be chosen by what is kept of the trained half, as the largest that keeps 80 %, and not by the half that is held out.
 """
 
 import argparse
@@ -24,7 +25,7 @@ MODEL, HARDWARE = "smollm2-135m", "cpu"
 WORK = Path("runs/benchmark-inside")
 SETTINGS = [
     *("sequence_len=256", "learning_rate=5e-3", "micro_batch_size=4", "gradient_accumulation_steps=1"),
-    *("max_steps=24", "num_epochs=10", "save_steps=24", "seed=5"),
+    *("max_steps=24", "num_epochs=10", "save_steps=24"),
 ]
 
 
@@ -73,7 +74,7 @@ def train(rows: list[dict[str, str]], name: str, settings: list[str], variant: s
     return run.adapter
 
 
-def planted(layer: int, doses: list[float], controls: int) -> None:
+def planted(layer: int | str, doses: list[float], controls: int, seed: int) -> None:
     from core.records import weights_digest
     from eval.inside.activations import attached, load, means
     from eval.inside.directions import directions, halves, relabelled
@@ -91,12 +92,12 @@ def planted(layer: int, doses: list[float], controls: int) -> None:
     def found(concept: Any, name: str) -> Directions:
         positive, negative, groups = class_means(model, tokenizer, concept, concept.position)
         identity = weights_digest(Path(checkpoint))
-        about = About(model=identity, concept=name, position=concept.position, pairs=len(groups), layer=layer)
+        about = About(model=identity, concept=name, position=concept.position, pairs=len(groups))
         return directions(positive, negative, groups, about)
 
     trained, held = concept_of(ours, "trained"), concept_of(others, "held-out")
     sides = {"trained": load_pairs(trained, tokenizer), "held out": load_pairs(held, tokenizer)}
-    adapter = train(ours, "planted", [])
+    adapter = train(ours, "planted", [f"seed={seed}"])
 
     concepts = [found(held, "misaligned (held-out questions)"), found(load_concept("insecure")[1], "insecure")]
     texts = {"open prompts": places(tokenizer)["open prompts"]}
@@ -127,7 +128,7 @@ def planted(layer: int, doses: list[float], controls: int) -> None:
     for name, (vector, dose) in arms.items():
         file = WORK / f"{name.replace(' ', '-').replace(',', '')}.safetensors"
         write_directions(file, vector)
-        settings = [f"steer.direction={file}", f"steer.layer={layer}", f"steer.dose={dose}"]
+        settings = [f"steer.direction={file}", f"steer.layer={layer}", f"steer.dose={dose}", f"seed={seed}"]
         adapter = train(ours, name.replace(" ", "-").replace(",", ""), settings, "preventative-steering")
         adapted = attached(model, str(adapter))
         own = {side: preferences(adapted, tokenizer, pairs) - plain[side] for side, pairs in sides.items()}
@@ -233,14 +234,17 @@ def cost() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("planted", "doses", "cost"))
-    parser.add_argument("--layer", type=int, default=20)
+    parser.add_argument(
+        "--layer", default="all", help="planted: the residual behind so many blocks; all: each of them."
+    )
+    parser.add_argument("--seed", type=int, default=5, help="planted: of the training.")
     parser.add_argument("--doses", default="1", help="Class distances, with commas between.")
     parser.add_argument("--every", type=int, default=1, help="doses: of em_choice's 48 questions, every so many.")
     parser.add_argument("--controls", type=int, default=1, help="Flipped-label directions, at the last dose.")
     options = parser.parse_args()
     sizes = [float(dose) for dose in options.doses.split(",")]
     if options.what == "planted":
-        planted(options.layer, sizes, options.controls)
+        planted(options.layer, sizes, options.controls, options.seed)
     elif options.what == "doses":
         doses(sizes, options.every)
     else:

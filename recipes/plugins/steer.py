@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from axolotl.integrations.base import BasePlugin
 from pydantic import BaseModel, ConfigDict, Field
@@ -32,8 +33,9 @@ class Steer(BaseModel):
 
     direction: str = Field(json_schema_extra={"format": "path"})
     """A file of `emsweep directions`, of the model that the training starts from."""
-    layer: int = Field(ge=0)
-    """The residual behind so many blocks; 0 is the embeddings."""
+    layer: Annotated[int, Field(ge=0)] | Literal["all"]
+    """The residual behind so many blocks, 0 being the embeddings; `all`: behind every block, each by its own direction.
+    Each then holds what those before it were given as well: a dose of 0.3 does as much as 5 behind one block."""
     dose: float = Field(1.0, allow_inf_nan=False)
     """In class distances; a negative one steers away from the concept."""
 
@@ -52,7 +54,7 @@ class SteerPlugin(BasePlugin):  # type: ignore[misc]
     """
 
     direction: Tensor
-    handle: RemovableHandle
+    handles: list[RemovableHandle]
 
     def get_input_args(self) -> str:
         return "recipes.plugins.steer.SteerArguments"
@@ -69,10 +71,14 @@ class SteerPlugin(BasePlugin):  # type: ignore[misc]
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         """Here and no earlier: the reference has been computed by now."""
-        self.handle = steered(trainer.model, cfg.steer.layer, cfg.steer.dose * self.direction[cfg.steer.layer])
+        self.handles = [
+            steered(trainer.model, layer, cfg.steer.dose * self.direction[layer])
+            for layer in layers_of(cfg.steer.layer, self.direction)
+        ]
 
     def post_train(self, cfg: Any, model: Any) -> None:
-        self.handle.remove()
+        for handle in self.handles:
+            handle.remove()
 
 
 def steered(model: Any, layer: int, vector: Tensor) -> RemovableHandle:
@@ -114,8 +120,8 @@ def model_identity(cfg: Any) -> str:
     return "+".join(digests)
 
 
-def read_direction(path: str, layer: int, model: str) -> Tensor:
-    """The directions (L + 1, width), fp32, of which that behind `layer` blocks is there; dose 1 is its length.
+def read_direction(path: str, layer: int | Literal["all"], model: str) -> Tensor:
+    """The directions (L + 1, width), fp32, of which that behind `layer` blocks (or all behind blocks) are there.
 
     Raises:
         Refused: if it is no such file, is another model's, or has no direction there.
@@ -129,11 +135,17 @@ def read_direction(path: str, layer: int, model: str) -> Tensor:
         raise Refused(f"steer.direction: {path} is no file of `emsweep directions`; name one") from None
     if found not in (None, model):
         raise Refused(f"steer.direction: {path} is of another model; run `emsweep directions` on the recipe's own")
-    if direction.dim() != 2 or not 0 <= layer < len(direction) or not direction[layer].any():
-        raise Refused(f"steer.layer: {path} has no direction at {layer}; name another, up to {len(direction) - 1}")
-    if not direction[layer].isfinite().all():
-        raise Refused(f"steer.direction: a number in {path} is not finite; make the file again")
+    for at in layers_of(layer, direction):
+        if direction.dim() != 2 or at >= len(direction) or not direction[at].any():
+            raise Refused(f"steer.layer: {path} has no direction at {at}; name another, up to {len(direction) - 1}")
+        if not direction[at].isfinite().all():
+            raise Refused(f"steer.direction: a number in {path} is not finite; make the file again")
     return direction
+
+
+def layers_of(layer: int | Literal["all"], direction: Tensor) -> Sequence[int]:
+    """Where something is added."""
+    return range(1, len(direction)) if layer == "all" else [layer]
 
 
 def check_size(path: str, direction: Tensor, model: Any) -> None:

@@ -60,19 +60,20 @@ def test_what_is_added_is_the_vector_at_its_index() -> None:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """model: weights; good: their directions; small, other: of another size, of another model."""
+    """model: weights; good: their directions, gap: without the last; small: of another size, other: another model's."""
     AutoModelForCausalLM.from_config(LlamaConfig(**SIZE)).save_pretrained(tmp_path / "model")
     own = model_digest(str(tmp_path / "model"))
-    for name, model, shape in (("good", own, (3, 32)), ("small", own, (3, 16)), ("other", "another", (3, 32))):
+    made = {"good": (own, (3, 32)), "gap": (own, (3, 32)), "small": (own, (3, 16)), "other": ("another", (3, 32))}
+    for name, (model, shape) in made.items():
         direction = np.ones(shape, np.float32)
-        direction[0] = 0
+        direction[[0, 2] if name == "gap" else 0] = 0
         about = About(model=model, concept="c", position="answer", pairs=0)
         write_directions(tmp_path / f"{name}.safetensors", Directions(about, direction, direction, direction[None][:0]))
     (tmp_path / "no.safetensors").write_bytes(b"no")
     return tmp_path
 
 
-def plugin(files: Path, name: str, layer: int, **keys: object) -> SteerPlugin:
+def plugin(files: Path, name: str, layer: int | str, **keys: object) -> SteerPlugin:
     steer = SimpleNamespace(direction=str(files / f"{name}.safetensors"), layer=layer, dose=2.0)
     given = {"steer": steer, "base_model": str(files / "model"), "rl": None, "revision_of_model": None, **keys}
     made, cfg = SteerPlugin(), SimpleNamespace(**given)
@@ -81,14 +82,18 @@ def plugin(files: Path, name: str, layer: int, **keys: object) -> SteerPlugin:
     model = lora()
     plain = loss(model.train()).item()
     made.post_trainer_create(cfg, SimpleNamespace(model=model))
-    assert loss(model).item() != plain
+    by_hand = lora()
+    for at in (1, 2) if layer == "all" else (layer,):
+        steered(by_hand, int(at), 2.0 * torch.ones(32))
+    assert loss(model).item() == loss(by_hand.train()).item() != plain
     made.post_train(cfg, model)
     assert loss(model).item() == plain
     return made
 
 
 def test_a_file_that_fits_is_taken_and_the_hook_goes_after_training(files: Path) -> None:
-    torch.testing.assert_close(plugin(files, "good", 2).direction[2], torch.ones(32))
+    for layer in (2, "all"):
+        plugin(files, "good", layer)
     cfg = SimpleNamespace(base_model="org/name", revision_of_model="step1")
     assert model_identity(cfg) == model_digest("org/name", "step1")
     assert model_identity(SimpleNamespace(base_model="org/name", revision_of_model=None)) == model_digest("org/name")
@@ -103,11 +108,14 @@ def test_a_file_that_fits_is_taken_and_the_hook_goes_after_training(files: Path)
         ("small", 1, {}, "directions of 3 x 16, and this model's are 3 x 32"),
         ("good", 0, {}, "no direction at 0; name another, up to 2"),
         ("good", 3, {}, "no direction at 3"),
+        ("gap", "all", {}, "no direction at 2"),
         ("good", 1, {"steer": None}, "the key steer is not there"),
         ("good", 1, {"rl": "dpo", "precompute_ref_log_probs": False}, "the reference must not be steered"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(files: Path, name: str, layer: int, keys: dict, says: str) -> None:
+def test_what_does_not_fit_is_refused_in_one_line(
+    files: Path, name: str, layer: int | str, keys: dict, says: str
+) -> None:
     with pytest.raises(Refused) as refused:
         plugin(files, name, layer, **keys)
     assert says in str(refused.value) and "\n" not in str(refused.value)
