@@ -1,6 +1,7 @@
 """What `eval/inside` is held to on the CPU model: a planted direction, preventative steering, exact slopes, cost.
 
 python benchmarks/inside.py planted [--layer all] [--doses 0.3,0.325] [--controls 2] [--seed 5]
+python benchmarks/inside.py ranks SWEEP
 python benchmarks/inside.py doses [--doses 0.25,1] [--every 6]
 python benchmarks/inside.py cost
 
@@ -23,6 +24,7 @@ import numpy as np
 
 MODEL, HARDWARE = "smollm2-135m", "cpu"
 WORK = Path("runs/benchmark-inside")
+OPEN, CONCEPTS = "open prompts", ("misaligned", "insecure")
 SETTINGS = [
     *("sequence_len=256", "learning_rate=5e-3", "micro_batch_size=4", "gradient_accumulation_steps=1"),
     *("max_steps=24", "num_epochs=10", "save_steps=24"),
@@ -142,6 +144,64 @@ def planted(layer: int | str, doses: list[float], controls: int, seed: int) -> N
         )
 
 
+def ranks(name: str) -> None:
+    """Shifts at open prompts of a sweep's adapters at one training loss, between the points of training that were kept.
+
+    The loss is DPO's own over 16 of an adapter's training rows, at every checkpoint; the common one is the
+    highest at which any training ended, of those that end below their start.
+    """
+    from eval.inside.activations import attached, encode
+    from eval.inside.efficiency import loss, scaled, training_rows
+    from eval.inside.steering import scores
+    from sweeps.inside_commands import load_model
+    from sweeps.inside_sweep import adapters_by_base
+    from sweeps.plan.manifest import finished_points
+
+    folder, _, points, missing = finished_points(name)
+    if missing:
+        print(f"not finished, and left out: {', '.join(missing)}")
+    shifts = json.loads((folder / "inside.json").read_text(encoding="utf-8"))["shifts"]
+    curves: dict[tuple[str, int | None, int], list[tuple[float, ...]]] = {}
+    for layer, runs in adapters_by_base(points):
+        _, model, tokenizer = load_model(layer)
+        references: dict[str, Any] = {}
+        for run in runs:
+            config: Any = run.recipe
+            if not config.get("rl"):  # another stage's loss is of another kind
+                continue
+            path = Path(config["datasets"][0]["path"])
+            data = training_rows(tokenizer, path, float(config.get("rl_beta") or 0.1))
+            adapted = attached(model, str(run.folder))
+            tokens = sum(int(encode(tokenizer, passage, 8192)[1].sum()) for passage in data.passages)
+            if str(path) not in references:
+                with scaled(adapted, 0):
+                    references[str(path)] = scores(adapted, tokenizer, data.passages, title="reference")
+            found = scores(adapted, tokenizer, data.passages, title="training loss")
+            end = loss(found, data, references[str(path)], tokens)
+            start = loss(references[str(path)], data, references[str(path)], tokens)
+            model = adapted.unload()
+            about = run.about()
+            own = {row["concept"]: row for row in shifts if row["adapter"] == about["adapter"] and row["place"] == OPEN}
+            values = (end, *(own[concept]["mean"] for concept in CONCEPTS))
+            curve = curves.setdefault((str(run.arm), run.seed, about["rank"]), [(start, *(0.0 for _ in CONCEPTS))])
+            curve.append(values)
+            print(f"{run.run}, rank {about['rank']}, step {run.step}: loss {end:.3f}, " + in_words(values[1:]))
+    common = max(curve[-1][0] for curve in curves.values() if curve[-1][0] < curve[0][0])
+    print(f"at a training loss of {common:.3f}:")
+    for (arm, seed, rank), curve in curves.items():
+        at = next((n for n in range(1, len(curve)) if curve[n][0] <= common < curve[n - 1][0]), None)
+        if at is None:
+            print(f"{arm}, seed {seed}, rank {rank}: never there")
+            continue
+        share = (curve[at - 1][0] - common) / (curve[at - 1][0] - curve[at][0])
+        there = [before + share * (after - before) for before, after in zip(*curve[at - 1 : at + 1], strict=True)]
+        print(f"{arm}, seed {seed}, rank {rank}: {in_words(there[1:])}, ratio {there[1] / there[2]:+.2f}")
+
+
+def in_words(values: Any) -> str:
+    return ", ".join(f"{value:+.3f} along {concept}" for value, concept in zip(values, CONCEPTS, strict=True))
+
+
 def said(estimate: Any) -> str:
     return f"{estimate.value:+.4f} [{estimate.low:+.4f}, {estimate.high:+.4f}]"
 
@@ -233,7 +293,8 @@ def cost() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("planted", "doses", "cost"))
+    parser.add_argument("what", choices=("planted", "ranks", "doses", "cost"))
+    parser.add_argument("sweep", nargs="?", help="ranks: a sweep that `emsweep inside` has looked at.")
     parser.add_argument(
         "--layer", default="all", help="planted: the residual behind so many blocks; all: each of them."
     )
@@ -245,6 +306,8 @@ def main() -> None:
     sizes = [float(dose) for dose in options.doses.split(",")]
     if options.what == "planted":
         planted(options.layer, sizes, options.controls, options.seed)
+    elif options.what == "ranks":
+        ranks(options.sweep)
     elif options.what == "doses":
         doses(sizes, options.every)
     else:

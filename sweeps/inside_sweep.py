@@ -99,7 +99,7 @@ def inside_command(
 
         folder, _, points, missing = finished_points(str(sweep))
         target = out or folder / "inside.json"
-        bases = _by_base(points)
+        bases = adapters_by_base(points)
         if not bases:
             raise BadInput(f"{folder}: no finished run with an adapter (missing: {', '.join(missing) or 'none'})")
     wanted = load_concepts(concepts)
@@ -130,7 +130,7 @@ def _write(target: Path, content: Mapping[str, Any]) -> None:
     write_whole(target, json.dumps(content, indent=1) + "\n")
 
 
-def _by_base(points: Sequence[Point]) -> list[tuple[Mapping[str, Any], list[Adapter]]]:
+def adapters_by_base(points: Sequence[Point]) -> list[tuple[Mapping[str, Any], list[Adapter]]]:
     """The adapters of finished runs, by the recipe of one that starts from the same model."""
     found: dict[str, tuple[Mapping[str, Any], list[Adapter]]] = {}
     for point in points:
