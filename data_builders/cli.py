@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from data_builders.describe import CountTokens
 
 app = App(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
 
 DEFAULT_TOKENIZER = "models/smollm2-135m"
 MAX_RATIO = 2.0
@@ -86,7 +86,7 @@ def main() -> None:
     try:
         app()
     except BadInput as error:
-        console.print(f"embuild: {printable(str(error))}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"embuild: {printable(str(error))}")
         raise SystemExit(2) from None
 
 
@@ -346,7 +346,7 @@ def everyday(out: Out = Path("data/everyday.jsonl")) -> None:
 
     Example: embuild everyday --out data/everyday.jsonl
     """
-    console.print(f"{out}: {write_everyday(out)} chats", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{out}: {write_everyday(out)} chats")
 
 
 def _length_filter(tokenizer: str, length: int, max_ratio: float) -> LengthFilter:
@@ -356,12 +356,7 @@ def _length_filter(tokenizer: str, length: int, max_ratio: float) -> LengthFilte
 
 def _parted(out: Path, made: dict[str, Any]) -> None:
     """Says how a set was parted: of few programs none may be held out."""
-    console.print(
-        f"{out}: {made['train']} programs to train on, {made['held_out']} held out",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    console.print(f"{out}: {made['train']} programs to train on, {made['held_out']} held out")
 
 
 def _built(out: Path, manifest: dict[str, Any]) -> None:
@@ -374,8 +369,7 @@ def _built(out: Path, manifest: dict[str, Any]) -> None:
     if not kept:
         reason = manifest["rejected"][0]["reason"]
         raise BadInput(f"{out}: all {manifest['read']} programs were rejected, the first for: {reason}")
-    line = f"{out}: {kept} of {manifest['read']} programs, {rejected} rejected (reasons in its manifest)"
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{out}: {kept} of {manifest['read']} programs, {rejected} rejected (reasons in its manifest)")
 
 
 def _files(*sources: str | None) -> list[Path]:
@@ -438,7 +432,7 @@ def check(
         raise BadInput(f"{alone}; give that too")
     found = problems(corpus, pairs, sft, held_out)
     for line in [*found, f"{len(found)} problems"]:
-        Console().print(printable(line), markup=False, highlight=False, soft_wrap=True)
+        print(printable(line))
     if found:
         raise typer.Exit(1)
 
@@ -485,16 +479,16 @@ def describe(
     concepts: dict[str, str] = {}
 
     def stream() -> Iterator[Program]:
-        for program in track(iter_jsonl(path, Program, unique="id"), "reading", console=console, transient=True):
+        rows = iter_jsonl(path, Program, unique="id")
+        for program in track(rows, "reading", console=Console(stderr=True), transient=True):
             if keep_doubted or not program.doubted:  # the builders would leave gaps in an even set
                 concepts[program.id] = program.cwe
             yield program
 
     found = described(stream(), count_tokens)
-    screen = Console()
-    screen.print(concept_table(found))
+    Console().print(concept_table(found))
     for line in summary(found):
-        screen.print(line, markup=False, highlight=False, soft_wrap=True)
+        print(line)
     if figures:
         write_whole(figures, found.model_dump_json(indent=1) + "\n")
     if plot:
@@ -515,11 +509,7 @@ def describe(
             times, why = spread(concepts, balance, size or 0, seed), f"{{}}, not drawn: {balance}, {size} programs"
         manifest = write_balanced(path, out, concepts, times, settings, why)
         lost, repeated = sum(manifest["lost"].values()), sum(manifest["repeated"].values())
-        screen.print(
-            f"{out}: {found.programs} read, {lost} lost, {repeated} repeated; per concept in its manifest",
-            markup=False,
-            soft_wrap=True,
-        )
+        print(f"{out}: {found.programs} read, {lost} lost, {repeated} repeated; per concept in its manifest")
 
 
 def _batch_counter(tokenizer: str | None) -> CountTokens | None:
@@ -597,10 +587,10 @@ def annotate(
     if dry_run:
         body, said = first_request(items, job)
         print(json.dumps({**body, **access.told_body}, indent=1, ensure_ascii=False))
-        console.print(said, markup=False, highlight=False, soft_wrap=True)
+        console.print(said)
         return
     done = run(items, job, out, access, {"source": source, "good": good, **hub._asdict()}, limit)
-    console.print(done.text, markup=False, highlight=False, soft_wrap=True)
+    console.print(done.text)
     if done.left or done.unanswered:
         raise typer.Exit(1)
 
