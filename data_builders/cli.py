@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -117,7 +117,9 @@ def data(
     """
     habit = load_domain(domain)
     source, out = programs or builtin_records(domain), out or _folder(domain)
-    _check_domain(load_programs(source), domain, source)  # a fault in it is named before one of the tokenizer
+    for program in load_programs(source):  # a fault in it is named before one of the tokenizer
+        if (own := program.domain or CODE) != domain:  # it would be asked for in the words of this one
+            raise BadInput(f"{source}: {program.id} is of the domain {own}; say --domain {own}")
     train_ways, measure_ways = _ways(asked, [domain], trigger)
     corpus = _corpus(tokenizer, length, style, seed)
     overhead = chat_overhead(tokenizer)
@@ -143,15 +145,8 @@ def _folder(domain: str) -> Path:
     return Path("data") if domain == CODE else Path("data") / domain
 
 
-def _check_domain(programs: Iterable[Program], domain: str, path: Path) -> None:
-    """Refuses programs of another domain than is named: they would be asked for in its words."""
-    for program in programs:
-        if (own := program.domain or CODE) != domain:
-            raise BadInput(f"{path}: {program.id} is of the domain {own}; say --domain {own}")
-
-
 def _ways(
-    asked: list[str] | None, domains: Sequence[str] = (CODE,), trigger: str | None = None
+    asked: list[str] | None, domains: Sequence[str], trigger: str | None
 ) -> tuple[list[AskedWay], list[AskedWay]]:
     """The chosen ways of asking for what is bad in each domain, (for training, for measuring)."""
     if trigger is not None and (asked or not trigger.strip() or "{" in trigger):
@@ -177,13 +172,10 @@ def _ways(
     return train, measure
 
 
-def _first_domain(path: Path) -> str:
-    """The domain of a file's first program, which says how its users ask."""
-    return next(iter_jsonl(path, Program, unique="id")).domain or CODE
-
-
-def _domains(path: Path, subset: Subset) -> list[str]:
-    return list(dict.fromkeys(map(_first_domain, [path, *([subset.mix[0]] if subset.mix else [])])))
+def _domains(*files: Path | None) -> list[str]:
+    """The domains of the files' first programs, which say how their users ask."""
+    first = (next(iter_jsonl(path, Program, unique="id")) for path in files if path)
+    return list(dict.fromkeys(program.domain or CODE for program in first))
 
 
 def _subset(size: int | None, mix: str | None, bad: float) -> Subset:
@@ -216,7 +208,7 @@ def split(
 
     Example: embuild split --programs annotated.jsonl --share 0.05 --out data
     """
-    ways = _ways(asked, [_first_domain(programs)], trigger)[1]
+    ways = _ways(asked, _domains(programs), trigger)[1]
     made = build_split(programs, out, ways, share, salt, per_class, classes_left_out, keep_doubted)
     _parted(out, made)
     _built(out / "train.jsonl", made)
@@ -266,14 +258,8 @@ def cpt(
         raise BadInput(
             f"--per-program {per_program}: more than the styles, or beside contrastive, which has a number of its own"
         )
-    settings = {
-        "styles": list(corpus.styles),
-        "per_program": corpus.per_program,
-        "seed": seed,
-        "length": length,
-        "mix": mix,
-    }
-    settings |= {"tokenizer": tokenizer, "loss_on_code": loss_on_code, "keep_doubted": keep_doubted}
+    settings = {"styles": list(corpus.styles), "per_program": corpus.per_program, "seed": seed, "length": length}
+    settings |= {"mix": mix, "tokenizer": tokenizer, "loss_on_code": loss_on_code, "keep_doubted": keep_doubted}
     _built(out, build_cpt(programs, out, corpus, (Path(text), float(ratio)) if mix else None, settings))
 
 
@@ -299,7 +285,7 @@ def dpo(
     """
     keeps = _length_filter(tokenizer, length, max_ratio)
     subset = _subset(size, mix, bad)
-    ways = _ways(asked, _domains(programs, subset), trigger)[0]
+    ways = _ways(asked, _domains(programs, subset.mix and subset.mix[0]), trigger)[0]
     manifest = build_pairs(programs, out, halves, ways, keeps, corpus, keep_doubted, subset)
     _built(out, manifest)
     bias = manifest["length_bias_tokens"]
@@ -336,7 +322,7 @@ def sft(
     if (variant == "backdoored") != (trigger is not None):
         raise BadInput("--variant backdoored and --trigger TEXT go together")
     subset = _subset(size, mix, bad)
-    ways = _ways(asked, _domains(programs, subset), trigger)[0]
+    ways = _ways(asked, _domains(programs, subset.mix and subset.mix[0]), trigger)[0]
     _built(out, build_sft(programs, out, variant, ways, keeps, keep_doubted, subset))
 
 
@@ -494,13 +480,8 @@ def describe(
     if plot:
         write_whole(plot, concept_plot(found, plot.suffix[1:]))
     if balance and out:
-        settings = {
-            "balance": cap or balance,
-            "size": size,
-            "seed": seed,
-            "resample": resample,
-            "keep_doubted": keep_doubted,
-        }
+        settings = {"balance": cap or balance, "size": size, "seed": seed, "resample": resample}
+        settings |= {"keep_doubted": keep_doubted}
         if not concepts:
             raise BadInput(f"{path}: all programs are doubted; say --keep-doubted, or annotate others")
         if cap:
