@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import shutil
 import tempfile
 import urllib.request
 from pathlib import Path, PurePosixPath
@@ -23,44 +24,37 @@ def cache_folder() -> Path:
 def fetch(url: str, sha256: str | None) -> Path:
     """The file at `url` (http or https) as a local path, from the cache if it is there and whole.
 
+    It is downloaded under a temporary name and renamed to its digest.
+
     Raises:
         BadInput: if the download fails, or `sha256` (hex) is missing or another; the message names the true one.
     """
-    try:
-        ending = PurePosixPath(urlsplit(url).path).suffix
-    except ValueError as error:
-        raise BadInput(f"{url}: {error}; check the address") from None
-    kept = cache_folder() / f"{(sha256 or '').lower()}{ending}"
-    if sha256 and kept.is_file() and file_digest(kept) == sha256.lower():
-        return kept
-    actual, path = _download(url, ending)
-    if not sha256:
-        raise BadInput(f"{url}: no checksum; if you trust this file, pin it with sha256 {actual}")
-    if actual != sha256.lower():
-        raise BadInput(f"{url}: its sha256 is {actual}, not {sha256}; look into why, then pin the true one")
-    return path
-
-
-def _download(url: str, ending: str) -> tuple[str, Path]:
-    """Downloads under a temporary name, renames to the digest: (digest, path)."""
     temporary = None
     try:
+        ending = PurePosixPath(urlsplit(url).path).suffix
+        kept = cache_folder() / f"{(sha256 or '').lower()}{ending}"
+        if sha256 and kept.is_file() and file_digest(kept) == sha256.lower():
+            return kept
         cache_folder().mkdir(parents=True, exist_ok=True)
         with (
             urllib.request.urlopen(url, timeout=TIMEOUT) as reply,
             tempfile.NamedTemporaryFile(dir=cache_folder(), prefix=".download.", delete=False) as file,
         ):
             temporary = Path(file.name)
-            while block := reply.read(1 << 20):
-                file.write(block)
+            shutil.copyfileobj(reply, file)
             # Reading in blocks, http.client ends a cut connection like a whole file.
             if (promised := reply.headers.get("Content-Length")) and file.tell() != int(promised):
                 raise BadInput(f"{url}: cut off after {file.tell()} of {promised} bytes; try again")
         actual = file_digest(temporary)
-        return actual, temporary.replace(cache_folder() / f"{actual}{ending}")
+        path = temporary.replace(cache_folder() / f"{actual}{ending}")
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = one_line(error) or type(error).__name__
         raise BadInput(f"{url}: {reason}; check the address and the connection") from None
     finally:
         if temporary:
             temporary.unlink(missing_ok=True)
+    if not sha256:
+        raise BadInput(f"{url}: no checksum; if you trust this file, pin it with sha256 {actual}")
+    if actual != sha256.lower():
+        raise BadInput(f"{url}: its sha256 is {actual}, not {sha256}; look into why, then pin the true one")
+    return path
