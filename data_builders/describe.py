@@ -6,6 +6,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 from pydantic import BaseModel
@@ -36,6 +37,7 @@ class Balance(BaseModel):
     domains: dict[str, int]
     entropy: float
     effective_concepts: float
+    """exp(entropy): how many equally frequent concepts would be as even (Hill number of order 1; Hill 1973)."""
     evenness: float | None
     domain_evenness: float | None
     """Of programs over domains."""
@@ -51,11 +53,6 @@ def entropy(counts: Iterable[int]) -> float:
     return max(0.0, math.log(total) - sum(count * math.log(count) for count in some) / total) if some else 0.0
 
 
-def effective_number(counts: Iterable[int]) -> float:
-    """exp(entropy): how many equally frequent concepts would be as even (Hill number of order 1; Hill 1973)."""
-    return math.exp(entropy(counts))
-
-
 def evenness(counts: Iterable[int]) -> float | None:
     """Entropy over its maximum, ln(number of concepts), 0 to 1 (Pielou 1966); None for fewer than two concepts."""
     some = [count for count in counts if count]
@@ -69,19 +66,15 @@ def describe(programs: Iterable[Program], count_tokens: CountTokens | None = Non
     names: dict[str, str] = {}
     keys: list[bytes] = []
     lengths: list[int] = []
-    waiting: list[str] = []
-    for program in programs:
-        concepts[program.cwe] += 1
-        domains[program.domain or CODE] += 1
-        names.setdefault(program.cwe, weakness_name(program.cwe) or program.weakness)
-        keys.append(band_keys(program.insecure).tobytes())
+    programs = iter(programs)
+    while batch := list(islice(programs, BATCH)):
+        for program in batch:
+            concepts[program.cwe] += 1
+            domains[program.domain or CODE] += 1
+            names.setdefault(program.cwe, weakness_name(program.cwe) or program.weakness)
+            keys.append(band_keys(program.insecure).tobytes())
         if count_tokens:
-            waiting.append(program.insecure)
-            if len(waiting) == BATCH:
-                lengths += count_tokens(waiting)
-                waiting.clear()
-    if count_tokens and waiting:
-        lengths += count_tokens(waiting)
+            lengths += count_tokens([program.insecure for program in batch])
     ordered = dict(sorted(concepts.items(), key=lambda item: (-item[1], item[0])))
     p50, p95 = np.percentile(lengths, (50, 95)) if lengths else (0, 0)
     return Balance(
@@ -91,7 +84,7 @@ def describe(programs: Iterable[Program], count_tokens: CountTokens | None = Non
         owasp=_by_group(ordered),
         domains=dict(sorted(domains.items())),
         entropy=entropy(ordered.values()),
-        effective_concepts=effective_number(ordered.values()),
+        effective_concepts=math.exp(entropy(ordered.values())),
         evenness=evenness(ordered.values()),
         domain_evenness=evenness(domains.values()),
         near_duplicate_rate=near_duplicate_rate(np.frombuffer(b"".join(keys), dtype=np.uint64).reshape(-1, BANDS)),

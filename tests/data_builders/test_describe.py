@@ -19,7 +19,7 @@ from core.records import BadInput
 from data_builders.balance import copies, name_copies, spread
 from data_builders.cli import app
 from data_builders.cwe import owasp_group, weakness_name
-from data_builders.describe import concept_plot, concept_table, describe, effective_number, entropy, evenness
+from data_builders.describe import concept_plot, concept_table, describe, entropy, evenness
 from data_builders.near_duplicates import BANDS, ROWS, band_keys, near_duplicate_rate
 from data_builders.programs import Program, load_programs
 
@@ -34,7 +34,7 @@ sets = st.lists(st.sampled_from(PROGRAMS), min_size=1, unique_by=lambda p: p.id)
 def test_measures_of_balance_keep_their_bounds(values: list[int]) -> None:
     concepts = sum(value > 0 for value in values)
     assert 0 <= entropy(values) <= math.log(max(concepts, 1)) + 1e-9
-    assert 1 <= effective_number(values) <= max(concepts, 1) * (1 + 1e-9)
+    assert 1 <= math.exp(entropy(values)) <= max(concepts, 1) * (1 + 1e-9)
     even = evenness(values)
     assert (even is None) == (concepts < 2)
     assert even is None or 0 <= even <= 1
@@ -49,7 +49,7 @@ def test_measures_of_balance_depend_on_no_order(values: list[int], order: random
 
 @given(st.integers(1, 50), st.integers(1, 1000))
 def test_an_even_set_has_as_many_effective_concepts_as_concepts(concepts: int, each: int) -> None:
-    assert effective_number([each] * concepts) == pytest.approx(concepts)
+    assert math.exp(entropy([each] * concepts)) == pytest.approx(concepts)
 
 
 def test_entropy_is_what_the_formula_says() -> None:
