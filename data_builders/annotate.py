@@ -25,23 +25,26 @@ from core.llm.journal import Answer
 from core.records import BadInput, digest, one_line, write_records, write_whole
 from data_builders.annotation import (
     ADVISORY_RULES,
+    OPINION_VERSION,
     PYTHON_CHECKS,
     RULES_VERSION,
     TASK,
     Annotation,
+    Opinion,
     acceptance_problems,
     annotated,
     annotation_messages,
     json_object,
     kind_of_answer,
+    opinion_messages,
     parse_annotation,
+    parse_opinion,
     prompt_version,
     repair_messages,
     source_problems,
 )
 from data_builders.bandit import BANDIT_VERSION
 from data_builders.cwe import CWE_VERSION
-from data_builders.opinion import OPINION_VERSION, Opinion, opinion_messages, parse_opinion
 from data_builders.programs import SourceProgram
 
 
