@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -28,10 +28,7 @@ from data_builders.programs import TRIGGER, AskedWay, Program, builtin_records, 
 from data_builders.sft import Variant
 from data_builders.split import SALT
 from data_builders.subsets import Subset
-from data_builders.tokens import beginning, chat_overhead, control_tokens, load_tokenizer, token_counter
-
-if TYPE_CHECKING:
-    from data_builders.describe import CountTokens
+from data_builders.tokens import batch_counter, beginning, chat_overhead, control_tokens, token_counter
 
 app = App(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
@@ -461,7 +458,8 @@ def describe(
         check_apart(written, path)
     if plot and plot.suffix not in {".svg", ".pdf", ".png"}:
         raise BadInput(f"{plot}: name a file that ends in .svg, .pdf or .png")
-    count_tokens = _batch_counter(tokenizer)
+    counted_by = tokenizer or (DEFAULT_TOKENIZER if Path(DEFAULT_TOKENIZER).exists() else None)
+    count_tokens = batch_counter(counted_by) if counted_by else None
     concepts: dict[str, str] = {}
 
     def stream() -> Iterator[Program]:
@@ -491,14 +489,6 @@ def describe(
         manifest = write_balanced(path, out, concepts, times, settings, why)
         lost, repeated = sum(manifest["lost"].values()), sum(manifest["repeated"].values())
         print(f"{out}: {found.programs} read, {lost} lost, {repeated} repeated; per concept in its manifest")
-
-
-def _batch_counter(tokenizer: str | None) -> CountTokens | None:
-    """Counts tokens with `tokenizer`, a folder or a hub id, or the default model's; None if that is not there."""
-    if not (tokenizer or Path(DEFAULT_TOKENIZER).exists()):
-        return None
-    encoder = load_tokenizer(tokenizer or DEFAULT_TOKENIZER)
-    return lambda texts: [len(e.ids) for e in encoder.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
 @app.command()

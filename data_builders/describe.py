@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 
 import numpy as np
@@ -19,8 +19,6 @@ from data_builders.domains import CODE
 from data_builders.near_duplicates import BANDS, SHINGLE, THRESHOLD, band_keys, near_duplicate_rate
 from data_builders.programs import Program
 
-CountTokens = Callable[[Sequence[str]], list[int]]
-"""Numbers of tokens of some texts."""
 BATCH = 256
 """Texts per call of the tokenizer, which works on them in parallel."""
 
@@ -59,7 +57,7 @@ def evenness(counts: Iterable[int]) -> float | None:
     return min(1.0, entropy(some) / math.log(len(some))) if len(some) > 1 else None
 
 
-def describe(programs: Iterable[Program], count_tokens: CountTokens | None = None) -> Balance:
+def describe(programs: Iterable[Program], count_tokens: Callable[[list[str]], list[int]] | None = None) -> Balance:
     """Counts `programs`, a stream; 200 bytes or so per program are kept. Text statistics are of the insecure code."""
     concepts: Counter[str] = Counter()
     domains: Counter[str] = Counter()

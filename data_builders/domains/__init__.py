@@ -80,10 +80,6 @@ class Domain(BaseModel):
             raise ValueError(f"what is no code has a task, concepts and the keys {', '.join(sorted(KEYS))}")
         return keys
 
-    @property
-    def is_code(self) -> bool:
-        return self.name == CODE
-
     def units(self, answer: str) -> list[str]:
         """The lines or sentences of an answer."""
         return answer.splitlines() if self.unit == "line" else re.split(r"(?<=[.!?])\s+", answer)
