@@ -295,6 +295,7 @@ def _write(rows: list[Any], outcomes: Mapping[str, Outcome], job: Job, out: Path
     rejects: list[dict[str, Any]] = []
     opinions: list[Opinion | None] = []
     unchecked: Counter[str] = Counter()
+    sources = 0
     for row in rows:
         if not isinstance(row, SourceProgram):
             rejects.append({"id": row.id, "line": row.line, "reasons": _reasons(row)})
@@ -306,13 +307,12 @@ def _write(rows: list[Any], outcomes: Mapping[str, Outcome], job: Job, out: Path
             written.append(annotated(row, outcome.annotation, doubted).model_dump(exclude_none=True))
             opinions.append(opinion)
             unchecked.update([row.language] if row.language else [])
+            sources += row.secure is not None
         else:
             rejects.append({"id": row.id, "reasons": outcome.problems})
     money = _money(job, outcomes)
     used = [answer for outcome in outcomes.values() for answer in outcome.used]
     kinds = Counter(kind for reject in rejects for kind in {reason.split(":")[0] for reason in reject["reasons"]})
-    own = {row.id for row in rows if isinstance(row, SourceProgram) and row.secure is not None}
-    sources = sum(record["id"] in own for record in written)
     programs = "".join(row.model_dump_json(exclude_none=True) for row in rows if isinstance(row, SourceProgram))
     manifest = {
         **settings,

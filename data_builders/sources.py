@@ -110,12 +110,11 @@ def _joined(
     A request that recurs has its answers in turn, and the last of them for what is left.
     """
     for item in items:
-        own = answers.get(item.request, []) if isinstance(item, SourceProgram) else []
-        other = own.pop(0) if len(own) > 1 else next(iter(own), None)
-        if isinstance(item, SourceProgram) and other not in (None, item.insecure):
-            yield item.model_copy(update={"secure": other})
-        else:
-            yield item
+        if isinstance(item, SourceProgram) and (own := answers.get(item.request)):
+            other = own.pop(0) if len(own) > 1 else own[0]
+            if other != item.insecure:
+                item = item.model_copy(update={"secure": other})
+        yield item
 
 
 def _read(
@@ -228,7 +227,7 @@ def _json_rows(path: Path, lines: bool) -> Iterator[Row]:
             return
     for number, line in numbered_lines(path, MAX_LINE):
         if line is None or line.strip():
-            yield number, _json_row(line.removeprefix(b"\xef\xbb\xbf") if line and number == 1 else line)
+            yield number, _json_row(line)
 
 
 def _json_row(line: bytes | None) -> Any:
