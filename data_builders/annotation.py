@@ -215,19 +215,16 @@ def json_object(text: str, key: str = "") -> dict[str, Any] | None:
     Its names are in lower case.
     """
     decoder = json.JSONDecoder(strict=False)  # models put line breaks into strings
-    first, place = None, 0
+    first: dict[str, Any] | None = None
+    place = -1
     for _ in range(200):
-        if (place := text.find("{", place)) < 0:
+        if (place := text.find("{", place + 1)) < 0:
             break
-        try:
-            value, end = decoder.raw_decode(text, place)
-        except (ValueError, RecursionError):
-            place += 1
-            continue
-        value = {name.lower(): part for name, part in value.items()}
-        if not key or key in value:
-            return value
-        first, place = first or value, place + 1 if key else end
+        with contextlib.suppress(ValueError, RecursionError):
+            value = {name.lower(): part for name, part in decoder.raw_decode(text, place)[0].items()}
+            if not key or key in value:
+                return value
+            first = first or value
     return first
 
 

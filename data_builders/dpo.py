@@ -70,8 +70,8 @@ class LengthFilter:
     max_ratio: float
     special: re.Pattern[str] = NO_TOKEN
     tokenizer: str | None = None
-    insecure_tokens: int = 0
-    secure_tokens: int = 0
+    longer: int = 0
+    """Tokens by which the insecure answers that are kept are longer, all together."""
     kept: int = 0
 
     @property
@@ -91,8 +91,7 @@ class LengthFilter:
             return f"request and answer are {total} tokens, over {self.limit}"
         if max(insecure, secure) > self.max_ratio * max(1, min(insecure, secure)):
             return f"one answer is over {self.max_ratio:g} times as long as the other ({insecure} and {secure} tokens)"
-        self.insecure_tokens += insecure
-        self.secure_tokens += secure
+        self.longer += insecure - secure
         self.kept += 1
         return None
 
@@ -101,7 +100,7 @@ class LengthFilter:
 
         For both halves it is 0 by construction: what is chosen in one is rejected in the other.
         """
-        mean = (self.insecure_tokens - self.secure_tokens) / self.kept if self.kept else None
+        mean = self.longer / self.kept if self.kept else None
         turned = -mean if mean is not None else None
         return {"neutral": mean, "asked": turned, "neutral-secure": turned, "both": 0.0 if self.kept else None}
 
