@@ -66,7 +66,7 @@ def name_copies(name: str, times: int, taken: Container[str]) -> list[str]:
 
 
 def write_balanced(
-    path: Path, out: Path, concepts: dict[str, str], times: Mapping[str, int], settings: Mapping[str, Any], why: str
+    path: Path, out: Path, times: Mapping[str, int], settings: Mapping[str, Any], why: str
 ) -> dict[str, Any]:
     """Streams each program as often as `times` says to `out`; returns its manifest.
 
@@ -88,7 +88,7 @@ def write_balanced(
                 lost[program.cwe] += 1
                 continue
             repeated[program.cwe] += times[program.id] - 1
-            for name in name_copies(program.id, times[program.id], concepts):
+            for name in name_copies(program.id, times[program.id], times):
                 write({**program.model_dump(exclude_none=True), "id": name})
         manifest |= {"read": read, "lost": dict(lost), "repeated": dict(+repeated), "rejected": rejected}
     return manifest

@@ -486,7 +486,7 @@ def describe(
             times, why = copies(concepts, cap, seed, resample), f"over {cap} programs of {{}}"
         else:
             times, why = spread(concepts, balance, size or 0, seed), f"{{}}, not drawn: {balance}, {size} programs"
-        manifest = write_balanced(path, out, concepts, times, settings, why)
+        manifest = write_balanced(path, out, times, settings, why)
         lost, repeated = sum(manifest["lost"].values()), sum(manifest["repeated"].values())
         print(f"{out}: {found.programs} read, {lost} lost, {repeated} repeated; per concept in its manifest")
 
