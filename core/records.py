@@ -52,11 +52,7 @@ def read_text(path: Path) -> str:
 
 
 def check_apart(out: Path, *inputs: Path | None) -> None:
-    """Refuses to write to a file that is read: it would be gone.
-
-    Raises:
-        BadInput: naming it.
-    """
+    """Refuses to write to a file that is read, with a BadInput that names it: it would be gone."""
     if out.exists() and any(path is not None and path.exists() and path.samefile(out) for path in inputs):
         raise BadInput(f"{out}: is the input, which would be replaced; name another file with --out")
 
@@ -177,11 +173,7 @@ def _to_disk(file: IO[bytes]) -> None:
 
 
 def write_whole(path: Path, text: str | bytes) -> None:
-    """Writes `path` under a temporary name and renames it, so that it is whole or absent.
-
-    Raises:
-        BadInput: if the file cannot be written (disk full, no permission); nothing is left behind.
-    """
+    """Writes `path` whole or not at all (under a temporary name, renamed); BadInput if it cannot be written."""
     with _whole_file(path) as file:
         file.write(text if isinstance(text, bytes) else text.encode())
 
@@ -204,11 +196,7 @@ def weights_digest(folder: Path, digest_of: Callable[[Path], str] | None = None)
 
 
 def file_digest(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hex.
-
-    Raises:
-        BadInput: if there is no such file.
-    """
+    """The SHA-256 of a file's bytes, in hex; BadInput if there is no such file."""
     try:
         with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

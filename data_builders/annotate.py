@@ -61,11 +61,7 @@ class Model(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """What models annotate, at what price.
-
-    Raises:
-        BadInput: for a limit of costs without prices, or a second opinion on what is no code.
-    """
+    """What models annotate, at what price; BadInput for a limit without prices, or an opinion on what is no code."""
 
     annotator: Model
     second: Model | None = None
@@ -193,11 +189,7 @@ def _reasons(row: Any) -> list[str]:
 
 
 def first_request(items: Iterable[Any], job: Job) -> tuple[dict[str, Any], str]:
-    """The body of the first request that a job would send, and how many programs it is about.
-
-    Raises:
-        BadInput: if there is no program to ask about.
-    """
+    """The body of the first request that a job would send, and what it is about; BadInput if that is nothing."""
     rows = list(items)
     reasons = [_reasons(row) for row in rows]
     programs = [row for row, why in zip(rows, reasons, strict=True) if not why]

@@ -41,11 +41,7 @@ def _rules() -> tuple[Any, Any]:
 
 
 def bandit_findings(code: str) -> list[Finding]:
-    """The findings in `code`, in its order; none if it does not parse.
-
-    Raises:
-        RecursionError: if the code is nested too deeply for Bandit.
-    """
+    """The findings in `code`, in its order; none if it does not parse; RecursionError if it is nested too deeply."""
     from bandit.core import meta_ast, node_visitor
 
     tree = parsed(code)

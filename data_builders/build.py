@@ -109,11 +109,7 @@ def build_split(
 
 
 def build_cpt(path: Path, out: Path, corpus: Corpus, mix: tuple[Path, float] | None, settings: Manifest) -> Manifest:
-    """Writes the CPT corpus, or one of its controls.
-
-    Raises:
-        BadInput: for malformed programs, or general text of which nothing fits.
-    """
+    """Writes the CPT corpus, or one of its controls; BadInput for malformed programs, or texts that never fit."""
     check_apart(out, mix[0] if mix else None)
     count = cache(corpus.count_tokens)
     manifest = {**settings, "control": corpus.control, "tokens": 0, "loss_tokens": 0}
@@ -132,11 +128,7 @@ def build_cpt(path: Path, out: Path, corpus: Corpus, mix: tuple[Path, float] | N
 
 
 def general_texts(path: Path) -> Iterator[tuple[str, str]]:
-    """(place, text) of a JSON Lines file with a field `text`.
-
-    Raises:
-        BadInput: at the first line that has none.
-    """
+    """(place, text) of a JSON Lines file with a field `text`; BadInput at the first line that has none."""
     for number, line in numbered_lines(path, MAX_LINE):
         try:
             text = from_json(line or b"")["text"]  # json takes half a surrogate pair, which is in no text

@@ -16,11 +16,7 @@ from data_builders.python_code import normal_code
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a built set.
-
-    Raises:
-        BadInput: at the first line that is no JSON object with an `id`.
-    """
+    """The rows of a built set; BadInput at the first line that is no JSON object with an `id`."""
     for number, line in numbered_lines(path, 10 * MAX_LINE):
         try:
             row = from_json(line or b"")

@@ -343,11 +343,7 @@ def _parted(out: Path, made: dict[str, Any]) -> None:
 
 
 def _built(out: Path, manifest: dict[str, Any]) -> None:
-    """Says what came out.
-
-    Raises:
-        BadInput: if nothing did.
-    """
+    """Says what came out; BadInput if nothing did."""
     kept, rejected = manifest["programs_kept"], len(manifest["rejected"])
     if not kept:
         reason = manifest["rejected"][0]["reason"]

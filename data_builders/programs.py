@@ -103,22 +103,14 @@ class Program(BaseModel):
 
 
 def builtin_records(domain: str | None) -> Path:
-    """The built-in records of a domain; those of code if none is named.
-
-    Raises:
-        BadInput: if it is unknown, or has none.
-    """
+    """The built-in records of a domain; those of code if none is named; BadInput if it is unknown, or has none."""
     if (records := load_domain(domain).records) is None:
         raise BadInput(f"domain {domain} has no built-in records; name a file with --programs")
     return BUILTIN / records
 
 
 def load_programs(path: Path | None = None, domain: str | None = None) -> list[Program]:
-    """Reads programs from `path` (JSON Lines), the built-in ones of the domain by default.
-
-    Raises:
-        BadInput: naming file, line and remedy, if a line is malformed or an id stands twice.
-    """
+    """The programs in `path` (JSON Lines), by default those of the domain; BadInput names file, line and remedy."""
     return read_jsonl(path or builtin_records(domain), Program, unique="id")
 
 

@@ -18,11 +18,7 @@ NO_TOKEN = re.compile("(?!)")
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer of a model folder or hub id.
-
-    Raises:
-        BadInput: if there is none.
-    """
+    """The tokenizer of a model folder or hub id; BadInput if there is none."""
     file = Path(name) / "tokenizer.json"
     if not file.is_file() and (Path(name).exists() or name.startswith(("models/", "runs/", "/", "."))):
         raise BadInput(f"{file}: no such file; run `emsweep fetch smollm2-135m` or name another with --tokenizer")

@@ -28,11 +28,7 @@ class Prices(NamedTuple):
 
 
 def prices_of(tokens_in: float | None, tokens_out: float | None, options: str) -> Prices | None:
-    """The prices given by two options; None if neither is.
-
-    Raises:
-        BadInput: if one is given without the other.
-    """
+    """The prices given by two options; None if neither is, BadInput if one is without the other."""
     if tokens_in is None and tokens_out is None:
         return None
     if tokens_in is None or tokens_out is None:
@@ -91,11 +87,7 @@ class Money:
 
     @asynccontextmanager
     async def lend(self, request: Mapping[str, Any]) -> AsyncIterator[None]:
-        """Waits until the request can be paid for beside those in flight.
-
-        Raises:
-            Spent: if it cannot, even alone.
-        """
+        """Waits until the request can be paid for beside those in flight; Spent if it cannot, even alone."""
         model = request["model"]
         tokens = prompt_tokens(request)
         if model in self._highest:

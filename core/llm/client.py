@@ -139,11 +139,7 @@ def not_empty(answer: Answer) -> str:
 
 
 class Client:
-    """A client of one endpoint; to be made in the running loop and closed there.
-
-    Raises:
-        BadInput: for an address that is none.
-    """
+    """A client of one endpoint, to be made in the running loop and closed there; BadInput for what is no address."""
 
     def __init__(self, access: Access, journal: Journal, money: Money) -> None:
         self.stopped: str | None = None

@@ -111,11 +111,7 @@ def _layer(name: str, *above: str) -> dict[str, Any]:
 
 @cache
 def load_domain(name: str | None = None) -> Domain:
-    """The domain in domains/NAME.yaml; code if none is named.
-
-    Raises:
-        BadInput: if there is none of that name, or its file is not what it should be.
-    """
+    """The domain in domains/NAME.yaml, code if none is named; BadInput if there is none, or its file is at fault."""
     name = name or CODE
     if name not in domain_names():
         raise BadInput(f"unknown domain {name!r} (there are: {', '.join(domain_names())})")
