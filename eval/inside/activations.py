@@ -76,11 +76,6 @@ def _loading(name: str) -> Iterator[None]:
         raise BadInput(f"{name}: cannot be loaded: {reason}; name a model of safetensors") from None
 
 
-def decoder(model: Any) -> Any:
-    """What turns tokens into residuals: the model without its head, with the adapter's layers if there is one."""
-    return (model.get_base_model() if hasattr(model, "get_base_model") else model).get_decoder()
-
-
 def blocks(model: Any) -> nn.ModuleList:
     """The decoder's L blocks.
 
@@ -88,7 +83,7 @@ def blocks(model: Any) -> nn.ModuleList:
         BadInput: for an architecture in which they are not found.
     """
     count = model.config.get_text_config().num_hidden_layers
-    for module in decoder(model).modules():
+    for module in model.get_decoder().modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
     raise BadInput(f"{type(model).__name__}: no list of {count} blocks in its decoder; name a decoder-only model")
@@ -237,7 +232,7 @@ def _means(
             result[places, index] = torch.einsum("bt,btd->bd", weights, values.float()).cpu().numpy()
 
         with watched(model, keep):
-            decoder(model)(input_ids=ids, attention_mask=attention, use_cache=False)
+            model.get_decoder()(input_ids=ids, attention_mask=attention, use_cache=False)
     if not np.isfinite(result).all():
         raise BadInput(f"{title}: not finite: weights went to NaN, or {model.dtype} is too narrow; name another model")
     return result

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from core.records import BadInput
-from eval.inside.activations import Passage, blocks, decoder, encode, load, means, neuron_means, progress, residuals
+from eval.inside.activations import Passage, blocks, encode, load, means, neuron_means, progress, residuals
 
 TEXTS = [
     "Leave the room. Lock the door behind you.",
@@ -33,7 +33,7 @@ def by_hand(model, tokenizer, text: str, low: int = 6) -> np.ndarray:
     encoded = tokenizer(text, return_offsets_mapping=True, return_tensors="pt")
     keep = (encoded["offset_mapping"][0, :, 1] > low) & (torch.arange(encoded["input_ids"].shape[1]) > 0)
     with torch.no_grad():
-        states = decoder(model)(input_ids=encoded["input_ids"], output_hidden_states=True).hidden_states
+        states = model.get_decoder()(input_ids=encoded["input_ids"], output_hidden_states=True).hidden_states
     return torch.stack([state[0, keep].mean(0) for state in states]).numpy()
 
 
@@ -52,9 +52,9 @@ def test_the_last_index_is_before_the_final_norm(tiny) -> None:
     text = "Wait here"
     last = Passage(text, ((len(text) - 1, len(text)),))
     found = torch.from_numpy(means(model, tokenizer, [last])[0, -1])
-    normed = decoder(model).norm(found).numpy()
+    normed = model.get_decoder().norm(found).numpy()
     with torch.no_grad():
-        state = decoder(model)(**tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states[-1]
+        state = model.get_decoder()(**tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states[-1]
     np.testing.assert_allclose(normed, state[0, -1].numpy(), atol=1e-5)
 
 
@@ -98,7 +98,7 @@ def test_means_of_a_bf16_model_are_summed_in_fp32(tiny_model: Path) -> None:
     text = "one two three four five six seven eight nine ten eleven twelve"
     kept = []
     with torch.no_grad(), residuals(model, lambda n, residual: kept.append(residual) if n == 1 else None):
-        decoder(model)(**tokenizer(text, return_tensors="pt"))
+        model.get_decoder()(**tokenizer(text, return_tensors="pt"))
     found = means(model, tokenizer, [Passage(text, ((0, len(text)),))])[0, 1]
     np.testing.assert_allclose(found, kept[0][0, 1:].float().mean(0).numpy(), rtol=1e-5, atol=1e-7)
 
@@ -117,11 +117,11 @@ def test_a_reader_sees_an_edit_whichever_hook_came_first(tiny) -> None:
     ids = tokenizer("Wait here", return_tensors="pt")
     with torch.no_grad():
         with residuals(model, read), residuals(model, edit, first=True):
-            decoder(model)(**ids)
+            model.get_decoder()(**ids)
         with residuals(model, edit, first=True), residuals(model, read):
-            decoder(model)(**ids)
+            model.get_decoder()(**ids)
         with residuals(model, read):
-            decoder(model)(**ids)
+            model.get_decoder()(**ids)
     assert seen[0] == seen[1] == pytest.approx(seen[2] + 100, abs=1e-4)
 
 
@@ -149,7 +149,7 @@ def test_a_neuron_is_what_its_own_block_multiplies_into_the_residual(tiny) -> No
         encoded = tokenizer(text, return_offsets_mapping=True, return_tensors="pt")
         keep = (encoded["offset_mapping"][0, :, 1] > 6) & (torch.arange(encoded["input_ids"].shape[1]) > 0)
         with torch.no_grad():
-            decoder(model)(input_ids=encoded["input_ids"])
+            model.get_decoder()(input_ids=encoded["input_ids"])
         np.testing.assert_allclose(own[2], seen[-1][keep].mean(0).numpy(), atol=1e-6)
     handle.remove()
     with pytest.raises(BadInput, match=r"no mlp.down_proj"):

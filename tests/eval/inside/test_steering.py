@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 
 from core.records import BadInput
 from eval.adapters import TASKS
-from eval.inside.activations import decoder, load, means
+from eval.inside.activations import load, means
 from eval.inside.directions import directions
 from eval.inside.em_steered import SteeredModel
 from eval.inside.pairs import load_concept, load_pairs
@@ -126,8 +126,8 @@ def test_an_ablated_residual_has_no_part_along_the_direction(tiny_model: Path, c
     ids = tokenizer("Wait here for me", return_tensors="pt")
     states = []
     with torch.no_grad(), ablated(model, 2, vector):
-        decoder(model).norm.register_forward_pre_hook(lambda _, arguments: states.append(arguments[0]))
-        decoder(model)(**ids)
+        model.get_decoder().norm.register_forward_pre_hook(lambda _, arguments: states.append(arguments[0]))
+        model.get_decoder()(**ids)
     along = states[0][0].float().numpy() @ vector / np.linalg.norm(vector)
     assert np.abs(along).max() < (1e-5 if dtype == "float32" else 0.05)
 
