@@ -121,7 +121,7 @@ def directions_command(
 
     Example: emsweep directions smollm2-135m --concept misaligned --concept insecure
     """
-    from eval.inside.activations import means, neuron_means
+    from eval.inside.activations import means
     from eval.inside.directions import FEW, directions, held_out, standardised
     from eval.inside.pairs import Position, Trait, class_texts
     from eval.inside.traits import kept
@@ -157,7 +157,7 @@ def directions_command(
         about = About(model=identity, concept=name, position=place, pairs=len(groups), judge=asked, layer=tested.layer)
         one = directions(positive, negative, groups, about)
         if neurons:
-            sides = [neuron_means(network, tokenizer, side) for side in (texts.positive, texts.negative)]
+            sides = [means(network, tokenizer, side, neurons=True) for side in (texts.positive, texts.negative)]
             by_neuron.append(directions(*standardised(*sides), groups, about))
         write_directions(folder / f"{name}.safetensors", one)
         if gguf:

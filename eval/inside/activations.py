@@ -174,28 +174,6 @@ def batches(
         yield places, ids, attention, chosen
 
 
-def means(model: Any, tokenizer: Any, passages: Sequence[Passage], size: int = 8) -> Singles:
-    """(passages, L + 1, width): the mean residual over each passage's tokens, which weigh the same, summed in fp32.
-
-    Raises:
-        BadInput: as `encode`.
-    """
-    width = model.config.get_text_config().hidden_size
-    return _means(model, tokenizer, passages, size, "activations", width, residuals)
-
-
-def neuron_means(model: Any, tokenizer: Any, passages: Sequence[Passage], size: int = 8) -> Singles:
-    """(passages, L + 1, neurons): as `means`, of the neurons of the MLP in block N at index N, which is 0 at index 0.
-
-    A neuron's activation is what the MLP's last matrix reads, `down_proj` in most families.
-
-    Raises:
-        BadInput: as `encode`; for a model whose blocks have no MLP with such a matrix.
-    """
-    width = _down_projections(model)[0].in_features
-    return _means(model, tokenizer, passages, size, "neurons", width, _neurons)
-
-
 def _down_projections(model: Any) -> list[Any]:
     mlps = [getattr(block, "mlp", None) for block in blocks(model)]
     found = [getattr(mlp, name) for mlp in mlps for name in DOWN if hasattr(mlp, name)]
@@ -220,10 +198,20 @@ def _neurons(model: Any, keep: Callable[[int, Tensor], None]) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def _means(
-    model: Any, tokenizer: Any, passages: Sequence[Passage], size: int, title: str, width: int, watched: Any
-) -> Singles:
-    """(passages, L + 1, width): the means of what `watched(model, keep)` hands to `keep(index, values)` on a pass."""
+def means(model: Any, tokenizer: Any, passages: Sequence[Passage], size: int = 8, neurons: bool = False) -> Singles:
+    """(passages, L + 1, width): the mean residual over each passage's tokens, which weigh the same, summed in fp32.
+
+    Args:
+        neurons: in place of the residual, at index N the neurons of the MLP in block N, and 0 at index 0. A neuron's
+            activation is what the MLP's last matrix reads, `down_proj` in most families.
+
+    Raises:
+        BadInput: as `encode`; if a mean is not finite, or blocks have no MLP with such a matrix.
+    """
+    watched: Any = residuals
+    title, width = "activations", model.config.get_text_config().hidden_size
+    if neurons:
+        watched, title, width = _neurons, "neurons", _down_projections(model)[0].in_features
     result = np.zeros((len(passages), len(blocks(model)) + 1, width), dtype=np.float32)
     for places, ids, attention, chosen in batches(model, tokenizer, passages, size, title):
         weights = chosen / chosen.sum(1, keepdim=True)

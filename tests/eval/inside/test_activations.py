@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from core.records import BadInput
-from eval.inside.activations import Passage, blocks, encode, load, means, neuron_means, progress, residuals
+from eval.inside.activations import Passage, blocks, encode, load, means, progress, residuals
 
 TEXTS = [
     "Leave the room. Lock the door behind you.",
@@ -141,7 +141,7 @@ def test_an_adapter_that_was_cut_off_is_named(tiny_model: Path, tmp_path: Path) 
 
 def test_a_neuron_is_what_its_own_block_multiplies_into_the_residual(tiny) -> None:
     model, tokenizer = tiny
-    found = neuron_means(model, tokenizer, [passage(text) for text in TEXTS], size=2)
+    found = means(model, tokenizer, [passage(text) for text in TEXTS], size=2, neurons=True)
     assert found.shape == (3, 3, 128) and not found[:, 0].any()
     seen = []
     handle = blocks(model)[1].mlp.down_proj.register_forward_pre_hook(lambda _, given: seen.append(given[0][0]))
@@ -153,7 +153,7 @@ def test_a_neuron_is_what_its_own_block_multiplies_into_the_residual(tiny) -> No
         np.testing.assert_allclose(own[2], seen[-1][keep].mean(0).numpy(), atol=1e-6)
     handle.remove()
     with pytest.raises(BadInput, match=r"no mlp.down_proj"):
-        neuron_means(GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2)), tokenizer, [])
+        means(GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2)), tokenizer, [], neurons=True)
 
 
 def test_blocks_that_add_attention_and_mlp_at_once_are_read_as_others_are(tiny) -> None:
@@ -165,7 +165,7 @@ def test_blocks_that_add_attention_and_mlp_at_once_are_read_as_others_are(tiny) 
     passages = [passage(text) for text in TEXTS]
     for own, text in zip(means(model, tokenizer, passages), TEXTS, strict=True):
         np.testing.assert_allclose(own[:-1], by_hand(model, tokenizer, text)[:-1], atol=1e-6)
-    found = neuron_means(model, tokenizer, passages)
+    found = means(model, tokenizer, passages, neurons=True)
     assert found.shape == (3, 3, 48) and not found[:, 0].any() and found[:, 1:].any()
 
 
