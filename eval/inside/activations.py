@@ -7,7 +7,7 @@ blocks have L + 1 indices. What transformers calls hidden_states[-1] is behind t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,13 +113,11 @@ def residuals(model: Any, edit: Edit, first: bool = False) -> Iterator[None]:
         return hook
 
     layers = blocks(model)
-    handles = [layers[0].register_forward_pre_hook(before, prepend=first)]
-    handles += [block.register_forward_hook(behind(n), prepend=first) for n, block in enumerate(layers, 1)]
-    try:
+    with ExitStack() as hooks:
+        hooks.enter_context(layers[0].register_forward_pre_hook(before, prepend=first))
+        for n, block in enumerate(layers, 1):
+            hooks.enter_context(block.register_forward_hook(behind(n), prepend=first))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def encode(tokenizer: Any, passage: Passage, longest: int) -> tuple[Tensor, Tensor]:
@@ -163,13 +161,9 @@ def batches(
     order = sorted(range(len(encoded)), key=lambda place: len(encoded[place][0]))
     for start in progress(range(0, len(order), size), title):
         places = order[start : start + size]
+        rows = [(ids, torch.ones_like(ids), chosen) for ids, chosen in (encoded[place] for place in places)]
         ids, attention, chosen = (
-            pad_sequence(rows, batch_first=True).to(model.device)
-            for rows in (
-                [encoded[place][0] for place in places],
-                [torch.ones_like(encoded[place][0]) for place in places],
-                [encoded[place][1] for place in places],
-            )
+            pad_sequence(list(part), batch_first=True).to(model.device) for part in zip(*rows, strict=True)
         )
         yield places, ids, attention, chosen
 
@@ -189,12 +183,10 @@ def _neurons(model: Any, keep: Callable[[int, Tensor], None]) -> Iterator[None]:
     def before(index: int) -> Callable[..., None]:
         return lambda _, given: keep(index, given[0])
 
-    handles = [output.register_forward_pre_hook(before(n)) for n, output in enumerate(_down_projections(model), 1)]
-    try:
+    with ExitStack() as hooks:
+        for n, output in enumerate(_down_projections(model), 1):
+            hooks.enter_context(output.register_forward_pre_hook(before(n)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.inference_mode()

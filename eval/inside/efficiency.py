@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,11 +150,9 @@ def scaled(model: Any, factor: float, noise: float = 0.0, seed: int = 0) -> Iter
     The noise in a module is of the adapter's rank, Gaussian, orthogonal to the change there and in proportion to it.
     """
     generator = torch.Generator().manual_seed(seed)
-    before: list[tuple[Any, str, float]] = []
-    handles = []
-    try:
+    with ExitStack() as undo:
         for name, module, b, a in lora_layers(model):
-            before.append((module, name, module.scaling[name]))
+            undo.callback(module.scaling.__setitem__, name, module.scaling[name])
             scale = module.scaling[name] * factor
             module.scaling[name] = scale
             size = _product(b, a, b, a)
@@ -164,13 +162,8 @@ def scaled(model: Any, factor: float, noise: float = 0.0, seed: int = 0) -> Iter
                 length = max(_product(noise_b, noise_a, noise_b, noise_a) - along**2 * size, 1e-30) ** 0.5
                 strength = noise * scale * size**0.5 / length
                 module.scaling[name] = scale - strength * along
-                handles.append(module.register_forward_hook(_added(strength * noise_b, noise_a)))
+                undo.enter_context(module.register_forward_hook(_added(strength * noise_b, noise_a)))
         yield
-    finally:
-        for module, name, scale in before:
-            module.scaling[name] = scale
-        for handle in handles:
-            handle.remove()
 
 
 def _added(b: Tensor, a: Tensor) -> Any:
