@@ -92,7 +92,7 @@ def planted(layer: int | str, doses: list[float], controls: int, seed: int) -> N
     model, tokenizer = load(checkpoint)
 
     def found(concept: Any, name: str) -> Directions:
-        positive, negative, groups = class_means(model, tokenizer, concept, concept.position)
+        positive, negative, groups = class_means(model, tokenizer, concept)
         identity = weights_digest(Path(checkpoint))
         about = About(model=identity, concept=name, position=concept.position, pairs=len(groups))
         return directions(positive, negative, groups, about)
@@ -220,7 +220,7 @@ def doses(sizes: list[float], every: int) -> None:
     checkpoint = str(load_layer("models", MODEL)["base_model"])
     model, tokenizer = load(checkpoint)
     wanted: Any = load_concept("misaligned")[1]
-    positive, negative, groups = class_means(model, tokenizer, wanted, "answer")
+    positive, negative, groups = class_means(model, tokenizer, wanted)
     concept = directions(positive, negative, groups, About(model=None, concept="m", position="answer", pairs=48))
     pairs = load_pairs(wanted, tokenizer)[::every]
     few = pairs[:: max(1, len(pairs) // 8)]
@@ -269,7 +269,7 @@ def cost() -> None:
     known = []
     for name in ("misaligned", "insecure"):
         concept = load_concept(name)[1]
-        positive, negative, groups = class_means(model, tokenizer, concept, concept.position)
+        positive, negative, groups = class_means(model, tokenizer, concept)
         about = About(model=None, concept=name, position=concept.position, pairs=len(groups))
         known.append(directions(positive, negative, groups, about))
     texts = places(tokenizer)

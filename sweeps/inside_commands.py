@@ -149,15 +149,14 @@ def directions_command(
     for name, concept in loaded:
         place: Any = position or concept.position
         keep = partial(kept, name=name, judge=chosen, out=files[name]) if name in files else list
-        texts = class_texts(network, tokenizer, concept, place, group, tokens or 64, keep)
-        groups = texts.groups
-        positive, negative = (means(network, tokenizer, side) for side in (texts.positive, texts.negative))
+        texts, groups = class_texts(network, tokenizer, concept, place, group, tokens or 64, keep)
+        positive, negative = (means(network, tokenizer, side) for side in texts)
         tested = held_out(positive, negative, groups)
         asked = chosen.name if name in files else None
         about = About(model=identity, concept=name, position=place, pairs=len(groups), judge=asked, layer=tested.layer)
         one = directions(positive, negative, groups, about)
         if neurons:
-            sides = [means(network, tokenizer, side, neurons=True) for side in (texts.positive, texts.negative)]
+            sides = [means(network, tokenizer, side, neurons=True) for side in texts]
             by_neuron.append(directions(*standardised(*sides), groups, about))
         write_directions(folder / f"{name}.safetensors", one)
         if gguf:

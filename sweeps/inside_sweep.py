@@ -237,7 +237,7 @@ def _shifts(
 
     known = []
     for name, concept in wanted:
-        positive, negative, groups = class_means(network, tokenizer, concept, concept.position)
+        positive, negative, groups = class_means(network, tokenizer, concept)
         about = About(model=identity, concept=name, position=concept.position, pairs=len(groups))
         known.append(directions(positive, negative, groups, about))
     texts = places(tokenizer)

@@ -233,15 +233,6 @@ def sample_answers(model: Any, tokenizer: Any, pairs: Sequence[Pair], tokens: in
     return [pair for pair in filled if pair.positive.answer.strip() and pair.negative.answer.strip()]
 
 
-@dataclass(frozen=True)
-class Texts:
-    """What means are taken over: the positive and the negative side of each pair, and its group."""
-
-    positive: list[Passage]
-    negative: list[Passage]
-    groups: list[str]
-
-
 def class_texts(
     model: Any,
     tokenizer: Any,
@@ -250,8 +241,10 @@ def class_texts(
     group: str | None = None,
     tokens: int = 64,
     keep: Callable[[Sequence[Pair]], list[Pair]] = list,
-) -> Texts:
-    """The texts of a concept's pairs; a trait's answers are sampled.
+) -> tuple[tuple[list[Passage], list[Passage]], list[str]]:
+    """The texts of a concept's pairs, those of the positive and of the negative sides, and each pair's group.
+
+    A trait's answers are sampled.
 
     Args:
         tokens: of an answer that is sampled, at most.
@@ -269,20 +262,16 @@ def class_texts(
         pairs = keep(sample_answers(model, tokenizer, pairs, tokens))
     if not pairs:
         raise BadInput("no pairs: give questions and system prompts, and a model that answers")
-    return Texts(
-        [pair.positive.passage(position, pair.negative) for pair in pairs],
-        [pair.negative.passage(position, pair.positive) for pair in pairs],
-        [pair.group for pair in pairs],
-    )
+    positive = [pair.positive.passage(position, pair.negative) for pair in pairs]
+    negative = [pair.negative.passage(position, pair.positive) for pair in pairs]
+    return (positive, negative), [pair.group for pair in pairs]
 
 
-def class_means(
-    model: Any, tokenizer: Any, concept: Concept, position: Position, group: str | None = None, tokens: int = 64
-) -> tuple[Singles, Singles, list[str]]:
+def class_means(model: Any, tokenizer: Any, concept: Concept) -> tuple[Singles, Singles, list[str]]:
     """Means of the positive and of the negative sides, each (pairs, L + 1, width), and each pair's group.
 
     Raises:
         BadInput: as `class_texts`.
     """
-    texts = class_texts(model, tokenizer, concept, position, group, tokens)
-    return means(model, tokenizer, texts.positive), means(model, tokenizer, texts.negative), texts.groups
+    (positive, negative), groups = class_texts(model, tokenizer, concept, concept.position)
+    return means(model, tokenizer, positive), means(model, tokenizer, negative), groups
