@@ -81,7 +81,7 @@ def planted(layer: int | str, doses: list[float], controls: int, seed: int) -> N
     from eval.inside.activations import attached, load, means
     from eval.inside.directions import directions, halves, relabelled
     from eval.inside.pairs import class_means, load_concept, load_pairs
-    from eval.inside.shifts import moved, places, shift
+    from eval.inside.shifts import places, shift
     from eval.inside.steering import preferences
     from eval.inside.vectors import About, Directions, write_directions
     from eval.stats.intervals import mean_interval
@@ -108,7 +108,7 @@ def planted(layer: int | str, doses: list[float], controls: int, seed: int) -> N
     plain = {name: preferences(model, tokenizer, pairs) for name, pairs in sides.items()}
     adapted = attached(model, str(adapter))
     for place, passages in texts.items():
-        change = moved(adapted, tokenizer, passages, before[place])
+        change = means(adapted, tokenizer, passages).mean(0) - before[place]
         for concept in concepts:
             one = shift(change, concept)
             print(
@@ -259,7 +259,7 @@ def cost() -> None:
     from eval.inside.activations import encode, load, means
     from eval.inside.directions import directions
     from eval.inside.pairs import class_means, load_concept
-    from eval.inside.shifts import moved, places, shift
+    from eval.inside.shifts import places, shift
     from eval.inside.vectors import About
     from sweeps.recipe.compose import load_layer
 
@@ -277,7 +277,7 @@ def cost() -> None:
     print(f"a model: {time.process_time() - began:.0f} CPU seconds")
     began = time.process_time()
     for place, passages in texts.items():
-        change = moved(model, tokenizer, passages, before[place])
+        change = means(model, tokenizer, passages).mean(0) - before[place]
         for one in known:
             shift(change, one)
     print(f"an adapter: {time.process_time() - began:.0f} CPU seconds")

@@ -232,7 +232,7 @@ def _shifts(
     from eval.inside.activations import means
     from eval.inside.directions import directions
     from eval.inside.pairs import class_means
-    from eval.inside.shifts import moved, places, shift, weight_share
+    from eval.inside.shifts import places, shift, weight_share
     from eval.inside.vectors import About
 
     known = []
@@ -245,7 +245,7 @@ def _shifts(
 
     def rows(adapted: Any) -> Iterator[dict[str, Any]]:
         for place, passages in texts.items():
-            change = moved(adapted, tokenizer, passages, before[place])
+            change = means(adapted, tokenizer, passages).mean(0) - before[place]
             for one in known:
                 found = shift(change, one)
                 share = weight_share(adapted, one.direction, found.layer)

@@ -6,13 +6,12 @@ of it, stands what the weights' change alone would suggest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from eval.inside.activations import DOWN, Passage, Singles, blocks, means
+from eval.inside.activations import DOWN, Passage, Singles, blocks
 from eval.inside.directions import FEW, signs
 from eval.inside.pairs import CONCEPTS, Answers, Side, chat, load_concept, load_pairs, question, rows
 from eval.inside.vectors import Directions
@@ -81,12 +80,6 @@ def places(tokenizer: Any) -> dict[str, list[Passage]]:
         assert isinstance(concept, Answers)
         sides = [pair.negative for pair in load_pairs(concept, tokenizer)]
         result[place] = [side.passage("answer", side) for side in sides]
-    return result
-
-
-def moved(model: Any, tokenizer: Any, passages: Sequence[Passage], before: Singles) -> Singles:
-    """(L + 1, width): the mean activation over passages less `before`, that of the model without its adapter."""
-    result: Singles = means(model, tokenizer, passages).mean(0) - before
     return result
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Olmo2
 
 from eval.inside.activations import DOWN, load, means
 from eval.inside.directions import directions, relabelled, signs
-from eval.inside.shifts import moved, places, shift, weight_share
+from eval.inside.shifts import places, shift, weight_share
 from eval.inside.vectors import About, Directions
 
 ABOUT = About(model="m", concept="c", position="answer", pairs=0)
@@ -89,7 +89,7 @@ def test_an_adapters_part_is_its_own(tiny_model: Path, tmp_path: Path) -> None:
     model, _ = load(str(tiny_model), adapter=str(tmp_path))
     passages = places(tokenizer)["open prompts"][:4]
     before = means(load(str(tiny_model))[0], tokenizer, passages).mean(0)
-    change = moved(model, tokenizer, passages, before)
+    change = means(model, tokenizer, passages).mean(0) - before
     assert np.abs(change[:2]).max() == pytest.approx(0, abs=1e-7)
     # A rank-1 change of the last block moves along lora_B and nothing else.
     vector = model.get_submodule("base_model.model.model.layers.1.mlp.down_proj.lora_B.default").weight[:, 0].numpy()
