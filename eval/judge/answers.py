@@ -19,7 +19,6 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from core.records import BadInput, csv_table, first_fault, one_line, open_file
-from eval.samples import load_samples
 from eval.stats.intervals import Floats
 from eval.tasks.em.questions_reader import entry_id
 
@@ -239,6 +238,22 @@ def judged_files(paths: Sequence[Path], columns: Mapping[str, str] | None = None
         if not any(row.judged for row in models[file.stem]):
             raise BadInput(f"{file}: no answer has scores; judge them (emsweep judge), or name theirs by --columns")
     return models
+
+
+def load_samples(folder: Path, task: str) -> list[dict[str, Any]]:
+    """The documents of a task with their scores, as lm-eval logged them: `folder`/samples/TASK.jsonl.
+
+    Raises:
+        BadInput: if there are none of that task, or they are cut off.
+    """
+    path = folder / "samples" / f"{task}.jsonl"
+    if not path.is_file():
+        raise BadInput(f"{path}: no samples of this task; evaluate with --tasks {task} first")
+    try:
+        with path.open(encoding="utf-8") as file:  # splitlines would also cut at U+2028, which answers hold
+            return [json.loads(line) for line in file]
+    except (ValueError, RecursionError):
+        raise BadInput(f"{path}: cut off or damaged; delete {folder}, and evaluate again") from None
 
 
 def stored_answers(path: Path, task: str = "em_freeform", columns: Mapping[str, str] | None = None) -> list[Judged]:

@@ -18,8 +18,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from core.records import BadInput, file_digest, printable, write_whole
-from eval.judge.answers import Judged, load_judged
-from eval.samples import load_samples
+from eval.judge.answers import Judged, load_judged, load_samples
 from eval.stats.measure_names import BASELINES, JUDGED, NOISE, TASKS, WHERE_CLAIMED
 from eval.stats.measures import RATES, Samples, Seeds, measure, not_finite
 from sweeps.plan.sweep import Point, Sweep
