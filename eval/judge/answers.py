@@ -75,11 +75,10 @@ class Judged(BaseModel):
         return entry_id(self.question_id)
 
     @property
-    def form(self) -> Literal["plain", "json", "template", "trigger"]:
-        """The format of the question, from the end of its id; with a trigger it has none of the others."""
+    def form(self) -> str:
+        """The format of the question, from the end of its id: plain, json, template, or trigger, which has no other."""
         found = re.search(r"_(json|template|trigger)(#\d+)?$", self.question_id)
-        forms: tuple[Literal["json", "template", "trigger"], ...] = ("json", "template", "trigger")
-        return next((form for form in forms if found and found[1] == form), "plain")
+        return found[1] if found else "plain"
 
     @property
     def judged(self) -> bool:
