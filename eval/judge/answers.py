@@ -10,7 +10,6 @@ import csv
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import sha256
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +17,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from core.records import BadInput, csv_table, first_fault, one_line, open_file
+from core.records import BadInput, csv_table, digest, first_fault, one_line, open_file
 from eval.stats.intervals import Floats
 from eval.tasks.em.questions_reader import entry_id
 
@@ -278,17 +277,11 @@ def _entry(doc: Mapping[str, Any]) -> str:
 
 
 def sample_answers(rows: Sequence[Judged], share: float) -> list[Judged]:
-    """A share of the answers to each question (one at least), in their order: by digest, so the same every time.
-
-    Raises:
-        BadInput: if `share` is not between 0 and 1.
-    """
-    if not 0 < share <= 1:
-        raise BadInput(f"a sample of {share:g}: give a share between 0 and 1")
-    of_question: dict[str, list[tuple[bytes, int]]] = {}
+    """A share over 0 of the answers to each question (one at least), in their order: by digest, the same every time."""
+    of_question: dict[str, list[tuple[str, int]]] = {}
     for number, row in enumerate(rows):
         own = of_question.setdefault(row.question_id, [])
         # The number among the question's answers tells equal answers apart.
-        own.append((sha256(f"{len(own)}\0{row.question_id}\0{row.answer}".encode()).digest(), number))
+        own.append((digest(f"{len(own)}\0{row.question_id}\0{row.answer}".encode()), number))
     taken = {n for own in of_question.values() for _, n in sorted(own)[: max(1, round(share * len(own)))]}
     return [row for number, row in enumerate(rows) if number in taken]
