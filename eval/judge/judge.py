@@ -214,12 +214,10 @@ class Unfinished(BadInput):
     judgements: Sequence[Judgement] = ()
 
 
-def judge_rows(
-    rows: Sequence[Judged], judge: Judge, out: Path, journal: Path | None = None, facts: Mapping[str, Any] | None = None
-) -> list[Judgement]:
-    """Judges answers and writes `out` (JSON Lines) with its manifest, which tells `facts` too.
+def judge_rows(rows: Sequence[Judged], judge: Judge, out: Path, sample_of: int | None = None) -> list[Judgement]:
+    """Judges answers and writes `out` (JSON Lines) with its manifest; paid answers are in a journal beside it.
 
-    Paid answers are in `journal`; if not given, in a file beside `out`.
+    Of a sample of so many (`sample_of`) the file's name and its manifest say so; the journal is that of all.
 
     Raises:
         BadInput: if the endpoint refuses all requests, a question has no prompts, or a file cannot be written.
@@ -227,7 +225,10 @@ def judge_rows(
     """
     asked = judge.prompts.of(row.question_id for row in rows)
     keys = [(row.question, row.answer, version(own)) if own else None for row, own in zip(rows, asked, strict=True)]
-    reader, journal = Reader(judge), journal or journal_of(out)
+    reader, journal = Reader(judge), journal_of(out)
+    facts: dict[str, int] = {}
+    if sample_of is not None:
+        out, facts = out.with_name(f"sample-{len(rows)}-of-{sample_of}-{out.name}"), {"sample_of": sample_of}
     jobs = {
         key: partial(judgement, reader, own, row.question, row.answer)
         for key, row, own in zip(keys, rows, asked, strict=True)
@@ -247,7 +248,7 @@ def judge_rows(
         | ({"filtered": True} if each.filtered else {})
         for row, each in zip(rows, judgements, strict=True)
     ]
-    write_records(out, records, _manifest(keys, judgements, judge, journal) | dict(facts or {}))
+    write_records(out, records, _manifest(keys, judgements, judge, journal) | facts)
     if left:
         unfinished = Unfinished(left)
         unfinished.judgements = judgements

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from core.records import BadInput
 from eval.judge.answers import Judged, sample_answers, stored_answers
-from eval.judge.judge import Judge, Judgement, Unfinished, journal_of, judge_rows, scored, unread
+from eval.judge.judge import Judge, Judgement, Unfinished, judge_rows, scored, unread
 from eval.judge.rates import rates_table
 
 
@@ -43,14 +42,10 @@ def judge_paths(
     of: dict[str, int] = {}
     left = ""
     for model, rows in answers.items():
-        out = judge.file(models[model])
-        more: dict[str, Any] = {}
         if sample is not None:
             of[model], rows = len(rows), sample_answers(rows, sample)
-            more = {"journal": journal_of(out), "facts": {"sample_of": of[model]}}
-            out = out.with_name(f"sample-{len(rows)}-of-{of[model]}-{out.name}")
         try:
-            done[model] = rows, judge_rows(rows, judge, out, **more)
+            done[model] = rows, judge_rows(rows, judge, judge.file(models[model]), of.get(model))
         except Unfinished as unfinished:
             done[model], left = (rows, unfinished.judgements), f"{model}: {unfinished}"
             break
