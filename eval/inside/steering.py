@@ -6,8 +6,8 @@ of its classes. The preference is log p of the positive less the negative answer
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,12 @@ from torch import Tensor
 
 from eval.inside.activations import Passage, Singles, batches, blocks, residuals
 from eval.inside.directions import FEW, halves, relabelled
-from eval.inside.pairs import Pair, Side
+from eval.inside.pairs import Pair
 from eval.inside.vectors import Directions
 from eval.tasks.em.scores import Floats
 
 
-@contextmanager
-def steered(model: Any, layer: int, vector: Singles, dose: float = 1.0) -> Iterator[None]:
+def steered(model: Any, layer: int, vector: Singles, dose: float = 1.0) -> AbstractContextManager[None]:
     """The model with `dose` times a vector (width,) added to the residual at an index."""
     shift = torch.from_numpy(dose * np.asarray(vector, np.float32))
 
@@ -31,12 +30,10 @@ def steered(model: Any, layer: int, vector: Singles, dose: float = 1.0) -> Itera
         # In the residual's own type: a sum in fp32 would break the next block of a bf16 model.
         return residual + shift.to(residual) if index == layer else None
 
-    with residuals(model, add, first=True):
-        yield
+    return residuals(model, add, first=True)
 
 
-@contextmanager
-def ablated(model: Any, layer: int, vector: Singles) -> Iterator[None]:
+def ablated(model: Any, layer: int, vector: Singles) -> AbstractContextManager[None]:
     """The model with the residual's part along a vector (width,) taken out at an index."""
     unit = torch.from_numpy(np.asarray(vector / np.linalg.norm(vector), np.float32))
 
@@ -46,14 +43,7 @@ def ablated(model: Any, layer: int, vector: Singles) -> Iterator[None]:
         own, wide = unit.to(residual.device), residual.float()
         return (wide - (wide @ own)[..., None] * own).to(residual.dtype)
 
-    with residuals(model, remove, first=True):
-        yield
-
-
-def _scored(side: Side) -> Passage:
-    """An answer with what lm-eval scores before it: the white space at the prompt's end."""
-    text = side.prompt + side.answer
-    return Passage(text, ((len(side.prompt.rstrip()), len(text)),))
+    return residuals(model, remove, first=True)
 
 
 def _log_probabilities(logits: Tensor, ids: Tensor, chosen: Tensor) -> Tensor:
@@ -67,7 +57,9 @@ def _sides(pairs: Sequence[Pair]) -> tuple[list[Passage], Tensor]:
     """Both answers of each pair, and the weights with which their log-probabilities make the preference."""
     sides = [side for pair in pairs for side in (pair.positive, pair.negative)]
     weights = [sign / len(side.answer.encode()) for side, sign in zip(sides, [1, -1] * len(pairs), strict=True)]
-    return [_scored(side) for side in sides], torch.tensor(weights)
+    # With what lm-eval scores before an answer: the white space at the prompt's end.
+    texts = [(side.prompt + side.answer, len(side.prompt.rstrip())) for side in sides]
+    return [Passage(text, ((start, len(text)),)) for text, start in texts], torch.tensor(weights)
 
 
 @torch.inference_mode()
