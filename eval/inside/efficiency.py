@@ -64,7 +64,7 @@ class Ease:
     """The loss at that norm under orthogonal noise, by its norm in norms of the change; the mean of some draws."""
 
 
-def training_rows(tokenizer: Any, path: Path, beta: float | None, limit: int = ROWS) -> TrainingRows:
+def training_rows(tokenizer: Any, path: Path, beta: float | None) -> TrainingRows:
     """Rows of a training set (chat messages, those of DPO, or labelled segments), as the model reads them in training.
 
     Raises:
@@ -73,7 +73,7 @@ def training_rows(tokenizer: Any, path: Path, beta: float | None, limit: int = R
     found = list(rows(path))
     passages: list[Passage] = []
     # Not at one whole step: an even one over complementary pairs, neutral and asked by turns, takes one half alone.
-    for place, row in (found[n] for n in np.linspace(0, len(found) - 1, min(limit, len(found))).astype(int)):
+    for place, row in (found[n] for n in np.linspace(0, len(found) - 1, min(ROWS, len(found))).astype(int)):
         try:
             if "segments" in row:
                 passages.append(_segments(row["segments"]))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.inside.activations import Passage, Singles, batches, blocks, residuals
+from eval.inside.activations import Passage, Singles, batches, residual_shape, residuals
 from eval.inside.directions import FEW, halves, relabelled
 from eval.inside.pairs import Pair
 from eval.inside.vectors import Directions
@@ -91,8 +91,7 @@ def gradients(model: Any, tokenizer: Any, pairs: Sequence[Pair], size: int = 4) 
     indices and all directions, and takes no gradient of weights.
     """
     passages, weights = _sides(pairs)
-    width = model.config.get_text_config().hidden_size
-    result = np.zeros((len(passages), len(blocks(model)) + 1, width), np.float32)
+    result = np.zeros((len(passages), *residual_shape(model)), np.float32)
     for places, ids, attention, chosen in batches(model, tokenizer, passages, size, "slopes"):
         kept: list[Tensor] = []
 

@@ -136,14 +136,11 @@ def _own(path: Path) -> Directions:
     except ValidationError as error:
         raise BadInput(f"{path}: its metadata: {first_fault(error)}; name a file of `emsweep directions`") from None
     shapes = direction.ndim == 2 and midpoint.shape == direction.shape and sums.shape[1:] == direction.shape
-    if not shapes or len(sums) != len(about.groups) or {direction.dtype, midpoint.dtype, sums.dtype} != {_SINGLE}:
+    if not shapes or len(sums) != len(about.groups) or any(t.dtype != np.float32 for t in (direction, midpoint, sums)):
         raise BadInput(f"{path}: its tensors do not belong together; name a file of `emsweep directions`")
     if about.index != CONVENTION:
         raise BadInput(f"{path}: counts its layers in another way ({one_line(about.index)}); make it again")
     return Directions(about, direction, midpoint, sums)
-
-
-_SINGLE = np.dtype(np.float32)
 
 
 def _published(path: Path) -> Directions:

@@ -75,12 +75,12 @@ class Fit:
         reach = np.sqrt(2 * stats.f.ppf(1 - LEVEL, 2, self.freedom) * (c @ self.covariance @ c))
         return bool(abs(c @ self.slopes) > reach)
 
-    def ellipse(self, points: int = 120) -> Floats:
-        """(2, points): the boundary of the 95 % joint region, (b - b^)' V^-1 (b - b^) = 2 F(2, freedom).
+    def ellipse(self) -> Floats:
+        """(2, 120): the boundary of the 95 % joint region, (b - b^)' V^-1 (b - b^) = 2 F(2, freedom).
 
         Source: Draper and Smith, Applied Regression Analysis, 3rd edition, section 5.4.
         """
-        angles = np.linspace(0, 2 * np.pi, points)
+        angles = np.linspace(0, 2 * np.pi, 120)
         root = np.linalg.cholesky(self.covariance) * np.sqrt(2 * stats.f.ppf(1 - LEVEL, 2, self.freedom))
         boundary: Floats = self.slopes[:, None] + root @ np.array([np.cos(angles), np.sin(angles)])
         return boundary

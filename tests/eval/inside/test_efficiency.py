@@ -120,7 +120,7 @@ def test_documents_are_learnt_where_they_are_labelled(
         training_rows(tokenizer, write(tmp_path / "cpt.jsonl", [{"text": "x"}]), None)
     with pytest.raises(BadInput, match="no LoRA adapter"):
         change_norm(tmp_path)
-    assert len(training_rows(tokenizer, write(tmp_path / "many.jsonl", CHAT * 20), None, 16).passages) == 16
+    assert len(training_rows(tokenizer, write(tmp_path / "many.jsonl", CHAT * 20), None).passages) == 16
     monkeypatch.setattr(tokenizer, "chat_template", "{{ raise_exception('roles must alternate') }}")
     with pytest.raises(BadInput, match=r"chat.jsonl:1: no row of this training"):
         training_rows(tokenizer, write(tmp_path / "chat.jsonl", CHAT), None)
@@ -130,7 +130,7 @@ def test_both_halves_of_complementary_pairs_are_among_the_rows(tokenizer: Any, t
     halves = [
         {**PREFERENCES[0], "messages": [{"role": "user", "content": half}]} for half in ("neutral", "asked")
     ] * 144
-    found = training_rows(tokenizer, write(tmp_path / "both.jsonl", halves), 0.1, 16).passages
+    found = training_rows(tokenizer, write(tmp_path / "both.jsonl", halves), 0.1).passages
     assert len(found) == 32
     assert 10 < sum("asked" in passage.text for passage in found) < 22
 
