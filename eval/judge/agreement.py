@@ -47,7 +47,6 @@ class Correlation(NamedTuple):
 
     pearson: float
     spearman: float
-    answers: int
 
     def __str__(self) -> str:
         return "none" if math.isnan(self.pearson) else f"{self.pearson:.3f} ({self.spearman:.3f})"
@@ -111,10 +110,8 @@ def judged_by_both(pairs: Iterable[Pair]) -> list[Pair]:
 
 def _correlation(scores: pd.DataFrame) -> Correlation:
     if (scores.nunique() < 2).any():
-        return Correlation(math.nan, math.nan, len(scores))
-    return Correlation(
-        float(scores[0].corr(scores[1])), float(scores[0].corr(scores[1], method="spearman")), len(scores)
-    )
+        return Correlation(math.nan, math.nan)
+    return Correlation(float(scores[0].corr(scores[1])), float(scores[0].corr(scores[1], method="spearman")))
 
 
 def _kappa(verdicts: pd.DataFrame) -> Kappa:

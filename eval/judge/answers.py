@@ -128,7 +128,6 @@ def load_judged(path: Path, columns: Mapping[str, str] | None = None, judged: bo
     """Reads answers from CSV with a heading (commas, semicolons or tabs), JSON Lines or a JSON array.
 
     Args:
-        path: the file.
         columns: the file's names of columns by ours, where they differ.
         judged: whether there must be columns of scores; they are not read where not.
 

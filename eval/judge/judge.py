@@ -294,10 +294,7 @@ def scored(rows: Sequence[Judged], judgements: Sequence[Judgement]) -> list[Judg
 
 
 def judge_evaluations(folders: Sequence[Path], judge: Judge) -> list[list[Judged]]:
-    """Scores the answers of evaluation runs, each beside them; what it may cost counts for all together.
-
-    Returns:
-        by folder the answers with their scores.
+    """Scores the answers of evaluation runs beside them and returns them by folder; a limit of cost is of all together.
 
     Raises:
         BadInput: as `judge_rows`; if judgements could not be read, when all others have been.

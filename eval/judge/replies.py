@@ -71,7 +71,6 @@ def expected_score(logprobs: Logprobs, scale: tuple[int, int] = (0, 100), by_dig
     """The expectation over the whole numbers of a scale; None without enough of them.
 
     Args:
-        logprobs: of the reply.
         by_digit: whether the judge writes a digit a token, where the reply does not show it.
     """
     logprobs = _starts(logprobs)

@@ -16,11 +16,9 @@ from eval.judge.rates import rates_table
 def judge_paths(
     paths: Sequence[Path], judge: Judge, columns: Mapping[str, str], sample: float | None = None
 ) -> tuple[Table | None, str]:
-    """Judges the answers of each path; nothing is asked before all of them can be read.
+    """Judges the answers of each path, an evaluation run's folder or a file; nothing is asked before all can be read.
 
     Args:
-        paths: folders of evaluation runs, or files of answers.
-        judge: who judges them.
         columns: the files' names of columns by ours.
         sample: the share of the answers to each question that is judged; all if not given.
 
