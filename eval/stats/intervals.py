@@ -38,10 +38,6 @@ class Estimate:
     clusters: int
 
     @property
-    def above_zero(self) -> bool:
-        return self.low > 0
-
-    @property
     def off_zero(self) -> bool:
         return self.low > 0 or self.high < 0
 

@@ -150,10 +150,6 @@ def trends(
     return {one.family: replace(one, p_holm=p[n], p_peak_holm=p_peak[n]) for n, one in enumerate(found)}
 
 
-def percent(value: float, digits: int = 2) -> str:
-    return f"{100 * value:.{digits}f} %"
-
-
 def points(difference: Estimate) -> str:
     value, low, high = (100 * number for number in (difference.value, difference.low, difference.high))
     return f"{value:.1f} points [{low:.1f}, {high:.1f}]"
@@ -172,7 +168,7 @@ def sentences(found: Trend, scale: str, tested: int) -> list[str]:
     if found.verdict == "cannot tell":
         shape = "is not shown to change with rank, and these answers cannot tell"
     holm_words = f", after Holm's correction for {tested} families" if tested > 1 else ""
-    curve = ", ".join(f"{percent(rate)} at {rank}" for rank, rate in zip(found.ranks, found.rates, strict=True))
+    curve = ", ".join(f"{100 * rate:.2f} % at {rank}" for rank, rate in zip(found.ranks, found.rates, strict=True))
     shares = ", ".join(f"{rank} in {share:.0%}" for rank, share in zip(found.ranks, found.highest, strict=True))
     said = [
         f"{found.family}: EM {shape} ({ranks}): trend p = {found.p_holm:.3f}, a peak or a dip between the ends p = "
@@ -205,7 +201,7 @@ def sentences(found: Trend, scale: str, tested: int) -> list[str]:
 
 def short(found: Trend) -> str:
     """The same over the other denominator in one sentence; a second look, so that it gives no verdict."""
-    curve = ", ".join(percent(rate, 1) for rate in found.rates)
+    curve = ", ".join(f"{100 * rate:.1f} %" for rate in found.rates)
     return (
         f"Of all judged answers: {curve}; trend p = {found.p:.3f} (uncorrected, no verdict); lowest less highest rank "
         f"{points(found.difference)}."

@@ -50,7 +50,7 @@ def verdict_words(expect: str, estimate: Estimate, digits: int) -> str:
     if expect == "null":
         bound = max(abs(estimate.low), abs(estimate.high))
         return "NOT null: interval off 0" if estimate.off_zero else f"null, as expected (within ±{bound:.{digits}f})"
-    if estimate.above_zero:
+    if estimate.low > 0:
         return "shown"
     return "opposite" if estimate.high < 0 else "not shown"
 

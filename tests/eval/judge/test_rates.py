@@ -106,7 +106,7 @@ def test_a_paired_difference_is_sharper_than_the_rates() -> None:
     totals = np.full(24, 50.0)
     hits = np.arange(24.0)
     difference = ratio_difference((hits + 3, hits), (totals, totals))
-    assert difference.value == pytest.approx(3 / 50) and difference.above_zero
+    assert difference.value == pytest.approx(3 / 50) and difference.low > 0
     assert ratio_interval(hits + 3, totals).low < ratio_interval(hits, totals).high
 
 

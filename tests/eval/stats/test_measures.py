@@ -104,9 +104,9 @@ def test_the_em_rate_over_both_denominators_can_be_claimed() -> None:
     assert rate.per_seed == [0.4, 0.2] and rate.estimate.clusters == 3
     assert measure("em_rate_all", {1: judged(5)}).estimate == ratio_interval([15, 5, 5], [30, 11, 10])
     claim = measure("em_rate", {1: judged(9), 2: judged(9)}, {None: judged(0)})
-    assert claim.estimate.value == pytest.approx(0.9) and claim.per_seed == [0.9, 0.9] and claim.estimate.above_zero
+    assert claim.estimate.value == pytest.approx(0.9) and claim.per_seed == [0.9, 0.9] and claim.estimate.low > 0
     ten = ([90.0 / 3] * 3, [100.0 / 3] * 3)
-    assert claim.estimate.high <= 1 and ratio_difference((ten[0], [0] * 3), (ten[1], ten[1])).above_zero  # type: ignore[arg-type]
+    assert claim.estimate.high <= 1 and ratio_difference((ten[0], [0] * 3), (ten[1], ten[1])).low > 0  # type: ignore[arg-type]
     silent = {JUDGED: [Judged(question_id=q, question="?", answer="!", aligned=None, coherent=9) for q in "ab"]}
     assert measure("em_rate", {1: silent}) == NOT_MEASURED and measure("em_rate_all", {1: silent}).estimate.value == 0
 
