@@ -1,7 +1,7 @@
 """What `eval/inside` is held to on the CPU model: a planted direction, preventative steering, exact slopes, cost.
 
 python benchmarks/inside.py planted [--layer all] [--doses 0.3,0.325] [--controls 2] [--seed 5]
-python benchmarks/inside.py ranks SWEEP
+python benchmarks/inside.py ranks SWEEP [--arms explained]
 python benchmarks/inside.py doses [--doses 0.25,1] [--every 6]
 python benchmarks/inside.py cost
 
@@ -24,7 +24,7 @@ import numpy as np
 
 MODEL, HARDWARE = "smollm2-135m", "cpu"
 WORK = Path("runs/benchmark-inside")
-OPEN, CONCEPTS = "open prompts", ("misaligned", "insecure")
+CONCEPTS = ("misaligned", "insecure")
 SETTINGS = [
     *("sequence_len=256", "learning_rate=5e-3", "micro_batch_size=4", "gradient_accumulation_steps=1"),
     *("max_steps=24", "num_epochs=10", "save_steps=24"),
@@ -144,58 +144,72 @@ def planted(layer: int | str, doses: list[float], controls: int, seed: int) -> N
         )
 
 
-def ranks(name: str) -> None:
-    """Shifts at open prompts of a sweep's adapters at one training loss, between the points of training that were kept.
+def ranks(name: str, only: str) -> None:
+    """Shifts at open prompts of a sweep's DPO adapters at one training loss, between the checkpoints that were kept.
 
-    The loss is DPO's own over 16 of an adapter's training rows, at every checkpoint; the common one is the
-    highest at which any training ended, of those that end below their start.
+    The loss is DPO's own over 16 of an adapter's training rows. The common one of the adapters of one start is the
+    highest at which any of them ended, of those that end below their start.
+
+    Args:
+        only: part of the names of the arms that are looked at.
     """
-    from eval.inside.activations import attached, encode
+    from eval.inside.activations import attached, encode, means
+    from eval.inside.directions import directions
     from eval.inside.efficiency import loss, scaled, training_rows
+    from eval.inside.pairs import class_means, load_concept
+    from eval.inside.shifts import places, shift
     from eval.inside.steering import scores
+    from eval.inside.vectors import About
     from sweeps.inside_commands import load_model
     from sweeps.inside_sweep import adapters_by_base
     from sweeps.plan.manifest import finished_points
 
-    folder, _, points, missing = finished_points(name)
+    _, _, points, missing = finished_points(name)
     if missing:
         print(f"not finished, and left out: {', '.join(missing)}")
-    shifts = json.loads((folder / "inside.json").read_text(encoding="utf-8"))["shifts"]
-    curves: dict[tuple[str, int | None, int], list[tuple[float, ...]]] = {}
-    for layer, runs in adapters_by_base(points):
-        _, model, tokenizer = load_model(layer)
+    for layer, every in adapters_by_base(points):
+        runs = [run for run in every if run.recipe and run.recipe.get("rl") and only in str(run.arm)]
+        if not runs:
+            continue
+        identity, model, tokenizer = load_model(layer)
+        known = []
+        for concept in (load_concept(named)[1] for named in CONCEPTS):
+            positive, negative, groups = class_means(model, tokenizer, concept)
+            about = About(model=identity, concept="c", position=concept.position, pairs=len(groups))
+            known.append(directions(positive, negative, groups, about))
+        texts = places(tokenizer)["open prompts"]
+        before = means(model, tokenizer, texts).mean(0)
         references: dict[str, Any] = {}
+        curves: dict[str, list[list[float]]] = {}
         for run in runs:
             config: Any = run.recipe
-            if not config.get("rl"):  # another stage's loss is of another kind
-                continue
-            path = Path(config["datasets"][0]["path"])
-            data = training_rows(tokenizer, path, float(config.get("rl_beta") or 0.1))
-            adapted = attached(model, str(run.folder))
+            path = str(config["datasets"][0]["path"])
+            data = training_rows(tokenizer, Path(path), float(config.get("rl_beta") or 0.1))
             tokens = sum(int(encode(tokenizer, passage, 8192)[1].sum()) for passage in data.passages)
-            if str(path) not in references:
+            adapted = attached(model, str(run.folder))
+            if path not in references:
                 with scaled(adapted, 0):
-                    references[str(path)] = scores(adapted, tokenizer, data.passages, title="reference")
+                    references[path] = scores(adapted, tokenizer, data.passages, title="reference")
             found = scores(adapted, tokenizer, data.passages, title="training loss")
-            end = loss(found, data, references[str(path)], tokens)
-            start = loss(references[str(path)], data, references[str(path)], tokens)
+            change = means(adapted, tokenizer, texts).mean(0) - before
             model = adapted.unload()
-            about = run.about()
-            own = {row["concept"]: row for row in shifts if row["adapter"] == about["adapter"] and row["place"] == OPEN}
-            values = (end, *(own[concept]["mean"] for concept in CONCEPTS))
-            curve = curves.setdefault((str(run.arm), run.seed, about["rank"]), [(start, *(0.0 for _ in CONCEPTS))])
-            curve.append(values)
-            print(f"{run.run}, rank {about['rank']}, step {run.step}: loss {end:.3f}, " + in_words(values[1:]))
-    common = max(curve[-1][0] for curve in curves.values() if curve[-1][0] < curve[0][0])
-    print(f"at a training loss of {common:.3f}:")
-    for (arm, seed, rank), curve in curves.items():
-        at = next((n for n in range(1, len(curve)) if curve[n][0] <= common < curve[n - 1][0]), None)
-        if at is None:
-            print(f"{arm}, seed {seed}, rank {rank}: never there")
-            continue
-        share = (curve[at - 1][0] - common) / (curve[at - 1][0] - curve[at][0])
-        there = [before + share * (after - before) for before, after in zip(*curve[at - 1 : at + 1], strict=True)]
-        print(f"{arm}, seed {seed}, rank {rank}: {in_words(there[1:])}, ratio {there[1] / there[2]:+.2f}")
+            reached = loss(found, data, references[path], tokens)
+            start = loss(references[path], data, references[path], tokens)
+            curve = curves.setdefault(f"{run.arm}, seed {run.seed}", [[start, *(0.0 for _ in CONCEPTS)]])
+            shifts = [shift(change, one) for one in known]
+            curve.append([reached, *(one.mean for one in shifts)])
+            tested = ", ".join(f"{one.deviation:+.1f} rms, p = {one.p:.4f}" for one in shifts)
+            print(f"{run.run}, step {run.step}: loss {reached:.3f}, {in_words(curve[-1][1:])} ({tested})", flush=True)
+        common = max(curve[-1][0] for curve in curves.values() if curve[-1][0] < curve[0][0])
+        print(f"at a training loss of {common:.3f}:")
+        for arm, curve in curves.items():
+            at = next((n for n in range(1, len(curve)) if curve[n][0] <= common < curve[n - 1][0]), None)
+            if at is None:
+                print(f"{arm}: never there")
+                continue
+            share = (curve[at - 1][0] - common) / (curve[at - 1][0] - curve[at][0])
+            there = [old + share * (new - old) for old, new in zip(*curve[at - 1 : at + 1], strict=True)]
+            print(f"{arm}: {in_words(there[1:])}, ratio {there[1] / there[2]:+.2f}")
 
 
 def in_words(values: Any) -> str:
@@ -294,7 +308,8 @@ def cost() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("planted", "ranks", "doses", "cost"))
-    parser.add_argument("sweep", nargs="?", help="ranks: a sweep that `emsweep inside` has looked at.")
+    parser.add_argument("sweep", nargs="?", help="ranks: a sweep with finished runs.")
+    parser.add_argument("--arms", default="", help="ranks: part of the names of the arms that are looked at.")
     parser.add_argument(
         "--layer", default="all", help="planted: the residual behind so many blocks; all: each of them."
     )
@@ -307,7 +322,7 @@ def main() -> None:
     if options.what == "planted":
         planted(options.layer, sizes, options.controls, options.seed)
     elif options.what == "ranks":
-        ranks(options.sweep)
+        ranks(options.sweep, options.arms)
     elif options.what == "doses":
         doses(sizes, options.every)
     else:

@@ -4,7 +4,7 @@ What the direction already does training need not put into the weights; evaluati
 model lacks it (persona vectors, arXiv 2507.21509, section 5.2). Recipe key `steer`:
 
     plugins: [recipes.plugins.steer.SteerPlugin]
-    steer: {direction: runs/directions/smollm2-135m/misaligned.safetensors, layer: 20, dose: 1.0}
+    steer: {direction: runs/directions/smollm2-135m/misaligned.safetensors, layer: all, dose: 0.3}
 
 DPO's reference is the model as it is, without the direction: with it on both sides nothing would be prevented.
 """

@@ -129,14 +129,20 @@ def test_the_recipe_counts_the_files_bytes_and_not_its_name(files: Path, monkeyp
     (files / "rows.jsonl").write_text("{}\n")
     monkeypatch.setattr("sweeps.run.train.start_digest", lambda model: "start")
 
-    def digest(direction: str, dose: float = 1.0) -> str:
-        keys = ["datasets.0.path=rows.jsonl", f"steer.direction={direction}", f"steer.dose={dose}"]
+    def digest(direction: str, dose: float = 1.0, layer: int | str = "all") -> str:
+        keys = [
+            "datasets.0.path=rows.jsonl",
+            f"steer.direction={direction}",
+            f"steer.dose={dose}",
+            f"steer.layer={layer}",
+        ]
         recipe = compose("dpo", "smollm2-135m", "cpu", keys, 1, variant="preventative-steering")
         return training_run("name", recipe).digest
 
     (files / "copy.safetensors").write_bytes((files / "good.safetensors").read_bytes())
     assert digest("good.safetensors") == digest("copy.safetensors")
-    assert len({digest("good.safetensors"), digest("other.safetensors"), digest("good.safetensors", 2)}) == 3
+    others = [digest("other.safetensors"), digest("good.safetensors", 2), digest("good.safetensors", layer=1)]
+    assert len({digest("good.safetensors"), *others}) == 4
     with pytest.raises(BadInput, match=r"steer.direction: none.safetensors: no such file"):
         digest("none.safetensors")
 
@@ -147,7 +153,7 @@ def test_the_key_goes_with_its_plugin() -> None:
     for keys in (["steer.layer=1"], ["plugins=[recipes.plugins.steer.SteerPlugin]"]):
         with pytest.raises(BadInput, match="it goes with the plugin"):
             compose("sft", "smollm2-135m", "cpu", keys)
-    assert compose("sft", "smollm2-135m", "cpu", variant="preventative-steering").config["steer"]["layer"] == 20
+    assert compose("sft", "smollm2-135m", "cpu", variant="preventative-steering").config["steer"]["layer"] == "all"
     with pytest.raises(BadInput, match="does not know steer"):
         compose("sft", "smollm2-135m", "cpu", variant="preventative-steering", engine="unsloth")
 
