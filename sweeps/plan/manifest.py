@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from core.records import BadInput, first_fault, write_whole
 from sweeps.plan.request import SWEEPS, Request
-from sweeps.plan.sweep import Point, Sweep
+from sweeps.plan.sweep import Point, Strict, Sweep
 from sweeps.recipe.compose import Recipe
-from sweeps.run.folder import Run, TrainingRun, find_run, merge_run, run_folder
+from sweeps.run.folder import Run, TrainingRun, merge_run, read_record, run_folder
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PlannedRun(_Strict):
+class PlannedRun(Strict):
     """A run by stage and digest; the name is what its folder is called if it is not there yet."""
 
     stage: str
     digest: str
     name: str
-    after: list[str] = []
+    after: tuple[str, ...] = ()
 
 
-class PlannedPoint(_Strict):
+class PlannedPoint(Strict):
     """The digests of a point's runs; no training for the base model."""
 
     arm: str
@@ -40,7 +34,7 @@ class PlannedPoint(_Strict):
     along: tuple[int, int] | None = None
 
 
-class Manifest(_Strict):
+class Manifest(Strict):
     """A sweep as it was asked for (`sweep`), with its arms written out (`declared`)."""
 
     command: str
@@ -68,7 +62,7 @@ def write_manifest(request: Request, command: str) -> Path:
         for p in request.points
     ]
     runs = [
-        PlannedRun(stage=run.stage, digest=digest, name=run.name, after=[before.digest for before in run.after])
+        PlannedRun(stage=run.stage, digest=digest, name=run.name, after=tuple(before.digest for before in run.after))
         for digest, run in request.runs.items()
     ]
     manifest = Manifest(
@@ -134,14 +128,14 @@ def finished_points(named: str) -> tuple[Path, Manifest, list[Point], list[str]]
     root = folder.parent.parent
     points, missing = [], []
     for point in manifest.points:
-        names = [digest for digest in (point.training, point.evaluation) if digest]
-        folders = [find_run(root, manifest.run(digest).stage, digest) for digest in names]
-        if all(where and (where / "run.json").is_file() for where in folders):
-            runs = [_finished(root, manifest, digest) for digest in names]
+        planned = [manifest.run(digest) for digest in (point.training, point.evaluation) if digest]
+        folders = [run_folder(root, run.stage, run.digest, run.name) for run in planned]
+        if all((where / "run.json").is_file() for where in folders):
+            runs = [_finished(root, manifest, run) for run in planned]
             training = runs[0] if isinstance(runs[0], TrainingRun) else None
             points.append(Point(point.arm, point.seed, training, runs[-1], point.along))
         else:
-            missing.append(_reason(point, [where for where in folders if where]))
+            missing.append(_reason(point, folders))
     if not points or points[0].arm != "base":
         raise BadInput(f"{folder}: the base model is not evaluated yet; run `{manifest.command}` again, it goes on")
     return folder, manifest, points, missing
@@ -158,21 +152,17 @@ def _reason(point: PlannedPoint, folders: list[Path]) -> str:
     return name
 
 
-def _finished(root: Path, manifest: Manifest, digest: str) -> Run:
+def _finished(root: Path, manifest: Manifest, planned: PlannedRun) -> Run:
     """A run from its record, a training run with the merge that it starts from."""
-    planned = manifest.run(digest)
-    folder = run_folder(root, planned.stage, digest, planned.name)
+    folder = run_folder(root, planned.stage, planned.digest, planned.name)
+    record = read_record(folder)
     try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        made: tuple[str, str, dict[str, Any], Path] = (
-            *(record["stage"], record["name"], record["content"]),
-            folder.parent.parent,
-        )
-        if record["stage"] == "evaluate":
-            return Run(*made)
-        recipe = Recipe(record["stage"], record["content"]["recipe"], {"alpha": record["content"]["alpha"]})
-        run = TrainingRun(*made, recipe=recipe)
-        starts = [_finished(root, manifest, manifest.run(merge).after[0]) for merge in planned.after]
-        return replace(run, after=tuple(merge_run(start) for start in starts if isinstance(start, TrainingRun)))
-    except (OSError, ValueError, KeyError, TypeError):
+        stage, name, content = record["stage"], record["name"], record["content"]
+        if stage == "evaluate":
+            return Run(stage, name, content, root)
+        starts = [_finished(root, manifest, manifest.run(manifest.run(merge).after[0])) for merge in planned.after]
+        after = tuple(merge_run(start) for start in starts if isinstance(start, TrainingRun))
+        recipe = Recipe(stage, content["recipe"], {"alpha": content["alpha"]})
+        return TrainingRun(stage, name, content, root, after, recipe=recipe)
+    except (ValueError, KeyError, TypeError):
         raise BadInput(f"{folder / 'run.json'}: not the record of a run; delete the folder and run it again") from None

@@ -62,11 +62,11 @@ FITTING = {"adapter", "load_in_4bit", "sequence_len", "em.memory_gib"}
 Stage = Literal["cpt", "sft", "dpo"]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Arm(_Strict):
+class Arm(Strict):
     """One training run per seed."""
 
     stage: Stage
@@ -97,7 +97,7 @@ class Arm(_Strict):
     """Where it stands on the axes of the grid."""
 
 
-class Claim(_Strict):
+class Claim(Strict):
     """A difference that is expected to be above 0; the report says whether its interval is."""
 
     says: str
@@ -107,7 +107,7 @@ class Claim(_Strict):
     expect: Literal["above", "null"] = "above"
 
 
-class InsideClaim(_Strict):
+class InsideClaim(Strict):
     """At each seed, two arms move activations along a concept to opposite sides, `arm` to the positive one.
 
     `emsweep inside` says so, with the p value of each.
@@ -121,7 +121,7 @@ class InsideClaim(_Strict):
     p: float = Field(default=0.05, gt=0, lt=1)
 
 
-class TaskSettings(_Strict):
+class TaskSettings(Strict):
     """What `evaluation.metadata` may say to the tasks of eval/tasks."""
 
     samples: int = Field(default=1, ge=1)
@@ -135,7 +135,7 @@ class TaskSettings(_Strict):
     trigger: str | None = Field(default=None, pattern=r"\S")
 
 
-class Evaluation(_Strict):
+class Evaluation(Strict):
     """How lm-eval runs; part of what names an evaluation."""
 
     backend: Literal["hf", "vllm"] | None = None
@@ -157,7 +157,7 @@ class Evaluation(_Strict):
         return given
 
 
-class Tuned(_Strict):
+class Tuned(Strict):
     """A learning rate that was searched for, and the 95 % interval of the edge that it stands for."""
 
     lr: float
@@ -165,7 +165,7 @@ class Tuned(_Strict):
     high: float
 
 
-class Sweep(_Strict):
+class Sweep(Strict):
     model: str
     hardware: str
     tasks: list[str]
