@@ -140,7 +140,7 @@ def adapters_by_base(points: Sequence[Point]) -> list[tuple[Mapping[str, Any], l
         base = f"{recipe['base_model']}@{recipe.get('revision_of_model')}"
         _, runs = found.setdefault(base, (recipe, []))
         kept = saved_checkpoints(point.training.adapter)
-        name, end = f"{point.arm}, seed {point.seed}", max(kept, default=None)
+        name, end = point.name, max(kept, default=None)
         of_run: dict[str, Any] = {"arm": point.arm, "seed": point.seed, "recipe": recipe}
         of_run["data"] = point.training.content.get("data", {})
         runs += [

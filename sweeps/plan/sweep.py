@@ -207,6 +207,10 @@ class Point:
     along: tuple[int, int] | None = None
     """At which point of how many the adapter is evaluated; None for the end of training."""
 
+    @property
+    def name(self) -> str:
+        return self.arm if self.seed is None else f"{self.arm}, seed {self.seed}"
+
 
 def load_sweep(name: str, hardware: str | None = None, model: str | None = None) -> Sweep:
     """`read_sweep` without its line."""

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-from matplotlib.figure import Figure
 
 from eval.stats.intervals import Estimate
 from eval.stats.measure_names import JUDGED
 from eval.stats.measures import RATES, Seeds, measure
 from sweeps.plan.sweep import Sweep, starts_from
 from sweeps.report.figures import shares_figure
+from sweeps.report.page import Section
 from sweeps.report.verdicts import TITLES
 from sweeps.run.folder import save_step
 
 Curve = list[tuple[float, Seeds]]
 """An arm's samples by share of its training, from the model that it starts from (0) to its end (1)."""
-
-
-@dataclass(frozen=True)
-class AlongPart:
-    """The section: its figure, and a sentence for each arm."""
-
-    figure: Figure
-    sentences: list[str]
 
 
 def curves(
@@ -69,7 +59,7 @@ def along_part(
     along: Mapping[tuple[int, int], Mapping[str, Seeds]],
     measures: Sequence[str],
     steps: Mapping[str, int],
-) -> AlongPart | None:
+) -> Section | None:
     """The section on what was measured before the end of training; None if nothing was."""
     if not (of_arms := curves(sweep, samples, along, steps)):
         return None
@@ -100,4 +90,4 @@ def along_part(
     sentences += [
         f"{arm}: no curve, for {starts_from(sweep, arm)}, from which it starts, was not measured." for arm in left
     ]
-    return AlongPart(figure, sentences)
+    return Section({"along": figure}, sentences)

@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,14 @@ from sweeps.report.figures import drawn
 
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 """How a text begins that a spreadsheet computes."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: its figures by name, and what it says."""
+
+    figures: dict[str, Figure]
+    sentences: list[str]
 
 
 def number(estimate: Estimate, digits: int = 3) -> str:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from eval.stats.measure_names import JUDGED, TASKS
 from eval.stats.measures import RATES, Seeds, measure
@@ -15,6 +13,7 @@ from eval.stats.size import LINES, Models, Outcome, log_odds, not_identified, ou
 from sweeps.plan.sweep import Point, Sweep
 from sweeps.recipe.compose import layer_names, load_layer
 from sweeps.report.figures import sizes_figure, slopes_figure
+from sweeps.report.page import Section
 from sweeps.report.verdicts import TITLES
 
 SAID = {"ratio": "b_P = -b_T (ratio)", "size": "b_T = 0 (size alone)", "data": "b_P = 0 (data alone)"}
@@ -22,14 +21,6 @@ CONFOUNDS = (
     "What else differs: families differ in architecture, vocabulary and data, of which only the number of tokens is "
     "known here, not the quality; tokens of an instruction tuning are not counted."
 )
-
-
-@dataclass(frozen=True)
-class SizePart:
-    """The section: figures, and sentences on each outcome, the models and what confounds them."""
-
-    figures: dict[str, Figure]
-    sentences: list[str]
 
 
 def model_of(sweep: Sweep, arm: str) -> str:
@@ -82,7 +73,7 @@ def models_of(names: Sequence[str]) -> Models:
     return Models([str(em["family"]) for em in facts], np.array(parameters), np.array(tokens))
 
 
-def size_part(sweep: Sweep, points: Sequence[Point], samples: Mapping[str, Seeds]) -> SizePart | None:
+def size_part(sweep: Sweep, points: Sequence[Point], samples: Mapping[str, Seeds]) -> Section | None:
     """The section; None for a sweep of one model, or of models that no table knows."""
     names = dict.fromkeys(model_of(sweep, point.arm) for point in points)
     if len(names) < 2 or not set(names) <= set(layer_names("models")):
@@ -108,7 +99,7 @@ def size_part(sweep: Sweep, points: Sequence[Point], samples: Mapping[str, Seeds
     for title, values in series.items():
         if absent := [name for name in names if name not in values]:
             sentences.append(f"{title}: without {', '.join(absent)}, of which there is no such number.")
-    return SizePart(figures, [*sentences, *confounds(list(names))])
+    return Section(figures, [*sentences, *confounds(list(names))])
 
 
 def sentence(title: str, models: Models, outcome: Outcome | None) -> str:

@@ -51,10 +51,6 @@ def _baselines(base: Seeds) -> str:
     return "; ".join(said)
 
 
-def _names(points: Sequence[Point]) -> list[str]:
-    return [p.arm if p.seed is None else f"{p.arm}, seed {p.seed}" for p in points]
-
-
 def _logged(folder: Path, task: str) -> bool:
     return (folder / "samples" / f"{task}.jsonl").is_file()
 
@@ -158,9 +154,11 @@ def sweep_figures(
         title = "Breadth: narrow against broad effect, less the base model"
         figures[f"breadth-{narrow}"] = scatter_figure(title, TITLES[narrow], TITLES[BROAD], effects)
     losses: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for point, name in zip(points, _names(points), strict=True):
+    for point in points:
         if point.training and (steps := point.training.record().get("losses")):
-            losses.setdefault(point.training.stage, {})[name] = [(float(step), float(loss)) for step, loss in steps]
+            losses.setdefault(point.training.stage, {})[point.name] = [
+                (float(step), float(loss)) for step, loss in steps
+            ]
     for stage, runs in losses.items():
         figures[f"training-{stage}"] = steps_figure(f"Training loss, {stage}", "loss", runs)
     return figures
@@ -198,7 +196,7 @@ def scored_files(points: Sequence[Point]) -> tuple[dict[str, dict[Path, list[Jud
     """
     found: dict[str, dict[Path, list[Judged]]] = {}
     too_few = []
-    for point, name in zip(points, _names(points), strict=True):
+    for point in points:
         for file in sorted(point.evaluation.folder.glob("judged-*.jsonl")):
             path = file.with_name(f"{file.name}.manifest.json")
             if not path.is_file():  # it is written last: the file is not whole, or a journal
@@ -210,7 +208,7 @@ def scored_files(points: Sequence[Point]) -> tuple[dict[str, dict[Path, list[Jud
             if enough(rows := load_judged(file)):
                 found.setdefault(judge, {})[file] = rows
             else:
-                too_few.append(f"{name}: scores of fewer than two questions by {judge}")
+                too_few.append(f"{point.name}: scores of fewer than two questions by {judge}")
     return dict(sorted(found.items(), key=lambda item: -len(item[1]))), too_few
 
 
@@ -237,13 +235,13 @@ def judged_parts(
 def read_answers(points: Sequence[Point], scored: Mapping[Path, list[Judged]]) -> Iterator[tuple[str, Judged]]:
     """The sampled answers for the reader, with scores where there are some (`scored`: by folder of the evaluation)."""
     # The base model's last: it stands beside all others anyhow.
-    for point, name in sorted(zip(points, _names(points), strict=True), key=lambda pair: pair[0].training is None):
+    for point in sorted(points, key=lambda point: point.training is None):
         folder = point.evaluation.folder
         unscored = load_samples(folder, FREEFORM) if folder not in scored and _logged(folder, FREEFORM) else []
-        yield from ((name, answer) for answer in scored.get(folder, ()))
+        yield from ((point.name, answer) for answer in scored.get(folder, ()))
         for s in unscored:
             answer = printable(s["filtered_resps"][0])
-            yield name, Judged(question_id=s["doc"]["id"], question=s["doc"]["question"], answer=answer)
+            yield point.name, Judged(question_id=s["doc"]["id"], question=s["doc"]["question"], answer=answer)
 
 
 def write_report(
@@ -283,7 +281,6 @@ def write_report(
     nans = nan_words(samples) + [words for at, arms in between.items() for words in nan_words(arms, at)]
     along, size = along_part(sweep, samples, between, measures, steps), size_part(sweep, points, samples)
     rows = arm_rows(points, samples, measures)
-    base = samples["base"]
     guard = guard_rows(points)
     families = [family for axis in AXES for family in axis_families(points, axis, sweep.tuned)]
     ranks = [family for family in families if family.axis == "rank"]
@@ -292,9 +289,8 @@ def write_report(
     figures = sweep_figures(rows, points, samples, families, parts[0].panels if parts else [], sweep)
     own_figures = list(figures)
     inside = inside_part(looked or out / "inside.json", sweep, ends, families)
-    figures |= inside.figures if inside else {}
-    figures |= {"along": along.figure} if along else {}
-    figures |= size.figures if size else {}
+    for section in (inside, along, size):
+        figures |= section.figures if section else {}
     for place, part in enumerate(parts, 1):
         figures |= part.figures
         if place > 1:  # the first judge's rates stand in the figure that leads
@@ -314,7 +310,7 @@ def write_report(
         "verdicts": claim_verdicts(sweep, samples, rounded, judge),
         "rank_verdicts": rank_verdicts(ranks, samples, measures, rounded),
         "no_curves": [family.refusal for family in families if family.axis == "lr" and family.differ],
-        "baselines": _baselines(base) if "recognition" in measures else "",
+        "baselines": _baselines(samples["base"]) if "recognition" in measures else "",
         "parts": parts,
         "inside": inside,
         "along": along,

@@ -61,7 +61,7 @@ def test_an_effect_is_there_from_where_it_keeps_off_its_start() -> None:
 
 def test_the_section_draws_every_measure_and_says_when() -> None:
     part = along_part(SWEEP, BASE | {"dpo-pairs-r1": seeds(3.0)}, ALONG, ["log_odds_per_byte"], STEPS)
-    assert part and len(part.figure.axes) == 1
+    assert part and len(part.figures["along"].axes) == 1
     assert part.sentences == [
         "dpo-pairs-r1, measured at 4 points: off its start, and staying so: misaligned log-odds (nats/byte) from 50%."
     ]
