@@ -116,7 +116,9 @@ def inside_command(
     failed: list[str] = []
     for layer, runs in bases:
         failed += _look(layer, runs, wanted, norm, content, target)
-    content = _only(content, abouts)
+    for part in ("shifts", "efficiency"):  # of these adapters, in their order, under the names that they have now
+        rows = content[part]
+        content[part] = [{**row, **own} for own in abouts for row in rows if row["adapter"] == own["adapter"]]
     _write(target, content)
     _show(content)
     typer.echo(target)
@@ -125,8 +127,13 @@ def inside_command(
 
 
 def _write(target: Path, content: Mapping[str, Any]) -> None:
-    """Writes what is known, corrected for the rows that there are: if no more come, the report reads these."""
-    _correct(content["shifts"])
+    """Writes what is known: if no more comes, the report reads it. Holm's correction is over all rows there that were
+    tested and are of the end of a training."""
+    from eval.stats.ranks import holm
+
+    tested = [row for row in content["shifts"] if row["p"] is not None and row["last"]]
+    for row, corrected in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p_holm"] = corrected
     write_whole(target, json.dumps(content, indent=1) + "\n")
 
 
@@ -164,15 +171,6 @@ def _known(target: Path, settings: str) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return {"settings": settings, "shifts": [], "efficiency": []}
-
-
-def _only(content: dict[str, Any], abouts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The rows of these adapters, in their order, under the names that they have now."""
-    parts = {
-        part: [{**row, **about} for about in abouts for row in content[part] if row["adapter"] == about["adapter"]]
-        for part in ("shifts", "efficiency")
-    }
-    return {**content, **parts}
 
 
 def _look(
@@ -294,15 +292,6 @@ def _common_norm(runs: Sequence[Adapter]) -> float:
     if still := [run for run, norm in norms.items() if not 0 < norm < np.inf]:
         raise BadInput(f"--efficiency: the adapter of {still[0]} changes nothing, or is not finite; leave it out")
     return min(norms.values())
-
-
-def _correct(shifts: Sequence[dict[str, Any]]) -> None:
-    """Adds Holm's correction over all rows that were tested and are of the end of a training."""
-    from eval.stats.ranks import holm
-
-    tested = [row for row in shifts if row["p"] is not None and row["last"]]
-    for row, corrected in zip(tested, holm([row["p"] for row in tested]), strict=True):
-        row["p_holm"] = corrected
 
 
 def _show(content: Mapping[str, Any]) -> None:
