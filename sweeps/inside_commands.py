@@ -30,6 +30,7 @@ app = App()
 ModelName = Annotated[str, typer.Argument(help="Short name of a model, folder or hub id.")]
 Adapter = Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter of MODEL.")]
 DirectionFile = Annotated[Path, typer.Option(help="File of `emsweep directions`, or a published .pt file.")]
+LayerNumber = Annotated[int | None, typer.Option(help="Residual behind so many blocks; the file's own if not given.")]
 
 
 def load_model(layer: Mapping[str, Any], adapter: Path | None = None) -> tuple[str, Any, Any]:
@@ -80,11 +81,14 @@ def load_concepts(names: Sequence[str] | None) -> list[tuple[str, Any]]:
     return loaded
 
 
-def _read(path: Path, identity: str, model: Any) -> Any:
+def _with_direction(model: str, adapter: Path | None, file: Path, layer: int | None) -> tuple[Any, Any, Any, int]:
+    """The model, its tokenizer, the directions of a file, and the index of the one that is meant."""
     from eval.inside.activations import residual_shape
-    from eval.inside.vectors import read_directions
+    from eval.inside.vectors import chosen_layer, read_directions
 
-    return read_directions(path, residual_shape(model), identity)
+    identity, network, tokenizer = load_model(layer_of(model), adapter)
+    known = read_directions(file, residual_shape(network), identity)
+    return network, tokenizer, known, chosen_layer(file, known, layer)
 
 
 def _interval(estimate: Estimate | None, digits: int = 2) -> str:
@@ -221,9 +225,7 @@ def _crossings(found: Sequence[Any], title: str) -> dict[str, Any]:
 def steer_command(
     model: ModelName,
     direction: DirectionFile,
-    layer: Annotated[
-        int | None, typer.Option(help="Residual behind so many blocks; the file's own if not given.")
-    ] = None,
+    layer: LayerNumber = None,
     doses: Annotated[str, typer.Option(help="Class distances to add, with commas between.")] = "-1,1",
     adapter: Adapter = None,
     concept: Annotated[str, typer.Option(help="Whose answers' preference is measured.")] = "misaligned",
@@ -240,7 +242,6 @@ def steer_command(
     from eval.inside.directions import FEW, halves
     from eval.inside.pairs import Answers, load_concept, load_pairs
     from eval.inside.steering import gradients, preferences, response, slopes
-    from eval.inside.vectors import chosen_layer
 
     try:
         amounts = [float(dose) for dose in doses.split(",")]
@@ -251,9 +252,7 @@ def steer_command(
     name, wanted = load_concept(concept)
     if not isinstance(wanted, Answers):
         raise BadInput(f"--concept {concept}: a trait has no answers to prefer; take one with answers")
-    identity, network, tokenizer = load_model(layer_of(model), adapter)
-    known = _read(direction, identity, network)
-    at = chosen_layer(direction, known, layer)
+    network, tokenizer, known, at = _with_direction(model, adapter, direction, layer)
     pairs = load_pairs(wanted, tokenizer, group)
     own = known.about.groups
     if name == known.about.concept and own and not any(pair.group in own for pair in pairs):
@@ -290,9 +289,7 @@ def project_command(
     file: Annotated[Path, typer.Argument(help="JSON Lines of chat messages, DPO rows or texts.")],
     direction: DirectionFile,
     model: Annotated[str, typer.Option(help="Short name of a model, folder or hub id.")] = "smollm2-135m",
-    layer: Annotated[
-        int | None, typer.Option(help="Residual behind so many blocks; the file's own if not given.")
-    ] = None,
+    layer: LayerNumber = None,
     adapter: Adapter = None,
     out: Annotated[Path | None, typer.Option(help="FILE with .projected before its ending if not given.")] = None,
     top: Annotated[int, typer.Option(min=0, help="Rows to print.")] = 10,
@@ -302,14 +299,11 @@ def project_command(
     Example: emsweep project data/sft-insecure.jsonl --direction runs/directions/smollm2-135m/misaligned.safetensors
     """
     from eval.inside.project import project
-    from eval.inside.vectors import chosen_layer
 
     if out and out.resolve() == file.resolve():
         raise BadInput(f"--out {out}: is the data set itself, which it would replace; name another file")
 
-    identity, network, tokenizer = load_model(layer_of(model), adapter)
-    known = _read(direction, identity, network)
-    at = chosen_layer(direction, known, layer)
+    network, tokenizer, known, at = _with_direction(model, adapter, direction, layer)
     found = project(network, tokenizer, file, known, at)
     target = out or file.with_suffix(f".projected{file.suffix}")
     manifest = {
