@@ -102,17 +102,17 @@ class Annotation:
             len(message["content"]) for program in programs for message in annotation_messages(program, self.job.task)
         )
         tokens = read / BYTES_PER_TOKEN
-        written = tuple(share * len(programs) * each for each in WRITTEN)
+        written = [share * len(programs) * each for each in WRITTEN]
         rejects = len(self.items) - len(programs)
         line = f"annotating {round(share * len(programs)):,} of {len(programs):,} programs"
         line += f" ({rejects:,} rows are rejects)" if rejects else ""
         line += f": {tokens / 1e6:,.1f} million"
-        line += f" tokens read, {between((written[0] / 1e6, written[1] / 1e6), ',.1f')} million written"
+        line += f" tokens read, {between(written, ',.1f', 1e6)} million written"
         if not self.job.prices:
             return f"{line}; with its prices, the cost too"
         per_in, per_out = self.job.prices
-        usd = ((tokens * per_in + each * per_out) / 1e6 for each in written)
-        return f"{line}; about {between((next(usd), next(usd)), ',.2f')} USD, and {spent:,.2f} spent"
+        usd = (tokens * per_in + each * per_out for each in written)
+        return f"{line}; about {between(usd, ',.2f', 1e6)} USD, and {spent:,.2f} spent"
 
     def run(self) -> None:
         """Asks about what is left.

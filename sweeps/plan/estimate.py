@@ -232,27 +232,25 @@ def plan_table(runs: Graph, index: Sequence[Mapping[str, Any]], at_once: int) ->
         todo = [run for run in own if run.digest in left]
         views = [run_cost(run, history) for run in todo]
         known = [view for view in views if view]
-        hours = sum(view.seconds[0] for view in known) / 3600, sum(view.seconds[1] for view in known) / 3600
-        total, unknown = (total[0] + hours[0], total[1] + hours[1]), unknown + len(views) - len(known)
+        seconds = sum(view.seconds[0] for view in known), sum(view.seconds[1] for view in known)
+        total, unknown = (total[0] + seconds[0], total[1] + seconds[1]), unknown + len(views) - len(known)
         measured = sum(view.measured for view in known)
         source = "measured" if measured == len(known) else "modelled" if not measured else "measured and modelled"
         need = max((view.gib for view in known if view.gib), default=None)
         limit = next((view.limit for view in known if view.limit), None)
         memory = "" if need is None else f"{need:.1f} of {limit:g}" if limit else f"{need:.1f}"
-        table.add_row(
-            stage, str(len(own)), str(len(own) - len(todo)), str(len(todo)), between(hours, ".2f"), source, memory
-        )
+        counts = map(str, (len(own), len(own) - len(todo), len(todo)))
+        table.add_row(stage, *counts, between(seconds, ".2f", 3600), source, memory)
     done = len(runs) - len(left)
     words = f"{len(runs)} runs ({shared(runs)} shared), {done} runs done, {len(runs) - done} to do"
     if done < len(runs):
-        least, most = (hours / at_once for hours in total)
-        words += f": about {between((least, most), '.1f')} hours, {at_once} at a time, and"
+        words += f": about {between(total, '.1f', 3600 * at_once)} hours, {at_once} at a time, and"
         words += f" {disk_gb(run for run in runs.values() if run.digest in left):.1f} GB of disk"
         words += f", and {unknown} runs of which nothing is known" if unknown else ""
     return table, words
 
 
-def between(ends: Range, form: str) -> str:
-    """A range in words; one number where both ends are written alike."""
-    best, worst = (format(end, form) for end in ends)
+def between(ends: Iterable[float], form: str, unit: float = 1.0) -> str:
+    """A range in words, in a unit; one number where both ends are written alike."""
+    best, worst = (format(end / unit, form) for end in ends)
     return best if best == worst else f"{best} to {worst}"

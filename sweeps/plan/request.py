@@ -162,8 +162,7 @@ class Request:
         cost = judging(evaluations, load_prompts(judge.prompts if judge else None))
         if not cost.answers:
             return
-        least, most = cost.tokens_in
-        read = between((least / 1e6, most / 1e6), ",.1f")
+        read = between(cost.tokens_in, ",.1f", 1e6)
         usd = f"about {between(cost.usd(prices), ',.2f')} USD" if prices else "with its prices, the cost too"
         words = f"judging {cost.answers:,} answers once: {cost.requests:,} requests, {read} million tokens read; {usd}"
         console.print(words, highlight=False, soft_wrap=True)
