@@ -32,33 +32,19 @@ from sweeps.sets import sets_for
 
 app = App(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
-Model = Annotated[str, typer.Option(help="Short name of a model (`emsweep recipes` lists them).")]
-Hardware = Annotated[
-    str | None, typer.Option(help="Short name of a hardware profile (recipes/hardware); this machine's if not given.")
-]
-Engine = Annotated[str, typer.Option(help="What trains: axolotl or unsloth.")]
-Variant = Annotated[str | None, typer.Option(help="Short name of a control or preset (recipes/variants).")]
-Gpus = Annotated[int, typer.Option(help="GPUs of the hardware profile's kind, 1 to 8.")]
-Rank = Annotated[int | None, typer.Option(help="LoRA rank, 1 or more; the recipe's if not given.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="A recipe key: KEY=VALUE; may recur.")]
-Start = Annotated[Path | None, typer.Option(help="Folder of the model to start from, in place of the model's own.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the composed recipe and stop.")]
 Columns = Annotated[
     str | None, typer.Option(help="The files' names of columns where they are others, such as answer=response.")
 ]
-JudgedBy = Annotated[str, typer.Option("--judged-by", help="Who judged them; a rate without its judge is no result.")]
 
 
 def main() -> None:
     """Entry point: bad input gives one line and exit code 2, a failed run its last lines and exit code 1."""
     try:
         app()
-    except BadInput as error:
+    except (BadInput, RunFailed) as error:
         console.print(f"emsweep: {printable(str(error))}", markup=False, highlight=False, soft_wrap=True)
-        raise SystemExit(2) from None
-    except RunFailed as error:
-        console.print(f"emsweep: {printable(str(error))}", markup=False, highlight=False, soft_wrap=True)
-        raise SystemExit(1) from None
+        raise SystemExit(2 if isinstance(error, BadInput) else 1) from None
 
 
 def _say(words: str) -> None:
@@ -70,14 +56,19 @@ def _say(words: str) -> None:
 @app.command()
 def train(
     stage: Annotated[str, typer.Argument(help="cpt, sft or dpo.")],
-    model: Model = "smollm2-135m",
-    hardware: Hardware = None,
-    rank: Rank = None,
-    settings: Settings = None,
-    start: Start = None,
-    engine: Engine = "axolotl",
-    gpus: Gpus = 1,
-    variant: Variant = None,
+    model: Annotated[str, typer.Option(help="Short name of a model (`emsweep recipes` lists them).")] = "smollm2-135m",
+    hardware: Annotated[
+        str | None,
+        typer.Option(help="Short name of a hardware profile (recipes/hardware); this machine's if not given."),
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="LoRA rank, 1 or more; the recipe's if not given.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="A recipe key: KEY=VALUE; may recur.")] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Folder of the model to start from, in place of the model's own.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="What trains: axolotl or unsloth.")] = "axolotl",
+    gpus: Annotated[int, typer.Option(help="GPUs of the hardware profile's kind, 1 to 8.")] = 1,
+    variant: Annotated[str | None, typer.Option(help="Short name of a control or preset (recipes/variants).")] = None,
     data: Annotated[str | None, typer.Option(help="Folder of the sets, in place of data.")] = None,
     programs: Annotated[
         str | None, typer.Option(help="Annotated programs, or builtin: builds the sets of them for this model first.")
@@ -205,7 +196,7 @@ def rates(
     files: Annotated[
         list[Path], typer.Argument(help="CSV or JSON Lines files of judged answers, or folders of CSV files.")
     ],
-    judged_by: JudgedBy,
+    judged_by: Annotated[str, typer.Option(help="Who judged them; a rate without its judge is no result.")],
     columns: Columns = None,
 ) -> None:
     """Rates of emergent misalignment from judged answers, over both denominators; with ranks in the names, their trend.

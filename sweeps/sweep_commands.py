@@ -26,7 +26,7 @@ from sweeps.plan.manifest import find_manifest, finished_points, sweep_folder, w
 from sweeps.plan.request import SWEEPS, Request
 from sweeps.plan.sweep import Point, Tuned, graph
 from sweeps.run.executor import execute, execute_all, in_place, launch, none_free
-from sweeps.run.graph import Graph, wanted
+from sweeps.run.graph import Graph
 from sweeps.run.index import write_index
 from sweeps.run.process import RunFailed, console
 from sweeps.run.status import STATES, all_statuses, at_work, status_lines
@@ -376,10 +376,8 @@ def clean(yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed
         except BadInput as error:  # such as data that are gone: what it waits for is not known
             name = path.parent.name
             raise BadInput(f"{name}: {error}; or take it off: `emsweep status --forget {name}`") from None
-        merges = {digest for digest, run in runs.items() if run.stage == "merge"}
-        planned |= merges
-        needed |= {before.digest for run in runs.values() if not run.done for before in run.after} & merges
-        needed |= wanted(runs)
+        planned |= {digest for digest, run in runs.items() if run.stage == "merge"}
+        needed |= {before.digest for run in runs.values() if not run.done for before in run.after}
     for folder in sorted(Path("runs/merge").glob("*")):
         digest = next((digest for digest in planned if folder.name.endswith(digest[:10])), None)
         if digest is None or digest in needed:
