@@ -7,7 +7,6 @@ weights are hashed), with the graph of its runs and what is done of it; and the 
 import argparse
 import resource
 import time
-from pathlib import Path
 
 from sweeps.plan.axes import vary
 from sweeps.plan.sweep import graph, load_sweep, plan
@@ -22,7 +21,7 @@ def main() -> None:
     seeds = range(max(1, asked.points // (len(ranks) * len(rates))))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     began = time.perf_counter()
-    points = plan(vary(load_sweep("rank"), {"rank": ranks, "lr": rates, "seed": seeds}), full=True, root=Path("runs"))
+    points = plan(vary(load_sweep("rank"), {"rank": ranks, "lr": rates, "seed": seeds}), full=True)
     runs = graph(points)
     done = sum(run.done for run in runs.values())
     seconds = time.perf_counter() - began

@@ -15,7 +15,7 @@ from core.records import BadInput
 from eval.judge.settings import JudgeSettings
 from sweeps.plan.request import Request
 from sweeps.plan.sweep import Tuned, read_sweep
-from sweeps.recipe.compose import given_settings, load_layer
+from sweeps.recipe.compose import given_settings
 from sweeps.run.tasks import guard_tasks
 from sweeps.run.vllm import chosen_backend
 
@@ -93,9 +93,8 @@ class SweepOptions:
         own = given_settings(self.settings or [])
         guarding, said = guard_tasks(self.guard, sweep.evaluation.gen_kwargs.get("max_gen_toks"))
         declared = [setting for setting in sweep.settings if not given_settings([setting]).keys() & own.keys()]
-        gpu = load_layer("hardware", sweep.hardware)["em"]["memory_gib"] is not None
         # Decided here once: what is planned is what another machine executes.
-        backend = chosen_backend(sweep.evaluation.backend, gpu)
+        backend = chosen_backend(sweep.evaluation.backend, sweep.memory_gib is not None)
         update: dict[str, Any] = {
             "data": self.data or sweep.data,
             "gpus": self.gpus or sweep.gpus,

@@ -115,7 +115,7 @@ def finish(request: Request, runs: Graph, options: StartOptions) -> dict[str, Ba
         from sweeps.run.ray_cluster import on_ray
 
         _refuse_shares(request, "--launcher ray")
-        gpus = 0 if request.hardware["memory_gib"] is None else request.sweep.gpus
+        gpus = 0 if request.sweep.memory_gib is None else request.sweep.gpus
         do, at_once = on_ray(options.address, gpus)
         slots = [{}] * at_once
     check_runs(runs, request.folder)  # last: it takes seconds

@@ -23,7 +23,7 @@ def write_slurm(request: Request, command: str) -> Path:
     todo = wanted(request.runs)
 
     def gpus(run: Run) -> int:
-        if request.hardware["memory_gib"] is None:
+        if request.sweep.memory_gib is None:
             return 0
         return int((run.recipe.em if isinstance(run, TrainingRun) else run.about).get("gpus", 1))
 

@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
 
 from core.llm.budget import Prices, prices_of
 from core.records import BadInput, printable
@@ -68,7 +67,7 @@ class Request:
         """
         check_report(self.sweep)
         declared = vary(self.sweep, self.sweep.grid)
-        if self.found and self.hardware["memory_gib"] is None:
+        if self.found and self.sweep.memory_gib is None:
             models = {arm.model or declared.model for arm in declared.arms.values()} | {declared.model}
             this_machine(max(models, key=lambda name: load_layer("models", name)["em"]["parameters"]))
         return declared
@@ -80,11 +79,6 @@ class Request:
     @cached_property
     def runs(self) -> dict[str, Run]:
         return graph(self.points)
-
-    @property
-    def hardware(self) -> dict[str, Any]:
-        """What is known of its hardware layer beyond Axolotl's keys."""
-        return cast("dict[str, Any]", load_layer("hardware", self.sweep.hardware)["em"])
 
     @cached_property
     def places(self) -> list[dict[str, str]]:
@@ -99,7 +93,7 @@ class Request:
 
     def _check_shares(self) -> None:
         """Refuses more runs on a GPU than it holds, by the estimate of each; an evaluation has its weights at least."""
-        limit, count = self.hardware["memory_gib"], self.sweep.per_gpu
+        limit, count = self.sweep.memory_gib, self.sweep.per_gpu
         told = f"--per-gpu {count}"
         if limit is None or self.sweep.gpus > 1:
             raise BadInput(f"{told}: runs share a GPU where each needs one; not with --gpus, nor on a CPU")

@@ -195,6 +195,12 @@ class Sweep(Strict):
     data: str | None = None
     """The folder in place of `data/`, of training and of held-out programs."""
 
+    @property
+    def memory_gib(self) -> float | None:
+        """Of each of its hardware's cards; None of a CPU."""
+        gib: float | None = load_layer("hardware", self.hardware)["em"]["memory_gib"]
+        return gib
+
 
 @dataclass(frozen=True)
 class Point:
@@ -346,14 +352,14 @@ def graph(points: Iterable[Point]) -> dict[str, Run]:
     return with_all_before(run for point in points for run in (point.training, point.evaluation) if run)
 
 
-def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
+def plan(sweep: Sweep, full: bool) -> list[Point]:
     """All points of a sweep, the base models first, in an order in which they can be executed.
 
     What has the same content is the same run, whatever its arms are called. A CPT that other arms start from is
     evaluated as the merged model that they start from.
     """
     evaluation_settings = sweep.evaluation.model_dump()
-    gib = load_layer("hardware", sweep.hardware)["em"]["memory_gib"]
+    gib = sweep.memory_gib
     if gib is None:
         evaluation_settings["dtype"] = cpu_dtype()
     if sweep.data:
@@ -370,7 +376,7 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
             rows = evaluation_batch(Shape(**em["shape"]), em["parameters"] // cards, own)
             evaluation_settings["batch_size"] = rows
         own_backend = {} if adapts(load_layer("models", model)) else {"backend": "hf"}
-        run = evaluation_run("base", model, sweep.tasks, **{**evaluation_settings, **own_backend}, root=root)
+        run = evaluation_run("base", model, sweep.tasks, **{**evaluation_settings, **own_backend})
         about = {"model": model, "hardware": sweep.hardware, **({"gpus": cards} if cards > 1 else {})}
         bases[model] = replace(run, about=about)
         points.append(Point("base" if model == sweep.model else f"base-{model}", None, None, bases[model]))
@@ -394,7 +400,7 @@ def plan(sweep: Sweep, full: bool, root: Path = Path("runs")) -> list[Point]:
                     raise
                 recipe = arm_recipe(sweep, arm, keys)  # Request.places says how many fit
             called = f"{name}-seed{seed}"
-            trained = training_run(called, recipe, start=merges[arm.start] if arm.start else None, root=root)
+            trained = training_run(called, recipe, start=merges[arm.start] if arm.start else None)
             trained = made.setdefault(trained.digest, replace(trained, checkpoints=sweep.checkpoints))
             if name in starts:
                 merged = merge_run(trained)
@@ -471,7 +477,7 @@ def _check_room(model: str, sweep: Sweep, cards: int) -> None:
     Raises:
         BadInput: with what would fit.
     """
-    gib = load_layer("hardware", sweep.hardware)["em"]["memory_gib"]
+    gib = sweep.memory_gib
     if not gib or (need := evaluation_gib(model)) <= cards * gib or "em.memory_gib" in given_settings(sweep.settings):
         return
     fitting = (
@@ -508,6 +514,6 @@ def evaluation_gib(model: str) -> float:
 
 def _cards(model: str, sweep: Sweep) -> int:
     """How many of a run's cards an evaluation needs: one unless the weights, with a quarter more, want several."""
-    limit = load_layer("hardware", sweep.hardware)["em"]["memory_gib"]
+    limit = sweep.memory_gib
     need = evaluation_gib(model)
     return next((n for n in (1, 2, 4) if not limit or (need <= n * limit and n <= sweep.gpus)), sweep.gpus)
