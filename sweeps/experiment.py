@@ -192,16 +192,17 @@ def _stand_ins(programs: Sequence[Any], sweep: Sweep) -> Iterator[Path]:
     """A folder with sets of as many rows, and about as many bytes, as those that will be built."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows: dict[str, list[int]] = {"train.jsonl": [0], "heldout.jsonl": []}
         sizes = [(len(program.request), len(program.insecure)) for program in programs]
-        rows["heldout.jsonl"] = [
-            2 * (ask + code) for ask, code in sizes[: max(1, round(held_out_share(len(sizes)) * len(sizes)))]
-        ]
+        held = sizes[: max(1, round(held_out_share(len(sizes)) * len(sizes)))]
+        rows = {"train.jsonl": [0], "heldout.jsonl": [2 * (ask + code) for ask, code in held]}
         for arm in sweep.arms.values():
             name = Path(arm.data).name
-            each = {"cpt": [ask + 2 * code + EXPLANATION for ask, code in sizes] * 2}.get(arm.stage)
-            pairs = [ask + 2 * code for ask, code in sizes] * (2 if name == "dpo-both.jsonl" else 1)
-            rows[name] = each or (pairs if arm.stage == "dpo" else [ask + code for ask, code in sizes])
+            if arm.stage == "cpt":
+                rows[name] = [ask + 2 * code + EXPLANATION for ask, code in sizes] * 2
+            elif arm.stage == "dpo":
+                rows[name] = [ask + 2 * code for ask, code in sizes] * (2 if name == "dpo-both.jsonl" else 1)
+            else:
+                rows[name] = [ask + code for ask, code in sizes]
         for name, lengths in rows.items():
             write_whole(folder / name, "".join("x" * length + "\n" for length in lengths))
         yield folder

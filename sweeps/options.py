@@ -96,10 +96,7 @@ class SweepOptions:
         # Decided here once: what is planned is what another machine executes.
         backend = chosen_backend(sweep.evaluation.backend, sweep.memory_gib is not None)
         update: dict[str, Any] = {
-            "data": self.data or sweep.data,
-            "gpus": self.gpus or sweep.gpus,
-            "per_gpu": self.per_gpu or sweep.per_gpu,
-            "checkpoints": self.checkpoints or sweep.checkpoints,
+            **{key: getattr(self, key) or getattr(sweep, key) for key in ("data", "gpus", "per_gpu", "checkpoints")},
             "tasks": list(dict.fromkeys([*sweep.tasks, *guarding])),
             "evaluation": sweep.evaluation.model_copy(update={"backend": backend}),
             "grid": {**sweep.grid, **self.axes, **axes},

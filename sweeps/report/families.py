@@ -15,7 +15,6 @@ Axis = Literal["rank", "lr"]
 AXES: dict[Axis, str] = {"rank": "rank", "lr": "learning rate"}
 _KEYS = {"rank": "lora_r", "lr": "learning_rate"}
 _MARKS = {"rank": re.compile(r"-r\d+(?=-|$)"), "lr": re.compile(r"-lr\d[\d.]*(e[-+]?\d+)?(?=-|$)")}
-_NONE: Mapping[str, Tuned] = {}
 _DERIVED = {"lora_alpha", "output_dir", "dataset_prepared_path"}
 """Recipe keys that follow from the others."""
 
@@ -39,7 +38,7 @@ class Family:
         return f"{self.name}: no comparison of {AXES[self.axis]}s and no curve, for the runs differ in {differ} too."
 
 
-def axis_families(points: Sequence[Point], axis: Axis, tuned: Mapping[str, Tuned] = _NONE) -> list[Family]:
+def axis_families(points: Sequence[Point], axis: Axis, tuned: Mapping[str, Tuned] | None = None) -> list[Family]:
     """Arms whose names are the same but for r<rank> (or lr<rate>), and whose recipes say so, two or more together.
 
     Where the learning rate was `tuned` for each rank, it belongs to the rank.
@@ -50,14 +49,13 @@ def axis_families(points: Sequence[Point], axis: Axis, tuned: Mapping[str, Tuned
         stem, marks = _MARKS[axis].subn("", arm)
         if marks == 1:
             found.setdefault(stem, {})[float(run.recipe.config[_KEYS[axis]])] = arm
-    retuned = tuned if axis == "rank" else _NONE
+    retuned = tuned if tuned and axis == "rank" else {}
     derived = _DERIVED | {_KEYS[axis]} | ({"learning_rate"} if retuned else set())
     families = []
     for name, arms in found.items():
-        members = [runs[arm] for arm in arms.values()]
         if len(arms) > 1:
-            differ = _differing([run.recipe.config for run in members], derived)
-            scale = _scale([run.recipe.config for run in members], retuned)
+            configs = [runs[arm].recipe.config for arm in arms.values()]
+            differ, scale = _differing(configs, derived), _scale(configs, retuned)
             families.append(Family(name, dict(sorted(arms.items())), scale, axis, differ))
     return families
 

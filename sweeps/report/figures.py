@@ -227,10 +227,10 @@ def heat_figure(title: str, hits: pd.DataFrame, totals: pd.DataFrame) -> Figure:
     return figure
 
 
-def drawn(figure: Figure, kind: Literal["svg", "pdf", "png"]) -> bytes:
+def drawn(figure: Figure, kind: Literal["svg", "pdf"]) -> bytes:
     """The bytes of a figure's file, without a date."""
     file = io.BytesIO()
-    no_date: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
+    no_date = {"Date" if kind == "svg" else "CreationDate": None}
     with rc_context(STYLE), warnings.catch_warnings():
         # Characters that DejaVu lacks: the reader's own fonts show them in an SVG.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
@@ -288,8 +288,7 @@ def _curves(part: SubFigure, panels: Sequence[Panel], families: Sequence[Family]
             axes.plot([x for x, _ in seeds], [y for _, y in seeds], ".", color=COLOURS[number % 8], alpha=0.5, ms=4)
         for number, arm in enumerate(levels):
             if arm in panel.values and _finite(level := panel.values[arm][0]):
-                style: Any = {"color": "#555", "linewidth": 1, "linestyle": LINES[number + 1]}
-                marks[arm] = axes.axhline(level.value, **style)
+                marks[arm] = axes.axhline(level.value, color="#555", linewidth=1, linestyle=LINES[number + 1])
                 axes.axhspan(level.low, level.high, color="#555", alpha=0.08, linewidth=0)
         axes.set(title=panel.title, xlabel=AXES[families[0].axis], xscale="log", xlim=(xs[0] / 1.4, xs[-1] * 1.4))
         axes.set_xticks(xs, [f"{x:g}" for x in xs])
