@@ -54,9 +54,6 @@ def check_adapter_of(adapter: Path, layer: Mapping[str, Any]) -> None:
     """Refuses an adapter of another model than a layer's.
 
     PEFT puts it into any model whose shapes agree, as those of a model before and after CPT do.
-
-    Raises:
-        BadInput: naming the model that it was trained on.
     """
     base = str(layer["base_model"])
     check_trained_on(adapter, base, None if is_local(base) else str(layer.get("revision_of_model") or "main"))

@@ -251,10 +251,8 @@ def _edges(
     for combination in product(*others.values()):
         place = dict(zip(others, combination, strict=True))
         if place:
-            told = ", ".join(f"{axis} {value}" for axis, value in place.items())
-            console.print(told, markup=False, highlight=False)
-        do = _trial(request, place, how)
-        found.append((place, tune(do, ends, search, score, judged_by)))
+            console.print(", ".join(f"{axis} {value}" for axis, value in place.items()), markup=False, highlight=False)
+        found.append((place, tune(_trial(request, place, how), ends, search, score, judged_by)))
     return found
 
 

@@ -60,10 +60,8 @@ def vary(sweep: Sweep, grid: Mapping[str, Sequence[Any]]) -> Sweep:
         if same_key(AXES.get(axis, axis), AXES.get(other, other)) and {axis, other} != {"model", "cpt"}:
             raise BadInput(f"axes {axis} and {other} set the same key; take one of them")
     check_keys("axis ", [axis for axis in grid if axis not in AXES])
-    axes = {}
-    for axis, values in grid.items():
-        short = {AXES[name]: name for name in ("rank", "lr")}.get(axis, axis)
-        axes[short] = _values(sweep, short, values)
+    short = {AXES[name]: name for name in ("rank", "lr")}
+    axes = {short.get(axis, axis): _values(sweep, short.get(axis, axis), values) for axis, values in grid.items()}
     _check_settings(sweep, axes)
     sweep = sweep.model_copy(update={"grid": {**sweep.grid, **axes}})
     if "seed" in axes:

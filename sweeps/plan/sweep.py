@@ -472,11 +472,7 @@ def _check_checkpoints(run: TrainingRun) -> None:
 
 
 def _check_room(model: str, sweep: Sweep, cards: int) -> None:
-    """Refuses a model whose weights the cards do not hold in bf16, as it is evaluated; training may take less.
-
-    Raises:
-        BadInput: with what would fit.
-    """
+    """Refuses a model whose weights the cards do not hold in bf16, as it is evaluated; training may take less."""
     gib = sweep.memory_gib
     if not gib or (need := evaluation_gib(model)) <= cards * gib or "em.memory_gib" in given_settings(sweep.settings):
         return

@@ -260,9 +260,6 @@ def write_report(
         points: all done, the base model's first.
         missing: names of the points that are not done.
         looked: the file of `emsweep inside`, if it stands elsewhere than in `out`.
-
-    Returns:
-        the path of report.html.
     """
     ends = [point for point in points if point.along is None]
     whole, points = once(points), once(ends)
