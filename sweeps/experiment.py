@@ -22,7 +22,6 @@ from core.records import BadInput, read_jsonl, write_whole
 from eval.judge.settings import JudgeSettings
 from sweeps.options import StartOptions, SweepOptions, takes
 from sweeps.plan.sweep import Sweep, arm_recipe
-from sweeps.recipe.compose import Recipe
 from sweeps.run.process import console
 from sweeps.sets import BUILT_IN, annotated_file, held_out_share, sets_for
 from sweeps.sweep_commands import check_retune, show_search, start_ranks
@@ -125,7 +124,9 @@ def experiment(
     else:
         search.check_unused("--retune")
     declared = request.sweep
-    recipe, length = _training(declared)
+    recipes = [arm_recipe(declared, arm) for arm in declared.arms.values()]
+    # Any of them names the model; the rows of all arms must have the shortest length.
+    recipe, length = recipes[0], min(int(recipe.config["sequence_len"]) for recipe in recipes)
     path, annotation = annotated_file(programs), None
     if path is None:
         where = (endpoints.base_url, endpoints.concurrency or CONCURRENCY, TIMEOUT)
@@ -160,12 +161,6 @@ def experiment(
         judged = _judged(options, declared.judge, endpoints, annotation.spent)
         sets = sets_for(annotation.file, recipe, length)
     start_ranks(replace(judged, data=str(sets.build())), how, search, values, sweep, retune)
-
-
-def _training(sweep: Sweep) -> tuple[Recipe, int]:
-    """A recipe of the sweep, which names the model; and the length that the rows of all arms must have."""
-    recipes = [arm_recipe(sweep, arm) for arm in sweep.arms.values()]
-    return recipes[0], min(int(recipe.config["sequence_len"]) for recipe in recipes)
 
 
 def _judged(options: SweepOptions, declared: JudgeSettings | None, endpoints: Endpoints, spent: float) -> SweepOptions:
