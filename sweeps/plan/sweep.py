@@ -58,7 +58,7 @@ ROOM = 1.25
 """Memory over that of the weights with which a model is evaluated."""
 QLORA = ["adapter=qlora", "load_in_4bit=true"]
 FITTING = {"adapter", "load_in_4bit", "sequence_len", "em.memory_gib"}
-"""Recipe keys that `--set` sets in every arm, not only in those that vary."""
+"""Recipe keys that `--set` sets in every arm, not only in those that vary: what a refusal names as its remedy."""
 Stage = Literal["cpt", "sft", "dpo"]
 
 
@@ -336,14 +336,9 @@ def _check_file(sweep: Sweep) -> None:
                 raise BadInput(f"arms.{name}: {set_by[key]} would overwrite its {key}; leave one out")
 
 
-def fitting_settings(settings: Iterable[str]) -> list[str]:
-    """Those by which a model fits its hardware, which every arm takes: what a refusal names as its remedy."""
-    return [setting for setting in settings if given_settings([setting]).keys() <= FITTING]
-
-
 def _settings_for(sweep: Sweep, arm: Arm) -> list[str]:
     """The sweep's settings that concern an arm: none of DPO alone where it trains otherwise."""
-    chosen = sweep.settings if arm.vary else fitting_settings(sweep.settings)
+    chosen = [setting for setting in sweep.settings if arm.vary or given_settings([setting]).keys() <= FITTING]
     return [setting for setting in chosen if arm.stage == "dpo" or not of_dpo(setting)]
 
 
