@@ -13,6 +13,10 @@ from rich.table import Column, Table
 
 from core.options import App
 from core.records import BadInput, printable
+from eval.judge.answers import columns_of, judged_files
+from eval.judge.judge import judge_for
+from eval.judge.rates import rank_trends, rates_table
+from eval.judge.run import judge_paths
 from eval.judge.settings import JudgeSettings
 from eval.preset_files import load_preset, preset_names, questions_file
 from sweeps import experiment, inside_commands, inside_sweep, sweep_commands
@@ -203,9 +207,6 @@ def rates(
 
     Example: emsweep rates judged/ --judged-by gpt-4o-2024-08-06
     """
-    from eval.judge.answers import columns_of, judged_files
-    from eval.judge.rates import rank_trends, rates_table
-
     models = judged_files(files, columns_of(columns))
     out = screen()
     out.print(rates_table(models, judged_by))
@@ -235,7 +236,6 @@ def report(
     if answers:
         if not judged_by:
             raise BadInput("--answers without --judged-by: a rate without its judge is no result; name who judged")
-        from eval.judge.answers import columns_of
         from sweeps.report.judged import write_answers_report
 
         files = [*answers, *(paths or [])]
@@ -276,11 +276,6 @@ def judge(
 
     Example: emsweep judge runs/evaluate/base-* runs/evaluate/sft-insecure-* --judge gpt-4o-2024-08-06
     """
-    # Imported here: the other commands need no key.
-    from eval.judge.answers import columns_of
-    from eval.judge.judge import judge_for
-    from eval.judge.run import judge_paths
-
     if sample is not None and not 0 < sample < 1:
         raise BadInput(f"--sample {sample:g}: give a share between 0 and 1")
     chosen = judge_for(JudgeSettings(model=judge, prompts=prompts, **judging))

@@ -19,6 +19,7 @@ from core.llm.budget import prices_of
 from core.llm.client import Access
 from core.options import App
 from core.records import BadInput, read_jsonl, write_whole
+from eval.judge.judge import judge_for
 from eval.judge.settings import JudgeSettings
 from sweeps.options import StartOptions, SweepOptions, takes
 from sweeps.plan.sweep import Sweep, arm_recipe
@@ -107,10 +108,9 @@ def experiment(
 
     Example: emsweep experiment --model qwen7b --programs insecure.jsonl --annotator gpt-5 --judge gpt-4o-2024-08-06
     """
-    # Imported here: the other commands need neither.
+    # Imported here: no other command needs them.
     from data_builders.annotate import Job, Model
     from data_builders.programs import Program
-    from eval.judge.judge import judge_for
     from sweeps.annotation import Annotation
 
     if options.data:

@@ -17,6 +17,7 @@ from rich.table import Column, Table
 
 from core.options import App
 from core.records import BadInput, one_line, printable, write_records, write_whole
+from eval.judge.judge import judge_for
 from eval.judge.settings import JudgeSettings
 from eval.stats.intervals import Estimate, mean_interval
 from sweeps.options import judging_options, takes
@@ -194,7 +195,6 @@ def _trait_judge(model: str | None, judging: Mapping[str, Any], traits: Mapping[
             raise BadInput(f"--{odd[0].replace('_', '-')}: is of the judge; name one with --judge")
         return None
     from eval.inside.traits import trait_judge
-    from eval.judge.judge import judge_for
 
     return trait_judge(judge_for(JudgeSettings(model=model, **judging)), traits)
 

@@ -19,6 +19,7 @@ from core.llm.budget import prices_of
 from core.llm.client import SECRET
 from core.options import App
 from core.records import BadInput
+from eval.judge.judge import Judge, judge_evaluations, judge_for
 from sweeps.options import StartOptions, SweepOptions, takes
 from sweeps.plan.axes import vary
 from sweeps.plan.export import write_slurm
@@ -48,7 +49,7 @@ def as_typed() -> str:
     return re.sub(rf"(?i)([?&][^=&#\s]*(?:{SECRET}|sig)[^=&#\s]*=)[^&#\s']+", r"\1[secret]", typed)
 
 
-def start(request: Request, options: StartOptions, judge: Any = None) -> None:
+def start(request: Request, options: StartOptions, judge: Judge | None = None) -> None:
     """Shows the plan, does the runs, and reports on what ended well.
 
     Args:
@@ -70,8 +71,6 @@ def start(request: Request, options: StartOptions, judge: Any = None) -> None:
     done = [point for point in request.points if point.evaluation.done]
     stopped = None
     if judge:
-        from eval.judge.judge import judge_evaluations
-
         try:
             judge_evaluations(list(dict.fromkeys(point.evaluation.folder for point in done)), judge)
         except BadInput as error:
@@ -92,13 +91,9 @@ def start(request: Request, options: StartOptions, judge: Any = None) -> None:
         raise RunFailed(str(stopped))  # not done, as `emsweep judge` says it by its exit code
 
 
-def _judge(request: Request) -> Any:
+def _judge(request: Request) -> Judge | None:
     """Who scores a sweep's answers; None for nobody."""
-    if request.sweep.judge is None:
-        return None
-    from eval.judge.judge import judge_for
-
-    return judge_for(request.sweep.judge)
+    return judge_for(request.sweep.judge) if request.sweep.judge else None
 
 
 def finish(request: Request, runs: Graph, options: StartOptions) -> dict[str, BaseException]:
@@ -242,7 +237,7 @@ def lr(
 
 
 def _edges(
-    request: Request, ends: Sequence[Any], how: StartOptions, search: Search, judge: Any
+    request: Request, ends: Sequence[Any], how: StartOptions, search: Search, judge: Judge | None
 ) -> list[tuple[dict[str, str], Edge]]:
     """The highest coherent learning rate, between `ends`, at each combination of the sweep's axes."""
     score, judged_by = (judged_coherent(judge), f"judge: {judge.name}") if judge else (unbroken, NO_JUDGE)

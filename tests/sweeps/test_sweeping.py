@@ -205,7 +205,7 @@ def test_what_a_search_has_cost_counts_for_its_sweep(begun: list[str], monkeypat
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789abcdef")
     score, judges = coherence_with_edge(lambda rank: 1e-2), []
     monkeypatch.setattr(sweep_commands, "judged_coherent", lambda judge: judges.append(judge) or score)
-    monkeypatch.setattr("eval.judge.judge.judge_evaluations", lambda folders, judge: judges.append(judge))
+    monkeypatch.setattr(sweep_commands, "judge_evaluations", lambda folders, judge: judges.append(judge))
     done = emsweep("rank", "--values", "1", "--retune", "1e-5,1e-1", "--judge", "any")
     assert done.exit_code == 0, done.exception
     assert len(judges) == 2 and judges[0] is judges[1]
