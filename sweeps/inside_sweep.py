@@ -260,7 +260,6 @@ def _shifts(
 
 
 def _efficiency(adapted: Any, tokenizer: Any, run: Adapter, norm: float) -> dict[str, Any]:
-    """How easily an adapter learnt its training rows."""
     from eval.inside.efficiency import change_norm, ease, training_rows
 
     recipe = run.recipe or {}

@@ -92,7 +92,6 @@ def start(request: Request, options: StartOptions, judge: Judge | None = None) -
 
 
 def _judge(request: Request) -> Judge | None:
-    """Who scores a sweep's answers; None for nobody."""
     return judge_for(request.sweep.judge) if request.sweep.judge else None
 
 

@@ -129,6 +129,5 @@ def _verdict(claim: InsideClaim, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def inside_rows(part: InsidePart) -> list[Mapping[str, Any]]:
-    """The table's rows, for a CSV."""
     keys = ("arm", "seed", "rank", "place", "concept", "mean", "deviation", "p", "p_holm", "layer", "weights")
     return [{key: row.get(key) for key in keys} for row in part.rows]

@@ -34,8 +34,6 @@ RATES = {
 
 @dataclass(frozen=True)
 class JudgedPart:
-    """The part of a report that is about one judge's answers."""
-
     judge: str
     rows: dict[str, Rates]
     verdicts: list[list[str]]

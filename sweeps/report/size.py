@@ -103,7 +103,6 @@ def size_part(sweep: Sweep, points: Sequence[Point], samples: Mapping[str, Seeds
 
 
 def sentence(title: str, models: Models, outcome: Outcome | None) -> str:
-    """What follows about one outcome."""
     if outcome is None:
         why = not_identified(models) or "no model differs from the others of its family, as at the floor of a rate"
         return f"{title}: the slopes are not told, for {why}."
@@ -123,7 +122,6 @@ def sentence(title: str, models: Models, outcome: Outcome | None) -> str:
 
 
 def confounds(names: Sequence[str]) -> list[str]:
-    """What else differs between these models."""
     marked: dict[str, list[str]] = {}
     for name in names:
         for what in load_layer("models", name)["em"].get("confounds", ()):
