@@ -406,9 +406,9 @@ def plan(sweep: Sweep, full: bool) -> list[Point]:
             if sweep.checkpoints > 1:
                 _check_checkpoints(trained)
             for place in range(1, sweep.checkpoints):
-                own = at_point(of_checkpoint(base, trained, called), place, sweep.checkpoints)
+                midway = at_point(of_checkpoint(base, trained, called), place, sweep.checkpoints)
                 along = (place, sweep.checkpoints)
-                points.append(Point(name, seed, trained, made.setdefault(own.digest, own), along))
+                points.append(Point(name, seed, trained, made.setdefault(midway.digest, midway), along))
     return points
 
 
