@@ -148,7 +148,7 @@ def ranks(name: str, only: str) -> None:
     """Shifts at open prompts of a sweep's DPO adapters at one training loss, between the checkpoints that were kept.
 
     The loss is DPO's own over 16 of an adapter's training rows. The common one of the adapters of one start is the
-    highest at which any of them ended, of those that end below their start.
+    lowest that all of them reached, wherever they ended.
 
     Args:
         only: part of the names of the arms that are looked at.
@@ -200,13 +200,10 @@ def ranks(name: str, only: str) -> None:
             curve.append([reached, *(one.mean for one in shifts)])
             tested = ", ".join(f"{one.deviation:+.1f} rms, p = {one.p:.4f}" for one in shifts)
             print(f"{run.run}, step {run.step}: loss {reached:.3f}, {in_words(curve[-1][1:])} ({tested})", flush=True)
-        common = max(curve[-1][0] for curve in curves.values() if curve[-1][0] < curve[0][0])
+        common = max(min(point[0] for point in curve) for curve in curves.values())
         print(f"at a training loss of {common:.3f}:")
         for arm, curve in curves.items():
-            at = next((n for n in range(1, len(curve)) if curve[n][0] <= common < curve[n - 1][0]), None)
-            if at is None:
-                print(f"{arm}: never there")
-                continue
+            at = next(n for n in range(1, len(curve)) if curve[n][0] <= common)
             share = (curve[at - 1][0] - common) / (curve[at - 1][0] - curve[at][0])
             there = [old + share * (new - old) for old, new in zip(*curve[at - 1 : at + 1], strict=True)]
             print(f"{arm}: {in_words(there[1:])}, ratio {there[1] / there[2]:+.2f}")
