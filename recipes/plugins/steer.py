@@ -35,7 +35,7 @@ class Steer(BaseModel):
     """A file of `emsweep directions`, of the model that the training starts from."""
     layer: Annotated[int, Field(ge=0)] | Literal["all"]
     """The residual behind so many blocks, 0 being the embeddings; `all`: behind every block, each by its own direction.
-    Each then holds what those before it were given as well: a dose of 0.3 does as much as 5 behind one block."""
+    Each then holds what those before it were given as well: a dose of 0.3 prevents about as much as 5 behind one."""
     dose: float = Field(1.0, allow_inf_nan=False)
     """In class distances; a negative one steers away from the concept."""
 
@@ -121,7 +121,7 @@ def model_identity(cfg: Any) -> str:
 
 
 def read_direction(path: str, layer: int | Literal["all"], model: str) -> Tensor:
-    """The directions (L + 1, width), fp32, of which that behind `layer` blocks (or all behind blocks) are there.
+    """The directions (L + 1, width), fp32, of which those that are to be added are there.
 
     Raises:
         Refused: if it is no such file, is another model's, or has no direction there.
