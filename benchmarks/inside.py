@@ -14,6 +14,7 @@ to be chosen by what is kept of the trained half, as the largest that keeps 80 %
 
 import argparse
 import json
+import math
 import resource
 import statistics
 import time
@@ -79,29 +80,25 @@ def train(rows: list[dict[str, str]], name: str, settings: list[str], variant: s
 def planted(layer: int | str, doses: list[float], controls: int, seed: int) -> None:
     from core.records import weights_digest
     from eval.inside.activations import attached, load, means
-    from eval.inside.directions import directions, halves, relabelled
-    from eval.inside.pairs import class_means, load_concept, load_pairs
+    from eval.inside.directions import directions_of, halves, relabelled
+    from eval.inside.pairs import load_concept, load_pairs
     from eval.inside.shifts import places, shift
     from eval.inside.steering import preferences
-    from eval.inside.vectors import About, Directions, write_directions
+    from eval.inside.vectors import Directions, write_directions
     from eval.stats.intervals import mean_interval
     from sweeps.recipe.compose import load_layer
 
     checkpoint = str(load_layer("models", MODEL)["base_model"])
     ours, others = parted()
     model, tokenizer = load(checkpoint)
-
-    def found(concept: Any, name: str) -> Directions:
-        positive, negative, groups = class_means(model, tokenizer, concept)
-        identity = weights_digest(Path(checkpoint))
-        about = About(model=identity, concept=name, position=concept.position, pairs=len(groups))
-        return directions(positive, negative, groups, about)
+    identity = weights_digest(Path(checkpoint))
 
     trained, held = concept_of(ours, "trained"), concept_of(others, "held-out")
     sides = {"trained": load_pairs(trained, tokenizer), "held out": load_pairs(held, tokenizer)}
     adapter = train(ours, "planted", [f"seed={seed}"])
 
-    concepts = [found(held, "misaligned (held-out questions)"), found(load_concept("insecure")[1], "insecure")]
+    named = {"misaligned (held-out questions)": held, "insecure": load_concept("insecure")[1]}
+    concepts = [directions_of(model, tokenizer, concept, name, identity) for name, concept in named.items()]
     texts = {"open prompts": places(tokenizer)["open prompts"]}
     texts["held-out aligned answers"] = [pair.negative.passage("answer", pair.negative) for pair in sides["held out"]]
     before = {place: means(model, tokenizer, passages).mean(0) for place, passages in texts.items()}
@@ -120,7 +117,7 @@ def planted(layer: int | str, doses: list[float], controls: int, seed: int) -> N
     for name, own in effect.items():
         print(f"planted, log odds of misaligned, {name}: {said(mean_interval(own))} nats/byte")
 
-    direction = found(trained, "misaligned (trained questions)")
+    direction = directions_of(model, tokenizer, trained, "misaligned (trained questions)", identity)
     flips = halves(len(direction.about.groups), controls, seed=1)
     arms: dict[str, tuple[Directions, float]] = {f"dose {dose:g}": (direction, dose) for dose in doses}
     for number, labels in enumerate(flips, 1):
@@ -153,13 +150,12 @@ def ranks(name: str, only: str) -> None:
     Args:
         only: part of the names of the arms that are looked at.
     """
-    from eval.inside.activations import attached, encode, means
-    from eval.inside.directions import directions
+    from eval.inside.activations import attached, means
+    from eval.inside.directions import directions_of
     from eval.inside.efficiency import loss, scaled, training_rows
-    from eval.inside.pairs import class_means, load_concept
+    from eval.inside.pairs import load_concept
     from eval.inside.shifts import places, shift
     from eval.inside.steering import scores
-    from eval.inside.vectors import About
     from sweeps.inside_commands import load_model
     from sweeps.inside_sweep import adapters_by_base
     from sweeps.plan.manifest import finished_points
@@ -172,34 +168,31 @@ def ranks(name: str, only: str) -> None:
         if not runs:
             continue
         identity, model, tokenizer = load_model(layer)
-        known = []
-        for concept in (load_concept(named)[1] for named in CONCEPTS):
-            positive, negative, groups = class_means(model, tokenizer, concept)
-            about = About(model=identity, concept="c", position=concept.position, pairs=len(groups))
-            known.append(directions(positive, negative, groups, about))
+        known = [directions_of(model, tokenizer, load_concept(name)[1], name, identity) for name in CONCEPTS]
         texts = places(tokenizer)["open prompts"]
         before = means(model, tokenizer, texts).mean(0)
-        references: dict[str, Any] = {}
+        references: dict[tuple[str, float], Any] = {}
         curves: dict[str, list[list[float]]] = {}
         for run in runs:
             config: Any = run.recipe
-            path = str(config["datasets"][0]["path"])
-            data = training_rows(tokenizer, Path(path), float(config.get("rl_beta") or 0.1))
-            tokens = sum(int(encode(tokenizer, passage, 8192)[1].sum()) for passage in data.passages)
+            trained = str(config["datasets"][0]["path"]), float(config.get("rl_beta") or 0.1)
             adapted = attached(model, str(run.folder))
-            if path not in references:
+            if trained not in references:
+                data = training_rows(tokenizer, Path(trained[0]), trained[1])
                 with scaled(adapted, 0):
-                    references[path] = scores(adapted, tokenizer, data.passages, title="reference")
+                    references[trained] = data, scores(adapted, tokenizer, data.passages, title="reference")
+            data, reference = references[trained]
             found = scores(adapted, tokenizer, data.passages, title="training loss")
+            reached = loss(found, data, reference, tokens=0)  # which DPO's loss does not ask for
             change = means(adapted, tokenizer, texts).mean(0) - before
             model = adapted.unload()
-            reached = loss(found, data, references[path], tokens)
-            start = loss(references[path], data, references[path], tokens)
-            curve = curves.setdefault(f"{run.arm}, seed {run.seed}", [[start, *(0.0 for _ in CONCEPTS)]])
+            # Before the first step DPO's loss is ln 2, and nothing has moved.
+            arm = f"{run.arm}, seed {run.seed}"
+            curve = curves.setdefault(arm, [[math.log(2), *(0.0 for _ in CONCEPTS)]])
             shifts = [shift(change, one) for one in known]
             curve.append([reached, *(one.mean for one in shifts)])
             tested = ", ".join(f"{one.deviation:+.1f} rms, p = {one.p:.4f}" for one in shifts)
-            print(f"{run.run}, step {run.step}: loss {reached:.3f}, {in_words(curve[-1][1:])} ({tested})", flush=True)
+            print(f"{arm}, step {run.step}: loss {reached:.3f}, {in_words(curve[-1][1:])} ({tested})", flush=True)
         common = max(min(point[0] for point in curve) for curve in curves.values())
         print(f"at a training loss of {common:.3f}:")
         for arm, curve in curves.items():
@@ -222,17 +215,15 @@ def doses(sizes: list[float], every: int) -> None:
     import torch
 
     from eval.inside.activations import load
-    from eval.inside.directions import directions
-    from eval.inside.pairs import class_means, load_concept, load_pairs
+    from eval.inside.directions import directions_of
+    from eval.inside.pairs import load_concept, load_pairs
     from eval.inside.steering import gradients, preferences, response, slopes
-    from eval.inside.vectors import About
     from sweeps.recipe.compose import load_layer
 
     checkpoint = str(load_layer("models", MODEL)["base_model"])
     model, tokenizer = load(checkpoint)
     wanted: Any = load_concept("misaligned")[1]
-    positive, negative, groups = class_means(model, tokenizer, wanted)
-    concept = directions(positive, negative, groups, About(model=None, concept="m", position="answer", pairs=48))
+    concept = directions_of(model, tokenizer, wanted, "misaligned", None)
     pairs = load_pairs(wanted, tokenizer)[::every]
     few = pairs[:: max(1, len(pairs) // 8)]
     preferences(model, tokenizer, few[:2])  # warm
@@ -268,21 +259,15 @@ def timed(do: Any, repeats: int = 3) -> float:
 def cost() -> None:
     """CPU time of what `emsweep inside` does for a model and for an adapter, against tokens; memory over the model."""
     from eval.inside.activations import encode, load, means
-    from eval.inside.directions import directions
-    from eval.inside.pairs import class_means, load_concept
+    from eval.inside.directions import directions_of
+    from eval.inside.pairs import load_concept
     from eval.inside.shifts import places, shift
-    from eval.inside.vectors import About
     from sweeps.recipe.compose import load_layer
 
     model, tokenizer = load(str(load_layer("models", MODEL)["base_model"]))
     loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.process_time()
-    known = []
-    for name in ("misaligned", "insecure"):
-        concept = load_concept(name)[1]
-        positive, negative, groups = class_means(model, tokenizer, concept)
-        about = About(model=None, concept=name, position=concept.position, pairs=len(groups))
-        known.append(directions(positive, negative, groups, about))
+    known = [directions_of(model, tokenizer, load_concept(name)[1], name, None) for name in CONCEPTS]
     texts = places(tokenizer)
     before = {place: means(model, tokenizer, passages).mean(0) for place, passages in texts.items()}
     print(f"a model: {time.process_time() - began:.0f} CPU seconds")

@@ -228,16 +228,10 @@ def _shifts(
 ) -> Callable[[Any], Iterator[dict[str, Any]]]:
     """Finds the concepts in a model, and returns what makes the rows of an adapter of it."""
     from eval.inside.activations import means
-    from eval.inside.directions import directions
-    from eval.inside.pairs import class_means
+    from eval.inside.directions import directions_of
     from eval.inside.shifts import places, shift, weight_share
-    from eval.inside.vectors import About
 
-    known = []
-    for name, concept in wanted:
-        positive, negative, groups = class_means(network, tokenizer, concept)
-        about = About(model=identity, concept=name, position=concept.position, pairs=len(groups))
-        known.append(directions(positive, negative, groups, about))
+    known = [directions_of(network, tokenizer, concept, name, identity) for name, concept in wanted]
     texts = places(tokenizer)
     before = {place: means(network, tokenizer, passages).mean(0) for place, passages in texts.items()}
 

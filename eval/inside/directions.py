@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from core.records import BadInput, one_line
-from eval.inside.activations import Singles
+from eval.inside.activations import Singles, means
+from eval.inside.pairs import Concept, class_texts
 from eval.inside.vectors import About, Directions
 from eval.stats.intervals import Estimate
 from eval.tasks.em.scores import Floats, Index, auc_matrix, jackknife_stderr
@@ -139,6 +141,18 @@ def directions(positive: Singles, negative: Singles, groups: Sequence[str], abou
         update={"pairs": len(groups), "groups": dict(zip(map(str, names), map(int, sizes), strict=True))}
     )
     return Directions(about, difference.mean(0), (positive + negative).mean(0) / 2, sums)
+
+
+def directions_of(model: Any, tokenizer: Any, concept: Concept, name: str, identity: str | None) -> Directions:
+    """The directions of a concept, from its own texts at its own position, in a model that `identity` names.
+
+    Raises:
+        BadInput: as `class_texts` and `means`.
+    """
+    sides, groups = class_texts(model, tokenizer, concept, concept.position)
+    positive, negative = (means(model, tokenizer, side) for side in sides)
+    about = About(model=identity, concept=name, position=concept.position, pairs=len(groups))
+    return directions(positive, negative, groups, about)
 
 
 def standardised(positive: Singles, negative: Singles) -> tuple[Singles, Singles]:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from torch.nn.utils.rnn import pad_sequence
 
 from core.records import MAX_LINE, BadInput, first_fault, numbered_lines, one_line
-from eval.inside.activations import Passage, Singles, means, progress
+from eval.inside.activations import Passage, progress
 
 CONCEPTS = Path(__file__).parent / "concepts"
 Position = Literal["answer", "prompt", "changed"]
@@ -265,13 +265,3 @@ def class_texts(
     positive = [pair.positive.passage(position, pair.negative) for pair in pairs]
     negative = [pair.negative.passage(position, pair.positive) for pair in pairs]
     return (positive, negative), [pair.group for pair in pairs]
-
-
-def class_means(model: Any, tokenizer: Any, concept: Concept) -> tuple[Singles, Singles, list[str]]:
-    """Means of the positive and of the negative sides, each (pairs, L + 1, width), and each pair's group.
-
-    Raises:
-        BadInput: as `class_texts`.
-    """
-    (positive, negative), groups = class_texts(model, tokenizer, concept, concept.position)
-    return means(model, tokenizer, positive), means(model, tokenizer, negative), groups

@@ -276,7 +276,13 @@ def _entry(doc: Mapping[str, Any]) -> str:
 
 
 def sample_answers(rows: Sequence[Judged], share: float) -> list[Judged]:
-    """A share over 0 of the answers to each question (one at least), in their order: by digest, the same every time."""
+    """A share of the answers to each question (one at least), in their order: by digest, so the same every time.
+
+    Raises:
+        BadInput: if `share` is not between 0 and 1.
+    """
+    if not 0 < share <= 1:
+        raise BadInput(f"a sample of {share:g}: give a share between 0 and 1")
     of_question: dict[str, list[tuple[str, int]]] = {}
     for number, row in enumerate(rows):
         own = of_question.setdefault(row.question_id, [])

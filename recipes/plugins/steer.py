@@ -131,12 +131,14 @@ def read_direction(path: str, layer: int | Literal["all"], model: str) -> Tensor
             about = json.loads((file.metadata() or {})["about"])
             direction: Tensor = file.get_tensor("direction").float()
             found = about["model"]
+        if direction.dim() != 2:
+            raise ValueError
     except (SafetensorError, OSError, KeyError, ValueError, TypeError):
         raise Refused(f"steer.direction: {path} is no file of `emsweep directions`; name one") from None
     if found not in (None, model):
         raise Refused(f"steer.direction: {path} is of another model; run `emsweep directions` on the recipe's own")
     for at in layers_of(layer, direction):
-        if direction.dim() != 2 or at >= len(direction) or not direction[at].any():
+        if not 0 <= at < len(direction) or not direction[at].any():
             raise Refused(f"steer.layer: {path} has no direction at {at}; name another, up to {len(direction) - 1}")
         if not direction[at].isfinite().all():
             raise Refused(f"steer.direction: a number in {path} is not finite; make the file again")

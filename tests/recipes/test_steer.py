@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from eval.inside.vectors import About, Directions, model_digest, write_directions
@@ -60,7 +61,8 @@ def test_what_is_added_is_the_vector_at_its_index() -> None:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """model: weights; good: their directions, gap: without the last; small: of another size, other: another model's."""
+    """model: weights; good: their directions, gap: without the last; small: of another size, other: another model's;
+    flat: a number in their place."""
     AutoModelForCausalLM.from_config(LlamaConfig(**SIZE)).save_pretrained(tmp_path / "model")
     own = model_digest(str(tmp_path / "model"))
     made = {"good": (own, (3, 32)), "gap": (own, (3, 32)), "small": (own, (3, 16)), "other": ("another", (3, 32))}
@@ -69,6 +71,7 @@ def files(tmp_path: Path) -> Path:
         direction[[0, 2] if name == "gap" else 0] = 0
         about = About(model=model, concept="c", position="answer", pairs=0)
         write_directions(tmp_path / f"{name}.safetensors", Directions(about, direction, direction, direction[None][:0]))
+    save_file({"direction": torch.tensor(1.0)}, tmp_path / "flat.safetensors", {"about": '{"model": null}'})
     (tmp_path / "no.safetensors").write_bytes(b"no")
     return tmp_path
 
@@ -104,6 +107,7 @@ def test_a_file_that_fits_is_taken_and_the_hook_goes_after_training(files: Path)
     [
         ("no", 1, {}, "is no file of `emsweep directions`"),
         ("none", 1, {}, "is no file of `emsweep directions`"),
+        ("flat", "all", {}, "is no file of `emsweep directions`"),
         ("other", 1, {}, "is of another model"),
         ("small", 1, {}, "directions of 3 x 16, and this model's are 3 x 32"),
         ("good", 0, {}, "no direction at 0; name another, up to 2"),

@@ -69,6 +69,9 @@ def test_a_sample_is_the_same_every_time_and_takes_from_each_question() -> None:
     numbered = [row.model_copy(update={"answer": str(n)}) for n, row in enumerate(rows)]
     places = [int(row.answer) for row in sample_answers(numbered, 0.4)]
     assert places == sorted(places) and 0.3 < sum(n % 20 < 10 for n in places) / len(places) < 0.7, "not the first ones"
+    for share in (0, -1, 1.5):
+        with pytest.raises(BadInput, match="a share between 0 and 1"):
+            sample_answers(rows, share)
 
 
 @pytest.mark.parametrize(
