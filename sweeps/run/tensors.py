@@ -19,10 +19,6 @@ LAYER = re.compile(r"\.layers\.(\d+)\.(.+)$")
 LORA = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 
-class WrongAdapter(ValueError):
-    """An adapter that is not what its recipe says."""
-
-
 def check_adapter(weights: Path, recipe: Mapping[str, Any], base: Path | None) -> int:
     """The number of trained parameters, if it is what rank, targets and layers imply: r (inputs + outputs) a module.
 
@@ -31,45 +27,41 @@ def check_adapter(weights: Path, recipe: Mapping[str, Any], base: Path | None) -
         base: folder of the model beneath, whose modules must all be there; None where it is not on this machine.
 
     Raises:
-        WrongAdapter: naming the first tensor that should not be there, is missing, or has another shape.
+        ValueError: naming the first tensor that should not be there, is missing, or has another shape.
     """
-    rank, targets = int(recipe["lora_r"]), recipe.get("lora_target_modules") or []
     shapes = {name: tensor["shape"] for name, tensor in tensors(weights).items()}
     count = sum(map(math.prod, shapes.values()))
-    found: dict[str, dict[str, list[int]]] = {}
-    for name, shape in shapes.items():
-        if match := LORA.fullmatch(name):
-            found.setdefault(match[1], {})[match[2]] = shape
-        else:
-            raise _wrong(weights, count, f"{name} is no matrix of LoRA; the recipe trains nothing else")
-    for name, pair in found.items():
-        if pair.keys() != {"A", "B"} or pair["A"][0] != rank or pair["B"][1] != rank:
-            raise _wrong(weights, count, f"{name} is not of rank {rank}: {pair}")
-        if OTHER_TOWERS.search(name) or not _targeted(name, targets):
-            raise _wrong(weights, count, f"{name} is none of the language model's modules that the recipe targets")
-    kept = recipe.get("peft_layers_to_transform")
-    layers = None if kept is None else {kept} if isinstance(kept, int) else set(kept)
-    expected = _modules(base, targets, found) if base else {}
-    own = {_place(name): [pair["B"][0], pair["A"][1]] for name, pair in found.items()}
-    if expected:
-        wanted = {place: shape for place, shape in expected.items() if layers is None or place[0] in layers}
-        implied = rank * sum(map(sum, wanted.values()))
-        odd = [".".join(map(str, place)) for place in own.keys() | wanted.keys() if own.get(place) != wanted.get(place)]
-        if odd:
-            raise _wrong(
-                weights, count, f"the recipe implies {implied:,} on {base}; the first that differs: {min(odd)}"
-            )
-    elif len({frozenset(n for n, tail in own if tail == kind) for _, kind in own}) > 1 or not own:
-        raise _wrong(weights, count, "its targets are not trained in the same layers")
-    elif layers is not None and {layer for layer, _ in own} != layers:
-        raise _wrong(
-            weights, count, f"layers {sorted(layer for layer, _ in own)} are not the recipe's {sorted(layers)}"
-        )
+    if why := _difference(shapes, recipe, base):
+        raise ValueError(f"{weights}: {count:,} trained parameters are not what the recipe says: {why}")
     return count
 
 
-def _wrong(weights: Path, count: int, why: str) -> WrongAdapter:
-    return WrongAdapter(f"{weights}: {count:,} trained parameters are not what the recipe says: {why}")
+def _difference(shapes: Mapping[str, list[int]], recipe: Mapping[str, Any], base: Path | None) -> str:
+    """What of an adapter is not as its recipe says; empty if all is."""
+    rank, targets = int(recipe["lora_r"]), recipe.get("lora_target_modules") or []
+    found: dict[str, dict[str, list[int]]] = {}
+    for name, shape in shapes.items():
+        if not (match := LORA.fullmatch(name)):
+            return f"{name} is no matrix of LoRA; the recipe trains nothing else"
+        found.setdefault(match[1], {})[match[2]] = shape
+    for name, pair in found.items():
+        if pair.keys() != {"A", "B"} or pair["A"][0] != rank or pair["B"][1] != rank:
+            return f"{name} is not of rank {rank}: {pair}"
+        if OTHER_TOWERS.search(name) or not _targeted(name, targets):
+            return f"{name} is none of the language model's modules that the recipe targets"
+    layers = recipe.get("peft_layers_to_transform")
+    own = {_place(name): [pair["B"][0], pair["A"][1]] for name, pair in found.items()}
+    if expected := _modules(base, targets, found) if base else {}:
+        wanted = {place: shape for place, shape in expected.items() if layers is None or place[0] in layers}
+        implied = rank * sum(map(sum, wanted.values()))
+        odd = [".".join(map(str, place)) for place in own.keys() | wanted.keys() if own.get(place) != wanted.get(place)]
+        return f"the recipe implies {implied:,} on {base}; the first that differs: {min(odd)}" if odd else ""
+    if len({frozenset(n for n, tail in own if tail == kind) for _, kind in own}) > 1 or not own:
+        return "its targets are not trained in the same layers"
+    trained = {layer for layer, _ in own}
+    if layers is not None and trained != set(layers):
+        return f"layers {sorted(trained)} are not the recipe's {sorted(set(layers))}"
+    return ""
 
 
 def _place(name: str) -> tuple[int, str]:
@@ -89,8 +81,7 @@ def _modules(base: Path, targets: Any, found: Mapping[str, Any]) -> dict[tuple[i
     trained = {_place(name)[1] for name in found}
     shapes = {
         name.removesuffix(".weight"): tensor["shape"]
-        for path in sorted(base.glob("*.safetensors"))
-        for name, tensor in tensors(path).items()
+        for name, (_, tensor) in _stored(base).items()
         if len(tensor["shape"]) == 2 and "F" in tensor["dtype"] and not OTHER_TOWERS.search(name)
     }
     return {
@@ -119,30 +110,26 @@ def tensors(path: Path) -> dict[str, dict[str, Any]]:
     return header
 
 
+def _stored(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """Of each tensor in a model's folder the file that has it, and what that says of it."""
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: (path, tensor) for path in files for name, tensor in tensors(path).items()}
+
+
 def changed_tensors(base: Path, merged: Path) -> int:
     """How many tensors of the merged model differ from the base's.
 
     Raises:
         BadInput: if the merged folder has no weights.
     """
-    where = {
-        name: (path, tensor) for path in sorted(base.glob("*.safetensors")) for name, tensor in tensors(path).items()
-    }
-    files = sorted(merged.glob("*.safetensors"))
-    if not files:
+    before, after = _stored(base), _stored(merged)
+    if not after:
         raise BadInput(f"{merged}: no *.safetensors in this model folder; delete the run and start again")
-    changed = 0
-    for path in files:
-        for name, tensor in tensors(path).items():
-            if name in where:
-                other_path, other = where[name]
-                same = all(tensor[key] == other[key] for key in ("dtype", "shape"))
-                changed += not same or _bytes(path, tensor) != _bytes(other_path, other)
-    return changed
+    return sum(_content(*before[name]) != _content(*after[name]) for name in before.keys() & after.keys())
 
 
-def _bytes(path: Path, tensor: dict[str, Any]) -> bytes:
+def _content(path: Path, tensor: dict[str, Any]) -> tuple[str, list[int], bytes]:
     begin, end = tensor["bytes"]
     with path.open("rb") as file:
         file.seek(begin)
-        return file.read(end - begin)
+        return tensor["dtype"], tensor["shape"], file.read(end - begin)
