@@ -52,6 +52,8 @@ SHARE = "EM_SHARE"
 """In that environment, where several runs share a GPU: `NUMBER/COUNT`, which of how many this place is."""
 _LOCKS: ContextVar[tuple[int, ...]] = ContextVar("_LOCKS", default=())
 """Of the locks that this thread holds, and hands down."""
+PATIENCE = 15.0
+"""Seconds that processes have to end before they are killed."""
 TRACKERS = ("WANDB_", "COMET_", "SWANLAB_")
 """Whose keys a training may need."""
 _children: set[subprocess.Popen[bytes]] = set()
@@ -131,10 +133,7 @@ def call(title: str, command: Sequence[str], log: Path, local_model: bool) -> No
         try:
             process.wait()
         finally:
-            if process.poll() is None:
-                _end_trees([process])
-                process.wait()
-            _children.discard(process)
+            end(process)
     if stopping.is_set():
         raise RunFailed(f"{title} was stopped")
     if process.returncode:
@@ -172,29 +171,26 @@ def last_lines(log: Path, start: int) -> str:
     return "\n  ".join(printable(line[:300]) for line in lines[-6:])
 
 
-def stop_children(patience: float = 15.0) -> None:
-    """Ends all that `spawn` has started, and theirs; kills what has not ended after `patience` seconds."""
+def stop_children() -> None:
+    """Ends all that `spawn` has started, and theirs; kills what has not ended after `PATIENCE`."""
     stopping.set()
-    _end_trees(list(_children), patience)
+    _end_trees(list(_children))
 
 
-def _end_trees(roots: Sequence[subprocess.Popen[bytes]], patience: float = 15.0) -> None:
+def _end_trees(roots: Sequence[subprocess.Popen[bytes]]) -> None:
     import psutil
 
     tree = []
     for child in roots:
-        if child.poll() is not None:  # its number may be another's by now
-            continue
-        try:
-            process = psutil.Process(child.pid)
-            tree += [*process.children(recursive=True), process]
-        except psutil.NoSuchProcess:
-            continue
+        if child.poll() is None:  # else its number may be another's by now
+            with suppress(psutil.NoSuchProcess):
+                process = psutil.Process(child.pid)
+                tree += [*process.children(recursive=True), process]
     for stop in (psutil.Process.terminate, psutil.Process.kill):
         for process in tree:
             with suppress(psutil.NoSuchProcess):
                 stop(process)
-        _, tree = psutil.wait_procs(tree, timeout=patience)
+        _, tree = psutil.wait_procs(tree, timeout=PATIENCE)
 
 
 def tail(path: Path, start: int, size: int) -> str:
