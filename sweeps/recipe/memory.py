@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 GIB = 2**30
 CONTEXT = 1.0 * GIB
@@ -77,8 +77,7 @@ class Shape:
         return sizes[parts[0]][0], sum(sizes[part][1] for part in parts)
 
 
-@dataclass(frozen=True)
-class Memory:
+class Memory(NamedTuple):
     """Bytes on one GPU, by what they are for."""
 
     weights: float
@@ -87,16 +86,11 @@ class Memory:
     logits: float
 
     @property
-    def total(self) -> float:
-        return (self.weights + self.adapters + self.activations + self.logits) * FRAGMENTATION + CONTEXT
-
-    @property
     def gib(self) -> float:
-        return self.total / GIB
+        return (sum(self) * FRAGMENTATION + CONTEXT) / GIB
 
     def __str__(self) -> str:
-        parts = ("weights", "adapters", "activations", "logits")
-        return ", ".join(f"{part} {getattr(self, part) / GIB:.1f}" for part in parts)
+        return ", ".join(f"{part} {size / GIB:.1f}" for part, size in self._asdict().items())
 
 
 def adapter_parameters(shape: Shape, config: Mapping[str, Any]) -> int:
@@ -179,15 +173,10 @@ def smallest_batch(config: Mapping[str, Any]) -> int:
 
 def spread(config: Mapping[str, Any], gpus: int) -> dict[str, Any] | None:
     """The recipe for each of `gpus`, so that an optimiser step sees the same rows; None if they cannot be parted so."""
-    rows, smallest = (
-        int(config["micro_batch_size"]) * int(config["gradient_accumulation_steps"]),
-        smallest_batch(config),
-    )
-    own, rest = divmod(rows, gpus)
-    fitting = [
-        size for size in range(smallest, int(config["micro_batch_size"]) + 1, smallest) if not rest and own % size == 0
-    ]
-    if not fitting:
+    smallest, largest = smallest_batch(config), int(config["micro_batch_size"])
+    own, rest = divmod(largest * int(config["gradient_accumulation_steps"]), gpus)
+    fitting = [size for size in range(smallest, largest + 1, smallest) if own % size == 0]
+    if rest or not fitting:
         return None
     return {**config, "micro_batch_size": fitting[-1], "gradient_accumulation_steps": own // fitting[-1]}
 
@@ -202,7 +191,7 @@ def fitted(shape: Shape, parameters: int, config: dict[str, Any], gib: float, gp
     config = dict(config)
     while estimate(shape, parameters, config, gpus).gib > gib:
         half, odd = divmod(int(config["micro_batch_size"]), 2)
-        if odd or half < smallest or half % smallest:
+        if odd or half % smallest:
             return None
         config["micro_batch_size"] = half
         config["gradient_accumulation_steps"] = 2 * int(config["gradient_accumulation_steps"])
