@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
@@ -17,23 +18,14 @@ def with_all_before(last: Iterable[Run]) -> dict[str, Run]:
     """Runs and what they build on, each once, in an order in which they can be executed."""
     runs: dict[str, Run] = {}
     for run in last:
-        _add(runs, run)
+        for each in (*with_all_before(run.after).values(), run):
+            runs.setdefault(each.digest, each)
     return runs
-
-
-def _add(runs: dict[str, Run], run: Run) -> None:
-    if run.digest not in runs:
-        for before in run.after:
-            _add(runs, before)
-        runs[run.digest] = run
 
 
 def shared(runs: Graph) -> int:
     """How many runs several others build on, evaluations aside."""
-    uses: dict[str, int] = {}
-    for run in runs.values():
-        for before in run.after:
-            uses[before.digest] = uses.get(before.digest, 0) + (run.stage != "evaluate")
+    uses = Counter(before.digest for run in runs.values() if run.stage != "evaluate" for before in run.after)
     return sum(count > 1 for count in uses.values())
 
 
@@ -70,8 +62,8 @@ def wanted(runs: Graph) -> set[str]:
 
 def lost(runs: Graph, failed: str) -> list[str]:
     """The digests of all runs that build on a failed one, through others too."""
-    gone = {failed}
+    gone = [failed]
     for digest, run in runs.items():
         if any(before.digest in gone for before in run.after):
-            gone.add(digest)
-    return [digest for digest in runs if digest in gone and digest != failed]
+            gone.append(digest)
+    return gone[1:]
