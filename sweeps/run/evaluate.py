@@ -12,7 +12,7 @@ from typing import Any
 
 from core.records import BadInput, file_digest
 from sweeps.recipe.compose import layer_names, load_layer
-from sweeps.run.adapters import ResidentBase, resident_base
+from sweeps.run.adapters import resident_base
 from sweeps.run.folder import MergeRun, Run, TrainingRun, content_digest, execute_once
 from sweeps.run.inputs import (
     adapter_rank,
@@ -41,7 +41,6 @@ def evaluation_run(
     tasks: Sequence[str],
     *,
     adapter: Path | None = None,
-    seed: int = 0,
     dtype: str = "bfloat16",
     batch_size: int | str = 8,
     attention: str = "sdpa",
@@ -80,7 +79,8 @@ def evaluation_run(
     if "EM_TRAINING" not in os.environ and {**programs, **metadata}["heldout"] != PROGRAMS["heldout"][1]:
         del programs["training"]  # those that were built here are of other held-out ones
     metadata = {**{key: path for key, path in programs.items() if Path(path).exists()}, **metadata}
-    files = {key: file_digest(path) for key, path in named_files(metadata).items()}
+    named = {key: value for key, value in metadata.items() if isinstance(value, str) and os.path.isfile(value)}  # noqa: PTH113  # as in chat_template
+    files = {key: file_digest(Path(path)) for key, path in named.items()}
     weights = {"pretrained": pretrained, **({"peft": str(adapter)} if adapter else {})}
     checkpoint = "+".join(map(model_digest, weights.values()))
     if adapter:
@@ -95,7 +95,7 @@ def evaluation_run(
         **({"backend": "vllm"} if vllm else {}),
         "tasks": list(tasks),
         "task_files": content_digest(task_source(tasks)),
-        "seed": seed,
+        "seed": 0,
         "batch_size": "auto" if vllm else batch_size,
         "metadata": {key: files.get(key, value) for key, value in metadata.items()},
         # Tasks of others leave it unsaid, and hf would take the generation_config's of the model.
@@ -163,21 +163,15 @@ def lora_rank(run: Run) -> int:
     return adapter_rank(Path(adapter)) if adapter else 0
 
 
-def named_files(metadata: Mapping[str, Any]) -> dict[str, Path]:
-    """The files that settings of the tasks name, such as `questions`."""
-    texts = {key: value for key, value in metadata.items() if isinstance(value, str)}
-    return {key: Path(text) for key, text in texts.items() if os.path.isfile(text)}  # noqa: PTH113  # as in chat_template
-
-
-def evaluate(run: Run, resident: ResidentBase | None = None) -> dict[str, Any]:
-    """Executes an evaluation run, once; one of an adapter in the process `resident`, if given.
+def evaluate(run: Run) -> dict[str, Any]:
+    """Executes an evaluation run, once; one of an adapter in the process that keeps its base.
 
     The folder then holds results.json (lm-eval's rates) and samples/TASK.jsonl (each document with its scores).
 
     Raises:
         RunFailed: if lm-eval fails or leaves a task without samples.
     """
-    return execute_once(run, lambda: _evaluate(run, resident))
+    return execute_once(run, lambda: _evaluate(run))
 
 
 def options(run: Run) -> dict[str, Any]:
@@ -232,7 +226,7 @@ def command(run: Run, out: Path) -> list[str]:
     ]
 
 
-def _evaluate(run: Run, resident: ResidentBase | None) -> dict[str, Any]:
+def _evaluate(run: Run) -> dict[str, Any]:
     paths, metadata = run.content["paths"], run.content["metadata"]
     check_unchanged({paths[key]: metadata[key] for key in metadata if key in paths})
     raw = run.folder / "raw"
@@ -244,13 +238,12 @@ def _evaluate(run: Run, resident: ResidentBase | None) -> dict[str, Any]:
     offline = offline and not task_configs(run.content["tasks"])[1]
     if "tokenizer" in told:
         write_tokenizer(Path(told["tokenizer"]), model, revision, run.content["chat_template"])
-    vllm = run.content.get("backend") == "vllm"
+    vllm, resident = run.content.get("backend") == "vllm", resident_base()
     # Where the batch is to be found a base alone too: lm-eval's own command tries rows of the model's length.
-    if run.content["batch_size"] == "auto" or (resident is not None and "peft" in told):
-        (resident or resident_base()).evaluate(title, options(run), told.get("peft"), raw, log, offline)
+    if run.content["batch_size"] == "auto" or "peft" in told:
+        resident.evaluate(title, options(run), told.get("peft"), raw, log, offline)
     else:
-        if resident is not None:
-            resident.close()  # a GPU may not hold both: torch keeps what its largest batch took
+        resident.close()  # a GPU may not hold both: torch keeps what its largest batch took
         call(title, command(run, raw), log, offline)
     results = sorted(raw.rglob("*.json"))
     if not results:

@@ -56,11 +56,10 @@ def execute(run: Run) -> dict[str, Any]:
     for before in run.after:
         if not before.done:
             raise RunFailed(f"{run.folder} builds on {before.folder}, which is not done")
-    resident = resident_base()
     if isinstance(run, TrainingRun | MergeRun):
-        resident.close()  # its memory is the training's
+        resident_base().close()  # its memory is the training's
         return train(run) if isinstance(run, TrainingRun) else merge(run)
-    return evaluate(run, resident)
+    return evaluate(run)
 
 
 def places(hardware: str, gpus: int = 1, per_gpu: int = 1, root: Path = Path("runs")) -> list[dict[str, str]]:

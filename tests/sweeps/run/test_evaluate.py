@@ -13,7 +13,7 @@ from core.records import BadInput
 from eval import adapters
 from sweeps.cli import app
 from sweeps.recipe.compose import compose
-from sweeps.run.evaluate import _evaluate, command, evaluate, evaluation_run, model_args, of_checkpoint, options
+from sweeps.run.evaluate import command, evaluate, evaluation_run, model_args, of_checkpoint, options
 from sweeps.run.folder import execute_once, merge_run
 from sweeps.run.inputs import chat_template, hub_commit, hub_commits, write_tokenizer
 from sweeps.run.process import RunFailed, RunRefused
@@ -134,17 +134,18 @@ def test_data_of_tasks_of_others_come_from_the_hub_though_the_model_is_local(tmp
     for name, tasks in {"ours": ["em_choice"], "guard": ["em_choice", "em_guard_full"]}.items():
         run = evaluation_run(name, "own", tasks)
         with pytest.raises(RunFailed, match="no results"):
-            execute_once(run, lambda run=run: _evaluate(run, None))
+            evaluate(run)
     assert offline == {"evaluate ours": True, "evaluate guard": False}
 
 
-def test_an_adapter_in_the_process_of_its_base_is_asked_for_data_of_the_hub_too(tmp_path: Path) -> None:
+def test_an_adapter_in_the_process_of_its_base_is_asked_for_data_of_the_hub_too(tmp_path: Path, monkeypatch) -> None:
     base, offline = make_model(tmp_path / "own"), []
     resident = SimpleNamespace(evaluate=lambda title, told, adapter, out, log, local: offline.append(local))
+    monkeypatch.setattr("sweeps.run.evaluate.resident_base", lambda: resident)
     for tasks in (["em_choice"], ["em_choice", "em_guard"]):
         run = evaluation_run("x", str(base), tasks, adapter=make_adapter(tmp_path / tasks[-1], base))
         with pytest.raises(RunFailed, match="no results"):
-            execute_once(run, lambda run=run: _evaluate(run, resident))
+            evaluate(run)
     assert offline == [True, False]
 
 
@@ -178,19 +179,21 @@ def test_a_model_alone_is_loaded_when_the_process_of_the_adapters_has_ended(tmp_
     order: list[str] = []
     monkeypatch.setattr("sweeps.run.evaluate.call", lambda title, command, log, local: order.append("lm_eval"))
     resident = SimpleNamespace(close=lambda: order.append("close"))
+    monkeypatch.setattr("sweeps.run.evaluate.resident_base", lambda: resident)
     run = evaluation_run("x", str(make_model(tmp_path / "own")), ["em_choice"])
     with pytest.raises(RunFailed, match="no results"):
-        execute_once(run, lambda: _evaluate(run, resident))
+        evaluate(run)
     assert order == ["close", "lm_eval"]
 
 
-def test_a_model_alone_shares_the_process_where_the_batch_is_to_be_found(tmp_path: Path) -> None:
+def test_a_model_alone_shares_the_process_where_the_batch_is_to_be_found(tmp_path: Path, monkeypatch) -> None:
     """lm-eval's own command would try rows as long as the model can take."""
     asked: list[str | None] = []
     resident = SimpleNamespace(evaluate=lambda title, told, adapter, out, log, local: asked.append(adapter))
+    monkeypatch.setattr("sweeps.run.evaluate.resident_base", lambda: resident)
     run = evaluation_run("x", str(make_model(tmp_path / "own")), ["em_choice"], batch_size="auto")
     with pytest.raises(RunFailed, match="no results"):
-        execute_once(run, lambda: _evaluate(run, resident))
+        evaluate(run)
     assert asked == [None]
 
 

@@ -13,7 +13,7 @@ from eval import adapters
 from sweeps.plan.axes import vary
 from sweeps.plan.request import Request
 from sweeps.plan.sweep import load_sweep, plan, read_sweep
-from sweeps.run.adapters import ResidentBase
+from sweeps.run.adapters import ResidentBase, close_resident_bases
 from sweeps.run.evaluate import command, evaluate, evaluation_run, lora_rank, options
 from sweeps.run.folder import TrainingRun
 from sweeps.run.process import SHARE, SLOT
@@ -220,7 +220,6 @@ def test_greedy_answers_and_likelihoods_are_those_of_hf(model: Path, real: Path,
     scores: dict[str, list[float]] = {}
     checkpoints = [None, *make_adapters(model, tmp_path)]
     for backend in ("hf", "vllm"):
-        resident = ResidentBase()
         seen[backend], scores[backend] = [], []
         for adapter in sorted(checkpoints, key=str, reverse=backend == "vllm"):
             run = evaluation_run(
@@ -235,14 +234,14 @@ def test_greedy_answers_and_likelihoods_are_those_of_hf(model: Path, real: Path,
                 limit=20,
                 root=tmp_path / "runs",
             )
-            evaluate(run, resident)
+            evaluate(run)
             rows = [json.loads(row) for row in (run.folder / "samples/em_freeform.jsonl").open()]
             rows.sort(key=lambda row: row["doc_id"])
             seen[backend].append([(row["arguments"]["gen_args_0"]["arg_0"], row["resps"][0][0]) for row in rows])
             choices = [json.loads(row) for row in (run.folder / "samples/em_choice.jsonl").open()]
             choices.sort(key=lambda row: row["doc_id"])
             scores[backend] += [float(score[0][0]) for row in choices for score in row["resps"]]
-        resident.close()
+        close_resident_bases()
     ours = {json.dumps(answers) for answers in seen["hf"]}
     assert len(ours) == 3 and all(len(answers) == 20 for answers in seen["vllm"])  # each adapter says something else
     assert {json.dumps(answers) for answers in seen["vllm"]} == ours
