@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from core.records import BadInput
 from sweeps.recipe import precision
@@ -85,12 +84,8 @@ def machine_dtype() -> str:
     return "bfloat16" if gpu_here() else precision.cpu_dtype()
 
 
-def profile_of(cards: list[Gpu], profiles: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
+def profile_of(cards: list[Gpu]) -> tuple[str, str]:
     """The profile of the smallest visible card and a line that says why.
-
-    Args:
-        profiles: the `em` section of each hardware layer. `accelerator` is the name that Slurm and Ray know it by;
-            its letters and digits stand in nvidia-smi's name for the card too.
 
     Raises:
         BadInput: if the card is smaller than every profile's.
@@ -99,14 +94,14 @@ def profile_of(cards: list[Gpu], profiles: Mapping[str, Mapping[str, Any]]) -> t
         return "cpu", "no GPU here: hardware profile cpu"
     card = min(cards, key=lambda gpu: gpu.gib)
     others = f" (the smallest of {len(cards)})" if len(cards) > 1 else ""
-    fitting = {
-        name: em for name, em in profiles.items() if em["memory_gib"] and em["memory_gib"] * TOLERANCE <= card.gib
-    }
+    layers = {name: load_layer("hardware", name)["em"] for name in layer_names("hardware")}
+    fitting = {name: em for name, em in layers.items() if em["memory_gib"] and em["memory_gib"] * TOLERANCE <= card.gib}
     if not fitting:
         raise BadInput(f"{card.name} has {card.gib:.0f} GiB, less than every hardware profile; name --hardware")
     letters = "".join(filter(str.isalnum, card.name)).lower()
 
     def rank(name: str) -> tuple[bool, float, float]:
+        # Of the name that Slurm and Ray know the card by, letters and digits stand in nvidia-smi's too.
         kind = "".join(filter(str.isalnum, str(fitting[name]["accelerator"]).split("-")[0])).lower()
         return kind in letters, fitting[name]["memory_gib"], -fitting[name]["tflops"]
 
@@ -118,14 +113,9 @@ def profile_of(cards: list[Gpu], profiles: Mapping[str, Mapping[str, Any]]) -> t
 
 def of_kind(cards: list[Gpu], hardware: str) -> list[Gpu]:
     """The cards of a profile's kind; where there is none, those with at least its memory."""
-    profiles = _profiles()
-    least = profiles[hardware]["memory_gib"] * TOLERANCE
+    least = load_layer("hardware", hardware)["em"]["memory_gib"] * TOLERANCE
     large = [card for card in cards if card.gib >= least]
-    return [card for card in large if profile_of([card], profiles)[0] == hardware] or large
-
-
-def _profiles() -> dict[str, Any]:
-    return {name: load_layer("hardware", name)["em"] for name in layer_names("hardware")}
+    return [card for card in large if profile_of([card])[0] == hardware] or large
 
 
 def this_machine(model: str | None = None) -> tuple[str, str]:
@@ -134,7 +124,7 @@ def this_machine(model: str | None = None) -> tuple[str, str]:
     Raises:
         BadInput: if there is no GPU and the model is too large for a CPU, or the card is smaller than every profile's.
     """
-    name, why = profile_of(visible_gpus(), _profiles())
+    name, why = profile_of(visible_gpus())
     parameters = load_layer("models", model)["em"]["parameters"] if model else 0
     if name == "cpu" and parameters > LARGEST_ON_CPU:
         raise BadInput(

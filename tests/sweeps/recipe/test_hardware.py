@@ -7,10 +7,7 @@ from typer.testing import CliRunner
 
 from core.records import BadInput
 from sweeps.cli import app
-from sweeps.recipe.compose import layer_names, load_layer
 from sweeps.recipe.hardware import machine_dtype, profile_of, this_machine, visible_gpus
-
-PROFILES = {name: load_layer("hardware", name)["em"] for name in layer_names("hardware")}
 
 
 def found(folder: Path, monkeypatch: pytest.MonkeyPatch, *cards: tuple[str, int | str], visible: str | None = None):
@@ -23,7 +20,7 @@ def found(folder: Path, monkeypatch: pytest.MonkeyPatch, *cards: tuple[str, int 
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    return profile_of(visible_gpus(), PROFILES)
+    return profile_of(visible_gpus())
 
 
 @pytest.mark.parametrize(
@@ -130,7 +127,7 @@ def test_the_type_is_a_cards_only_where_one_is_visible(tmp_path: Path, monkeypat
 
 def test_no_driver_is_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert profile_of(visible_gpus(), PROFILES) == ("cpu", "no GPU here: hardware profile cpu")
+    assert profile_of(visible_gpus()) == ("cpu", "no GPU here: hardware profile cpu")
     assert this_machine("smollm2-135m")[0] == "cpu"
     with pytest.raises(BadInput, match=r"no GPU here, and qwen7b has 7\.6 billion parameters"):
         this_machine("qwen7b")
