@@ -119,16 +119,13 @@ def _layers_of(kind: str) -> dict[str, dict[str, Any]]:
     files = {path.stem: _container(OmegaConf.load(path)) for path in sorted((RECIPES / kind).glob("*.yaml"))}
     if kind != "models":
         return files
-    return {
-        name: _model(stem, family, size) for stem, family in files.items() for name, size in family["sizes"].items()
-    }
-
-
-def _model(stem: str, family: Mapping[str, Any], size: Mapping[str, Any]) -> dict[str, Any]:
-    shared = {key: value for key, value in family.items() if key != "sizes"}
-    # A row may name others: the hub's id of a model that is fetched, the family of which it is a checkpoint.
-    named = {"em": {"hub_id": size["base_model"], "family": stem}}
-    return _container(OmegaConf.merge(named, shared, size))
+    models = {}
+    for stem, family in files.items():
+        for name, size in family.pop("sizes").items():
+            # A row may name others: the hub's id of a model that is fetched, the family of which it is a checkpoint.
+            named = {"em": {"hub_id": size["base_model"], "family": stem}}
+            models[name] = _container(OmegaConf.merge(named, family, size))
+    return models
 
 
 @cache
