@@ -21,15 +21,6 @@ COLUMNS = (
 )
 
 
-def finished(root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """(folder, record) of every finished run, by folder; a record that cannot be read is left out."""
-    for path in sorted(root.glob("*/*/run.json")):
-        try:
-            yield path.parent, read_record(path.parent)
-        except BadInput:
-            continue
-
-
 def index_row(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     """What is worth comparing of a finished run: what it was, what it took (rows, tokens, seconds), its scores."""
     content = record.get("content", {})
@@ -68,12 +59,15 @@ def evaluation_kind(content: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _rows(root: Path) -> Iterator[dict[str, Any]]:
-    for folder, record in finished(root):
+    """A row for each finished run, by folder; a record that cannot be read is left out."""
+    for path in sorted(root.glob("*/*/run.json")):
+        folder = path.parent
         try:
-            row = index_row(folder, record)
+            yield index_row(folder, read_record(folder))
+        except BadInput:
+            continue
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # of another version, which says less
-            row = {**dict.fromkeys(COLUMNS), "folder": str(folder), "stage": folder.parent.name}
-        yield row
+            yield {**dict.fromkeys(COLUMNS), "folder": str(folder), "stage": folder.parent.name}
 
 
 def write_index(root: Path = Path("runs")) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from core.records import BadInput
 from sweeps.recipe.compose import compose
 from sweeps.run.fetch_model import fetch_smollm2
 from sweeps.run.folder import Run, content_digest, execute_once, identity, merge_run
-from sweeps.run.index import finished
+from sweeps.run.index import write_index
 from sweeps.run.inputs import model_digest, start_digest
 from sweeps.run.process import RunFailed, RunRefused, call, child_environment
 from sweeps.run.status import status
@@ -367,7 +367,7 @@ def test_a_record_that_cannot_be_read_is_refused_by_name(workspace: Path, broken
     for read in (merged.record, lambda: start_digest(merged.model)):
         with pytest.raises(BadInput, match=r"run\.json: not the record of a run; delete the folder and run it again"):
             read()
-    assert not list(finished(merged.root)) and status(merged.folder).state == "waiting"
+    assert not write_index(merged.root) and status(merged.folder).state == "waiting"
 
 
 def test_two_that_want_the_model_at_once_fetch_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
