@@ -54,9 +54,7 @@ def progress(folder: Path, state: str) -> Progress:
     Tokens per second are those of a step at the trainer's own pace, so that a resumed run is not taken for a fast one.
     """
     logs = [path for name in ("train", "merge", "evaluate") if (path := folder / f"{name}.log").is_file()]
-    if not logs:
-        return Progress(folder, state)
-    text = tail(max(logs, key=lambda path: path.stat().st_mtime_ns), 0, TAIL)
+    text = tail(max(logs, key=lambda path: path.stat().st_mtime_ns), 0, TAIL) if logs else ""
     steps, losses, tokens = (pattern.findall(text) for pattern in (_STEP, _LOSS, _TOKENS))
     if not steps:
         return Progress(folder, state)
@@ -106,16 +104,19 @@ def planned(manifest: Path) -> list[Path]:
     """The folders of the runs that a sweep.json names.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError, AttributeError: if it cannot be read.
+        BadInput: if it cannot be read.
     """
-    runs = json.loads(manifest.read_text(encoding="utf-8"))["runs"]
     root = manifest.parent.parent.parent
-    return [run_folder(root, run["stage"], run["digest"], run["name"]) for run in runs]
+    try:
+        runs = json.loads(manifest.read_text(encoding="utf-8"))["runs"]
+        return [run_folder(root, run["stage"], run["digest"], run["name"]) for run in runs]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise BadInput(f"{manifest} cannot be read; start the sweep again, or --forget it") from None
 
 
 def at_work(manifest: Path) -> Path | None:
     """A run of a planned sweep that is running; None if there is none, or the sweep.json cannot be read."""
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+    with suppress(BadInput):
         return next((folder for folder in planned(manifest) if status(folder).state == "running"), None)
     return None
 
@@ -127,8 +128,8 @@ def all_statuses(root: Path) -> tuple[list[Progress], dict[str, str]]:
     for path in sorted(root.glob("sweeps/*/sweep.json")):
         try:
             own = planned(path)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            sweeps[path.parent.name] = f"{path} cannot be read; start the sweep again, or --forget it"
+        except BadInput as error:
+            sweeps[path.parent.name] = str(error)
             continue
         folders |= set(own)
         done = sum((folder / "run.json").is_file() for folder in own)
