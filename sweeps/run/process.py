@@ -22,6 +22,11 @@ from core.records import printable
 console = Console(stderr=True)
 
 
+def say(words: str, style: str | None = None) -> None:
+    """A line to standard error as it stands: nothing in it is markup, and it is not wrapped."""
+    console.print(words, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def screen() -> Console:
     """Standard output; wide where no one watches, for a table in a file or a pipe must not be cut."""
     own = Console()

@@ -25,7 +25,7 @@ from sweeps.run.inputs import (
     model_folder,
     start_digest,
 )
-from sweeps.run.process import RunFailed, RunRefused, call, console, tool
+from sweeps.run.process import RunFailed, RunRefused, call, say, tool
 from sweeps.run.source import plugin_source
 from sweeps.run.tensors import changed_tensors, check_adapter, tensors
 
@@ -78,7 +78,7 @@ def _train(run: TrainingRun) -> dict[str, Any]:
     recipe, log, title = run.folder / "recipe.yaml", run.folder / "train.log", f"{run.stage} {run.name}"
     write_whole(recipe, whole.to_yaml())
     if run.about.get("hardware") == "cpu" and not whole.config.get("bf16"):
-        console.print(f"{title}: in fp32{'' if fast_bf16() else f'; {SLOW_BF16}'}", highlight=False, soft_wrap=True)
+        say(f"{title}: in fp32{'' if fast_bf16() else f'; {SLOW_BF16}'}")
     # Rows that were cut off while they were saved Axolotl would take for whole, and fail at each further try.
     shutil.rmtree(run.folder / "prepared", ignore_errors=True)
     resumed = resumable(run)
@@ -176,8 +176,7 @@ def resumable(run: TrainingRun) -> Path | None:
     every = save_step(state["max_steps"], run.checkpoints)
     if {*range(every, state["global_step"] + 1, every)} <= saved_checkpoints(run.adapter).keys():
         return newest
-    said = f"{run.folder}: begun without keeping {run.checkpoints} points of training; it begins again"
-    console.print(said, markup=False, highlight=False, soft_wrap=True)
+    say(f"{run.folder}: begun without keeping {run.checkpoints} points of training; it begins again")
     shutil.rmtree(run.adapter)
     return None
 

@@ -13,7 +13,7 @@ import typer
 from core.records import BadInput
 from eval.judge.answers import stored_answers
 from sweeps.plan.sweep import Point
-from sweeps.run.process import console
+from sweeps.run.process import say
 from sweeps.tune.threshold import Edge, Range, Trial, search
 
 REPEATS = 2.4
@@ -116,19 +116,16 @@ def tune(do: Callable[[str, int], Point], values: Sequence[Any], settings: Searc
         point = do(f"{lr:g}", tried.count(lr))
         tried.append(lr)
         trial = score(point.evaluation.folder)._replace(lr=lr)
-        console.print(f"learning rate {lr:g}: {trial.coherent:.1%} of answers are coherent", highlight=False)
+        say(f"learning rate {lr:g}: {trial.coherent:.1%} of answers are coherent")
         return trial
 
     edge, trials = search(where, run, settings.sharpness, settings.most)
     if edge.low > where.high or edge.high < where.low:
         words = "above" if edge.low > where.high else "below"
-        console.print(f"the edge is {words} the range {where.low:g} to {where.high:g}", highlight=False)
+        say(f"the edge is {words} the range {where.low:g} to {where.high:g}")
     sharp = "" if edge.sharp(settings.sharpness) else ", not as sharp as asked"
-    console.print(
+    say(
         f"highest learning rate at which {bound:.0%} of answers are coherent: {edge.lr:.3g}"
-        f" [{edge.low:.3g}, {edge.high:.3g}], {len(trials)} runs{sharp}; {judge}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        f" [{edge.low:.3g}, {edge.high:.3g}], {len(trials)} runs{sharp}; {judge}"
     )
     return edge._replace(lr=float(f"{edge.lr:.2e}"))
