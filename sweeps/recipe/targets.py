@@ -6,7 +6,7 @@ recipes/plugins checks the loaded model too, which a sweep would learn of hours 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,8 @@ def check_targets(config: Mapping[str, Any], em: Mapping[str, Any], tabled: bool
     """
     folder = Path(config["base_model"])
     if folder.is_dir():
-        names = _stored_modules(folder, max((file.stat().st_mtime_ns for file in _files(folder)), default=0))
+        stamps = [file.stat().st_mtime_ns for file in folder.glob("*.safetensors")]
+        names = _stored_modules(folder, max(stamps, default=0))
     elif tabled:
         shape, others = em["shape"], tuple(em.get("other_modules", ()))
         names = _table_modules(shape["layers"], shape["tied"], others, tuple(shape.get("modules", ())))
@@ -70,7 +71,7 @@ def check_targets(config: Mapping[str, Any], em: Mapping[str, Any], tabled: bool
     matched: set[str] = set()
     for target in [targets] if isinstance(targets, str) else targets:
         try:
-            own = {name for name in names if matches(target, name, isinstance(targets, str))}
+            own = {name for name in names if targeted(target if isinstance(targets, str) else [target], name)}
         except re.error as error:
             raise BadInput(f"lora_target_modules {target!r} is no pattern: {error}") from None
         if not own:
@@ -85,9 +86,11 @@ def check_targets(config: Mapping[str, Any], em: Mapping[str, Any], tabled: bool
         )
 
 
-def matches(target: str, name: str, pattern: bool) -> bool:
-    """As PEFT does: a pattern matches the whole name, an entry of a list its end."""
-    return bool(re.fullmatch(target, name)) if pattern else f".{name}".endswith(f".{target}")
+def targeted(targets: str | Sequence[str], name: str) -> bool:
+    """Whether PEFT takes a module for a target: a pattern matches its whole name, or an entry of a list ends it."""
+    if isinstance(targets, str):
+        return bool(re.fullmatch(targets, name))
+    return any(f".{name}".endswith(f".{target}") for target in targets)
 
 
 @lru_cache
@@ -105,10 +108,6 @@ def _table_modules(layers: int, tied: bool, others: tuple[str, ...], own: tuple[
     return (*blocks, *(() if tied else ("lm_head",)), *others)
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors"))
-
-
 @lru_cache
 def _stored_modules(folder: Path, _stamp: int) -> tuple[str, ...]:
     """The modules with a matrix in a model's folder; none where a file cannot be read, which training will say."""
@@ -116,7 +115,7 @@ def _stored_modules(folder: Path, _stamp: int) -> tuple[str, ...]:
 
     names = []
     try:
-        for file in _files(folder):
+        for file in folder.glob("*.safetensors"):
             with safe_open(file, "numpy") as weights:
                 matrices = [key for key in weights.keys() if len(weights.get_slice(key).get_shape()) == 2]  # noqa: SIM118
             names += [key.removesuffix(".weight") for key in matrices if "embed" not in key]

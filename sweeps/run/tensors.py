@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from core.records import BadInput
-from sweeps.recipe.targets import OTHER_TOWERS, matches
+from sweeps.recipe.targets import OTHER_TOWERS, targeted
 
 LAYER = re.compile(r"\.layers\.(\d+)\.(.+)$")
 LORA = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
@@ -47,7 +47,7 @@ def _difference(shapes: Mapping[str, list[int]], recipe: Mapping[str, Any], base
     for name, pair in found.items():
         if pair.keys() != {"A", "B"} or pair["A"][0] != rank or pair["B"][1] != rank:
             return f"{name} is not of rank {rank}: {pair}"
-        if OTHER_TOWERS.search(name) or not _targeted(name, targets):
+        if OTHER_TOWERS.search(name) or not targeted(targets, name):
             return f"{name} is none of the language model's modules that the recipe targets"
     layers = recipe.get("peft_layers_to_transform")
     own = {_place(name): [pair["B"][0], pair["A"][1]] for name, pair in found.items()}
@@ -70,12 +70,6 @@ def _place(name: str) -> tuple[int, str]:
     return (int(match[1]), match[2]) if match else (-1, name)
 
 
-def _targeted(name: str, targets: Any) -> bool:
-    """Whether PEFT takes a module for a target: a regular expression matches its name, or one of a list ends it."""
-    pattern = isinstance(targets, str)
-    return any(matches(target, name, pattern) for target in ([targets] if pattern else targets))
-
-
 def _modules(base: Path, targets: Any, found: Mapping[str, Any]) -> dict[tuple[int, str], list[int]]:
     """(outputs, inputs) of the targets among a model's linear layers; of those trained, where a pattern names them."""
     trained = {_place(name)[1] for name in found}
@@ -87,7 +81,7 @@ def _modules(base: Path, targets: Any, found: Mapping[str, Any]) -> dict[tuple[i
     return {
         _place(name): shape
         for name, shape in shapes.items()
-        if _targeted(name, targets) and (_place(name)[1] in trained or isinstance(targets, list))
+        if targeted(targets, name) and (_place(name)[1] in trained or isinstance(targets, list))
     }
 
 
