@@ -122,8 +122,8 @@ def estimate(shape: Shape, parameters: int, config: Mapping[str, Any], gpus: int
         config: a composed recipe. With `fsdp_config` the weights and adapters are shared out between the GPUs.
     """
     body = parameters - (1 if shape.tied else 2) * shape.vocabulary * shape.hidden
-    width = BYTES_4BIT if config.get("load_in_4bit") else 2 if config.get("bf16") else 4
-    weights = body * width + (parameters - body) * (2 if config.get("bf16") else 4)
+    width = 2 if config.get("bf16") else 4
+    weights = body * (BYTES_4BIT if config.get("load_in_4bit") else width) + (parameters - body) * width
     trained = adapter_parameters(shape, config)
     # The matrices are fp32, their gradients too; Adam keeps two moments.
     adapters: float = trained * (4 + 4 + ADAM_BYTES.get(str(config.get("optimizer")), 8))
@@ -132,7 +132,6 @@ def estimate(shape: Shape, parameters: int, config: Mapping[str, Any], gpus: int
     # DPO runs the chosen and the rejected answer of a row at once; the reference keeps no activations.
     sequences = int(config["micro_batch_size"]) * (2 if config.get("rl") == "dpo" else 1)
     tokens = sequences * int(config["sequence_len"])
-    width = 2 if config.get("bf16") else 4
     layer, adapted = (tokens * kept for kept in _kept_in_a_layer(shape, config, width))
     # transformers' loss holds the logits, their fp32 copy, its log-softmax and a gradient; ours for DPO
     # (recipes/plugins/logprobs.py) the logits, their gradient, and that of the slice without the last place.

@@ -112,14 +112,13 @@ def child_environment(local_model: bool) -> dict[str, str]:
     env["PATH"] = str(Path(sys.executable).parent) + os.pathsep + env.get("PATH", "")
     if local_model:
         env["HF_HUB_OFFLINE"] = "1"
-    for key, value in {
+    return {
         "OMP_NUM_THREADS": str(cores()),
         "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
         "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
         "MALLOC_TOP_PAD_": str(256 << 20),
-    }.items():
-        env.setdefault(key, value)
-    return env
+        **env,
+    }
 
 
 def call(title: str, command: Sequence[str], log: Path, local_model: bool) -> None:

@@ -36,7 +36,7 @@ def check_runs(runs: Graph, folder: Path) -> None:
     if len(trained) > 1:
         lines = [{"run": f"{run.stage} {run.name}", "recipe": run.whole_recipe.config} for run in trained]
     tasks = {name for run in todo if run.stage == "evaluate" for name in run.content["tasks"]}
-    lines += [{"task": name} for name in sorted(tasks) if name in task_configs([name])[1]]
+    lines += [{"task": name} for name in sorted(tasks & task_configs(list(tasks))[1])]
     if not lines:
         return
     file = folder / "recipes.jsonl"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,18 +96,14 @@ def _sampled(documents: str, metadata: Mapping[str, Any], paths: Mapping[str, An
 def _tasks(tasks: tuple[str, ...]) -> dict[str, Mapping[str, Any]]:
     """The configurations of the tasks that run: groups as their members, each with what it includes."""
     configs, others = task_configs(tasks)
+    groups = [config["task"] for config in configs.values() if isinstance(config.get("task"), list)]
+    named = [*tasks, *chain.from_iterable(groups)]
     included = {Path(config["include"]).stem for config in configs.values() if "include" in config}
     run: dict[str, Mapping[str, Any]] = {name: {} for name in others}
     for name, config in configs.items():
-        if not isinstance(config.get("task"), list) and (name not in included or _named(name, tasks, configs)):
+        if not isinstance(config.get("task"), list) and (name not in included or name in named):
             run[name] = {**configs.get(Path(config.get("include", "")).stem, {}), **config}
     return run
-
-
-def _named(name: str, tasks: Sequence[str], configs: Mapping[str, Any]) -> bool:
-    """Whether a task is wanted itself, and not only included by another."""
-    members = [config["task"] for config in configs.values() if isinstance(config.get("task"), list)]
-    return name in tasks or any(name in group for group in members)
 
 
 @lru_cache
