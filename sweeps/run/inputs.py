@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from functools import lru_cache
-from importlib.util import find_spec
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -184,9 +184,7 @@ def chat_template(recipe: Mapping[str, Any]) -> str | None:
     if choice == "jinja":
         text = str(recipe["chat_template_jinja"])
         return Path(text).read_text(encoding="utf-8") if os.path.isfile(text) else text  # noqa: PTH113  # Path.is_file raises for long text
-    axolotl = find_spec("axolotl")
-    folders = axolotl.submodule_search_locations if axolotl else None
-    file = Path(next(iter(folders or ()), ""), "utils", "chat_templates", "templates", f"{choice}.jinja")
+    file = Path(str(resources.files("axolotl")), "utils", "chat_templates", "templates", f"{choice}.jinja")
     if not file.is_file():
         raise BadInput(
             f"chat_template {choice}: Axolotl has none of this name; write chat_template: jinja and its text"

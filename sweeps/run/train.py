@@ -40,13 +40,16 @@ def training_run(name: str, recipe: Recipe, *, start: MergeRun | None = None, ro
     if config.get("chat_template") == "jinja":  # its text: under the name of a file another template may stand later
         config["chat_template_jinja"] = chat_template(config)
         recipe = replace(recipe, config=config)
+    engine = recipe.em.get("engine", "axolotl")
+    code = [*config.get("plugins", ()), *([config["trainer_cls"]] if config.get("trainer_cls") else [])]
+    code += ["recipes.unsloth.train.main"] if engine == "unsloth" else []
     content: dict[str, Any] = {
         "start": start.training.digest if start else start_digest(Path(config["base_model"])),
         "recipe": config,
-        "engine": recipe.em.get("engine", "axolotl"),
+        "engine": engine,
         "gpus": recipe.em.get("gpus", 1),
         "alpha": recipe.em.get("alpha"),
-        "plugins": content_digest(plugin_source(_plugins(config, recipe.em.get("engine", "axolotl")))),
+        "plugins": content_digest(plugin_source(code)),
         "data": {d["path"]: digest_of(Path(d["path"])) for d in config["datasets"] if is_local(d["path"])},
     }
     for key, file in plugin_files(config).items():
@@ -55,12 +58,6 @@ def training_run(name: str, recipe: Recipe, *, start: MergeRun | None = None, ro
         content["data"][file] = digest_of(Path(file))
     about: dict[str, Any] = {key: recipe.em[key] for key in ("model", "hardware") if key in recipe.em}
     return TrainingRun(recipe.stage, name, content, root, (start,) if start else (), about, recipe=recipe)
-
-
-def _plugins(config: dict[str, Any], engine: str) -> list[str]:
-    """What of recipes/ a recipe is trained with."""
-    named = [*config.get("plugins", ()), *([config["trainer_cls"]] if config.get("trainer_cls") else [])]
-    return [*named, *(["recipes.unsloth.train.main"] if engine == "unsloth" else [])]
 
 
 def train(run: TrainingRun) -> dict[str, Any]:
