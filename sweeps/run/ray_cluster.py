@@ -30,7 +30,7 @@ def on_ray(
     """
     try:
         import ray
-        from ray.exceptions import RayError, RayTaskError
+        from ray.exceptions import RayError
     except ImportError:
         raise BadInput("--launcher ray: Ray is not installed; `pip install -e .[ray]`") from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -68,10 +68,8 @@ def on_ray(
                 cancelled = True
         try:
             return ray.get(task)
-        except RayTaskError as error:
-            cause = error.cause
-            raise cause if isinstance(cause, RunFailed | RunHeld) else RunFailed(f"{run.folder}: {error}") from None
         except RayError as error:
-            raise RunFailed(f"{run.folder}: {error}") from None
+            cause = getattr(error, "cause", None)  # of an error in the task itself
+            raise cause if isinstance(cause, RunFailed | RunHeld) else RunFailed(f"{run.folder}: {error}") from None
 
     return send, at_once

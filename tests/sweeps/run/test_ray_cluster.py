@@ -62,7 +62,7 @@ def test_a_run_has_its_gpus_on_one_node(
     ray = SimpleNamespace(init=lambda **_: None, nodes=lambda: alive, remote=lambda **_: lambda do: do)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.setitem(sys.modules, "ray.exceptions", SimpleNamespace(RayError=OSError, RayTaskError=OSError))
+    monkeypatch.setitem(sys.modules, "ray.exceptions", SimpleNamespace(RayError=OSError))
     if at_once:
         assert on_ray("ray://x", gpus)[1] == at_once
     else:
