@@ -81,7 +81,6 @@ def resident_base() -> ResidentBase:
 
 def close_resident_bases(slots: Iterable[Mapping[str, str]] | None = None) -> None:
     """Ends those of some places, or all of them."""
-    chosen = None if slots is None else set(map(_place, slots))
-    for place, base in list(_BASES.items()):
-        if chosen is None or place in chosen:
-            base.close()
+    for place in list(_BASES) if slots is None else map(_place, slots):
+        if place in _BASES:
+            _BASES[place].close()

@@ -79,13 +79,11 @@ def places(hardware: str, gpus: int = 1, per_gpu: int = 1, root: Path = Path("ru
     if load_layer("hardware", hardware)["em"]["memory_gib"] is None:
         return [{}]
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    parts = "MIG-" in (named or "")  # of a card, which nvidia-smi's table does not list
-    cards = [] if parts else visible_gpus()
-    kind = of_kind(cards, hardware)
-    devices = [card.number for card in kind if named is not None or card.used_gib <= BUSY_GIB or _held(root, card)]
-    if not cards:
-        devices = list(filter(None, (part.strip() for part in (named or "").split(","))))
-    if not cards and not devices:
+    cards = [] if "MIG-" in (named or "") else visible_gpus()  # parts of a card nvidia-smi's table does not list
+    if cards:
+        kind = of_kind(cards, hardware)
+        devices = [card.number for card in kind if named is not None or card.used_gib <= BUSY_GIB or _held(root, card)]
+    elif not (devices := list(filter(None, (part.strip() for part in (named or "").split(","))))):
         return [{}]
     groups = [devices[first : first + gpus] for first in range(0, len(devices) - gpus + 1, gpus)]
     threads = str(max(1, cores() // max(1, len(groups) * per_gpu)))

@@ -163,13 +163,9 @@ def model_folder(model: str, revision: str | None = None) -> Path | None:
 
 def hub_commits(recipe: Mapping[str, Any]) -> dict[str, str | None]:
     """The commits of a recipe's model and data sets that come from the hub."""
-    commits = {}
-    if not is_local(base := recipe["base_model"]):
-        commits[base] = hub_commit(base, recipe.get("revision_of_model"))
-    for entry in recipe.get("datasets", ()):
-        if not is_local(entry["path"]):
-            commits[entry["path"]] = hub_commit(entry["path"], entry.get("revision"), "dataset")
-    return commits
+    named = [(recipe["base_model"], recipe.get("revision_of_model"), "model")]
+    named += [(entry["path"], entry.get("revision"), "dataset") for entry in recipe.get("datasets", ())]
+    return {name: hub_commit(name, revision, kind) for name, revision, kind in named if not is_local(name)}
 
 
 def chat_template(recipe: Mapping[str, Any]) -> str | None:

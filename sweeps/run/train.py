@@ -216,10 +216,7 @@ def training_history(folder: Path) -> dict[str, Any]:
         "max_steps": state.get("max_steps", 0),
         "losses": [[entry["step"], entry["loss"]] for entry in logs],
     }
-    tokens = [entry[key] for entry in logs for key in ("tokens/total", "num_tokens") if key in entry]
-    pairs = [entry["whole_pairs"] for entry in logs if "whole_pairs" in entry]
-    if tokens:
-        history["tokens"] = int(max(tokens))
-    if pairs:
-        history["whole_pairs"] = int(max(pairs))
+    for name, logged in (("tokens", ("tokens/total", "num_tokens")), ("whole_pairs", ("whole_pairs",))):
+        if counts := [entry[key] for entry in logs for key in logged if key in entry]:
+            history[name] = int(max(counts))
     return history
