@@ -108,11 +108,9 @@ def read_record(folder: Path) -> dict[str, Any]:
 def find_run(root: Path, stage: str, digest: str) -> Path | None:
     """The folder of a run by its digest alone, whatever it is called; None if there is none."""
     place = root / stage
-    try:
-        stamp = place.stat().st_mtime_ns
-    except FileNotFoundError:
+    if not place.is_dir():
         return None
-    return _folders(place.absolute(), stamp, place).get(digest[:10])
+    return _folders(place.absolute(), place.stat().st_mtime_ns, place).get(digest[:10])
 
 
 def run_folder(root: Path, stage: str, digest: str, name: str) -> Path:

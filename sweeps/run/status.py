@@ -78,11 +78,8 @@ def _seconds(clock: str) -> float | None:
 
 def status(folder: Path) -> Progress:
     """Where one run stands; one that was cut off waits."""
-    try:
+    with suppress(BadInput):
         record = read_record(folder)
-    except BadInput:
-        pass
-    else:
         try:
             loss = (record.get("losses") or [[None, None]])[-1][1]
             speed = record["tokens"] / record["wall_seconds"] if record.get("tokens") else None
