@@ -48,7 +48,6 @@ def evaluation_run(
     metadata: Mapping[str, Any] | None = None,
     gen_kwargs: Mapping[str, Any] | None = None,
     limit: int | None = None,
-    root: Path = Path("runs"),
 ) -> Run:
     """The evaluation of a base model, maybe with an `adapter` that was trained on it.
 
@@ -104,7 +103,7 @@ def evaluation_run(
         **(other_scale(adapter) if adapter else {}),
         "paths": {**{key: metadata[key] for key in files}, **weights, **({"revision": revision} if revision else {})},
     }
-    return Run("evaluate", name, content, root)
+    return Run("evaluate", name, content)
 
 
 def of_checkpoint(evaluation: Run, run: TrainingRun | MergeRun, name: str) -> Run:

@@ -30,7 +30,7 @@ from sweeps.run.source import plugin_source
 from sweeps.run.tensors import changed_tensors, check_adapter, tensors
 
 
-def training_run(name: str, recipe: Recipe, *, start: MergeRun | None = None, root: Path = Path("runs")) -> TrainingRun:
+def training_run(name: str, recipe: Recipe, *, start: MergeRun | None = None) -> TrainingRun:
     """Makes the run of a recipe; `start` is the merged model that it begins with, else the recipe's base model.
 
     Raises:
@@ -57,7 +57,8 @@ def training_run(name: str, recipe: Recipe, *, start: MergeRun | None = None, ro
             raise BadInput(f"{key}: {file}: no such file; make it first, or name another")
         content["data"][file] = digest_of(Path(file))
     about: dict[str, Any] = {key: recipe.em[key] for key in ("model", "hardware") if key in recipe.em}
-    return TrainingRun(recipe.stage, name, content, root, (start,) if start else (), about, recipe=recipe)
+    after = (start,) if start else ()
+    return TrainingRun(recipe.stage, name, content, after=after, about=about, recipe=recipe)
 
 
 def train(run: TrainingRun) -> dict[str, Any]:

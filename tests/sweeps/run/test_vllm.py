@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def test_an_evaluation_through_vllm_is_another_with_the_engine_by_the_rank(tmp_p
     base = make_model(tmp_path, "base")
     adapter = make_model(tmp_path, "own", base_model_name_or_path=str(base), r=12)
     run, plain = (
-        evaluation_run("x", str(base), ["em_freeform"], adapter=adapter, backend=backend, batch_size=8, root=tmp_path)
+        evaluation_run("x", str(base), ["em_freeform"], adapter=adapter, backend=backend, batch_size=8)
         for backend in ("vllm", None)
     )
     other = evaluation_run("x", str(base), ["em_freeform"], adapter=adapter, backend="vllm", batch_size=16)
@@ -232,8 +233,8 @@ def test_greedy_answers_and_likelihoods_are_those_of_hf(model: Path, real: Path,
                 backend=backend,
                 gen_kwargs=greedy,
                 limit=20,
-                root=tmp_path / "runs",
             )
+            run = replace(run, root=tmp_path / "runs")
             evaluate(run)
             rows = [json.loads(row) for row in (run.folder / "samples/em_freeform.jsonl").open()]
             rows.sort(key=lambda row: row["doc_id"])
