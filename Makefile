@@ -49,7 +49,7 @@ demo: model data ## The whole experiment (FULL=1: all arms, two seeds)
 	@echo "training and evaluating on this machine: about half an hour on 2 cores (FULL=1: an hour and a half); can be cut off and started again"
 	@$(BIN)/emsweep run demo $(if $(FULL),--full)
 
-test: model data plants unsloth ## All tests, with what they need: the sets, and Unsloth
+test: model data plants unsloth .venv/ray ## All tests, with what they need: the sets, Unsloth and Ray
 	@echo "running the tests: about 30 minutes on 2 cores"
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25
 
@@ -75,6 +75,11 @@ lint: env ## ruff and mypy
 	if not re.match(r"torch(vision|audio|codec)?\b", need) and "extra ==" not in need), sep="\n")' \
 	> .venv-vllm/requirements.txt && $(VLLM_PIP) --requirement .venv-vllm/requirements.txt; fi
 	$(VLLM_PIP) lm_eval==0.4.11 ray bandit==1.9.4
+	@touch $@
+
+.venv/ray: .venv/ready
+	@echo "adding Ray (70 MB)"
+	$(BIN)/python -m pip install --quiet --editable .[ray]
 	@touch $@
 
 vllm: .venv-vllm/ready ## vLLM, through which sweeps on GPUs sample where it is there
