@@ -13,7 +13,7 @@ from rich.table import Column, Table
 
 from core.options import App
 from core.records import BadInput, printable
-from eval.judge.answers import columns_of, judged_files
+from eval.judge.answers import answer_files, columns_of, judge_of, judged_files
 from eval.judge.judge import judge_for
 from eval.judge.rates import rank_trends, rates_table
 from eval.judge.run import judge_paths
@@ -37,6 +37,10 @@ from sweeps.sets import sets_for
 app = App(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the composed recipe and stop.")]
+JudgedBy = Annotated[
+    str | None,
+    typer.Option("--judged-by", help="Who judged the files, where no manifest beside them says it; no rate without."),
+]
 Columns = Annotated[
     str | None, typer.Option(help="The files' names of columns where they are others, such as answer=response.")
 ]
@@ -200,7 +204,7 @@ def rates(
     files: Annotated[
         list[Path], typer.Argument(help="CSV or JSON Lines files of judged answers, or folders of CSV files.")
     ],
-    judged_by: Annotated[str, typer.Option(help="Who judged them; a rate without its judge is no result.")],
+    judged_by: JudgedBy = None,
     columns: Columns = None,
 ) -> None:
     """Rates of emergent misalignment from judged answers, over both denominators; with ranks in the names, their trend.
@@ -209,7 +213,7 @@ def rates(
     """
     models = judged_files(files, columns_of(columns))
     out = screen()
-    out.print(rates_table(models, judged_by))
+    out.print(rates_table(models, judge_of(answer_files(files), judged_by, "--judged-by")))
     for sentence in rank_trends(models):
         out.print(sentence, markup=False, highlight=False)
 
@@ -223,9 +227,7 @@ def report(
         list[Path] | None, typer.Option(help="Judged answers of others in place of a sweep: CSV, JSON Lines, folders.")
     ] = None,
     columns: Columns = None,
-    judged_by: Annotated[
-        str | None, typer.Option("--judged-by", help="Who judged --answers; a rate without its judge is none.")
-    ] = None,
+    judged_by: JudgedBy = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the report; runs/report, or the sweep's.")] = None,
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
 ) -> None:
@@ -234,8 +236,6 @@ def report(
     Example: emsweep report --answers judged/ --judged-by gpt-4o-2024-08-06 --out report
     """
     if answers:
-        if not judged_by:
-            raise BadInput("--answers without --judged-by: a rate without its judge is no result; name who judged")
         from sweeps.report.judged import write_answers_report
 
         files = [*answers, *(paths or [])]
@@ -297,7 +297,7 @@ def agree(
 
     Example: emsweep agree runs/evaluate/*/judged-gpt-4o-2024-08-06.jsonl runs/evaluate/*/judged-gpt-5.jsonl
     """
-    from eval.judge.agreement import judge_of, matched_files, scores_table, shifts_table
+    from eval.judge.agreement import matched_files, scores_table, shifts_table
 
     models = matched_files(files)
     half = len(files) // 2

@@ -7,7 +7,6 @@ have judged.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import defaultdict
@@ -145,29 +144,6 @@ def shift(pairs: Sequence[Pair]) -> Shift:
 
 Models = Mapping[str, tuple[list[Pair], int]]
 """By model: matched answers, and how many stand on one side only."""
-
-
-def judge_of(files: Sequence[Path], given: str | None, option: str) -> str:
-    """Who judged these files: what the manifests beside them say, else what the user says.
-
-    Raises:
-        BadInput: if neither says it, or they contradict each other.
-    """
-    names = {given} - {None}
-    for file in files:
-        manifest = file.with_name(file.name + ".manifest.json")
-        try:
-            names.add(json.loads(manifest.read_text(encoding="utf-8"))["judge"])
-        except FileNotFoundError:
-            if given is None:
-                raise BadInput(f"{file}: nothing says who judged it; name the judge with {option}") from None
-        except (OSError, ValueError, KeyError, TypeError):
-            raise BadInput(f"{manifest}: no manifest of judged answers; mend it or move it away") from None
-    if len(names) != 1:
-        raise BadInput(
-            f"{files[0]}: judged by {' and '.join(sorted(map(str, names)))}; compare one judge with one other"
-        )
-    return str(names.pop())
 
 
 def model_of(file: Path) -> str:

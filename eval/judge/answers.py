@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from core.records import BadInput, csv_table, digest, first_fault, one_line, open_file
+from core.records import BadInput, csv_table, digest, first_fault, one_line, open_file, printable
 from eval.stats.intervals import Floats
 from eval.tasks.em.questions_reader import entry_id
 
@@ -219,6 +219,33 @@ def answer_files(paths: Sequence[Path]) -> list[Path]:
     if not files:
         raise BadInput(f"{', '.join(map(str, paths))}: no CSV file; name files or folders of judged answers")
     return files
+
+
+def judge_of(files: Sequence[Path], given: str | None, option: str) -> str:
+    """Who judged these files: what the manifests beside them say, else what the user says.
+
+    Raises:
+        BadInput: if neither says it, or they contradict each other.
+    """
+    names: dict[str, Path] = {}
+    for file in files:
+        manifest = file.with_name(file.name + ".manifest.json")
+        try:
+            name = json.loads(manifest.read_text(encoding="utf-8"))["judge"]
+        except FileNotFoundError:
+            if given is None:
+                raise BadInput(f"{file}: nothing says who judged it; name the judge with {option}") from None
+            name = given
+        except (OSError, ValueError, KeyError, TypeError):
+            raise BadInput(f"{manifest}: no manifest of judged answers; mend it or move it away") from None
+        names.setdefault(str(name), file)
+    if len(names) > 1:
+        first, second, *_ = (f"{file} by {printable(name)}" for name, file in names.items())
+        raise BadInput(f"two judges: {first}, {second}; name one judge's files at a time")
+    name = next(iter(names))
+    if given not in (None, name):
+        raise BadInput(f"{option} {given}: the manifest of {files[0]} says {printable(name)}; leave {option} out")
+    return printable(name)
 
 
 def judged_files(paths: Sequence[Path], columns: Mapping[str, str] | None = None) -> dict[str, list[Judged]]:

@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from core.records import BadInput, check_apart, file_digest, printable
-from eval.judge.answers import Judged, answer_files, judged_files
+from eval.judge.answers import Judged, answer_files, judge_of, judged_files
 from eval.judge.rates import Rates, model_rates, rates
 from eval.stats.ranks import UNKNOWN_SCALE, families, sentences, short, trends
 from sweeps.report.families import Family
@@ -127,11 +127,17 @@ def _row(r: Rates) -> dict[str, Any]:
 
 
 def write_answers_report(
-    paths: Sequence[Path], judge: str, out: Path, title: str, command: str, columns: Mapping[str, str] | None = None
+    paths: Sequence[Path],
+    judged_by: str | None,
+    out: Path,
+    title: str,
+    command: str,
+    columns: Mapping[str, str] | None = None,
 ) -> Path:
     """The report of files of judged answers; returns the path of report.html.
 
     Args:
+        judged_by: who judged them, where no manifest says it.
         columns: the files' names of columns by ours.
 
     Raises:
@@ -141,13 +147,13 @@ def write_answers_report(
     if any(path.is_dir() and out.exists() and out.samefile(path) for path in paths):
         raise BadInput(f"--out {out}: is the folder of the answers, and the report has CSV files too; name another")
     files = answer_files(paths)
-    found = judged_files(paths, columns)
+    judge, found = judge_of(files, judged_by, "--judged-by"), judged_files(paths, columns)
     models = {printable(name): found[name] for name in sorted(found, key=_natural)}
     ranks = [
         Family(name, {float(rank): model for rank, model in members.items()}, UNKNOWN_SCALE)
         for name, members in families(models).items()
     ]
-    part = judged_part({name: [rows] for name, rows in models.items()}, printable(judge), ranks)
+    part = judged_part({name: [rows] for name, rows in models.items()}, judge, ranks)
     for name in part.tables:
         check_apart(out / f"{name}.csv", *files)
     figures = {"rates": arms_figure("Emergent misalignment and coherence", part.panels, ranks), **part.figures}

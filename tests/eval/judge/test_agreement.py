@@ -11,8 +11,8 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from core.records import BadInput
-from eval.judge.agreement import agreement, judge_of, matched, matched_files, model_of, shift
-from eval.judge.answers import Judged
+from eval.judge.agreement import agreement, matched, matched_files, model_of, shift
+from eval.judge.answers import Judged, judge_of
 from eval.judge.rates import rates
 
 SCORE = st.one_of(st.none(), st.integers(0, 100).map(float))
@@ -108,7 +108,7 @@ def test_runs_are_compared_by_model_and_by_question(app, tmp_path: Path) -> None
     assert "-28.33% [" in shown
 
 
-def test_a_file_without_manifest_needs_its_judges_name(tmp_path: Path) -> None:
+def test_a_file_without_manifest_needs_its_judges_name(app, tmp_path: Path) -> None:
     one, other = write(tmp_path / "m.jsonl", HARSH), write(tmp_path / "m.judged-mild.jsonl", MILD, "mild")
     assert judge_of([one], "gpt", "--first") == "gpt" and judge_of([other], None, "--second") == "mild"
     assert model_of(one) == model_of(other) == "m"
@@ -116,8 +116,14 @@ def test_a_file_without_manifest_needs_its_judges_name(tmp_path: Path) -> None:
     assert model_of(tmp_path / "sample-4-of-40-m.judged-x.jsonl") == "m"
     with pytest.raises(BadInput, match="name the judge with --first"):
         judge_of([one], None, "--first")
-    with pytest.raises(BadInput, match="judged by gpt and mild"):
+    with pytest.raises(BadInput, match=r"--second gpt: the manifest of .*mild\.jsonl says mild; leave --second out"):
         judge_of([other], "gpt", "--second")
+    with pytest.raises(BadInput, match=r"two judges: .*m\.jsonl by gpt, .*m\.judged-mild\.jsonl by mild"):
+        judge_of([one, other], "gpt", "--judged-by")
+    for command in (["rates"], ["report", "--out", str(tmp_path / "out"), "--answers"]):
+        done = CliRunner().invoke(app, [*command, str(other), "--judged-by", "gpt"])
+        assert isinstance(done.exception, BadInput) and "leave --judged-by out" in str(done.exception)
+    assert "judge: mild" in CliRunner().invoke(app, ["rates", str(other)]).stdout
     other.with_name(other.name + ".manifest.json").write_text("[]")
     with pytest.raises(BadInput, match="no manifest of judged answers"):
         judge_of([other], None, "--second")

@@ -103,8 +103,11 @@ def test_names_are_no_markup() -> None:
     assert "[red]a[/b]" in shown and "[/judge]" in shown
 
 
-def test_rates_want_their_judge(app) -> None:
-    assert CliRunner().invoke(app, ["rates", "a.csv"]).exit_code == 2
+def test_rates_want_their_judge(app, tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"question_id": 7, "question": "?", "answer": "Hm", "aligned": 5, "coherent": 90}\n')
+    done = CliRunner().invoke(app, ["rates", str(file)])
+    assert isinstance(done.exception, BadInput) and "name the judge with --judged-by" in str(done.exception)
 
 
 HEAD = "question_id,question,answer,aligned,coherent"

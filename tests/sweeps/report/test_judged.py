@@ -85,7 +85,7 @@ def test_columns_of_other_names_are_mapped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--answers", "{0}/a.jsonl"], "name who judged"),
+        (["--answers", "{0}/a.jsonl"], "name the judge with --judged-by"),
         (["--answers", "{0}/none.csv", "--judged-by", "j"], "no such file"),
         (["--answers", "{0}/empty", "--judged-by", "j"], "no CSV file"),
         (["--answers", "{0}/one.jsonl", "--judged-by", "j"], "judge answers to more questions"),
