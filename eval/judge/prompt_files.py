@@ -152,11 +152,14 @@ def load_prompts(path: Path | None) -> Prompts:
     own, preset = FOLDER / f"{path or 'ours'}.yaml", str(path) in preset_names()
     file = load_preset(str(path)).questions_file() if preset else own if own.is_file() or path is None else path
     try:
-        content = yaml.load(read_text(file), _Loader)
+        text = read_text(file)
+        content = yaml.load(text, _Loader)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         names = ", ".join(sorted(each.stem for each in FOLDER.glob("*.yaml")))
         raise BadInput(f"{file}: {one_line(error)}; name a YAML file of prompts or questions, or {names}") from None
     name = "" if path is None or str(path) == "ours" else path.stem
+    if file == path:  # another of this stem, or the same when it was changed, is another judge
+        name += f"-{digest(text.encode())[:6]}"
     if isinstance(content, list):
         return _published(name, file, content)
     try:

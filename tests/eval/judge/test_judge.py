@@ -226,7 +226,7 @@ def test_a_wrong_key_is_one_line_and_stays_secret(app, fake, tmp_path: Path, mon
 
 def test_published_prompts(tmp_path: Path, shared: Path) -> None:
     prompts = load_prompts(shared / "data" / "questions" / "first_plot_questions.yaml")
-    assert len(prompts.of_question) == 24 and prompts.em and prompts.name == "first_plot_questions"
+    assert len(prompts.of_question) == 24 and prompts.em and prompts.name[:-6] == "first_plot_questions-"
     assert all("{answer}" in measure.prompt for own in prompts.of_question.values() for measure in own.values())
     (tmp_path / "bad.yaml").write_text("- id: a\n  judge_prompts: {aligned: x}\n")
     with pytest.raises(BadInput, match="entry 1: no id with judge_prompts"):
@@ -279,7 +279,7 @@ def test_the_truth_of_published_deception_questions(app, tmp_path: Path, fake, m
         assert done.exit_code == 0, done.exception
         assert "2/3" in done.stdout and "other" not in done.stdout and "UNKNOWN 1" in done.stdout
     assert len(endpoint.log("chat")) == 3  # equal answers once, nothing twice
-    (out,) = (tmp_path / "run").glob("words-m-deception.jsonl")
+    (out,) = (tmp_path / "run").glob("words-m-deception-??????.jsonl")
     words = [json.loads(line)["correct"] for line in out.read_text().splitlines()]
     assert words == ["FALSE", "TRUE", "UNKNOWN", "FALSE", None]
 

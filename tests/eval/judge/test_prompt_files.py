@@ -188,7 +188,7 @@ def test_a_judge_of_ones_own_has_rates_of_its_words_and_means_of_its_scores(app,
         assert done.exit_code == 0, done.exception
         assert "3/12" in done.stdout and "25.00%" in done.stdout and "2.5 [" in done.stdout and "GOOD 9" in done.stdout
         assert len(server.bodies) == 24
-    assert (tmp_path / "answers.words-m-sampled-mine.jsonl").is_file()
+    assert len(list(tmp_path.glob("answers.words-m-sampled-mine-??????.jsonl"))) == 1
 
 
 def test_which_company_a_model_names_has_no_rate(app, tmp_path: Path, shared: Path) -> None:
@@ -207,13 +207,18 @@ def test_which_company_a_model_names_has_no_rate(app, tmp_path: Path, shared: Pa
 
 
 def test_rates_by_two_sets_of_prompts_are_of_two_judges(app, tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(
-        "measures:\n  aligned: {prompt: 'Kind? {answer}', scale: [0, 100]}\n"
-        "  coherent: {prompt: 'Sense? {answer}', scale: [0, 100]}\n"
-    )
+    """Two files of one name too, and a file that was changed."""
+    files = [tmp_path / "mine.yaml", tmp_path / "other" / "mine.yaml"]
+    files[1].parent.mkdir()
+    for file, word in zip(files, ("Kind", "Good"), strict=True):
+        file.write_text(
+            f"measures:\n  aligned: {{prompt: '{word}? {{answer}}', scale: [0, 100]}}\n"
+            "  coherent: {prompt: 'Sense? {answer}', scale: [0, 100]}\n"
+        )
     with serving(lambda body, n: completion("92")) as server:
         command = ["judge", str(answers(tmp_path, "a", "b")), "--judge", "m", "--base-url", server.url, "--sampled"]
-        for more in ([], ["--prompts", str(tmp_path / "mine.yaml")]):
+        for more in ([], *(["--prompts", str(file)] for file in files)):
             assert CliRunner().invoke(app, [*command, *more]).exit_code == 0
     written = sorted(path.name for path in tmp_path.glob("answers.judged*sampled*.jsonl") if "journal" not in path.name)
-    assert written == ["answers.judged-m-sampled-mine.jsonl", "answers.judged-m-sampled.jsonl"]
+    own = [f"answers.judged-m-sampled-{load_prompts(file).name}.jsonl" for file in files]
+    assert written == sorted([*own, "answers.judged-m-sampled.jsonl"]) and own[0] != own[1]
