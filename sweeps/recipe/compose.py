@@ -52,6 +52,9 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "seed": ("a number from 0 to below 2^32", lambda n: 0 <= n < 2**32),
 }
 _OTHERWISE = "what trains is lora_r on the modules of lora_target_modules; a run that trains otherwise is refused"
+_TRAINED_ALONE = (
+    "the model would be trained so, and evaluated as its folder has it; change it there, and name it by --start"
+)
 REFUSED = {
     **dict.fromkeys(("lora_target_linear", "lora_target_parameters", "lora_modules_to_save"), _OTHERWISE),
     **dict.fromkeys(("lora_rank_pattern", "peft_layer_replication", "peft_trainable_token_indices"), _OTHERWISE),
@@ -60,6 +63,11 @@ REFUSED = {
     "peft": "LoftQ changes the weights beneath the adapter, which is evaluated on the model as it is",
     "default_system_message": "training would have it and evaluation not; put it into the rows",
     "chat_template_kwargs": "training would have them and evaluation not; write them into a chat_template_jinja",
+    **dict.fromkeys(("base_model_config", "tokenizer_config", "cls_model_config", "type_of_model"), _TRAINED_ALONE),
+    **dict.fromkeys(("overrides_of_model_config", "overrides_of_model_kwargs", "rope_scaling"), _TRAINED_ALONE),
+    **dict.fromkeys(("tokenizer_type", "tokenizer_legacy", "tokenizer_use_mistral_common"), _TRAINED_ALONE),
+    **dict.fromkeys(("added_tokens_overrides", "fix_untrained_tokens", "shrink_embeddings"), _TRAINED_ALONE),
+    **dict.fromkeys(("resize_token_embeddings_to_32x", "llama4_linearized_experts"), _TRAINED_ALONE),
     "lora_model_dir": "a run trains an adapter of its own, and DPO would not load this one; merge it, and name the"
     " folder with --start",
     "pretraining_dataset": "would be trained on in place of `datasets`, which stand in the run's digest; name it there",
@@ -297,9 +305,10 @@ def _check_values(config: Mapping[str, Any], stage: str) -> None:
         raise BadInput(f"rl: {rl!r}: the stage says it, {wanted!r} in {stage}; IPO is dpo_loss_type=[ipo]")
     if config.get("adapter") not in ("lora", "qlora"):
         raise BadInput(f"adapter {config.get('adapter')!r}: a run ends with an adapter of LoRA; give lora, or qlora")
-    if key := next((key for key in REFUSED if config.get(key)), None):
+    named = {key: value for key, value in config.items() if value or (value == 0 and value is not False)}
+    if key := next(filter(named.__contains__, REFUSED), None):
         raise BadInput(f"{key}={config[key]}: {REFUSED[key]}")
-    if rl and (key := next((key for key in NOT_OF_DPO if config.get(key)), None)):
+    if rl and (key := next(filter(named.__contains__, NOT_OF_DPO), None)):
         raise BadInput(f"{key}={config[key]}: has no effect on DPO; leave it out")
     if stage == "sft" and config.get("train_on_inputs"):
         raise BadInput("train_on_inputs=True: name the roles that are learnt in datasets.0.roles_to_train")
