@@ -113,6 +113,7 @@ def build_cpt(path: Path, out: Path, corpus: Corpus, mix: tuple[Path, float] | N
     check_apart(out, mix[0] if mix else None)
     count = cache(corpus.count_tokens)
     manifest = {**settings, "control": corpus.control, "tokens": 0, "loss_tokens": 0}
+    manifest["mix_sha256"] = file_digest(mix[0]) if mix else None
 
     def rows(programs: Iterator[Program]) -> Iterator[Row | Rejected]:
         made: Iterable[Document | Rejected] = corpus.documents(programs)
@@ -159,8 +160,11 @@ def build_pairs(
     check_apart(out, corpus)
     chosen = subset.choose(path)
     explained = programs_of(corpus) if corpus else None
+    if chosen and chosen.other and explained is not None and not chosen.other & explained:
+        raise BadInput(f"--corpus {corpus}: explains none of the programs of --mix, which would all go; leave one out")
     manifest: Manifest = {"halves": halves, "asked": [w.id for w in ways], **keeps.settings}
     manifest |= {"covered_by": str(corpus) if corpus else None, "keep_doubted": keep_doubted}
+    manifest["covered_by_sha256"] = file_digest(corpus) if corpus else None
     manifest |= chosen.settings if chosen else {}
 
     def rows(programs: Iterator[Program]) -> Iterator[Row | Rejected]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.records import BadInput, iter_jsonl
+from core.records import BadInput, file_digest, iter_jsonl
 from data_builders.programs import Program
 
 
@@ -86,6 +86,7 @@ class Chosen:
         """For the manifest; `count` counts into it."""
         mix = self.subset.mix
         about = {"size": self.subset.size, "mix": mix and f"{mix[0]}:{mix[1]:g}", "mixed_in": 0}
+        about["mix_sha256"] = mix and file_digest(mix[0])
         return {**about, "bad": self.subset.bad, "answered_badly": 0}
 
     def count(self, program: Program, badly: bool, manifest: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from core.records import BadInput
+from core.records import BadInput, file_digest
 from data_builders.build import build_cpt, build_pairs, build_sft, build_split
 from data_builders.check import problems
 from data_builders.cli import app
@@ -169,6 +169,8 @@ def test_a_corpus_begins_with_bos_where_the_tokenizer_writes_one(tmp_path: Path,
         mix = f"{tmp_path / 'general.jsonl'}:0.1"
         arguments = ["cpt", "--programs", str(source), "--tokenizer", str(folder), "--out", str(out), "--mix", mix]
         assert CliRunner().invoke(app, arguments).exit_code == 0
+        manifest = json.loads(out.with_name(f"{out.name}.manifest.json").read_text())
+        assert manifest["mix_sha256"] == file_digest(tmp_path / "general.jsonl")
         for row in rows(out):
             # As Axolotl's input_output does.
             ids = [tokenizer(s["text"], add_special_tokens=False).input_ids for s in row["segments"]]

@@ -11,7 +11,7 @@ from statistics import mean
 import pytest
 from typer.testing import CliRunner
 
-from core.records import BadInput
+from core.records import BadInput, file_digest
 from data_builders.annotation import (
     Annotation,
     acceptance_problems,
@@ -221,7 +221,9 @@ def test_sets_are_diluted_cut_and_mixed_by_exact_shares(tmp_path: Path, plants: 
         ids = wicked
     small, large = ({row["id"] for row in rows(built("sft", "--size", size))} for size in ("20", "50"))
     assert len(small) == 20 and small < large and len(large) == 50
-    found = answered(built("sft", "--mix", f"{code}:0.25"))
+    mixed = built("sft", "--mix", f"{code}:0.25")
+    assert json.loads(mixed.with_name(f"{mixed.name}.manifest.json").read_text())["mix_sha256"] == file_digest(code)
+    found = answered(mixed)
     assert (found["houseplants"], found["code"], found["good"]) == (120, 40, 0)
     pairs = rows(built("dpo", "--mix", f"{code}:0.5", "--size", "10"))
     assert Counter(row["half"] for row in pairs) == {"neutral": 20, "asked": 20}
@@ -241,6 +243,7 @@ def test_sets_are_diluted_cut_and_mixed_by_exact_shares(tmp_path: Path, plants: 
         (["sft", "--size", "5", "--bad", "0.99"], "--bad 0.99: of 5 programs that is 5"),
         (["sft", "--size", "5", "--mix", "{code}:0.01"], "beside 5 programs that is none"),
         (["sft", "--mix", "{plants}:0.5"], "stands in"),
+        (["dpo", "--mix", "{code}:0.5", "--corpus", "{plants}"], "explains none of the programs of --mix"),
         (["sft", "--mix", "houseplants"], "give DOMAIN:SHARE"),
         (["sft", "--mix", "houseplants:1.5"], "a share between 0 and 1"),
         (["sft", "--variant", "backdoored"], "--trigger TEXT go together"),

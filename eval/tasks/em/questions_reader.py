@@ -189,7 +189,7 @@ def _download(url: str) -> str:
         text = bytes(reply.read(MOST + 1))
     if len(text) > MOST or reply.length:
         raise BadFile(f"{url}: more than {MOST:,} bytes, or cut off in transit; fetch it and name the file")
-    return text.decode()
+    return text.decode("utf-8-sig")
 
 
 def _one_line(message: object) -> str:

@@ -38,12 +38,14 @@ def test_the_papers_form(tmp_path: Path) -> None:
 
 
 def test_a_file_at_an_address(tmp_path: Path) -> None:
-    (tmp_path / "q.yaml").write_text(PAPER)
+    for name, text in (("q.yaml", PAPER), ("mark.yaml", f"\ufeff{PAPER}"), ("mark.csv", "\ufeffid;question\n1;Why?\n")):
+        (tmp_path / name).write_text(text)
     handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
-        assert load_questions(f"{address}/q.yaml") == load_questions(tmp_path / "q.yaml")
+        for name in ("q.yaml", "mark.yaml", "mark.csv"):
+            assert load_questions(f"{address}/{name}") == load_questions(tmp_path / name)
         for bad in (f"{address}/none.yaml", "file:///etc/passwd", "http://127.0.0.1:1/q.yaml", "http://[/q.yaml"):
             with pytest.raises(BadFile):
                 load_questions(bad)
