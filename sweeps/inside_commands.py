@@ -16,15 +16,18 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from core.options import App
-from core.records import BadInput, one_line, printable, write_records, write_whole
+from core.partial import Partial
+from core.records import BadInput, check_apart, file_digest, one_line, printable, write_records, write_whole
 from eval.judge.judge import judge_for
 from eval.judge.settings import JudgeSettings
 from eval.stats.intervals import Estimate, mean_interval
 from sweeps.options import judging_options, takes
 from sweeps.recipe.compose import layer_names, load_layer
 from sweeps.recipe.hardware import machine_dtype
+from sweeps.run.folder import content_digest
 from sweeps.run.inputs import chat_template, check_trained_on, is_local
 from sweeps.run.process import screen
+from sweeps.run.source import definitions_behind
 
 app = App()
 
@@ -79,14 +82,20 @@ def load_concepts(names: Sequence[str] | None) -> list[tuple[str, Any]]:
     return loaded
 
 
-def _with_direction(model: str, adapter: Path | None, file: Path, layer: int | None) -> tuple[Any, Any, Any, int]:
-    """The model, its tokenizer, the directions of a file, and the index of the one that is meant."""
+def _with_direction(model: str, adapter: Path | None, file: Path, layer: int | None) -> tuple[str, Any, Any, Any, int]:
+    """What identifies the model, the model, its tokenizer, the directions of a file, and the index that is meant."""
     from eval.inside.activations import residual_shape
     from eval.inside.vectors import chosen_layer, read_directions
 
     identity, network, tokenizer = load_model(layer_of(model), adapter)
     known = read_directions(file, residual_shape(network), identity)
-    return network, tokenizer, known, chosen_layer(file, known, layer)
+    return identity, network, tokenizer, known, chosen_layer(file, known, layer)
+
+
+def _adapted(adapter: Path | None) -> dict[str, str | None]:
+    """The adapter, and the digest of its weights, for a manifest."""
+    weights = file_digest(adapter / "adapter_model.safetensors") if adapter else None
+    return {"adapter": str(adapter) if adapter else None, "adapter_sha256": weights}
 
 
 def _interval(estimate: Estimate | None, digits: int = 2) -> str:
@@ -231,11 +240,15 @@ def steer_command(
     ] = None,
     controls: Annotated[int, typer.Option(min=0, max=100, help="Flipped-label directions to dose beside it.")] = 5,
     limit: Annotated[int | None, typer.Option(min=1, help="Pairs, to try things out.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON Lines of the doses; FILE of the direction with .steered if not given.")
+    ] = None,
 ) -> None:
-    """Adds a direction to the residual and measures which answers the model then prefers.
+    """Adds a direction to the residual and measures which answers the model then prefers. Killed, it goes on.
 
     Example: emsweep steer smollm2-135m --direction runs/directions/smollm2-135m/misaligned.safetensors --doses -1,1
     """
+    from eval.inside import steering
     from eval.inside.directions import FEW, halves
     from eval.inside.pairs import Answers, load_concept, load_pairs
     from eval.inside.steering import gradients, preferences, response, slopes
@@ -249,7 +262,7 @@ def steer_command(
     name, wanted = load_concept(concept)
     if not isinstance(wanted, Answers):
         raise BadInput(f"--concept {concept}: a trait has no answers to prefer; take one with answers")
-    network, tokenizer, known, at = _with_direction(model, adapter, direction, layer)
+    identity, network, tokenizer, known, at = _with_direction(model, adapter, direction, layer)
     pairs = load_pairs(wanted, tokenizer, group)
     own = known.about.groups
     if name == known.about.concept and own and not any(pair.group in own for pair in pairs):
@@ -266,19 +279,37 @@ def steer_command(
         spread = f"{found.controls[:, number].std(ddof=1):.5f}" if len(found.controls) else "too few groups"
         table.add_row(str(number), f"{slope:+.5f}", spread, f"{deviation:+.1f}")
     console.print(table)
-    plain = preferences(network, tokenizer, pairs)
+    target = out or direction.with_suffix(".steered.jsonl")
+    check_apart(target, direction)
+    about = {"model": identity, "direction": file_digest(direction), "layer": at, **_adapted(adapter), "concept": name}
+    about |= {"rows": file_digest(wanted.file), "group": group, "pairs": len(pairs), "controls": controls}
+    code = definitions_behind(Path(steering.__file__), ["preferences", "response"])
+    kept = Partial(target, content_digest([about, wanted.model_dump(mode="json"), machine_dtype(), code]))
+    plain = np.array(kept.of("plain", lambda: preferences(network, tokenizer, pairs).tolist()))
     groups = len(known.about.groups)
     flips = halves(groups, controls if groups >= FEW else 0)
     table = Table(
         "direction", "dose", "change of log odds (95 %)", title=f"Doses at layer {at}, over {len(pairs)} pairs"
     )
+
+    def steered(dose: float | None, labels: Any) -> list[float]:
+        preferred: list[float] = response(network, tokenizer, pairs, known, at, dose, labels).tolist()
+        return preferred
+
+    rows = []
     for title, labels in [(known.about.concept, None), *((f"flipped {n}", row) for n, row in enumerate(flips, 1))]:
         for dose in [*amounts, None]:
-            change = response(network, tokenizer, pairs, known, at, dose, labels) - plain
+            change = np.array(kept.of(f"{title} {dose}", partial(steered, dose, labels))) - plain
             by_group = [change[[pair.group == one for pair in pairs]].mean() for one in {p.group for p in pairs}]
             interval = mean_interval(by_group) if len(by_group) > 1 else None
             table.add_row(escape(title), "taken out" if dose is None else f"{dose:+g}", _interval(interval, 5))
+            value = asdict(interval) if interval else {"value": by_group[0]}
+            rows.append({"direction": title, "dose": dose, **value})
+    about |= {"slopes": found.direction.tolist(), "slopes_of_controls": found.controls.tolist()}
+    write_records(target, rows, about)
+    kept.end()
     console.print(table)
+    typer.echo(target)
 
 
 @app.command(name="project")
@@ -295,23 +326,27 @@ def project_command(
 
     Example: emsweep project data/sft-insecure.jsonl --direction runs/directions/smollm2-135m/misaligned.safetensors
     """
-    from eval.inside.project import project
+    from eval.inside import project as projecting
 
     if out and out.resolve() == file.resolve():
         raise BadInput(f"--out {out}: is the data set itself, which it would replace; name another file")
 
-    network, tokenizer, known, at = _with_direction(model, adapter, direction, layer)
-    found = project(network, tokenizer, file, known, at)
+    identity, network, tokenizer, known, at = _with_direction(model, adapter, direction, layer)
     target = out or file.with_suffix(f".projected{file.suffix}")
+    behind = [identity, file_digest(direction), at, _adapted(adapter), file_digest(file), machine_dtype()]
+    code = definitions_behind(Path(projecting.__file__), ["project"])
+    kept = Partial(target, content_digest([*behind, code]))
+    found = projecting.project(network, tokenizer, file, known, at, kept)
     manifest = {
         "input": str(file),
         "direction": known.about.model_dump(),
         "layer": at,
-        "adapter": str(adapter) if adapter else None,
+        **_adapted(adapter),
         "read": len(found.projections) + len(found.rejects),
         "rejects": found.rejects,
     }
     write_records(target, found.projections, manifest)
+    kept.end()
     values = np.array([row["projection"] for row in found.projections])
     console = screen()
     table = Table("line", "projection", "answer", title=f"Highest along {escape(known.about.concept)} at layer {at}")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 
+from core.partial import Partial
 from core.records import BadInput, one_line
 from eval.inside.activations import encode, means
 from eval.inside.pairs import Position, Side, chat, rows
@@ -59,8 +61,13 @@ def read_side(tokenizer: Any, row: Mapping[str, Any]) -> Side:
     return Side("" if begun else bos, text)
 
 
-def project(model: Any, tokenizer: Any, path: Path, directions: Directions, layer: int) -> Projected:
+def project(
+    model: Any, tokenizer: Any, path: Path, directions: Directions, layer: int, kept: Partial | None = None
+) -> Projected:
     """The projection of each row's answer (its mean activation at `layer`) on a direction.
+
+    Args:
+        kept: keeps those of `CHUNK` rows at a time.
 
     Raises:
         BadInput: if the file or none of its rows can be read, or the direction has no such layer.
@@ -68,7 +75,7 @@ def project(model: Any, tokenizer: Any, path: Path, directions: Directions, laye
     vector, midpoint = directions.at(layer).astype(float), directions.midpoint[layer].astype(float)
     position: Position = "prompt" if directions.about.position == "prompt" else "answer"
     longest = model.config.get_text_config().max_position_embeddings
-    kept, rejects = [], []
+    read, rejects = [], []
     for line, (_, row) in enumerate(rows(path), 1):
         try:
             side = read_side(tokenizer, row)
@@ -77,15 +84,20 @@ def project(model: Any, tokenizer: Any, path: Path, directions: Directions, laye
         except (BadInput, TemplateError, ValueError) as error:
             rejects.append({"line": line, "reason": one_line(error)})
             continue
-        kept.append(({"line": line, **({"id": row["id"]} if "id" in row else {})}, side, passage))
-    if not kept:
+        read.append(({"line": line, **({"id": row["id"]} if "id" in row else {})}, side, passage))
+    if not read:
         raise BadInput(f"{path}: no row can be read, the first for: {rejects[0]['reason']}; give chat messages or text")
+
+    def values(start: int) -> list[float]:
+        part = means(model, tokenizer, [passage for *_, passage in read[start : start + CHUNK]])[:, layer]
+        projected: list[float] = ((part - midpoint) @ vector / (vector @ vector)).tolist()
+        return projected
+
     found: list[float] = []
-    for start in range(0, len(kept), CHUNK):
-        part = means(model, tokenizer, [passage for *_, passage in kept[start : start + CHUNK]])[:, layer]
-        found += ((part - midpoint) @ vector / (vector @ vector)).tolist()
+    for start in range(0, len(read), CHUNK):
+        found += kept.of(str(start), partial(values, start)) if kept else values(start)
     projections = [
         {**about, "projection": value, "answer": side.answer[:200]}
-        for (about, side, _), value in zip(kept, found, strict=True)
+        for (about, side, _), value in zip(read, found, strict=True)
     ]
     return Projected(projections, rejects)

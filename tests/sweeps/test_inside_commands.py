@@ -1,5 +1,6 @@
 """The commands that look inside a model, end to end on a tiny one; bad input ends in one line."""
 
+import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +77,40 @@ def test_directions_are_found_compared_steered_with_and_projected_on(folder: Pat
     with pytest.raises(BadInput, match="is the data set itself"):
         run("project data.jsonl --direction found/unkind.safetensors --model tiny --out ./data.jsonl")
     assert (folder / "data.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("line", "place", "calls"),
+    [
+        ("steer tiny --layer 1 --doses=-2,2 --concept rude.yaml --controls 0", "eval.inside.steering.response", 3),
+        ("project data.jsonl --model tiny --layer 1", "eval.inside.project.means", 4),
+    ],
+)
+def test_what_was_measured_before_a_kill_is_not_measured_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, line: str, place: str, calls: int
+) -> None:
+    run("directions tiny --concept unkind.yaml --out found")
+    (folder / "data.jsonl").write_text("".join(json.dumps({"text": f"Text {n}"}) + "\n" for n in range(4)))
+    monkeypatch.setattr("eval.inside.project.CHUNK", 1)
+    module, name = place.rsplit(".", 1)
+    real, made, left = getattr(importlib.import_module(module), name), [], [2]
+
+    def counted(*arguments: Any) -> Any:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        made.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(place, counted)
+    command = [*line.split(), "--direction", "found/unkind.safetensors", "--out"]
+    assert CliRunner().invoke(app, [*command, "out.jsonl"]).exit_code and not (folder / "out.jsonl").exists()
+    left[0] = calls
+    for out in ("out.jsonl", "whole.jsonl"):
+        assert CliRunner().invoke(app, [*command, out]).exit_code == 0
+        left[0] = calls
+    assert len(made) == 2 * calls and (folder / "out.jsonl").read_text() == (folder / "whole.jsonl").read_text()
+    assert not list(folder.glob("*.part"))
 
 
 def test_two_models_of_one_folder_name_share_no_files(folder: Path) -> None:

@@ -1,0 +1,48 @@
+"""Results of a long command, on disk as they come: what is killed and started again goes on from there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from core.records import BadInput, one_line, write_whole
+
+
+class Partial:
+    """What was found so far for a file that is written at the end, in `<out>.part` beside it.
+
+    Args:
+        settings: all that bears on the results; what was found under others is thrown away.
+
+    Raises:
+        BadInput: if the file cannot be written.
+    """
+
+    def __init__(self, out: Path, settings: str) -> None:
+        self._path = out.with_name(f"{out.name}.part")
+        self._found: dict[str, Any] = {}
+        try:
+            head, *lines = self._path.read_text(encoding="utf-8").split("\n")[:-1]  # a line that was cut off is none
+            if json.loads(head) == settings:
+                self._found = dict(map(json.loads, lines))
+        except (OSError, TypeError, ValueError):  # none there, or damaged
+            pass
+        rows = [settings, *self._found.items()]
+        write_whole(self._path, "".join(f"{json.dumps(row)}\n" for row in rows))
+
+    def of(self, key: str, make: Callable[[], Any]) -> Any:
+        """The result under a key, which can be written as JSON: the one on disk, or what `make` returns."""
+        if key not in self._found:
+            self._found[key] = make()
+            try:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(f"{json.dumps([key, self._found[key]])}\n")
+            except OSError as error:
+                raise BadInput(f"{self._path}: {one_line(error)}; free some space and start again") from None
+        return self._found[key]
+
+    def end(self) -> None:
+        """Takes the file away: all is in `out`."""
+        self._path.unlink(missing_ok=True)

@@ -1,0 +1,43 @@
+"""What a long command has found is on disk: killed, it goes on; under other settings it begins again."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from core.partial import Partial
+from core.records import BadInput
+
+
+def test_what_is_found_is_made_once(tmp_path: Path) -> None:
+    out, made = tmp_path / "out.jsonl", []
+
+    def make(value: float) -> float:
+        made.append(value)
+        return value
+
+    for _ in range(2):
+        kept = Partial(out, "a")
+        assert [kept.of(str(n), lambda n=n: make(n / 3)) for n in range(3)] == [0, 1 / 3, 2 / 3]
+    assert made == [0, 1 / 3, 2 / 3]
+    Partial(out, "b").of("0", lambda: make(5.0))
+    assert made[-1] == 5.0, "other settings, another result"
+    Partial(out, "b").end()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", [b'["1", 0.', b"\xff\n", b"{}\n", b"3\n", b"", b'["1"]\n'])
+def test_a_line_that_was_cut_off_or_damaged_is_made_again(tmp_path: Path, damage: bytes) -> None:
+    part = tmp_path / "out.jsonl.part"
+    part.write_bytes(b'"a"\n["0", 7]\n' + damage)
+    kept = Partial(tmp_path / "out.jsonl", "a")
+    assert kept.of("1", lambda: 8) == 8 and kept.of("0", lambda: 7) == 7
+    assert [json.loads(line) for line in part.read_text().splitlines()][-1] in (["0", 7], ["1", 8])
+    again = Partial(tmp_path / "out.jsonl", "a")
+    assert (again.of("0", lambda: 9), again.of("1", lambda: 9)) == (7, 8)
+
+
+def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="file"):
+        Partial(tmp_path / "file" / "out.jsonl", "a")
