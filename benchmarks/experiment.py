@@ -28,7 +28,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from sweeps.recipe.compose import RECIPES
+from sweeps.recipe.layers import RECIPES
 from sweeps.run.process import child_environment
 from tests.conftest import Fake
 from tests.test_families import random_model

@@ -31,8 +31,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script it finds the folder `benchmarks` alone
 
 from core.records import BadInput
-from sweeps.recipe.compose import Recipe, compose, load_layer
+from sweeps.recipe.compose import compose
 from sweeps.recipe.hardware import this_machine
+from sweeps.recipe.layers import Recipe, load_layer
 from sweeps.recipe.memory import GIB, Shape, estimate
 from sweeps.run.process import LAST_WORDS, child_environment, end, tail
 from sweeps.run.train import training_commands

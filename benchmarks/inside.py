@@ -86,7 +86,7 @@ def planted(layer: int | str, doses: list[float], controls: int, seed: int) -> N
     from eval.inside.steering import preferences
     from eval.inside.vectors import Directions, write_directions
     from eval.stats.intervals import mean_interval
-    from sweeps.recipe.compose import load_layer
+    from sweeps.recipe.layers import load_layer
 
     checkpoint = str(load_layer("models", MODEL)["base_model"])
     ours, others = parted()
@@ -218,7 +218,7 @@ def doses(sizes: list[float], every: int) -> None:
     from eval.inside.directions import directions_of
     from eval.inside.pairs import load_concept, load_pairs
     from eval.inside.steering import gradients, preferences, response, slopes
-    from sweeps.recipe.compose import load_layer
+    from sweeps.recipe.layers import load_layer
 
     checkpoint = str(load_layer("models", MODEL)["base_model"])
     model, tokenizer = load(checkpoint)
@@ -262,7 +262,7 @@ def cost() -> None:
     from eval.inside.directions import directions_of
     from eval.inside.pairs import load_concept
     from eval.inside.shifts import places, shift
-    from sweeps.recipe.compose import load_layer
+    from sweeps.recipe.layers import load_layer
 
     model, tokenizer = load(str(load_layer("models", MODEL)["base_model"]))
     loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

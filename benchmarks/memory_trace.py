@@ -35,7 +35,8 @@ from torch.utils._pytree import tree_leaves
 
 from core.records import file_digest, write_whole
 from recipes.plugins import logprobs
-from sweeps.recipe.compose import compose, load_layer
+from sweeps.recipe.compose import compose
+from sweeps.recipe.layers import load_layer
 from sweeps.recipe.memory import Shape, estimate
 from sweeps.run.folder import content_digest
 

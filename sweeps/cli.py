@@ -21,8 +21,10 @@ from eval.judge.settings import JudgeSettings
 from eval.preset_files import load_preset, preset_names, questions_file
 from sweeps import experiment, inside_commands, inside_sweep, sweep_commands
 from sweeps.options import judging_options, takes
-from sweeps.recipe.compose import ENGINES, STAGES, compose, given_settings, layer_names, load_layer
+from sweeps.recipe.compose import compose
 from sweeps.recipe.hardware import gpu_here, machine_dtype, this_machine
+from sweeps.recipe.layers import ENGINES, STAGES, layer_names, load_layer
+from sweeps.recipe.settings import given_settings
 from sweeps.run.evaluate import command, evaluation_run
 from sweeps.run.executor import execute, execute_all, in_place, none_free, places
 from sweeps.run.fetch_model import fetch_smollm2

@@ -22,8 +22,8 @@ from eval.judge.judge import judge_for
 from eval.judge.settings import JudgeSettings
 from eval.stats.intervals import Estimate, mean_interval
 from sweeps.options import judging_options, takes
-from sweeps.recipe.compose import layer_names, load_layer
 from sweeps.recipe.hardware import machine_dtype
+from sweeps.recipe.layers import layer_names, load_layer
 from sweeps.run.folder import content_digest
 from sweeps.run.inputs import chat_template, check_trained_on, is_local
 from sweeps.run.process import screen

@@ -15,7 +15,7 @@ from core.records import BadInput
 from eval.judge.settings import JudgeSettings
 from sweeps.plan.request import Request
 from sweeps.plan.sweep import Tuned, read_sweep
-from sweeps.recipe.compose import given_settings
+from sweeps.recipe.settings import given_settings
 from sweeps.run.tasks import guard_tasks
 from sweeps.run.vllm import chosen_backend
 

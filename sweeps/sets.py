@@ -14,7 +14,7 @@ from filelock import FileLock
 from core.records import MAX_LINE, BadInput, file_digest, numbered_lines, write_whole
 from data_builders import BUILTIN
 from data_builders.domains import CODE, load_domain
-from sweeps.recipe.compose import Recipe
+from sweeps.recipe.layers import Recipe
 from sweeps.run.folder import content_digest
 from sweeps.run.inputs import digest_of
 from sweeps.run.workload import rows_and_bytes

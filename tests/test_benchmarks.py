@@ -13,7 +13,7 @@ import pytest
 from benchmarks import gpu, interval_coverage, kl, reference_logprobs
 from eval.judge import rates
 from eval.stats import measures
-from sweeps.recipe.compose import load_layer
+from sweeps.recipe.layers import load_layer
 
 BENCHMARKS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py"))
 

@@ -11,7 +11,10 @@ from typing import Any, TypeVar
 
 from core.records import BadInput, one_line
 from sweeps.plan.sweep import AXES, Arm, Claim, InsideClaim, Sweep, Tuned, arm_recipe, check_keys, same_key
-from sweeps.recipe.compose import ALPHA_POLICIES, ENGINES, given_settings, layer_names, load_layer, of_dpo, parsed
+from sweeps.recipe.alpha import ALPHA_POLICIES
+from sweeps.recipe.layers import ENGINES, layer_names, load_layer
+from sweeps.recipe.refusals import of_dpo
+from sweeps.recipe.settings import given_settings, parsed
 
 MLP = ["gate_proj", "up_proj", "down_proj"]
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]

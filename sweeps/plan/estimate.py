@@ -17,7 +17,7 @@ from rich.table import Table
 
 from core.llm.budget import Prices
 from eval.judge.prompt_files import Prompts
-from sweeps.recipe.compose import load_layer
+from sweeps.recipe.layers import load_layer
 from sweeps.recipe.memory import GIB, Shape, adapter_parameters, estimate
 from sweeps.run.folder import MergeRun, Run, TrainingRun
 from sweeps.run.graph import Graph, shared, wanted

@@ -14,8 +14,8 @@ from eval.stats.measure_names import JUDGED, TASKS
 from sweeps.plan.axes import vary
 from sweeps.plan.estimate import between, judging, plan_table
 from sweeps.plan.sweep import Point, Sweep, evaluation_gib, graph, needed_file, plan
-from sweeps.recipe.compose import load_layer
 from sweeps.recipe.hardware import this_machine
+from sweeps.recipe.layers import load_layer
 from sweeps.recipe.memory import Shape, estimate
 from sweeps.run.executor import places
 from sweeps.run.folder import Run, TrainingRun, content_digest

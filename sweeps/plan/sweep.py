@@ -17,22 +17,15 @@ from core.records import BadInput, first_fault, one_line
 from eval.judge.settings import JudgeSettings
 from eval.stats.measure_names import MeasureName
 from sweeps.plan.estimate import steps_of
-from sweeps.recipe.compose import (
-    DECIDED,
-    RECIPES,
-    Recipe,
-    compose,
-    given_settings,
-    in_folder,
-    layer_names,
-    load_layer,
-    of_dpo,
-)
+from sweeps.recipe.compose import compose, in_folder
 from sweeps.recipe.hardware import this_machine
+from sweeps.recipe.layers import RECIPES, Recipe, layer_names, load_layer
 from sweeps.recipe.memory import GIB, Shape, evaluation_batch
 from sweeps.recipe.precision import cpu_dtype
+from sweeps.recipe.refusals import DECIDED, of_dpo
 from sweeps.recipe.schema import fault
 from sweeps.recipe.schema import keys as schema_keys
+from sweeps.recipe.settings import given_settings
 from sweeps.run.evaluate import PROGRAMS, at_point, evaluation_run, of_checkpoint
 from sweeps.run.folder import MergeRun, Run, TrainingRun, merge_run, save_step
 from sweeps.run.graph import with_all_before

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from core.records import BadInput
 from sweeps.recipe import precision
-from sweeps.recipe.compose import layer_names, load_layer
+from sweeps.recipe.layers import layer_names, load_layer
 
 LARGEST_ON_CPU = 1e9
 """Parameters of a model that is trained on a CPU unasked."""

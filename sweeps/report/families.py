@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sweeps.plan.sweep import Point, Tuned
-from sweeps.recipe.compose import lora_scale
+from sweeps.recipe.layers import lora_scale
 from sweeps.run.folder import TrainingRun
 
 Axis = Literal["rank", "lr"]

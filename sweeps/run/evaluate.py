@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core.records import BadInput, file_digest
-from sweeps.recipe.compose import layer_names, load_layer
+from sweeps.recipe.layers import layer_names, load_layer
 from sweeps.run.adapters import resident_base
 from sweeps.run.folder import MergeRun, Run, TrainingRun, content_digest, execute_once
 from sweeps.run.inputs import (

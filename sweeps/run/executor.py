@@ -18,8 +18,8 @@ from rich.live import Live
 from rich.text import Text
 
 from core.records import BadInput, write_whole
-from sweeps.recipe.compose import load_layer
 from sweeps.recipe.hardware import BUSY_GIB, Gpu, of_kind, visible_gpus
+from sweeps.recipe.layers import load_layer
 from sweeps.run.adapters import close_resident_bases, resident_base
 from sweeps.run.evaluate import evaluate
 from sweeps.run.folder import MergeRun, Run, TrainingRun

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from core.records import BadInput, write_whole
-from sweeps.recipe.compose import Recipe
+from sweeps.recipe.layers import Recipe
 from sweeps.recipe.schema import plugin_files
 from sweeps.run.process import locked
 

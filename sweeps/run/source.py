@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sweeps.recipe.compose import RECIPES
+from sweeps.recipe.layers import RECIPES
 
 EFFECTS = ""
 """In place of a name: the statements of a file that define nothing and act when it is imported."""

@@ -19,7 +19,8 @@ from core.records import BadInput, write_records
 from data_builders.dpo import dpo_rows
 from data_builders.programs import load_asked_ways, load_programs
 from recipes.unsloth.arguments import DPO, LOADER, LORA, READ_HERE, TRAINING, arguments
-from sweeps.recipe.compose import STAGES, compose
+from sweeps.recipe.compose import compose
+from sweeps.recipe.layers import STAGES
 from sweeps.run.process import child_environment
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,7 +16,7 @@ from eval.judge.judge import Judgement
 from eval.judge.prompt_files import load_prompts
 from sweeps import sweep_commands
 from sweeps.cli import app
-from sweeps.recipe.compose import RECIPES
+from sweeps.recipe.layers import RECIPES
 from sweeps.report import sweep as report
 from sweeps.run.folder import Run, TrainingRun, execute_once
 from sweeps.run.process import RunFailed

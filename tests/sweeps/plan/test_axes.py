@@ -14,7 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from core.records import BadInput
 from sweeps.plan.axes import NAMES, choices, vary
 from sweeps.plan.sweep import Arm, Claim, Sweep, graph, load_sweep, plan
-from sweeps.recipe.compose import _set, compose, parsed
+from sweeps.recipe.compose import compose
+from sweeps.recipe.settings import parsed, set_key
 from sweeps.run.folder import Run
 from sweeps.run.graph import lost, ready, shared, wanted
 
@@ -205,7 +206,7 @@ def test_a_setting_does_what_omegaconf_does(changes: list[tuple[str, str]]) -> N
             OmegaConf.update(theirs, key, parsed(text), force_add=True)
         except (OmegaConfBaseException, ValueError):
             return
-        _set(ours, key, deepcopy(parsed(text)))
+        set_key(ours, key, deepcopy(parsed(text)))
     assert ours == OmegaConf.to_container(theirs)
 
 

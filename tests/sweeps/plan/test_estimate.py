@@ -15,7 +15,7 @@ from sweeps.cli import app
 from sweeps.plan.axes import vary
 from sweeps.plan.estimate import MFU, History, _evaluated, disk_gb, judging, plan_table, run_cost, steps_of
 from sweeps.plan.sweep import graph, load_sweep, plan
-from sweeps.recipe.compose import load_layer
+from sweeps.recipe.layers import load_layer
 from sweeps.run.folder import Run, TrainingRun
 from sweeps.run.index import COLUMNS, write_index
 from sweeps.run.inputs import recipe_behind

@@ -16,7 +16,7 @@ import yaml
 from typer.testing import CliRunner
 
 from sweeps.cli import app
-from sweeps.recipe.compose import RECIPES
+from sweeps.recipe.layers import RECIPES
 
 FAILS = "cpt-explained-seed22"
 STAND_IN = """#!/usr/bin/env python3

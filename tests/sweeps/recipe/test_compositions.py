@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from core.records import BadInput
 from sweeps.cli import app
-from sweeps.recipe.compose import ENGINES, RECIPES, STAGES, compose, layer_names, load_layer
+from sweeps.recipe.compose import compose
+from sweeps.recipe.layers import ENGINES, RECIPES, STAGES, layer_names, load_layer
 from sweeps.recipe.memory import GIB, Shape, estimate
 from sweeps.recipe.schema import fault
 

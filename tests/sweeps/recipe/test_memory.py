@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps.recipe.compose import compose, load_layer
+from sweeps.recipe.compose import compose
+from sweeps.recipe.layers import load_layer
 from sweeps.recipe.memory import (
     GIB,
     SCORED,

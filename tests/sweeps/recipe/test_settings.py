@@ -10,8 +10,12 @@ from hypothesis import strategies as st
 
 from core.records import BadInput
 from sweeps.plan.axes import TARGETS
-from sweeps.recipe.compose import ALPHA_POLICIES, DECIDED, STAGES, compose, lora_alpha, lora_scale, parsed
+from sweeps.recipe.alpha import ALPHA_POLICIES, lora_alpha
+from sweeps.recipe.compose import compose
+from sweeps.recipe.layers import STAGES, lora_scale
+from sweeps.recipe.refusals import DECIDED
 from sweeps.recipe.schema import FILE, axolotl_schema, keys
+from sweeps.recipe.settings import parsed
 from sweeps.run.folder import LOGGING
 
 VALUES = ("true", "3", "0.25", "text", "[1]", "[a]", "null", "1e-4", "{a: 1}", "jinja")

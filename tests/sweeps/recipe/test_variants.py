@@ -4,7 +4,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from core.records import BadInput
-from sweeps.recipe.compose import ENGINES, RECIPES, STAGES, compose, layer_names, load_layer
+from sweeps.recipe.compose import compose
+from sweeps.recipe.layers import ENGINES, RECIPES, STAGES, layer_names, load_layer
 from sweeps.recipe.schema import fault, plugin_keys
 
 FAMILIES = {path.stem: list(OmegaConf.load(path)["sizes"]) for path in sorted((RECIPES / "models").glob("*.yaml"))}

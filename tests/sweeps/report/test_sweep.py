@@ -19,7 +19,7 @@ from eval.stats.measure_names import NOISE
 from eval.stats.measures import measure
 from sweeps.plan.manifest import finished_points, write_manifest
 from sweeps.plan.sweep import Arm, Claim, Point, Tuned, load_sweep
-from sweeps.recipe.compose import Recipe
+from sweeps.recipe.layers import Recipe
 from sweeps.report.families import axis_families
 from sweeps.report.page import table_csv
 from sweeps.report.sweep import _baselines, arm_rows, collect, once, sweep_figures, write_report

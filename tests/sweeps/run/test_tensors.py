@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from core.records import BadInput
-from sweeps.recipe.compose import Recipe
+from sweeps.recipe.layers import Recipe
 from sweeps.run.folder import TrainingRun
 from sweeps.run.process import RunRefused
 from sweeps.run.tensors import changed_tensors, check_adapter

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from core.records import BadInput
 from sweeps import cli, sweep_commands
 from sweeps.cli import app
-from sweeps.recipe.compose import RECIPES
+from sweeps.recipe.layers import RECIPES
 from sweeps.run.folder import Run
 from sweeps.run.validate import check_runs
 
