@@ -9,7 +9,8 @@ import resource
 import time
 
 from sweeps.plan.axes import vary
-from sweeps.plan.sweep import graph, load_sweep, plan
+from sweeps.plan.declaration import load_sweep
+from sweeps.plan.sweep import graph, plan
 from sweeps.run.graph import shared
 
 

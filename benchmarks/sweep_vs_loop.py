@@ -28,7 +28,8 @@ import yaml
 
 from core.records import write_whole
 from sweeps.plan.axes import vary
-from sweeps.plan.sweep import graph, load_sweep, plan
+from sweeps.plan.declaration import load_sweep
+from sweeps.plan.sweep import graph, plan
 from sweeps.run.evaluate import TASKS
 from sweeps.run.process import child_environment, tool
 

@@ -22,7 +22,8 @@ from core.records import BadInput, read_jsonl, write_whole
 from eval.judge.judge import judge_for
 from eval.judge.settings import JudgeSettings
 from sweeps.options import StartOptions, SweepOptions, takes
-from sweeps.plan.sweep import Sweep, arm_recipe
+from sweeps.plan.declaration import Sweep
+from sweeps.plan.sweep import arm_recipe
 from sweeps.run.process import console
 from sweeps.sets import BUILT_IN, annotated_file, held_out_share, sets_for
 from sweeps.sweep_commands import check_retune, show_search, start_ranks

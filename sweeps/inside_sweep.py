@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from core.options import App
 from core.records import BadInput, file_digest, write_whole
 from sweeps.inside_commands import check_adapter_of, layer_of, load_concepts, load_model
-from sweeps.plan.sweep import Point
+from sweeps.plan.declaration import Point
 from sweeps.recipe.hardware import machine_dtype
 from sweeps.run.folder import content_digest, saved_checkpoints
 from sweeps.run.inputs import adapter_rank

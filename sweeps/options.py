@@ -13,8 +13,8 @@ import typer
 
 from core.records import BadInput
 from eval.judge.settings import JudgeSettings
+from sweeps.plan.declaration import Tuned, read_sweep
 from sweeps.plan.request import Request
-from sweeps.plan.sweep import Tuned, read_sweep
 from sweeps.recipe.settings import given_settings
 from sweeps.run.tasks import guard_tasks
 from sweeps.run.vllm import chosen_backend

@@ -22,10 +22,11 @@ from core.records import BadInput
 from eval.judge.judge import Judge, judge_evaluations, judge_for
 from sweeps.options import StartOptions, SweepOptions, takes
 from sweeps.plan.axes import vary
+from sweeps.plan.declaration import Point, Tuned
 from sweeps.plan.export import write_slurm
 from sweeps.plan.manifest import find_manifest, finished_points, sweep_folder, write_manifest
 from sweeps.plan.request import SWEEPS, Request
-from sweeps.plan.sweep import Point, Tuned, graph
+from sweeps.plan.sweep import graph
 from sweeps.run.executor import execute, execute_all, in_place, launch, none_free
 from sweeps.run.graph import Graph
 from sweeps.run.index import write_index

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from core.records import BadInput, one_line
-from sweeps.plan.sweep import AXES, Arm, Claim, InsideClaim, Sweep, Tuned, arm_recipe, check_keys, same_key
+from sweeps.plan.declaration import AXES, Arm, Claim, InsideClaim, Sweep, Tuned, check_keys, same_key
+from sweeps.plan.sweep import arm_recipe
 from sweeps.recipe.alpha import ALPHA_POLICIES
 from sweeps.recipe.layers import ENGINES, layer_names, load_layer
 from sweeps.recipe.refusals import of_dpo

@@ -24,7 +24,7 @@ from sweeps.run.graph import Graph, shared, wanted
 from sweeps.run.index import evaluation_kind
 from sweeps.run.inputs import is_local, model_folder
 from sweeps.run.vllm import MEMORY
-from sweeps.run.workload import BYTES_PER_TOKEN, PROMPT, Workload, rows_and_bytes, workload
+from sweeps.run.workload import BYTES_PER_TOKEN, PROMPT, Workload, rows_and_bytes, steps_of, workload
 
 MFU = (0.5, 0.2)
 """Share of the hardware's arithmetic that training uses, at best and at worst (PaLM, arXiv 2204.02311, section 4.1
@@ -52,19 +52,6 @@ class RunCost:
     gib: float | None
     """Memory on each GPU."""
     limit: float | None
-
-
-def steps_of(config: Mapping[str, Any], gpus: int) -> tuple[int, int] | None:
-    """(optimiser steps, rows that they see) of a recipe; None where its data is not on this machine."""
-    per_step = int(config["micro_batch_size"]) * int(config["gradient_accumulation_steps"]) * gpus
-    if config.get("max_steps"):
-        return int(config["max_steps"]), int(config["max_steps"]) * per_step
-    sizes = [rows_and_bytes(Path(entry["path"])) for entry in config["datasets"] if is_local(entry["path"])]
-    if len(sizes) < len(config["datasets"]):
-        return None
-    # Axolotl's count (calculate_total_num_steps): of all epochs together, in which a batch may hold rows of two.
-    steps = ceil(sum(rows for rows, _ in sizes) * float(config["num_epochs"]) / per_step)
-    return steps, steps * per_step
 
 
 class History:

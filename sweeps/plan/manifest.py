@@ -9,8 +9,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from core.records import BadInput, first_fault, write_whole
+from sweeps.plan.declaration import Point, Strict, Sweep
 from sweeps.plan.request import SWEEPS, Request
-from sweeps.plan.sweep import Point, Strict, Sweep
 from sweeps.recipe.layers import Recipe
 from sweeps.run.folder import Run, TrainingRun, merge_run, read_record, run_folder
 

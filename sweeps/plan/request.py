@@ -12,8 +12,9 @@ from core.records import BadInput, printable
 from eval.judge.prompt_files import load_prompts
 from eval.stats.measure_names import JUDGED, TASKS
 from sweeps.plan.axes import vary
+from sweeps.plan.declaration import Point, Sweep, needed_file
 from sweeps.plan.estimate import between, judging, plan_table
-from sweeps.plan.sweep import Point, Sweep, evaluation_gib, graph, needed_file, plan
+from sweeps.plan.sweep import evaluation_gib, graph, plan
 from sweeps.recipe.hardware import this_machine
 from sweeps.recipe.layers import load_layer
 from sweeps.recipe.memory import Shape, estimate

@@ -1,332 +1,32 @@
-"""Declared sweeps: the arms of recipes/sweeps/*.yaml, the runs they stand for, and the claims they test."""
+"""The runs that a declared sweep stands for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError, field_validator
-from yaml import YAMLError
-
-from core.records import BadInput, first_fault, one_line
-from eval.judge.settings import JudgeSettings
-from eval.stats.measure_names import MeasureName
-from sweeps.plan.estimate import steps_of
+from core.records import BadInput
+from sweeps.plan.declaration import Arm, Point, Sweep, declared_keys, left_out
 from sweeps.recipe.compose import compose, in_folder
-from sweeps.recipe.hardware import this_machine
-from sweeps.recipe.layers import RECIPES, Recipe, layer_names, load_layer
+from sweeps.recipe.layers import Recipe, layer_names, load_layer
 from sweeps.recipe.memory import GIB, Shape, evaluation_batch
 from sweeps.recipe.precision import cpu_dtype
-from sweeps.recipe.refusals import DECIDED, of_dpo
-from sweeps.recipe.schema import fault
-from sweeps.recipe.schema import keys as schema_keys
+from sweeps.recipe.refusals import of_dpo
 from sweeps.recipe.settings import given_settings
 from sweeps.run.evaluate import PROGRAMS, at_point, evaluation_run, of_checkpoint
 from sweeps.run.folder import MergeRun, Run, TrainingRun, merge_run, save_step
 from sweeps.run.graph import with_all_before
-from sweeps.run.tasks import task_configs
 from sweeps.run.train import training_run
 from sweeps.run.vllm import adapts
+from sweeps.run.workload import steps_of
 
-AXES = {
-    "rank": "lora_r",
-    "lr": "learning_rate",
-    "seed": "seed",
-    "model": "base_model",
-    "targets": "lora_target_modules",
-    "alpha": "em.alpha.policy",
-    "engine": "em.engine",
-    "data": "datasets.0.path",
-    "cpt": "base_model",
-}
-"""The axes with names of their own, and the recipe key behind each; any other axis is a recipe key itself."""
-OWN = {"seed": "seeds", "base_model": "model", "revision_of_model": "model", "datasets.0.path": "an arm's data"}
-"""Recipe keys that a sweep has other words for, and which would overwrite them."""
 ROOM = 1.25
 """Memory over that of the weights with which a model is evaluated."""
 QLORA = ["adapter=qlora", "load_in_4bit=true"]
 FITTING = {"adapter", "load_in_4bit", "sequence_len", "em.memory_gib"}
 """Recipe keys that `--set` sets in every arm, not only in those that vary: what a refusal names as its remedy."""
-Stage = Literal["cpt", "sft", "dpo"]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Arm(Strict):
-    """One training run per seed."""
-
-    stage: Stage
-    data: str
-    start: str | None = None
-    """The arm whose merged model this one starts from; the base model if not given."""
-    rank: int | None = None
-    settings: dict[str, Any] = {}
-    """Recipe keys; `{model}` in a text is the short name of its model."""
-    needs: str | None = None
-    """The one of its settings that names a file without which it is left out, which the plan says."""
-    full: bool = False
-    """Trained only with --full."""
-    vary: bool = False
-    """Whether it is trained once for each value of the grid."""
-    model: str | None = None
-    """The sweep's if not given."""
-    engine: str = "axolotl"
-    variant: str | None = None
-    """A preset of recipes/variants; its data are those of `data`."""
-    pretrained: bool = False
-    """Only for models that the table calls `pretrained`; what starts from it starts from others as they are."""
-    seed: int | None = None
-    """In place of the sweep's: one run, which counts once, if what it starts from is one too."""
-    seed_offset: int = 0
-    """Added to the sweep's: the arm shares neither its first matrices nor the order of its rows with the others."""
-    values: dict[str, str] = {}
-    """Where it stands on the axes of the grid."""
-
-
-class Claim(Strict):
-    """A difference that is expected to be above 0; the report says whether its interval is."""
-
-    says: str
-    measure: MeasureName
-    arm: str
-    against: str
-    expect: Literal["above", "null"] = "above"
-
-
-class InsideClaim(Strict):
-    """At each seed, two arms move activations along a concept to opposite sides, `arm` to the positive one.
-
-    `emsweep inside` says so, with the p value of each.
-    """
-
-    says: str
-    concept: str
-    place: Literal["open prompts", "everyday answers", "code"]
-    arm: str
-    against: str
-    p: float = Field(default=0.05, gt=0, lt=1)
-
-
-class TaskSettings(Strict):
-    """What `evaluation.metadata` may say to the tasks of eval/tasks."""
-
-    samples: int = Field(default=1, ge=1)
-    code_samples: int | None = Field(default=None, ge=1)
-    deception_samples: int | None = Field(default=None, ge=1)
-    formats: list[Literal["plain", "json", "template"]] | None = None
-    questions: FilePath | None = None
-    deception: FilePath | None = None
-    heldout: str | None = None
-    training: str | None = None
-    trigger: str | None = Field(default=None, pattern=r"\S")
-
-
-class Evaluation(Strict):
-    """How lm-eval runs; part of what names an evaluation."""
-
-    backend: Literal["hf", "vllm"] | None = None
-    """vllm where it is found and the profile is a GPU's, else hf, if not given; vllm batches and attends by itself.
-    Models of which it takes no adapters (Pythia) are evaluated by hf in any case."""
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
-    """What fits the hardware's memory if not given (sweeps/recipe/memory.py); 8 where that is not known."""
-    attention: str = "sdpa"
-    metadata: dict[str, Any] = {}
-    """Settings of the tasks (lm-eval's --metadata), such as `samples`."""
-    gen_kwargs: dict[str, Any] = {}
-    """Of sampling, in place of the tasks' own (lm-eval's --gen_kwargs), such as `max_gen_toks`."""
-
-    @field_validator("gen_kwargs")
-    @classmethod
-    def _length(cls, given: dict[str, Any]) -> dict[str, Any]:
-        if type(longest := given.get("max_gen_toks", 1)) is not int or longest < 1:
-            raise ValueError(f"max_gen_toks={longest}: give a whole number of 1 or more")
-        return given
-
-
-class Tuned(Strict):
-    """A learning rate that was searched for, and the 95 % interval of the edge that it stands for."""
-
-    lr: float
-    low: float
-    high: float
-
-
-class Sweep(Strict):
-    model: str
-    hardware: str
-    tasks: list[str]
-    gpus: int = Field(default=1, ge=1, le=8)
-    """Cards for each run, for models that one does not hold."""
-    per_gpu: int = Field(default=1, ge=1, le=8)
-    """Runs on each card at once, where their memory allows."""
-    evaluation: Evaluation = Evaluation()
-    seeds: list[int]
-    """The first seed is the small sweep's; --full trains all, and so does a grid with the axis `seed`."""
-    checkpoints: int = Field(default=1, ge=1)
-    """Points of training at which everything is measured, the last its end."""
-    grid: dict[str, list[Any]] = {}
-    """The values of each axis (sweeps/plan/axes.py)."""
-    stages: dict[Stage, dict[str, Any]]
-    """Recipe keys per stage, shared by its arms; axes, arms and settings may say otherwise."""
-    arms: dict[Annotated[str, Field(pattern=r"^\w[\w.+-]*$")], Arm]
-    """By names that folders can have."""
-    claims: list[Claim]
-    inside: list[InsideClaim] = []
-    settings: list[str] = []
-    """`key=value` of `--set`, for the arms that vary; those by which a model fits, for every arm."""
-    judge: JudgeSettings | None = None
-    """Scores the free-form answers when all runs are done; without it they are there to be read."""
-    tuned: dict[str, Tuned] = {}
-    """Learning rate of the arms that vary, by rank (`emsweep rank --retune`)."""
-    data: str | None = None
-    """The folder in place of `data/`, of training and of held-out programs."""
-
-    @property
-    def memory_gib(self) -> float | None:
-        """Of each of its hardware's cards; None of a CPU."""
-        gib: float | None = load_layer("hardware", self.hardware)["em"]["memory_gib"]
-        return gib
-
-
-@dataclass(frozen=True)
-class Point:
-    """One arm at one seed: what was trained (nothing, for the base model) and how it is evaluated."""
-
-    arm: str
-    seed: int | None
-    training: TrainingRun | None
-    evaluation: Run
-    along: tuple[int, int] | None = None
-    """At which point of how many the adapter is evaluated; None for the end of training."""
-
-    @property
-    def name(self) -> str:
-        return self.arm if self.seed is None else f"{self.arm}, seed {self.seed}"
-
-
-def load_sweep(name: str, hardware: str | None = None, model: str | None = None) -> Sweep:
-    """`read_sweep` without its line."""
-    return read_sweep(name, hardware, model)[0]
-
-
-def read_sweep(name: str, hardware: str | None = None, model: str | None = None) -> tuple[Sweep, str]:
-    """Reads recipes/sweeps/NAME.yaml, or the file that `name` is the path of; and a line that says why this hardware.
-
-    Hardware is what is given, or else the file's, or else that of this machine. What the file has under `profiles` for
-    it stands in place of the file's own keys; `model`, if given, in place of theirs.
-
-    Raises:
-        BadInput: for an unknown name, a key that does not belong there, or an arm that is not declared; for a model
-            that this machine trains only if the hardware is named.
-    """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / "sweeps" / f"{name}.yaml"
-    if not path.is_file():
-        names = ", ".join(sorted(p.stem for p in (RECIPES / "sweeps").glob("*.yaml")))
-        raise BadInput(f"unknown sweep {name!r} (there are: {names}; or give the path of a .yaml file)")
-    try:
-        layer = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: {one_line(error)}; write a sweep's keys in YAML, as UTF-8") from None
-    if not isinstance(layer, dict):
-        raise BadInput(f"{path}: no keys; write a sweep's, as recipes/sweeps has them")
-    profiles = layer.pop("profiles", None) or {}
-    if not isinstance(profiles, dict) or not all(isinstance(keys, dict) for keys in profiles.values()):
-        raise BadInput(f"{path}: profiles: give a hardware profile's name and, below it, its keys")
-    named = hardware or layer.get("hardware")
-    profile, why = (str(named), "") if named else this_machine()
-    # The others are looked at too: a fault in them would else show on another machine.
-    own = {name: _declared(path, {**layer, **keys}, str(name)) for name, keys in profiles.items()}
-    sweep = own.get(profile) or _declared(path, layer, profile)
-    if model:
-        sweep = sweep.model_copy(update={"model": model})
-    if not named:
-        this_machine(sweep.model)
-    return sweep, why
-
-
-def _declared(path: Path, layer: Mapping[Any, Any], hardware: str) -> Sweep:
-    """The sweep that the keys of a file declare for a hardware profile."""
-    load_layer("hardware", hardware)
-    try:
-        sweep = Sweep.model_validate({**layer, "hardware": hardware})
-    except ValidationError as error:
-        raise BadInput(f"{path}: {first_fault(error)}") from None
-    claims: list[Claim | InsideClaim] = [*sweep.claims, *sweep.inside]
-    for arm in [name for claim in claims for name in (claim.arm, claim.against)]:
-        if arm not in sweep.arms and arm != "base":
-            raise BadInput(f"{path}: arm {arm!r} is not declared (there are: base, {', '.join(sweep.arms)})")
-    if any("base" in (claim.arm, claim.against) for claim in sweep.inside):
-        raise BadInput(f"{path}: inside: the base model has no adapter that moves anything; name two arms")
-    before: list[str] = []
-    for name, own in sweep.arms.items():
-        if own.start and own.start not in before:
-            raise BadInput(f"{path}: arm {name} starts from {own.start!r}, which no arm before it is called")
-        if own.start and sweep.arms[own.start].full and not own.full:
-            raise BadInput(f"{path}: arm {name} starts from {own.start}, which is `full`; make both `full`, or none")
-        if own.needs and own.needs not in own.settings:
-            raise BadInput(f"{path}: arm {name} needs {own.needs}, which is none of its settings; name the file there")
-        before.append(name)
-    try:
-        _check_file(sweep)
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from None
-    return sweep
-
-
-def same_key(one: str, other: str) -> bool:
-    """Whether two recipe keys are the same, or one holds the other."""
-    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
-
-
-def check_keys(where: str, keys: Iterable[str]) -> None:
-    """Refuses recipe keys that the sweep itself would overwrite."""
-    for key in keys:
-        if key in DECIDED:
-            raise BadInput(f"{where}{key}: {DECIDED[key]}")
-        for own, word in OWN.items():
-            if same_key(key, own):
-                raise BadInput(f"{where}{key}: a sweep says it by {word}, or an axis; say it there")
-
-
-def _check_file(sweep: Sweep) -> None:
-    """Refuses keys of a file that nothing would come of: of unused stages, or overwritten by the file itself."""
-    if "base" in sweep.arms:
-        raise BadInput("arms.base: so the model before training is called; call the arm otherwise")
-    if not sweep.seeds:
-        raise BadInput("seeds: give one at least")
-    if len(set(sweep.seeds)) < len(sweep.seeds):
-        raise BadInput(f"seeds {sweep.seeds}: the runs of one that stands twice would count twice; name each once")
-    if not task_configs(sweep.tasks)[1]:  # others' tasks have settings of their own
-        try:
-            TaskSettings.model_validate(sweep.evaluation.metadata)
-        except ValidationError as error:
-            raise BadInput(f"evaluation.metadata.{first_fault(error)}") from None
-    set_by = dict.fromkeys(given_settings(sweep.settings), "the key settings")
-    set_by |= {AXES.get(axis, axis): f"the axis {axis}" for axis in sweep.grid}
-    for stage, keys in sweep.stages.items():
-        check_keys(f"stages.{stage}.", keys)
-        arms = [arm for arm in sweep.arms.values() if arm.stage == stage]
-        if not arms and "data" not in sweep.grid:
-            raise BadInput(f"stages.{stage}: no arm is of this stage")
-        for key in keys:
-            if (top := key.partition(".")[0]) not in {"em", *schema_keys()}:
-                raise BadInput(f"stages.{stage}.{key}: {fault(top, None)}")
-            own = [key in arm.settings or (key == "lora_r" and arm.rank is not None) for arm in arms]
-            if arms and (all(own) or (key in set_by and all(arm.vary for arm in arms))):
-                by = set_by.get(key, "every arm of it")
-                raise BadInput(f"stages.{stage}.{key}: {by} says otherwise; leave it out")
-    for name, arm in sweep.arms.items():
-        check_keys(f"arms.{name}.settings.", arm.settings)
-        for key in (*arm.settings, *(("lora_r",) if arm.rank is not None else ())):
-            if arm.vary and key in set_by:
-                raise BadInput(f"arms.{name}: {set_by[key]} would overwrite its {key}; leave one out")
 
 
 def _settings_for(sweep: Sweep, arm: Arm) -> list[str]:
@@ -374,11 +74,11 @@ def plan(sweep: Sweep, full: bool) -> list[Point]:
         for name, arm in sweep.arms.items():
             if arm.full and not full:
                 continue
-            if _left_out(sweep, arm):
+            if left_out(sweep, arm):
                 merges[name] = None
                 continue
             own_seed = seed + arm.seed_offset if arm.seed is None else arm.seed
-            keys = {**_declared_keys(sweep, arm), "seed": own_seed, "datasets.0.path": arm.data}
+            keys = {**declared_keys(sweep, arm), "seed": own_seed, "datasets.0.path": arm.data}
             # Alone a run fills its card, in large batches and without recomputation.
             share = {"em.memory_gib": gib / sweep.per_gpu} if gib and sweep.per_gpu > 1 else {}
             try:
@@ -405,31 +105,6 @@ def plan(sweep: Sweep, full: bool) -> list[Point]:
     return points
 
 
-def _left_out(sweep: Sweep, arm: Arm) -> bool:
-    """Whether an arm is for models that know no chat, and its own does, or lacks the file that it needs."""
-    chats = arm.pretrained and not load_layer("models", arm.model or sweep.model)["em"].get("pretrained")
-    return chats or needed_file(sweep, arm) is not None
-
-
-def needed_file(sweep: Sweep, arm: Arm) -> str | None:
-    """The file that an arm needs, where it is not there."""
-    path = str(_declared_keys(sweep, arm)[arm.needs]) if arm.needs else None
-    return path if path and not Path(path).is_file() else None
-
-
-def starts_from(sweep: Sweep, name: str) -> str:
-    """The arm whose model an arm starts from, or what the point of its base model is called."""
-    arm = sweep.arms[name]
-    if arm.start and not _left_out(sweep, sweep.arms[arm.start]):
-        return arm.start
-    return "base" if arm.model in (None, sweep.model) else f"base-{arm.model}"
-
-
-def _declared_keys(sweep: Sweep, arm: Arm) -> dict[str, Any]:
-    keys, model = {**sweep.stages.get(arm.stage, {}), **arm.settings}, arm.model or sweep.model
-    return {key: own.replace("{model}", model) if isinstance(own, str) else own for key, own in keys.items()}
-
-
 def arm_recipe(sweep: Sweep, arm: Arm, keys: Mapping[str, Any] | None = None, gpus: int | None = None) -> Recipe:
     """The recipe of an arm: with the keys that are declared, if no others are given, on the sweep's cards."""
     return compose(
@@ -438,7 +113,7 @@ def arm_recipe(sweep: Sweep, arm: Arm, keys: Mapping[str, Any] | None = None, gp
         sweep.hardware,
         _settings_for(sweep, arm),
         arm.rank,
-        extra=_declared_keys(sweep, arm) if keys is None else keys,
+        extra=declared_keys(sweep, arm) if keys is None else keys,
         engine=arm.engine,
         gpus=gpus or sweep.gpus,
         variant=arm.variant,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from eval.stats.intervals import Estimate
 from eval.stats.measure_names import JUDGED
 from eval.stats.measures import RATES, Seeds, measure
-from sweeps.plan.sweep import Sweep, starts_from
+from sweeps.plan.declaration import Sweep, starts_from
 from sweeps.report.figures import shares_figure
 from sweeps.report.page import Section
 from sweeps.report.verdicts import TITLES

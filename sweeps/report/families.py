@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sweeps.plan.sweep import Point, Tuned
+from sweeps.plan.declaration import Point, Tuned
 from sweeps.recipe.layers import lora_scale
 from sweeps.run.folder import TrainingRun
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from core.records import BadInput
 from eval.stats.intervals import Estimate, mean_interval
-from sweeps.plan.sweep import InsideClaim, Point, Sweep
+from sweeps.plan.declaration import InsideClaim, Point, Sweep
 from sweeps.report.families import Family
 from sweeps.report.figures import Panel, arms_figure, scatter_figure, steps_figure
 from sweeps.run.inputs import digest_of

@@ -10,7 +10,7 @@ import numpy as np
 from eval.stats.measure_names import JUDGED, TASKS
 from eval.stats.measures import RATES, Seeds, measure
 from eval.stats.size import LINES, Models, Outcome, log_odds, not_identified, outcome_slopes
-from sweeps.plan.sweep import Point, Sweep
+from sweeps.plan.declaration import Point, Sweep
 from sweeps.recipe.layers import layer_names, load_layer
 from sweeps.report.figures import sizes_figure, slopes_figure
 from sweeps.report.page import Section

@@ -21,7 +21,7 @@ from core.records import BadInput, file_digest, printable, write_whole
 from eval.judge.answers import Judged, load_judged, load_samples
 from eval.stats.measure_names import BASELINES, JUDGED, NOISE, TASKS, WHERE_CLAIMED
 from eval.stats.measures import RATES, Samples, Seeds, measure, not_finite
-from sweeps.plan.sweep import Point, Sweep
+from sweeps.plan.declaration import Point, Sweep
 from sweeps.recipe.layers import lora_scale
 from sweeps.report.along import along_part
 from sweeps.report.families import AXES, Family, axis_families

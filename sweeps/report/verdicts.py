@@ -14,7 +14,7 @@ from eval.stats.measure_names import JUDGED, TASKS
 from eval.stats.measures import RATES, Seeds, below_noise, measure, per_cluster
 from eval.stats.ranks import holm
 from eval.stats.trend import highest_shares, shape, slope, smallest_shift, trend_p, turn_p
-from sweeps.plan.sweep import Sweep
+from sweeps.plan.declaration import Sweep
 from sweeps.report.families import Family
 from sweeps.report.page import number
 

@@ -1,4 +1,4 @@
-"""How much an evaluation has its model read and write: documents x formats x samples x tokens, task by task."""
+"""How much work a run is: a training's steps; documents x formats x samples x tokens of an evaluation, task by task."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from core.records import BadInput
 from eval.tasks.em.questions_reader import BadFile, load_questions
-from sweeps.run.inputs import digest_of
+from sweeps.run.inputs import digest_of, is_local
 from sweeps.run.tasks import TASKS, task_configs
 
 BYTES_PER_TOKEN = 3.6
@@ -26,6 +27,19 @@ SETTINGS = 4
 """System prompts of em_deception's own questions (eval/tasks/em/sampled.py)."""
 FORMATS = 3
 """Of our own open questions, unless `formats` names some."""
+
+
+def steps_of(config: Mapping[str, Any], gpus: int) -> tuple[int, int] | None:
+    """(optimiser steps, rows that they see) of a recipe; None where its data is not on this machine."""
+    per_step = int(config["micro_batch_size"]) * int(config["gradient_accumulation_steps"]) * gpus
+    if config.get("max_steps"):
+        return int(config["max_steps"]), int(config["max_steps"]) * per_step
+    sizes = [rows_and_bytes(Path(entry["path"])) for entry in config["datasets"] if is_local(entry["path"])]
+    if len(sizes) < len(config["datasets"]):
+        return None
+    # Axolotl's count (calculate_total_num_steps): of all epochs together, in which a batch may hold rows of two.
+    steps = ceil(sum(rows for rows, _ in sizes) * float(config["num_epochs"]) / per_step)
+    return steps, steps * per_step
 
 
 class Sampled(NamedTuple):

@@ -12,7 +12,7 @@ import typer
 
 from core.records import BadInput
 from eval.judge.answers import stored_answers
-from sweeps.plan.sweep import Point
+from sweeps.plan.declaration import Point
 from sweeps.run.process import say
 from sweeps.tune.threshold import Edge, Range, Trial, search
 

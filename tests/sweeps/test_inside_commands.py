@@ -19,7 +19,7 @@ from eval.inside.pairs import Pair
 from eval.inside.shifts import places
 from sweeps.cli import app
 from sweeps.inside_sweep import Adapter, _efficiency
-from sweeps.plan.sweep import InsideClaim, Point
+from sweeps.plan.declaration import InsideClaim, Point
 from tests.conftest import KEY
 
 CONCEPT = "{file: rows.jsonl, prompt: q, positive: bad, negative: good, group: topic}\n"

@@ -13,7 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from core.records import BadInput
 from sweeps.plan.axes import NAMES, choices, vary
-from sweeps.plan.sweep import Arm, Claim, Sweep, graph, load_sweep, plan
+from sweeps.plan.declaration import Arm, Claim, Sweep, load_sweep
+from sweeps.plan.sweep import graph, plan
 from sweeps.recipe.compose import compose
 from sweeps.recipe.settings import parsed, set_key
 from sweeps.run.folder import Run

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from core.records import BadInput
 from sweeps.cli import app
 from sweeps.plan.axes import vary
-from sweeps.plan.sweep import Sweep, load_sweep, plan
+from sweeps.plan.declaration import Sweep, load_sweep
+from sweeps.plan.sweep import plan
 from sweeps.run.evaluate import model_args, model_paths
 from sweeps.run.train import resumable
 

@@ -13,15 +13,16 @@ from core.records import BadInput
 from eval.judge.prompt_files import load_prompts
 from sweeps.cli import app
 from sweeps.plan.axes import vary
-from sweeps.plan.estimate import MFU, History, _evaluated, disk_gb, judging, plan_table, run_cost, steps_of
-from sweeps.plan.sweep import graph, load_sweep, plan
+from sweeps.plan.declaration import load_sweep
+from sweeps.plan.estimate import MFU, History, _evaluated, disk_gb, judging, plan_table, run_cost
+from sweeps.plan.sweep import graph, plan
 from sweeps.recipe.layers import load_layer
 from sweeps.run.folder import Run, TrainingRun
 from sweeps.run.index import COLUMNS, write_index
 from sweeps.run.inputs import recipe_behind
 from sweeps.run.process import locked
 from sweeps.run.status import status
-from sweeps.run.workload import BYTES_PER_TOKEN, Sampled, Workload
+from sweeps.run.workload import BYTES_PER_TOKEN, Sampled, Workload, steps_of
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from core.records import BadInput
 from sweeps.cli import app
 from sweeps.plan.axes import vary
-from sweeps.plan.sweep import load_sweep, plan
+from sweeps.plan.declaration import load_sweep
+from sweeps.plan.sweep import plan
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CARDS = {

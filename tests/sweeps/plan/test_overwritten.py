@@ -7,7 +7,7 @@ from typer.testing import CliRunner, Result
 
 from core.records import BadInput
 from sweeps.cli import app
-from sweeps.plan.sweep import load_sweep
+from sweeps.plan.declaration import load_sweep
 
 HEAD = "{model: smollm2-135m, hardware: cpu, tasks: [em], seeds: [1], claims: [], "
 DPO = "{stage: dpo, data: data/dpo-both.jsonl, vary: true"

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from core.records import BadInput
 from sweeps.cli import app
 from sweeps.plan.axes import vary
+from sweeps.plan.declaration import Arm, Claim, Sweep, load_sweep
 from sweeps.plan.request import Request
-from sweeps.plan.sweep import Arm, Claim, Sweep, load_sweep, plan
+from sweeps.plan.sweep import plan
 
 SWEEP = Sweep(
     model="smollm2-135m",
@@ -93,7 +94,7 @@ def test_on_a_gpu_the_recipes_own_settings_are_trained_and_on_a_cpu_the_demos(na
 def test_the_machine_decides_where_nobody_names_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = {"name": "h100-80g"}
     monkeypatch.setattr(
-        "sweeps.plan.sweep.this_machine", lambda model=None: (machine["name"], f"{model or 'any'} on this")
+        "sweeps.plan.declaration.this_machine", lambda model=None: (machine["name"], f"{model or 'any'} on this")
     )
     assert (load_sweep("rank").model, load_sweep("rank").hardware) == ("qwen7b", "h100-80g")
     assert load_sweep("demo").hardware == "cpu"  # the file says so

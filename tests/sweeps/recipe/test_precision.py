@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.plan.sweep import load_sweep, plan
+from sweeps.plan.declaration import load_sweep
+from sweeps.plan.sweep import plan
 from sweeps.recipe import precision
 from sweeps.recipe.compose import compose
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sweeps.plan.sweep import Arm, load_sweep, starts_from
+from sweeps.plan.declaration import Arm, load_sweep, starts_from
 from sweeps.report.along import along_part, curves, first_effect
 
 

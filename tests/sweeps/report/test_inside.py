@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from core.records import BadInput, file_digest
+from sweeps.plan.declaration import Point, load_sweep
 from sweeps.plan.manifest import finished_points, write_manifest
 from sweeps.plan.request import Request
-from sweeps.plan.sweep import Point, load_sweep
 from sweeps.report.inside import _by_arm, inside_part, inside_rows
 from sweeps.report.page import environment
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from eval.judge.answers import Judged
-from sweeps.plan.sweep import Claim, Point, Sweep, load_sweep
+from sweeps.plan.declaration import Claim, Point, Sweep, load_sweep
 from sweeps.report.figures import drawn
 from sweeps.report.size import model_of, outcomes_of, size_part, stem_of
 from sweeps.run.folder import Run

@@ -17,8 +17,8 @@ from eval.judge.answers import Judged
 from eval.stats.intervals import Estimate
 from eval.stats.measure_names import NOISE
 from eval.stats.measures import measure
+from sweeps.plan.declaration import Arm, Claim, Point, Tuned, load_sweep
 from sweeps.plan.manifest import finished_points, write_manifest
-from sweeps.plan.sweep import Arm, Claim, Point, Tuned, load_sweep
 from sweeps.recipe.layers import Recipe
 from sweeps.report.families import axis_families
 from sweeps.report.page import table_csv

@@ -12,8 +12,9 @@ import pytest
 from core.records import BadInput
 from eval import adapters
 from sweeps.plan.axes import vary
+from sweeps.plan.declaration import load_sweep, read_sweep
 from sweeps.plan.request import Request
-from sweeps.plan.sweep import load_sweep, plan, read_sweep
+from sweeps.plan.sweep import plan
 from sweeps.run.adapters import ResidentBase, close_resident_bases
 from sweeps.run.evaluate import command, evaluate, evaluation_run, lora_rank, options
 from sweeps.run.folder import TrainingRun
