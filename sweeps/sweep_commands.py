@@ -307,7 +307,7 @@ def export(options: SweepOptions, how: StartOptions, sweep: SweepName) -> None:
         start(request, how)
         return
     check_runs(request.runs, request.folder)
-    typer.echo(write_slurm(request, as_typed()))
+    typer.echo(write_slurm(request, write_manifest(request, as_typed())))
 
 
 @app.command(name="exec")

@@ -8,14 +8,17 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from core.records import write_whole
-from sweeps.plan.manifest import write_manifest
 from sweeps.plan.request import Request
 from sweeps.run.folder import Run, TrainingRun
 from sweeps.run.graph import wanted
 
 
-def write_slurm(request: Request, command: str) -> Path:
-    """Writes the manifest, and beside it slurm.sh with the runs that are not done; returns the script's path."""
+def write_slurm(request: Request, manifest: Path) -> Path:
+    """Writes slurm.sh with the runs that are not done, in the sweep's folder; returns its path.
+
+    Args:
+        manifest: the sweep.json that its jobs read.
+    """
     environment = Environment(
         loader=PackageLoader("sweeps.plan", ""), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
@@ -29,7 +32,7 @@ def write_slurm(request: Request, command: str) -> Path:
 
     text = environment.get_template("slurm.sh.j2").render(
         folder=request.folder,
-        manifest=write_manifest(request, command),
+        manifest=manifest,
         runs=[run for digest, run in request.runs.items() if digest in todo],
         after=lambda run: [before.digest for before in run.after if before.digest in todo],
         gpus=gpus,

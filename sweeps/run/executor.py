@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 from rich.live import Live
 from rich.text import Text
@@ -21,9 +21,9 @@ from core.records import BadInput, write_whole
 from sweeps.recipe.hardware import BUSY_GIB, Gpu, of_kind, visible_gpus
 from sweeps.recipe.layers import load_layer
 from sweeps.run.adapters import close_resident_bases, resident_base
-from sweeps.run.evaluate import evaluate
+from sweeps.run.evaluate import evaluate, lora_rank, model_paths
 from sweeps.run.folder import MergeRun, Run, TrainingRun
-from sweeps.run.graph import Graph, State, lost, ready, wanted
+from sweeps.run.graph import Graph, lost, wanted
 from sweeps.run.index import write_index
 from sweeps.run.process import (
     SHARE,
@@ -41,10 +41,27 @@ from sweeps.run.process import (
 from sweeps.run.status import progress, status_lines
 from sweeps.run.train import merge, train
 
+State = Literal["waiting", "running", "elsewhere", "done", "failed", "blocked"]
 LOOK_AGAIN = 2.0
 """Seconds until a run that another process holds is tried again."""
 PARTS = 8
 """Of a card, each with a lock: a run takes its share of them, so that one that fills the card waits for all."""
+
+
+def ready(runs: Graph, states: Mapping[str, State]) -> Iterator[Run]:
+    """The runs that wait for nothing but a place, in the order of the graph; evaluations last.
+
+    Those of one base stand together: adapters evaluated one after another share its process (sweeps/run/adapters.py),
+    the highest rank first, whose engine takes the others too.
+    """
+    for run in sorted(runs.values(), key=_turn):
+        own = run.digest
+        if states[own] == "waiting" and all(states.get(before.digest, "done") == "done" for before in run.after):
+            yield run
+
+
+def _turn(run: Run) -> tuple[str, int]:
+    return (str(model_paths(run).get("pretrained")), -lora_rank(run)) if run.stage == "evaluate" else ("", 0)
 
 
 def execute(run: Run) -> dict[str, Any]:

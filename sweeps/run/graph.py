@@ -1,15 +1,12 @@
-"""The runs of a sweep as a graph, keyed by content: what builds on what, what can start, what is lost."""
+"""The runs of a sweep as a graph, keyed by content: what builds on what, what is to be done, what is lost."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal
+from collections.abc import Iterable, Mapping
 
-from sweeps.run.evaluate import lora_rank, model_paths
 from sweeps.run.folder import Run
 
-State = Literal["waiting", "running", "elsewhere", "done", "failed", "blocked"]
 Graph = Mapping[str, Run]
 """Runs by digest, each after all that it builds on."""
 
@@ -27,22 +24,6 @@ def shared(runs: Graph) -> int:
     """How many runs several others build on, evaluations aside."""
     uses = Counter(before.digest for run in runs.values() if run.stage != "evaluate" for before in run.after)
     return sum(count > 1 for count in uses.values())
-
-
-def ready(runs: Graph, states: Mapping[str, State]) -> Iterator[Run]:
-    """The runs that wait for nothing but a place, in the order of the graph; evaluations last.
-
-    Those of one base stand together: adapters evaluated one after another share its process (sweeps/run/adapters.py),
-    the highest rank first, whose engine takes the others too.
-    """
-    for run in sorted(runs.values(), key=_turn):
-        own = run.digest
-        if states[own] == "waiting" and all(states.get(before.digest, "done") == "done" for before in run.after):
-            yield run
-
-
-def _turn(run: Run) -> tuple[str, int]:
-    return (str(model_paths(run).get("pretrained")), -lora_rank(run)) if run.stage == "evaluate" else ("", 0)
 
 
 def wanted(runs: Graph) -> set[str]:

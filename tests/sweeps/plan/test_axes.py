@@ -17,8 +17,9 @@ from sweeps.plan.declaration import Arm, Claim, Sweep, load_sweep
 from sweeps.plan.sweep import graph, plan
 from sweeps.recipe.compose import compose
 from sweeps.recipe.settings import parsed, set_key
+from sweeps.run.executor import ready
 from sweeps.run.folder import Run
-from sweeps.run.graph import lost, ready, shared, wanted
+from sweeps.run.graph import lost, shared, wanted
 
 SWEEP = Sweep(
     model="smollm2-135m",
