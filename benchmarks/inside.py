@@ -207,7 +207,7 @@ def in_words(values: Any) -> str:
 
 
 def said(estimate: Any) -> str:
-    return f"{estimate.value:+.4f} [{estimate.low:+.4f}, {estimate.high:+.4f}]"
+    return estimate.words("+.4f")
 
 
 def doses(sizes: list[float], every: int) -> None:

@@ -119,7 +119,7 @@ def main() -> None:
     less = mean_interval(np.array(a[2]) - np.array(b[2]))
     print(f"without: step {a[0]}, narrow {a[1]:+.2f} nats, KL {np.mean(a[2]):.4f} nats a token")
     print(f"with:    step {b[0]}, narrow {b[1]:+.2f} nats, KL {np.mean(b[2]):.4f} nats a token")
-    print(f"moves less by {less.value:.4f} [{less.low:.4f}, {less.high:.4f}] nats a token, {less.clusters} questions")
+    print(f"moves less by {less.words('.4f')} nats a token, {less.clusters} questions")
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def _adapted(adapter: Path | None) -> dict[str, str | None]:
 def _interval(estimate: Estimate | None, digits: int = 2) -> str:
     if estimate is None:
         return "not estimable"
-    return f"{estimate.value:+.{digits}f} [{estimate.low:+.{digits}f}, {estimate.high:+.{digits}f}]"
+    return estimate.words(f"+.{digits}f")
 
 
 @app.command(name="directions")

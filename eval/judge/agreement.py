@@ -213,7 +213,7 @@ def shifts_table(models: Models, first: str, second: str) -> Table:
                 for cell in (said(getattr(side, rate)), f"{side.misaligned}/{getattr(side, of)}")
             ]
             moved: Estimate = getattr(found, rate)
-            interval = f"{moved.value:+.2%} [{moved.low:+.1%}, {moved.high:+.1%}]"
+            interval = moved.words("+.2%", "+.1%")
             table.add_row(Text(model), name, *cells, interval, str(moved.clusters))
     table.caption = Text(caution(min(questions)) or "", justify="left")
     return table

@@ -87,9 +87,7 @@ def model_rates(model: str, *seeds: Sequence[Judged]) -> Rates:
 
 def said(estimate: Estimate) -> str:
     """A rate with its interval, in percent; of nothing there is none."""
-    return (
-        "no rate" if math.isnan(estimate.value) else f"{estimate.value:.2%} [{estimate.low:.1%}, {estimate.high:.1%}]"
-    )
+    return "no rate" if math.isnan(estimate.value) else estimate.words(".2%", ".1%")
 
 
 def rates_table(

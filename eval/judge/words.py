@@ -56,7 +56,7 @@ def _cells(own: pd.DataFrame, measure: Measure) -> tuple[str, str, str, str]:
     if measure.scale:
         means = clusters.agg(lambda scores: float(scores.astype(float).mean()))
         mean = mean_interval(list(means)) if len(means) > 1 else None
-        shown = f"{mean.value:.1f} [{mean.low:.1f}, {mean.high:.1f}]" if mean else "one question: no interval"
+        shown = mean.words(".1f") if mean else "one question: no interval"
         return shown, str(len(counted)), "", str(len(means))
     hits = clusters.agg(lambda words: int(words.isin(measure.rate).sum()))
     shown = said(ratio_interval(list(hits), list(clusters.size()))) if len(hits) > 1 else "one question: no interval"

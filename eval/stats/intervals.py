@@ -41,6 +41,11 @@ class Estimate:
     def off_zero(self) -> bool:
         return self.low > 0 or self.high < 0
 
+    def words(self, value: str = ".3f", ends: str | None = None) -> str:
+        """`value [low, high]`, by formats of numbers; that of the ends is the value's if not given."""
+        ends = ends or value
+        return f"{self.value:{value}} [{self.low:{ends}}, {self.high:{ends}}]"
+
 
 def _variances(values: Floats) -> tuple[float, float]:
     """What clusters and what seeds add to the variance of the mean of (seeds, clusters).

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from core.records import printable, write_whole
 from eval.judge.answers import Judged
 from eval.judge.rates import filter_caution, said
-from eval.stats.intervals import Estimate, caution
+from eval.stats.intervals import caution
 from sweeps.report.figures import drawn
 
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")
@@ -37,11 +37,6 @@ class Section:
 
     figures: dict[str, Figure]
     sentences: list[str]
-
-
-def number(estimate: Estimate, digits: int = 3) -> str:
-    """`value [low, high]`."""
-    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 
 def data_block(answers: Iterable[tuple[str, Judged]], beside: str) -> Markup:
@@ -82,7 +77,7 @@ def _cell(value: Any) -> Any:
 
 def environment() -> Environment:
     made = Environment(loader=PackageLoader("sweeps.report"), autoescape=select_autoescape(["html"]), trim_blocks=True)
-    made.filters.update(number=number, said=said, caution=caution)
+    made.filters.update(number=lambda estimate, digits: estimate.words(f".{digits}f"), said=said, caution=caution)
     made.filters["scale"] = lambda scale: "" if scale is None else f"{scale:.3g}"
     made.filters["cell"] = lambda text: " ".join(text.split()).replace("|", r"\|")  # of a table in Markdown
     made.globals["filter_caution"] = filter_caution

@@ -28,7 +28,7 @@ from sweeps.report.families import AXES, Family, axis_families
 from sweeps.report.figures import Panel, arms_figure, comparable, scatter_figure, steps_figure
 from sweeps.report.inside import inside_part, inside_rows
 from sweeps.report.judged import JudgedPart, enough, judged_part
-from sweeps.report.page import data_block, environment, number, table_csv, write_page
+from sweeps.report.page import data_block, environment, table_csv, write_page
 from sweeps.report.size import base_of, size_part
 from sweeps.report.verdicts import DIGITS, TITLES, claim_verdicts, rank_verdicts
 from sweeps.run.folder import content_digest
@@ -47,7 +47,7 @@ def _baselines(base: Seeds) -> str:
     for name, words in BASELINES.items():
         own, left_out = (measure(each, base).estimate for each in (name, f"{name}_left_out"))
         if not math.isnan(own.value):
-            said.append(f"{words} {number(own)}" + f" ({number(left_out)})" * (not math.isnan(left_out.value)))
+            said.append(f"{words} {own.words()}" + f" ({left_out.words()})" * (not math.isnan(left_out.value)))
     return "; ".join(said)
 
 

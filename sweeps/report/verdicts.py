@@ -16,7 +16,6 @@ from eval.stats.ranks import holm
 from eval.stats.trend import highest_shares, shape, slope, smallest_shift, trend_p, turn_p
 from sweeps.plan.declaration import Sweep
 from sweeps.report.families import Family
-from sweeps.report.page import number
 
 TITLES = {
     "recognition": "recognition, AUC",
@@ -125,6 +124,6 @@ def rank_verdicts(
             f"{family.name}, {TITLES[name]}: {verdict} (trend p = {p_trend:.3f}, peak or dip p = {p_peak:.3f}, after "
             f"Holm's correction for {len(tested)} measures); highest at rank {members[shares.argmax()]} in "
             f"{shares.max():.0%} of resamples; rank {members[0]} less rank {members[-1]} "
-            f"{number(difference, DIGITS[name])}{noise}; {seen} in 4 of 5 such sweeps."
+            f"{difference.words(f'.{DIGITS[name]}f')}{noise}; {seen} in 4 of 5 such sweeps."
         )
     return sentences + [f"{family.name}: {family.scale}" for family in ranks if not family.differ]
