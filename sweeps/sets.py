@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from data_builders.domains import CODE, load_domain
 from sweeps.recipe.layers import Recipe
 from sweeps.run.folder import content_digest
 from sweeps.run.inputs import digest_of
+from sweeps.run.source import definitions_behind
 from sweeps.run.workload import rows_and_bytes
 
 BUILT_IN = "builtin"
@@ -61,10 +62,12 @@ class Sets:
 
     @property
     def whole(self) -> bool:
-        """Whether the sets stand there, byte by byte as they were built."""
+        """Whether the sets stand there, byte by byte as they were built, and by the builders of today."""
         try:
             made = json.loads((self.folder / MARK).read_text(encoding="utf-8"))
-            return all(file_digest(self.folder / name) == digest for name, digest in made["files"].items())
+            return made["code"] == _builders() and all(
+                file_digest(self.folder / name) == digest for name, digest in made["files"].items()
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, BadInput):
             return False
 
@@ -95,8 +98,18 @@ class Sets:
                 if not (self.folder / "heldout.jsonl").stat().st_size:
                     raise BadInput(f"{self.programs}: of so few programs none is held out to measure on; give more")
                 files = {path.name: file_digest(path) for path in sorted(self.folder.glob("*.jsonl"))}
-                write_whole(self.folder / MARK, json.dumps({"inputs": self.inputs, "files": files}, indent=1) + "\n")
+                write_whole(
+                    self.folder / MARK,
+                    json.dumps({"inputs": self.inputs, "code": _builders(), "files": files}, indent=1) + "\n",
+                )
         return self.folder
+
+
+@cache
+def _builders() -> str:
+    """What the builders do. Not in the folder's name, which is in the runs' recipes: sets that come out the same train
+    nothing again."""
+    return content_digest(definitions_behind(BUILTIN.parent / "cli.py", ["data"]))
 
 
 def sets_for(programs: str | Path, recipe: Recipe, length: int | None = None) -> Sets:

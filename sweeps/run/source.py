@@ -96,5 +96,6 @@ def _imported(node: ast.ImportFrom, file: Path) -> Path | None:
 
 
 def _file(module: str) -> Path | None:
-    file = RECIPES.parent.joinpath(*module.split(".")).with_suffix(".py") if module else RECIPES
-    return file if file.is_file() else None
+    place = RECIPES.parent.joinpath(*module.split("."))
+    files = (place.with_suffix(".py"), place / "__init__.py") if module else ()
+    return next(filter(Path.is_file, files), None)

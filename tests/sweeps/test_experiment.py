@@ -155,6 +155,10 @@ def test_sets_under_another_wording_of_their_domain_are_other_sets(
     for mark in ("[]", '{"files": []}', '{"files": {"train.jsonl": 1}}'):  # of another's making
         (before / "sets.json").write_text(mark)
         assert not sets_for("builtin", recipe).whole
+    (before / "sets.json").write_text(json.dumps({"code": sets._builders(), "files": {}}))
+    assert sets_for("builtin", recipe).whole
+    monkeypatch.setattr("sweeps.sets._builders", lambda: "another version of the builders")
+    assert not sets_for("builtin", recipe).whole and sets_for("builtin", recipe).folder == before
     monkeypatch.setattr(sets, "load_domain", lambda name: load_domain(name).model_copy(update={"heading": "x"}))
     assert sets_for("builtin", recipe).folder != before
 
