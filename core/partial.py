@@ -11,7 +11,7 @@ from core.records import BadInput, one_line, write_whole
 
 
 class Partial:
-    """What was found so far for a file that is written at the end, in `<out>.part` beside it.
+    """What was found so far, by key, in JSON Lines.
 
     Args:
         settings: all that bears on the results; what was found under others is thrown away.
@@ -20,8 +20,8 @@ class Partial:
         BadInput: if the file cannot be written.
     """
 
-    def __init__(self, out: Path, settings: str) -> None:
-        self._path = out.with_name(f"{out.name}.part")
+    def __init__(self, path: Path, settings: str) -> None:
+        self._path = path
         self._found: dict[str, Any] = {}
         try:
             head, *lines = self._path.read_text(encoding="utf-8").split("\n")[:-1]  # a line that was cut off is none
@@ -44,5 +44,5 @@ class Partial:
         return self._found[key]
 
     def end(self) -> None:
-        """Takes the file away: all is in `out`."""
+        """Takes the file away: all is where it belongs."""
         self._path.unlink(missing_ok=True)

@@ -92,6 +92,11 @@ def _with_direction(model: str, adapter: Path | None, file: Path, layer: int | N
     return identity, network, tokenizer, known, chosen_layer(file, known, layer)
 
 
+def _part(target: Path) -> Path:
+    """Where the results of a file stand until it is written."""
+    return target.with_name(f"{target.name}.part")
+
+
 def _adapted(adapter: Path | None) -> dict[str, str | None]:
     """The adapter, and the digest of its weights, for a manifest."""
     weights = file_digest(adapter / "adapter_model.safetensors") if adapter else None
@@ -154,13 +159,15 @@ def directions_command(
     files = {name: folder / f"{name}.judged.jsonl" for name in sampling if chosen}
     if chosen:
         chosen.count(list(files.values()))
+    # Kept, for another judge of the same answers; a GPU would not sample them again to the letter.
+    sampled = Partial(folder / "sampled.jsonl", content_digest([identity, machine_dtype()])) if sampling else None
     found, by_neuron, summary = [], [], {}
     columns = ("position", "pairs", "groups", "layer", "AUC", "embeddings", "gain (95 %)", "flipped", "p")
     table = Table(Column("concept", no_wrap=True), *columns, title="Held-out AUC")
     for name, concept in loaded:
         place: Any = position or concept.position
         keep = partial(kept, name=name, judge=chosen, out=files[name]) if name in files else list
-        texts, groups = class_texts(network, tokenizer, concept, place, group, tokens or 64, keep)
+        texts, groups = class_texts(network, tokenizer, concept, place, group, tokens or 64, keep, sampled)
         positive, negative = (means(network, tokenizer, side) for side in texts)
         tested = held_out(positive, negative, groups)
         asked = chosen.name if name in files else None
@@ -284,7 +291,7 @@ def steer_command(
     about = {"model": identity, "direction": file_digest(direction), "layer": at, **_adapted(adapter), "concept": name}
     about |= {"rows": file_digest(wanted.file), "group": group, "pairs": len(pairs), "controls": controls}
     code = definitions_behind(Path(steering.__file__), ["preferences", "response"])
-    kept = Partial(target, content_digest([about, wanted.model_dump(mode="json"), machine_dtype(), code]))
+    kept = Partial(_part(target), content_digest([about, wanted.model_dump(mode="json"), machine_dtype(), code]))
     plain = np.array(kept.of("plain", lambda: preferences(network, tokenizer, pairs).tolist()))
     groups = len(known.about.groups)
     flips = halves(groups, controls if groups >= FEW else 0)
@@ -335,7 +342,7 @@ def project_command(
     target = out or file.with_suffix(f".projected{file.suffix}")
     behind = [identity, file_digest(direction), at, _adapted(adapter), file_digest(file), machine_dtype()]
     code = definitions_behind(Path(projecting.__file__), ["project"])
-    kept = Partial(target, content_digest([*behind, code]))
+    kept = Partial(_part(target), content_digest([*behind, code]))
     found = projecting.project(network, tokenizer, file, known, at, kept)
     manifest = {
         "input": str(file),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,8 @@ from jinja2 import TemplateError
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from torch.nn.utils.rnn import pad_sequence
 
-from core.records import MAX_LINE, BadInput, first_fault, numbered_lines, one_line
+from core.partial import Partial
+from core.records import MAX_LINE, BadInput, digest, first_fault, numbered_lines, one_line
 from eval.inside.activations import Passage, progress
 
 CONCEPTS = Path(__file__).parent / "concepts"
@@ -241,6 +242,7 @@ def class_texts(
     group: str | None = None,
     tokens: int = 64,
     keep: Callable[[Sequence[Pair]], list[Pair]] = list,
+    sampled: Partial | None = None,
 ) -> tuple[tuple[list[Passage], list[Passage]], list[str]]:
     """The texts of a concept's pairs, those of the positive and of the negative sides, and each pair's group.
 
@@ -249,6 +251,7 @@ def class_texts(
     Args:
         tokens: of an answer that is sampled, at most.
         keep: chooses among the pairs whose answers are sampled; all if not given.
+        sampled: has the sampled pairs of earlier calls on this model, and takes these.
 
     Raises:
         BadInput: if the concept has nothing that differs at that position.
@@ -259,7 +262,14 @@ def class_texts(
     if isinstance(concept, Trait) and position == "changed":
         raise BadInput("--position changed: a trait has no twins; take prompt or answer")
     if isinstance(concept, Trait) and position == "answer":
-        pairs = keep(sample_answers(model, tokenizer, pairs, tokens))
+
+        def sample() -> list[dict[str, Any]]:
+            return [asdict(pair) for pair in sample_answers(model, tokenizer, pairs, tokens)]
+
+        key = f"{digest(concept.model_dump_json().encode())} {group} {tokens}"
+        rows = sampled.of(key, sample) if sampled else sample()
+        sides = [{name: Side(**row[name]) for name in ("positive", "negative")} for row in rows]
+        pairs = keep([Pair(**{**row, **own}) for row, own in zip(rows, sides, strict=True)])
     if not pairs:
         raise BadInput("no pairs: give questions and system prompts, and a model that answers")
     positive = [pair.positive.passage(position, pair.negative) for pair in pairs]

@@ -10,7 +10,7 @@ from core.records import BadInput
 
 
 def test_what_is_found_is_made_once(tmp_path: Path) -> None:
-    out, made = tmp_path / "out.jsonl", []
+    out, made = tmp_path / "out.part", []
 
     def make(value: float) -> float:
         made.append(value)
@@ -28,12 +28,12 @@ def test_what_is_found_is_made_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [b'["1", 0.', b"\xff\n", b"{}\n", b"3\n", b"", b'["1"]\n'])
 def test_a_line_that_was_cut_off_or_damaged_is_made_again(tmp_path: Path, damage: bytes) -> None:
-    part = tmp_path / "out.jsonl.part"
+    part = tmp_path / "out.part"
     part.write_bytes(b'"a"\n["0", 7]\n' + damage)
-    kept = Partial(tmp_path / "out.jsonl", "a")
+    kept = Partial(tmp_path / "out.part", "a")
     assert kept.of("1", lambda: 8) == 8 and kept.of("0", lambda: 7) == 7
     assert [json.loads(line) for line in part.read_text().splitlines()][-1] in (["0", 7], ["1", 8])
-    again = Partial(tmp_path / "out.jsonl", "a")
+    again = Partial(tmp_path / "out.part", "a")
     assert (again.of("0", lambda: 9), again.of("1", lambda: 9)) == (7, 8)
 
 

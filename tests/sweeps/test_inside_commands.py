@@ -397,8 +397,9 @@ def test_the_answers_of_a_trait_are_those_that_a_judge_kept(
     about = json.loads((folder / "found" / "directions.json").read_text())["concepts"]["evil"]
     assert (about["judge"], about["pairs"], sum(about["groups"].values())) == ("fake-judge (traits)", 15, 15)
     monkeypatch.setattr("eval.inside.pairs.sample_answers", lambda *given: sampled(*given)[1::2])
+    assert "15 of 30 sampled pairs" in run(line), "the answers are kept"
     with pytest.raises(BadInput, match="finds none whose answers differ in evil"):
-        run(line)
+        run(f"{line}-elsewhere")
 
 
 def test_an_adapter_that_moves_nothing_is_shown_as_it_is(
