@@ -201,7 +201,8 @@ def file_digest(path: Path) -> str:
         with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}; build it first (`make data` builds the standard sets)") from None
+        remedy = "name a file" if path.is_dir() else "build it first (`make data` builds the standard sets)"
+        raise BadInput(f"{path}: {error.strerror}; {remedy}") from None
 
 
 @contextmanager

@@ -93,7 +93,13 @@ def _with_direction(model: str, adapter: Path | None, file: Path, layer: int | N
 
 
 def _part(target: Path) -> Path:
-    """Where the results of a file stand until it is written."""
+    """Where the results of a file stand until it is written.
+
+    Raises:
+        BadInput: if it is a folder, which would be found at the end.
+    """
+    if target.is_dir():
+        raise BadInput(f"--out {target}: is a folder; name a file")
     return target.with_name(f"{target.name}.part")
 
 
@@ -269,6 +275,9 @@ def steer_command(
     name, wanted = load_concept(concept)
     if not isinstance(wanted, Answers):
         raise BadInput(f"--concept {concept}: a trait has no answers to prefer; take one with answers")
+    target = out or direction.with_suffix(".steered.jsonl")
+    check_apart(target, direction)
+    part = _part(target)
     identity, network, tokenizer, known, at = _with_direction(model, adapter, direction, layer)
     pairs = load_pairs(wanted, tokenizer, group)
     own = known.about.groups
@@ -286,12 +295,10 @@ def steer_command(
         spread = f"{found.controls[:, number].std(ddof=1):.5f}" if len(found.controls) else "too few groups"
         table.add_row(str(number), f"{slope:+.5f}", spread, f"{deviation:+.1f}")
     console.print(table)
-    target = out or direction.with_suffix(".steered.jsonl")
-    check_apart(target, direction)
     about = {"model": identity, "direction": file_digest(direction), "layer": at, **_adapted(adapter), "concept": name}
     about |= {"rows": file_digest(wanted.file), "group": group, "pairs": len(pairs), "controls": controls}
     code = definitions_behind(Path(steering.__file__), ["preferences", "response"])
-    kept = Partial(_part(target), content_digest([about, wanted.model_dump(mode="json"), machine_dtype(), code]))
+    kept = Partial(part, content_digest([about, wanted.model_dump(mode="json"), machine_dtype(), code]))
     plain = np.array(kept.of("plain", lambda: preferences(network, tokenizer, pairs).tolist()))
     groups = len(known.about.groups)
     flips = halves(groups, controls if groups >= FEW else 0)
@@ -338,11 +345,12 @@ def project_command(
     if out and out.resolve() == file.resolve():
         raise BadInput(f"--out {out}: is the data set itself, which it would replace; name another file")
 
-    identity, network, tokenizer, known, at = _with_direction(model, adapter, direction, layer)
     target = out or file.with_suffix(f".projected{file.suffix}")
+    part = _part(target)
+    identity, network, tokenizer, known, at = _with_direction(model, adapter, direction, layer)
     behind = [identity, file_digest(direction), at, _adapted(adapter), file_digest(file), machine_dtype()]
     code = definitions_behind(Path(projecting.__file__), ["project"])
-    kept = Partial(_part(target), content_digest([*behind, code]))
+    kept = Partial(part, content_digest([*behind, code]))
     found = projecting.project(network, tokenizer, file, known, at, kept)
     manifest = {
         "input": str(file),

@@ -6,6 +6,8 @@ blocks have L + 1 indices. What transformers calls hidden_states[-1] is behind t
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -45,8 +47,13 @@ def load(name: str, dtype: str = "float32", adapter: str | None = None, revision
     Raises:
         BadInput: if there is no such model or adapter.
     """
+    for noisy in ("torchao", "torch.utils._pytree"):  # of kernels for GPUs that are not here, and of each other
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # type: ignore[no-untyped-call]
     with _loading(name):
         at = {"revision": revision or "main"}
         model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, **at)

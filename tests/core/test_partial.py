@@ -37,7 +37,20 @@ def test_a_line_that_was_cut_off_or_damaged_is_made_again(tmp_path: Path, damage
     assert (again.of("0", lambda: 9), again.of("1", lambda: 9)) == (7, 8)
 
 
-def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path: Path) -> None:
+def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="file"):
-        Partial(tmp_path / "file" / "out.jsonl", "a")
+        Partial(tmp_path / "file" / "out.jsonl", "a").of("0", lambda: 1)
+    kept = Partial(tmp_path / "out.part", "a")
+    kept.of("0", lambda: 1)
+    (tmp_path / "out.part").unlink()
+    (tmp_path / "out.part").mkdir()
+    with pytest.raises(BadInput, match=r"out\.part"):
+        kept.of("1", lambda: 1)
+
+
+def test_nothing_is_left_where_nothing_was_found(tmp_path: Path) -> None:
+    kept = Partial(tmp_path / "out.part", "a")
+    with pytest.raises(ZeroDivisionError):
+        kept.of("0", lambda: 1 / 0)
+    assert not list(tmp_path.iterdir())
