@@ -14,6 +14,9 @@ from core.records import BadInput, file_digest, one_line
 
 TIMEOUT = 60
 """Seconds without a byte after which a download is given up."""
+NO_KERNELS = "kernels-community/quantization-bitsandbytes=/dev/null"
+"""For LOCAL_KERNELS: bitsandbytes else fetches native code from the hub when it is imported, and runs it, on a CPU with
+AVX512-BF16 (bitsandbytes/backends/cpu/ops.py). What we train is the same: it has a way of its own."""
 
 
 def cache_folder() -> Path:

@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from core.download import NO_KERNELS
 from core.records import printable
 
 console = Console(stderr=True)
@@ -100,10 +101,10 @@ def cores() -> int:
 def child_environment(local_model: bool) -> dict[str, str]:
     """The environment for training and evaluation processes.
 
-    Telemetry off; no key of an annotator or judge, for none is asked there, and HumanEval runs what a model writes.
-    Unsloth's compiled code goes where runs are. All cores (accelerate would set one thread). glibc
-    keeps freed memory: returning the logits' pages to the system at every step costs a fifth of the time on a CPU.
-    None of this changes results.
+    Telemetry off; no code that bitsandbytes fetches; no key of an annotator or judge, for none is asked there, and
+    HumanEval runs what a model writes. Unsloth's compiled code goes where runs are. All cores (accelerate would set one
+    thread). glibc keeps freed memory: returning the logits' pages to the system at every step costs a fifth of the time
+    on a CPU. None of this changes results.
     """
     given = {**os.environ, **(SLOT.get() or {})}
     env = {name: own for name, own in given.items() if not name.endswith("_API_KEY") or name.startswith(TRACKERS)}
@@ -113,6 +114,7 @@ def child_environment(local_model: bool) -> dict[str, str]:
     if local_model:
         env["HF_HUB_OFFLINE"] = "1"
     return {
+        "LOCAL_KERNELS": NO_KERNELS,
         "OMP_NUM_THREADS": str(cores()),
         "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
         "MALLOC_TRIM_THRESHOLD_": str(16 << 30),

@@ -1,6 +1,7 @@
 """Run folders are named by content; a record means done; a failure says why and leaves no record."""
 
 import json
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.download import NO_KERNELS
 from core.records import BadInput
 from sweeps.recipe.compose import compose
 from sweeps.run.fetch_model import fetch_smollm2
@@ -215,11 +217,23 @@ def test_children_get_no_telemetry_and_all_cores(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     env = child_environment(local_model=True)
     assert env["AXOLOTL_DO_NOT_TRACK"] == "1" and env["HF_HUB_OFFLINE"] == "1"
+    assert env["LOCAL_KERNELS"] == NO_KERNELS
     assert int(env["OMP_NUM_THREADS"]) >= 1
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {3}, raising=False)  # a job's one core of a node
     assert child_environment(local_model=True)["OMP_NUM_THREADS"] == "1"
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert child_environment(local_model=False)["OMP_NUM_THREADS"] == "7"
+
+
+def test_no_native_code_is_fetched_when_bitsandbytes_is_imported() -> None:
+    """What would be fetched is looked for in the place that is named, where there is none."""
+    code = (
+        "from kernels import get_kernel\ntry:\n    get_kernel('kernels-community/quantization-bitsandbytes', version=1)"
+        "\nexcept Exception as error:\n    print('/dev/null' in str(error))"
+    )
+    env = child_environment(local_model=False)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1:] == ["True"], done
 
 
 def test_children_get_no_key_of_a_judge(monkeypatch: pytest.MonkeyPatch) -> None:
