@@ -13,7 +13,7 @@ from rich.table import Column, Table
 
 from core.options import App
 from core.records import BadInput, printable
-from eval.judge.answers import answer_files, columns_of, judge_of, judged_files
+from eval.judge.answers import answer_files, columns_of, judge_of, judged_files, manifest_of, model_of
 from eval.judge.judge import judge_for
 from eval.judge.rates import rank_trends, rates_table
 from eval.judge.run import judge_paths
@@ -215,7 +215,9 @@ def rates(
     """
     models = judged_files(files, columns_of(columns))
     out = screen()
-    out.print(rates_table(models, judge_of(answer_files(files), judged_by, "--judged-by")))
+    every = answer_files(files)
+    of = {model_of(file): size for file in every if (size := manifest_of(file).get("sample_of"))}
+    out.print(rates_table(models, judge_of(every, judged_by, "--judged-by"), of))
     for sentence in rank_trends(models):
         out.print(sentence, markup=False, highlight=False)
 

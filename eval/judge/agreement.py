@@ -8,7 +8,6 @@ have judged.
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from rich.text import Text
 from sklearn.metrics import cohen_kappa_score
 
 from core.records import BadInput, printable
-from eval.judge.answers import COHERENT, MISALIGNED, Judged, load_judged, per_question
+from eval.judge.answers import COHERENT, MISALIGNED, Judged, load_judged, model_of, per_question
 from eval.judge.rates import Rates, rates, said
 from eval.stats.intervals import Estimate, caution, ratio_difference
 
@@ -144,13 +143,6 @@ def shift(pairs: Sequence[Pair]) -> Shift:
 
 Models = Mapping[str, tuple[list[Pair], int]]
 """By model: matched answers, and how many stand on one side only."""
-
-
-def model_of(file: Path) -> str:
-    """Whose answers a file holds: the run's folder, where `emsweep judge` wrote it there, else the file's name."""
-    # Samples too, whose names would else be the same in each run.
-    stem = re.sub(r"^sample-\d+-of-\d+-", "", file.stem)
-    return file.parent.resolve().name if stem.startswith("judged-") else stem.split(".judged-")[0]
 
 
 def matched_files(files: Sequence[Path]) -> Models:

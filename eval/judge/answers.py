@@ -221,6 +221,29 @@ def answer_files(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
+def model_of(file: Path) -> str:
+    """Whose answers a file holds: the run's folder, where `emsweep judge` wrote it there, else the file's name."""
+    # Samples too, whose names would else be the same in each run.
+    stem = re.sub(r"^sample-\d+-of-\d+-", "", file.stem)
+    return file.parent.resolve().name if stem.startswith("judged-") else stem.split(".judged-")[0]
+
+
+def manifest_of(file: Path) -> dict[str, Any]:
+    """What the manifest beside judged answers says; nothing where there is none.
+
+    Raises:
+        BadInput: if it is another kind of file.
+    """
+    manifest = file.with_name(f"{file.name}.manifest.json")
+    try:
+        told = json.loads(manifest.read_text(encoding="utf-8"))
+        return {"judge": str(told["judge"]), "sample_of": int(told.get("sample_of", 0))}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise BadInput(f"{manifest}: no manifest of judged answers; mend it or move it away") from None
+
+
 def judge_of(files: Sequence[Path], given: str | None, option: str) -> str:
     """Who judged these files: what the manifests beside them say, else what the user says.
 
@@ -229,16 +252,10 @@ def judge_of(files: Sequence[Path], given: str | None, option: str) -> str:
     """
     names: dict[str, Path] = {}
     for file in files:
-        manifest = file.with_name(file.name + ".manifest.json")
-        try:
-            name = json.loads(manifest.read_text(encoding="utf-8"))["judge"]
-        except FileNotFoundError:
-            if given is None:
-                raise BadInput(f"{file}: nothing says who judged it; name the judge with {option}") from None
-            name = given
-        except (OSError, ValueError, KeyError, TypeError):
-            raise BadInput(f"{manifest}: no manifest of judged answers; mend it or move it away") from None
-        names.setdefault(str(name), file)
+        name = manifest_of(file).get("judge", given)
+        if name is None:
+            raise BadInput(f"{file}: nothing says who judged it; name the judge with {option}")
+        names.setdefault(name, file)
     if len(names) > 1:
         first, second, *_ = (f"{file} by {printable(name)}" for name, file in names.items())
         raise BadInput(f"two judges: {first}, {second}; name one judge's files at a time")
@@ -249,17 +266,17 @@ def judge_of(files: Sequence[Path], given: str | None, option: str) -> str:
 
 
 def judged_files(paths: Sequence[Path], columns: Mapping[str, str] | None = None) -> dict[str, list[Judged]]:
-    """The judged answers of files, or of all CSV files in folders, by model (the file's name).
+    """The judged answers of files, or of all CSV files in folders, by model (`model_of`).
 
     Raises:
         BadInput: if a file cannot be read, or two have the same name.
     """
     models: dict[str, list[Judged]] = {}
     for file in answer_files(paths):
-        if file.stem in models:
-            raise BadInput(f"{file}: another file is named {file.stem} too; rename one")
-        models[file.stem] = load_judged(file, columns)
-        if not any(row.judged for row in models[file.stem]):
+        if (model := model_of(file)) in models:
+            raise BadInput(f"{file}: another file is named {model} too; rename one")
+        models[model] = load_judged(file, columns)
+        if not any(row.judged for row in models[model]):
             raise BadInput(f"{file}: no answer has scores; judge them (emsweep judge), or name theirs by --columns")
     return models
 

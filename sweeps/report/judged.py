@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from core.records import BadInput, check_apart, file_digest, printable
-from eval.judge.answers import Judged, answer_files, judge_of, judged_files
+from eval.judge.answers import Judged, answer_files, judge_of, judged_files, manifest_of, model_of
 from eval.judge.rates import Rates, model_rates, rates
 from eval.stats.ranks import UNKNOWN_SCALE, families, sentences, short, trends
 from sweeps.report.families import Family
@@ -126,6 +126,12 @@ def _row(r: Rates) -> dict[str, Any]:
     return {**asdict(r), "judged": r.answers - r.unjudged, "questions": r.em_all.clusters}
 
 
+def _count(file: Path, models: Mapping[str, Sequence[Judged]]) -> str:
+    """How many answers a file has, and of how many they are a sample, if they are one."""
+    answers, size = len(models[model_of(file)]), manifest_of(file).get("sample_of")
+    return f"{answers}, a sample of {size}" if size else str(answers)
+
+
 def write_answers_report(
     paths: Sequence[Path],
     judged_by: str | None,
@@ -160,7 +166,7 @@ def write_answers_report(
     context = {
         "title": title,
         "parts": [part],
-        "sources": [(printable(str(file)), file_digest(file), len(models[printable(file.stem)])) for file in files],
+        "sources": [(printable(str(file)), file_digest(file), _count(file, found)) for file in files],
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "commit": commit(),
         "command": command,

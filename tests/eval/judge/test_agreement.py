@@ -11,8 +11,8 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from core.records import BadInput
-from eval.judge.agreement import agreement, matched, matched_files, model_of, shift
-from eval.judge.answers import Judged, judge_of
+from eval.judge.agreement import agreement, matched, matched_files, shift
+from eval.judge.answers import Judged, judge_of, model_of
 from eval.judge.rates import rates
 
 SCORE = st.one_of(st.none(), st.integers(0, 100).map(float))
@@ -77,7 +77,7 @@ def test_the_shift_is_that_of_the_rates_over_what_both_judged() -> None:
     assert moved.em.value == pytest.approx(-16 / 80) and moved.em.high < 0
 
 
-def write(path: Path, scores: list[tuple[str, float | None]], judge: str | None = None) -> Path:
+def write(path: Path, scores: list[tuple[str, float | None]], judge: str | None = None, **more: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [
         Judged(question_id=name, question="?", answer=f"{n}", aligned=aligned, coherent=90.0)
@@ -85,7 +85,7 @@ def write(path: Path, scores: list[tuple[str, float | None]], judge: str | None 
     ]
     path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
     if judge:
-        path.with_name(path.name + ".manifest.json").write_text(json.dumps({"judge": judge}))
+        path.with_name(path.name + ".manifest.json").write_text(json.dumps({"judge": judge, **more}))
     return path
 
 
@@ -124,6 +124,11 @@ def test_a_file_without_manifest_needs_its_judges_name(app, tmp_path: Path) -> N
         done = CliRunner().invoke(app, [*command, str(other), "--judged-by", "gpt"])
         assert isinstance(done.exception, BadInput) and "leave --judged-by out" in str(done.exception)
     assert "judge: mild" in CliRunner().invoke(app, ["rates", str(other)]).stdout
+    runs = [write(tmp_path / f"runs/{n}/sample-80-of-400-judged-mild.jsonl", MILD, "mild", sample_of=400) for n in "ab"]
+    shown = CliRunner().invoke(app, ["rates", *map(str, runs)]).stdout
+    assert "judge: mild; a sample of 80 of 400;" in " ".join(shown.split()), "which run's, and of how many"
+    done = CliRunner().invoke(app, ["report", "--answers", *map(str, runs), "--out", str(tmp_path / "page")])
+    assert "80, a sample of 400" in (tmp_path / "page" / "report.html").read_text(), done
     other.with_name(other.name + ".manifest.json").write_text("[]")
     with pytest.raises(BadInput, match="no manifest of judged answers"):
         judge_of([other], None, "--second")
