@@ -18,15 +18,15 @@ class Partial:
     """
 
     def __init__(self, path: Path, settings: str) -> None:
-        self._path, self._settings = path, settings
-        self._found: dict[str, Any] = {}
+        self._path, self._settings, self._begun = path, settings, False
+        self._found = self._read()
+
+    def _read(self) -> dict[str, Any]:
         try:
             head, *lines = self._path.read_text(encoding="utf-8").split("\n")[:-1]  # a line that was cut off is none
-            if json.loads(head) == settings:
-                self._found = dict(map(json.loads, lines))
+            return dict(map(json.loads, lines)) if json.loads(head) == self._settings else {}
         except (OSError, TypeError, ValueError):  # none there, or damaged
-            pass
-        self._begun = False
+            return {}
 
     def of(self, key: str, make: Callable[[], Any]) -> Any:
         """The result under a key, which can be written as JSON: the one on disk, or what `make` returns.
@@ -34,20 +34,21 @@ class Partial:
         Raises:
             BadInput: if it cannot be written.
         """
-        if key not in self._found:
-            rows = [] if self._begun else [self._settings, *self._found.items()]
-            self._found[key] = make()
-            lines = "".join(f"{json.dumps(row)}\n" for row in [*rows, (key, self._found[key])])
-            if rows:
-                write_whole(self._path, lines)
-            else:
-                try:
-                    with self._path.open("a", encoding="utf-8") as file:
-                        file.write(lines)
-                except OSError as error:
-                    raise BadInput(f"{self._path}: {one_line(error)}; free some space and start again") from None
-            self._begun = True
-        return self._found[key]
+        if key in self._found:
+            return self._found[key]
+        self._found[key] = made = make()
+        try:
+            if self._begun:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(f"{json.dumps([key, made])}\n")
+            else:  # another process may have begun since
+                self._found = {**self._read(), **self._found}
+                rows = [self._settings, *self._found.items()]
+                write_whole(self._path, "".join(f"{json.dumps(row)}\n" for row in rows))
+        except OSError as error:
+            raise BadInput(f"{self._path}: {one_line(error)}; free some space and start again") from None
+        self._begun = True
+        return made
 
     def end(self) -> None:
         """Takes the file away: all is where it belongs."""

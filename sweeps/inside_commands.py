@@ -61,6 +61,8 @@ def check_adapter_of(adapter: Path, layer: Mapping[str, Any]) -> None:
     """
     base = str(layer["base_model"])
     check_trained_on(adapter, base, None if is_local(base) else str(layer.get("revision_of_model") or "main"))
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise BadInput(f"{adapter}: no adapter_model.safetensors; name the folder of a LoRA adapter in safetensors")
 
 
 def layer_of(name: str) -> Mapping[str, Any]:
@@ -92,21 +94,23 @@ def _with_direction(model: str, adapter: Path | None, file: Path, layer: int | N
     return identity, network, tokenizer, known, chosen_layer(file, known, layer)
 
 
-def _part(target: Path) -> Path:
-    """Where the results of a file stand until it is written.
-
-    Raises:
-        BadInput: if it is a folder, which would be found at the end.
-    """
-    if target.is_dir():
-        raise BadInput(f"--out {target}: is a folder; name a file")
-    return target.with_name(f"{target.name}.part")
+def _check_out(out: Path | None, *inputs: Path) -> None:
+    """Refuses a folder, or a file that is read, as --out: at the end it would be too late."""
+    if out and out.is_dir():
+        raise BadInput(f"--out {out}: is a folder; name a file")
+    if out:
+        check_apart(out, *inputs)
 
 
-def _adapted(adapter: Path | None) -> dict[str, str | None]:
-    """The adapter, and the digest of its weights, for a manifest."""
-    weights = file_digest(adapter / "adapter_model.safetensors") if adapter else None
-    return {"adapter": str(adapter) if adapter else None, "adapter_sha256": weights}
+def _so_far(target: Path, settings: str) -> Partial:
+    """The results of a file until it is written; another call's, of other settings, stand elsewhere."""
+    return Partial(target.with_name(f"{target.name}.{settings[:6]}.part"), settings)
+
+
+def _adapted(adapter: Path | None) -> dict[str, Any]:
+    """The adapter, and the digests of its weights and of what scales them, for a manifest."""
+    names = ("adapter_model.safetensors", "adapter_config.json") if adapter else ()
+    return {"adapter": adapter and str(adapter), "adapter_sha256": [file_digest(Path(str(adapter), n)) for n in names]}
 
 
 def _interval(estimate: Estimate | None, digits: int = 2) -> str:
@@ -143,6 +147,7 @@ def directions_command(
 
     Example: emsweep directions smollm2-135m --concept misaligned --concept insecure
     """
+    from eval.inside import pairs
     from eval.inside.activations import means
     from eval.inside.directions import FEW, directions, held_out, standardised
     from eval.inside.pairs import Position, Trait, class_texts
@@ -166,7 +171,8 @@ def directions_command(
     if chosen:
         chosen.count(list(files.values()))
     # Kept, for another judge of the same answers; a GPU would not sample them again to the letter.
-    sampled = Partial(folder / "sampled.jsonl", content_digest([identity, machine_dtype()])) if sampling else None
+    code = definitions_behind(Path(str(pairs.__file__)), ["sample_answers"])
+    sampled = Partial(folder / "sampled.jsonl", content_digest([identity, machine_dtype(), code])) if sampling else None
     found, by_neuron, summary = [], [], {}
     columns = ("position", "pairs", "groups", "layer", "AUC", "embeddings", "gain (95 %)", "flipped", "p")
     table = Table(Column("concept", no_wrap=True), *columns, title="Held-out AUC")
@@ -254,7 +260,7 @@ def steer_command(
     controls: Annotated[int, typer.Option(min=0, max=100, help="Flipped-label directions to dose beside it.")] = 5,
     limit: Annotated[int | None, typer.Option(min=1, help="Pairs, to try things out.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="JSON Lines of the doses; FILE of the direction with .steered if not given.")
+        Path | None, typer.Option(help="JSON Lines of the doses; beside the direction if not given.")
     ] = None,
 ) -> None:
     """Adds a direction to the residual and measures which answers the model then prefers. Killed, it goes on.
@@ -275,9 +281,7 @@ def steer_command(
     name, wanted = load_concept(concept)
     if not isinstance(wanted, Answers):
         raise BadInput(f"--concept {concept}: a trait has no answers to prefer; take one with answers")
-    target = out or direction.with_suffix(".steered.jsonl")
-    check_apart(target, direction)
-    part = _part(target)
+    _check_out(out, direction, wanted.file, Path(concept))
     identity, network, tokenizer, known, at = _with_direction(model, adapter, direction, layer)
     pairs = load_pairs(wanted, tokenizer, group)
     own = known.about.groups
@@ -298,7 +302,9 @@ def steer_command(
     about = {"model": identity, "direction": file_digest(direction), "layer": at, **_adapted(adapter), "concept": name}
     about |= {"rows": file_digest(wanted.file), "group": group, "pairs": len(pairs), "controls": controls}
     code = definitions_behind(Path(steering.__file__), ["preferences", "response"])
-    kept = Partial(part, content_digest([about, wanted.model_dump(mode="json"), machine_dtype(), code]))
+    settings = content_digest([about, [asdict(pair) for pair in pairs], machine_dtype(), code])
+    target = out or direction.with_suffix(f".steered-{settings[:6]}.jsonl")
+    kept = _so_far(target, settings)
     plain = np.array(kept.of("plain", lambda: preferences(network, tokenizer, pairs).tolist()))
     groups = len(known.about.groups)
     flips = halves(groups, controls if groups >= FEW else 0)
@@ -346,11 +352,11 @@ def project_command(
         raise BadInput(f"--out {out}: is the data set itself, which it would replace; name another file")
 
     target = out or file.with_suffix(f".projected{file.suffix}")
-    part = _part(target)
+    _check_out(target, direction)
     identity, network, tokenizer, known, at = _with_direction(model, adapter, direction, layer)
     behind = [identity, file_digest(direction), at, _adapted(adapter), file_digest(file), machine_dtype()]
     code = definitions_behind(Path(projecting.__file__), ["project"])
-    kept = Partial(part, content_digest([*behind, code]))
+    kept = _so_far(target, content_digest([*behind, tokenizer.chat_template, code]))
     found = projecting.project(network, tokenizer, file, known, at, kept)
     manifest = {
         "input": str(file),

@@ -7,6 +7,7 @@ prompts with questions. Groups are what is held out, resampled and flipped toget
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -266,7 +267,7 @@ def class_texts(
         def sample() -> list[dict[str, Any]]:
             return [asdict(pair) for pair in sample_answers(model, tokenizer, pairs, tokens)]
 
-        key = f"{digest(concept.model_dump_json().encode())} {group} {tokens}"
+        key = f"{digest(json.dumps([asdict(pair) for pair in pairs]).encode())} {tokens}"
         rows = sampled.of(key, sample) if sampled else sample()
         sides = [{name: Side(**row[name]) for name in ("positive", "negative")} for row in rows]
         pairs = keep([Pair(**{**row, **own}) for row, own in zip(rows, sides, strict=True)])

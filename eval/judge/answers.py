@@ -223,9 +223,15 @@ def answer_files(paths: Sequence[Path]) -> list[Path]:
 
 def model_of(file: Path) -> str:
     """Whose answers a file holds: the run's folder, where `emsweep judge` wrote it there, else the file's name."""
+    if not _manifest(file).is_file():
+        return file.stem
     # Samples too, whose names would else be the same in each run.
     stem = re.sub(r"^sample-\d+-of-\d+-", "", file.stem)
     return file.parent.resolve().name if stem.startswith("judged-") else stem.split(".judged-")[0]
+
+
+def _manifest(file: Path) -> Path:
+    return file.with_name(f"{file.name}.manifest.json")
 
 
 def manifest_of(file: Path) -> dict[str, Any]:
@@ -234,7 +240,7 @@ def manifest_of(file: Path) -> dict[str, Any]:
     Raises:
         BadInput: if it is another kind of file.
     """
-    manifest = file.with_name(f"{file.name}.manifest.json")
+    manifest = _manifest(file)
     try:
         told = json.loads(manifest.read_text(encoding="utf-8"))
         return {"judge": str(told["judge"]), "sample_of": int(told.get("sample_of", 0))}

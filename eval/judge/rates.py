@@ -97,8 +97,10 @@ def rates_table(
 
     `samples_of`: of how many answers each model's are a sample.
     """
-    sizes = [f"a sample of {len(models[model])} of {of}" for model, of in (samples_of or {}).items()]
-    parts = [f"judge: {judge}", *dict.fromkeys(sizes), "95 % intervals over questions, all formats of one together"]
+    sizes = {model: f"a sample of {len(models[model])} of {of}" for model, of in (samples_of or {}).items()}
+    alike = sizes.keys() == models.keys() and len(set(sizes.values())) == 1
+    of_all = [*sizes.values()][:1] if alike else [f"{model}: {size}" for model, size in sizes.items()]
+    parts = [f"judge: {judge}", *of_all, "95 % intervals over questions, all formats of one together"]
     table = Table(title=Text("; ".join(parts)))
     for column in ("model", "EM of coherent", "of", "EM of all", "of", "coherent", "excluded", "unjudged", "questions"):
         table.add_column(column, no_wrap=column in ("model", "of"))

@@ -10,6 +10,8 @@ from typing import Any
 
 from sweeps.recipe.layers import RECIPES
 
+OURS = ("core", "data_builders", "eval", "recipes", "sweeps")
+"""Beside which, where this project is installed and not linked, all other packages lie."""
 EFFECTS = ""
 """In place of a name: the statements of a file that define nothing and act when it is imported."""
 
@@ -96,6 +98,7 @@ def _imported(node: ast.ImportFrom, file: Path) -> Path | None:
 
 
 def _file(module: str) -> Path | None:
+    if module.partition(".")[0] not in OURS:
+        return None
     place = RECIPES.parent.joinpath(*module.split("."))
-    files = (place.with_suffix(".py"), place / "__init__.py") if module else ()
-    return next(filter(Path.is_file, files), None)
+    return next(filter(Path.is_file, (place.with_suffix(".py"), place / "__init__.py")), None)

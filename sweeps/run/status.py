@@ -113,7 +113,7 @@ def planned(manifest: Path) -> list[Path]:
 
 def at_work(manifest: Path) -> Path | None:
     """A run of a planned sweep that is running; None if there is none, or the sweep.json cannot be read."""
-    with suppress(BadInput):
+    with suppress(BadInput, OSError):
         return next((folder for folder in planned(manifest) if status(folder).state == "running"), None)
     return None
 

@@ -54,3 +54,10 @@ def test_nothing_is_left_where_nothing_was_found(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         kept.of("0", lambda: 1 / 0)
     assert not list(tmp_path.iterdir())
+
+
+def test_two_at_once_keep_what_both_found(tmp_path: Path) -> None:
+    one, other = (Partial(tmp_path / "out.part", "a") for _ in range(2))
+    assert [each.of(key, lambda key=key: key) for each, key in ((one, "0"), (other, "1"), (one, "2"), (other, "3"))]
+    again = Partial(tmp_path / "out.part", "a")
+    assert [again.of(str(n), lambda: None) for n in range(4)] == ["0", "1", "2", "3"]

@@ -62,6 +62,12 @@ def test_directions_are_found_compared_steered_with_and_projected_on(folder: Pat
         "steer tiny --direction found/unkind.safetensors --layer 1 --doses=-2,2 --concept unkind.yaml --controls 1"
     )
     assert "flipped 1" in output and "taken out" in output and "-2" in output
+    (doses,) = (folder / "found").glob("unkind.steered-??????.jsonl")
+    written = [json.loads(line) for line in doses.read_text().splitlines()]
+    assert [(row["direction"], row["dose"]) for row in written[:3]] == [("unkind", -2), ("unkind", 2), ("unkind", None)]
+    for read in ("rows.jsonl", "unkind.yaml", "found/unkind.safetensors"):
+        with pytest.raises(BadInput, match="is the input"):
+            run(f"steer tiny --direction found/unkind.safetensors --concept unkind.yaml --out {read}")
 
     lines = [{"text": "[/bold] Ruin it \u202e all"}, {"text": "Care for it"}, {"code": "x"}]
     (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

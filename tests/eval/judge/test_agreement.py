@@ -112,8 +112,9 @@ def test_a_file_without_manifest_needs_its_judges_name(app, tmp_path: Path) -> N
     one, other = write(tmp_path / "m.jsonl", HARSH), write(tmp_path / "m.judged-mild.jsonl", MILD, "mild")
     assert judge_of([one], "gpt", "--first") == "gpt" and judge_of([other], None, "--second") == "mild"
     assert model_of(one) == model_of(other) == "m"
-    assert model_of(tmp_path / "run" / "sample-4-of-40-judged-x.jsonl") == "run"
-    assert model_of(tmp_path / "sample-4-of-40-m.judged-x.jsonl") == "m"
+    assert model_of(write(tmp_path / "run" / "sample-4-of-40-judged-x.jsonl", MILD, "x")) == "run"
+    assert model_of(write(tmp_path / "sample-4-of-40-m.judged-x.jsonl", MILD, "x")) == "m"
+    assert model_of(tmp_path / "judged-m_r4.csv") == "judged-m_r4", "another's file is called as it is"
     with pytest.raises(BadInput, match="name the judge with --first"):
         judge_of([one], None, "--first")
     with pytest.raises(BadInput, match=r"--second gpt: the manifest of .*mild\.jsonl says mild; leave --second out"):

@@ -95,6 +95,7 @@ def test_every_key_of_the_schema_shows_its_value_or_is_refused_by_name() -> None
         ("tokenizer_config=other/model", "would be trained so, and evaluated as its folder has it"),
         ("overrides_of_model_config={rope_theta: 1000}", "would be trained so, and evaluated as its folder has it"),
         ("overrides_of_model_kwargs.tie_word_embeddings=true", "would be trained so, and evaluated"),
+        ("tokenizer_legacy=false", "tokenizer_legacy=False: the model would be trained so"),
         ("fix_untrained_tokens=0", "fix_untrained_tokens=0: the model would be trained so"),
         ("chat_template_kwargs={a: 1}", "chat_template_kwargs={'a': 1}: training would have them and evaluation not"),
         ("pretraining_dataset=[{path: m.jsonl}]", "would be trained on in place of `datasets`"),
