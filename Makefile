@@ -51,10 +51,9 @@ demo: model data ## The whole experiment (FULL=1: all arms, two seeds)
 	@echo "training and evaluating on this machine: about half an hour on 2 cores (FULL=1: an hour and a half); can be cut off and started again"
 	@$(BIN)/emsweep run demo $(if $(FULL),--full)
 
-# One thread for each of the two: trainings that go on at once wait for each other's threads.
 test: model data plants unsloth .venv/ray ## All tests, with what they need: the sets, Unsloth and Ray
 	@echo "running the tests: about 30 minutes on 2 cores"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 lint: env ## ruff and mypy
 	$(BIN)/ruff check .
