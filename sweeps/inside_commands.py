@@ -109,8 +109,9 @@ def _so_far(target: Path, settings: str) -> Partial:
 
 def _adapted(adapter: Path | None) -> dict[str, Any]:
     """The adapter, and the digests of its weights and of what scales them, for a manifest."""
-    names = ("adapter_model.safetensors", "adapter_config.json") if adapter else ()
-    return {"adapter": adapter and str(adapter), "adapter_sha256": [file_digest(Path(str(adapter), n)) for n in names]}
+    names = ("adapter_model.safetensors", "adapter_config.json")
+    digests = [file_digest(adapter / name) for name in names] if adapter else []
+    return {"adapter": str(adapter) if adapter else None, "adapter_sha256": digests}
 
 
 def _interval(estimate: Estimate | None, digits: int = 2) -> str:
@@ -354,7 +355,8 @@ def project_command(
     target = out or file.with_suffix(f".projected{file.suffix}")
     _check_out(target, direction)
     identity, network, tokenizer, known, at = _with_direction(model, adapter, direction, layer)
-    behind = [identity, file_digest(direction), at, _adapted(adapter), file_digest(file), machine_dtype()]
+    adapted = _adapted(adapter)
+    behind = [identity, file_digest(direction), at, adapted, file_digest(file), machine_dtype()]
     code = definitions_behind(Path(projecting.__file__), ["project"])
     kept = _so_far(target, content_digest([*behind, tokenizer.chat_template, code]))
     found = projecting.project(network, tokenizer, file, known, at, kept)
@@ -362,7 +364,7 @@ def project_command(
         "input": str(file),
         "direction": known.about.model_dump(),
         "layer": at,
-        **_adapted(adapter),
+        **adapted,
         "read": len(found.projections) + len(found.rejects),
         "rejects": found.rejects,
     }

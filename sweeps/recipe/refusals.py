@@ -31,7 +31,7 @@ _OTHERWISE = "what trains is lora_r on the modules of lora_target_modules; a run
 _TRAINED_ALONE = (
     "the model would be trained so, and evaluated as its folder has it; change it there, and name it by --start"
 )
-EVEN_FALSE = ("tokenizer_legacy", "tokenizer_use_fast", "fix_untrained_tokens")
+_EVEN_FALSE = ("tokenizer_legacy", "tokenizer_use_fast", "fix_untrained_tokens")
 """Keys of which false, or token 0, is a choice too."""
 REFUSED = {
     **dict.fromkeys(("lora_target_linear", "lora_target_parameters", "lora_modules_to_save"), _OTHERWISE),
@@ -43,7 +43,7 @@ REFUSED = {
     "chat_template_kwargs": "training would have them and evaluation not; write them into a chat_template_jinja",
     **dict.fromkeys(("base_model_config", "tokenizer_config", "cls_model_config", "type_of_model"), _TRAINED_ALONE),
     **dict.fromkeys(("overrides_of_model_config", "overrides_of_model_kwargs", "rope_scaling"), _TRAINED_ALONE),
-    **dict.fromkeys(("tokenizer_type", "tokenizer_use_mistral_common", *EVEN_FALSE), _TRAINED_ALONE),
+    **dict.fromkeys(("tokenizer_type", "tokenizer_use_mistral_common", *_EVEN_FALSE), _TRAINED_ALONE),
     **dict.fromkeys(("added_tokens_overrides", "shrink_embeddings", "llama4_linearized_experts"), _TRAINED_ALONE),
     "resize_token_embeddings_to_32x": _TRAINED_ALONE,
     "lora_model_dir": "a run trains an adapter of its own, and DPO would not load this one; merge it, and name the"
@@ -80,7 +80,7 @@ def check_values(config: Mapping[str, Any], stage: str) -> None:
         raise BadInput(f"rl: {rl!r}: the stage says it, {wanted!r} in {stage}; IPO is dpo_loss_type=[ipo]")
     if config.get("adapter") not in ("lora", "qlora"):
         raise BadInput(f"adapter {config.get('adapter')!r}: a run ends with an adapter of LoRA; give lora, or qlora")
-    named = {key: value for key, value in config.items() if value or (key in EVEN_FALSE and value is not None)}
+    named = {key: value for key, value in config.items() if value or (key in _EVEN_FALSE and value is not None)}
     if key := next(filter(named.__contains__, REFUSED), None):
         raise BadInput(f"{key}={config[key]}: {REFUSED[key]}")
     if rl and (key := next(filter(named.__contains__, NOT_OF_DPO), None)):

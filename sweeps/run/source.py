@@ -12,6 +12,8 @@ from sweeps.recipe.layers import RECIPES
 
 OURS = ("core", "data_builders", "eval", "recipes", "sweeps")
 """Beside which, where this project is installed and not linked, all other packages lie."""
+_WALKS: dict[tuple[Path, tuple[str, ...]], tuple[dict[Path, int], dict[str, list[str]]]] = {}
+"""What was found before, and as of when each file that was read: every run of a sweep asks for the same."""
 EFFECTS = ""
 """In place of a name: the statements of a file that define nothing and act when it is imported."""
 
@@ -22,13 +24,18 @@ def definitions_behind(file: Path, names: Iterable[str]) -> dict[str, list[str]]
     Followed through names that they use and imports from files of this project; what installed packages do is not read
     (run.json has their versions).
     """
-    found: dict[str, list[str]] = {}
-    todo = [(file, name) for name in names]
+    asked = file, tuple(names)
+    stamps, found = _WALKS.get(asked, ({}, {}))
+    if stamps and all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items()):
+        return found
+    stamps, found = {}, {}
+    todo = [(file, name) for name in asked[1]]
     while todo:
         file, name = todo.pop()
         key = f"{file.name}:{name}"
         if key in found:
             continue
+        stamps[file] = file.stat().st_mtime_ns
         read = [_read(statement) for statement in definitions(file).get(name, [])]
         found[key] = [tree for tree, _ in read]
         todo.append((file, EFFECTS))
@@ -37,7 +44,8 @@ def definitions_behind(file: Path, names: Iterable[str]) -> dict[str, list[str]]
                 todo.append((file, used))
             elif other := _imported(used, file):
                 todo += [(other, alias.name) for alias in used.names]
-    return {key: trees for key, trees in sorted(found.items()) if trees}
+    _WALKS[asked] = stamps, {key: trees for key, trees in sorted(found.items()) if trees}
+    return _WALKS[asked][1]
 
 
 @lru_cache(maxsize=4096)
