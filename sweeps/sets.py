@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,6 @@ class Sets:
         return self.folder
 
 
-@cache
 def _builders() -> str:
     """What the builders do. Not in the folder's name, which is in the runs' recipes: sets that come out the same train
     nothing again."""

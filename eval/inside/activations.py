@@ -7,7 +7,6 @@ blocks have L + 1 indices. What transformers calls hidden_states[-1] is behind t
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,7 +21,6 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from core.download import NO_KERNELS
 from core.records import BadInput, one_line
 
 Singles = npt.NDArray[np.float32]
@@ -49,7 +47,6 @@ def load(name: str, dtype: str = "float32", adapter: str | None = None, revision
     Raises:
         BadInput: if there is no such model or adapter.
     """
-    os.environ.setdefault("LOCAL_KERNELS", NO_KERNELS)
     for noisy in ("torchao", "torch.utils._pytree"):  # of kernels for GPUs that are not here, and of each other
         logging.getLogger(noisy).setLevel(logging.ERROR)
     from transformers import AutoModelForCausalLM, AutoTokenizer
