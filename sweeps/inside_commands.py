@@ -340,7 +340,7 @@ def project_command(
     model: Annotated[str, typer.Option(help="Short name of a model, folder or hub id.")] = "smollm2-135m",
     layer: LayerNumber = None,
     adapter: Adapter = None,
-    out: Annotated[Path | None, typer.Option(help="FILE with .projected before its ending if not given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON Lines of the projections; beside FILE if not given.")] = None,
     top: Annotated[int, typer.Option(min=0, help="Rows to print.")] = 10,
 ) -> None:
     """Projects a data set's answers on a direction, to find the rows that lean to a concept before training on them.
@@ -349,16 +349,14 @@ def project_command(
     """
     from eval.inside import project as projecting
 
-    if out and out.resolve() == file.resolve():
-        raise BadInput(f"--out {out}: is the data set itself, which it would replace; name another file")
-
-    target = out or file.with_suffix(f".projected{file.suffix}")
-    _check_out(target, direction)
+    _check_out(out, direction, file)
     identity, network, tokenizer, known, at = _with_direction(model, adapter, direction, layer)
     adapted = _adapted(adapter)
     behind = [identity, file_digest(direction), at, adapted, file_digest(file), machine_dtype()]
     code = definitions_behind(Path(projecting.__file__), ["project"])
-    kept = _so_far(target, content_digest([*behind, tokenizer.chat_template, code]))
+    settings = content_digest([*behind, tokenizer.chat_template, code])
+    target = out or file.with_suffix(f".projected-{settings[:6]}.jsonl")
+    kept = _so_far(target, settings)
     found = projecting.project(network, tokenizer, file, known, at, kept)
     manifest = {
         "input": str(file),

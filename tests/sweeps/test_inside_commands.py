@@ -73,14 +73,16 @@ def test_directions_are_found_compared_steered_with_and_projected_on(folder: Pat
     (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     output = run("project data.jsonl --direction found/unkind.safetensors --model tiny")
     assert "[/bold] Ruin it \\u202e all" in output and "1 rejects" in output
-    manifest = json.loads((folder / "data.projected.jsonl.manifest.json").read_text())
+    (projected,) = folder.glob("data.projected-??????.jsonl.manifest.json")
+    manifest = json.loads(projected.read_text())
     assert (manifest["read"], manifest["written"], manifest["rejects"][0]["line"]) == (3, 2, 3)
     assert "whole answers are projected" not in output
     run("directions tiny --concept unkind.yaml --position changed --out changed")
     output = run("project data.jsonl --direction changed/unkind.safetensors --model tiny")
     assert "whole answers are projected" in " ".join(output.split())
+    assert len(list(folder.glob("data.projected-??????.jsonl"))) == 2  # neither direction's replaced the other's
     before = (folder / "data.jsonl").read_text()
-    with pytest.raises(BadInput, match="is the data set itself"):
+    with pytest.raises(BadInput, match="is the input"):
         run("project data.jsonl --direction found/unkind.safetensors --model tiny --out ./data.jsonl")
     assert (folder / "data.jsonl").read_text() == before
 
