@@ -84,7 +84,7 @@ class Endpoints:
 @takes(SweepOptions, StartOptions, Search, Endpoints)
 def experiment(
     options: SweepOptions,
-    how: StartOptions,
+    starting: StartOptions,
     search: Search,
     endpoints: Endpoints,
     programs: Annotated[
@@ -132,7 +132,7 @@ def experiment(
     if path is None:
         where = (endpoints.base_url, endpoints.concurrency or CONCURRENCY, TIMEOUT)
         # Who only wants to see what it would take needs no key for that.
-        access = Access("none", *where) if how.dry_run else Access.from_environment(endpoints.key_variable, *where)
+        access = Access("none", *where) if starting.dry_run else Access.from_environment(endpoints.key_variable, *where)
         if annotator is None:
             raise BadInput(f"{programs}: has no explanations; name the model that writes them: --annotator MODEL")
         job = Job(Model(annotator, effort), prices=prices, max_cost=endpoints.max_cost)
@@ -142,7 +142,7 @@ def experiment(
         given = f"--annotator {annotator}" if annotator else f"--effort {effort}"
         raise BadInput(f"{given}: the programs of {programs} have explanations; leave it out")
     judged = _judged(options, declared.judge, endpoints, annotation.spent if annotation else 0.0)
-    if judged.judge and not how.dry_run:
+    if judged.judge and not starting.dry_run:
         judge_for(JudgeSettings.model_validate(judged.judging))
     sets = sets_for(path, recipe, length) if path else None
     if sets is None or not sets.whole:
@@ -154,14 +154,14 @@ def experiment(
             console.print(annotation.plan(), highlight=False, soft_wrap=True)
         if retune:
             show_search(search)
-        if how.dry_run:
+        if starting.dry_run:
             return
     if sets is None:
         assert annotation
         annotation.run()
         judged = _judged(options, declared.judge, endpoints, annotation.spent)
         sets = sets_for(annotation.file, recipe, length)
-    start_ranks(replace(judged, data=str(sets.build())), how, search, values, sweep, retune)
+    start_ranks(replace(judged, data=str(sets.build())), starting, search, values, sweep, retune)
 
 
 def _judged(options: SweepOptions, declared: JudgeSettings | None, endpoints: Endpoints, spent: float) -> SweepOptions:

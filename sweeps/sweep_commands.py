@@ -115,7 +115,7 @@ def finish(request: Request, runs: Graph, options: StartOptions) -> dict[str, Ba
         slots = [{}] * at_once
     check_runs(runs, request.folder)  # last: it takes seconds
     try:
-        return launch(runs, do, slots, finished=write_index)
+        return launch(runs, do, slots, on_success=write_index)
     except KeyboardInterrupt:
         console.print("stopped; what is done stays done, and the same command goes on", highlight=False)
         raise typer.Exit(130) from None
@@ -128,19 +128,19 @@ def _refuse_shares(request: Request, by: str) -> None:
 
 @app.command()
 @takes(SweepOptions, StartOptions)
-def run(options: SweepOptions, how: StartOptions, sweep: SweepName) -> None:
+def run(options: SweepOptions, starting: StartOptions, sweep: SweepName) -> None:
     """Trains and evaluates every arm of a declared sweep, at each combination of its axes, and reports.
 
     Example: emsweep run controls --axis seed=1,2,3 --axis rl_beta=0.05,0.1
     """
-    start(options.request(sweep), how)
+    start(options.request(sweep), starting)
 
 
 @app.command()
 @takes(SweepOptions, StartOptions, Search)
 def rank(
     options: SweepOptions,
-    how: StartOptions,
+    starting: StartOptions,
     search: Search,
     values: Values = None,
     sweep: SweepOption = "rank",
@@ -154,7 +154,7 @@ def rank(
     Example: emsweep rank --values 1,2,4,8,64 --alpha-policy alpha_over_r,alpha
     Example: emsweep rank --values 1,8,64 --retune 1e-5,1e-3 --model qwen7b --hardware a100-80g
     """
-    start_ranks(options, how, search, values, sweep, retune)
+    start_ranks(options, starting, search, values, sweep, retune)
 
 
 def show_search(search: Search) -> None:
@@ -178,34 +178,34 @@ def check_retune(request: Request, retune: str, search: Search) -> list[str]:
 
 
 def start_ranks(
-    options: SweepOptions, how: StartOptions, search: Search, values: str | None, sweep: str, retune: str | None
+    options: SweepOptions, starting: StartOptions, search: Search, values: str | None, sweep: str, retune: str | None
 ) -> None:
     """`rank`, for another command too."""
     own = {"rank": values.split(",")} if values else {}
     request = options.request(sweep, own)
     if not retune:
         search.check_unused("--retune")
-        start(request, how)
+        start(request, starting)
         return
     ends = check_retune(request, retune, search)
     request.show_plan()
     show_search(search)
-    if how.dry_run:
+    if starting.dry_run:
         return
     judge = _judge(request)
-    edges = {at["rank"]: edge for at, edge in _edges(request, ends, how, search, judge)}
+    edges = {at["rank"]: edge for at, edge in _edges(request, ends, starting, search, judge)}
     low, high = (pick(map(float, ends)) for pick in (min, max))
     if outside := [rank for rank, edge in edges.items() if not low <= edge.lr <= high]:
         raise BadInput(f"--retune {retune}: the edge of rank {', '.join(outside)} lies outside; give a wider range")
     tuned = {rank: Tuned(**edge._asdict()) for rank, edge in edges.items()}
-    start(options.request(sweep, own, tuned), how, judge)
+    start(options.request(sweep, own, tuned), starting, judge)
 
 
 @app.command()
 @takes(SweepOptions, StartOptions, Search)
 def lr(
     options: SweepOptions,
-    how: StartOptions,
+    starting: StartOptions,
     search: Search,
     values: Values = None,
     sweep: SweepOption = "lr",
@@ -229,15 +229,15 @@ def lr(
         search.between(ends)
         request.show_plan()
         show_search(search)
-        if not how.dry_run:
-            _edges(request, ends, how, search, _judge(request))
+        if not starting.dry_run:
+            _edges(request, ends, starting, search, _judge(request))
     else:
         search.check_unused("--search")
-        start(request, how)
+        start(request, starting)
 
 
 def _edges(
-    request: Request, ends: Sequence[Any], how: StartOptions, search: Search, judge: Judge | None
+    request: Request, ends: Sequence[Any], starting: StartOptions, search: Search, judge: Judge | None
 ) -> list[tuple[dict[str, str], Edge]]:
     """The highest coherent learning rate, between `ends`, at each combination of the sweep's axes."""
     score, judged_by = (judged_coherent(judge), f"judge: {judge.name}") if judge else (unbroken, NO_JUDGE)
@@ -247,11 +247,11 @@ def _edges(
         place = dict(zip(others, combination, strict=True))
         if place:
             console.print(", ".join(f"{axis} {value}" for axis, value in place.items()), markup=False, highlight=False)
-        found.append((place, tune(_trial(request, place, how), ends, search, score, judged_by)))
+        found.append((place, tune(_trial(request, place, starting), ends, search, score, judged_by)))
     return found
 
 
-def _trial(request: Request, place: Mapping[str, str], how: StartOptions) -> Callable[[str, int], Point]:
+def _trial(request: Request, place: Mapping[str, str], starting: StartOptions) -> Callable[[str, int], Point]:
     """Trains and evaluates the first arm that varies at a learning rate; again, with another seed of that arm alone."""
     first_seed = request.declared.seeds[0]
 
@@ -263,7 +263,7 @@ def _trial(request: Request, place: Mapping[str, str], how: StartOptions) -> Cal
         }
         trial = replace(request, sweep=request.sweep.model_copy(update={"grid": grid, "arms": arms}))
         point = next(point for point in trial.points if point.training and trial.declared.arms[point.arm].vary)
-        if reasons := finish(trial, graph([point]), how):
+        if reasons := finish(trial, graph([point]), starting):
             raise RunFailed("\n".join(map(str, reasons.values())))
         return point
 
@@ -274,7 +274,7 @@ def _trial(request: Request, place: Mapping[str, str], how: StartOptions) -> Cal
 @takes(SweepOptions, StartOptions)
 def plan(
     options: SweepOptions,
-    how: StartOptions,
+    starting: StartOptions,
     sweep: SweepName,
     price_in: Annotated[float | None, typer.Option(min=0, help="USD per million tokens the judge reads.")] = None,
     price_out: Annotated[float | None, typer.Option(min=0, help="USD per million tokens it writes.")] = None,
@@ -294,17 +294,17 @@ def plan(
 
 @app.command()
 @takes(SweepOptions, StartOptions)
-def export(options: SweepOptions, how: StartOptions, sweep: SweepName) -> None:
+def export(options: SweepOptions, starting: StartOptions, sweep: SweepName) -> None:
     """Writes a sweep as a script for Slurm, each run a job after those it builds on; starts nothing.
 
     Example: emsweep export rank --model qwen7b --hardware a100-80g
     """
     request = options.request(sweep)
     _refuse_shares(request, "a script for Slurm")
-    if how.launcher != "local":
+    if starting.launcher != "local":
         raise BadInput("--launcher ray: a script for Slurm starts each run itself; leave it out")
-    if how.dry_run:
-        start(request, how)
+    if starting.dry_run:
+        start(request, starting)
         return
     check_runs(request.runs, request.folder)
     typer.echo(write_slurm(request, write_manifest(request, as_typed())))

@@ -160,7 +160,7 @@ def launch(
     runs: Graph,
     do: Callable[[Run], object] = execute,
     slots: Sequence[Mapping[str, str]] = ({},),
-    finished: Callable[[], object] = lambda: None,
+    on_success: Callable[[], object] = lambda: None,
 ) -> dict[str, BaseException]:
     """Does all runs that are not done, each after those that it builds on.
 
@@ -169,7 +169,7 @@ def launch(
 
     Args:
         slots: environment of the processes at each place; as many runs at once.
-        finished: called after each run that ends well.
+        on_success: called after each run that ends well.
 
     Returns:
         why, by digest, for each run that failed.
@@ -228,7 +228,7 @@ def launch(
                     say(f"{done}/{len(states)} {runs[digest].folder}: {f'failed: {error}' if error else 'done'}")
                     try:
                         if not error:
-                            finished()
+                            on_success()
                             continue
                         reasons[digest] = error
                         for other in lost(runs, digest):

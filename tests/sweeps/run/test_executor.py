@@ -123,7 +123,7 @@ def test_what_cannot_be_noted_costs_no_other_run(tmp_path: Path, monkeypatch: py
         execute_once(run, dict)
 
     monkeypatch.setattr("sweeps.run.executor.write_whole", full)
-    assert len(launch(runs, do, [{}, {}], finished=full)) == 1
+    assert len(launch(runs, do, [{}, {}], on_success=full)) == 1
     assert [run.done for run in runs.values()] == [False, True, True]
 
 
