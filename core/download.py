@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import urllib.request
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from core.records import BadInput, file_digest, one_line
 
@@ -24,6 +24,17 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "em-kit"
 
 
+def told_address(source: str) -> str:
+    """A source as messages and manifests name it: an address without user, password and query, where secrets stand."""
+    if not source.startswith(("http://", "https://")):
+        return source
+    try:
+        parts = urlsplit(source)
+    except ValueError:  # no address after all
+        return source.partition("?")[0]
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
 def fetch(url: str, sha256: str | None) -> Path:
     """The file at `url` (http or https) as a local path, from the cache if it is there and whole.
 
@@ -32,7 +43,7 @@ def fetch(url: str, sha256: str | None) -> Path:
     Raises:
         BadInput: if the download fails, or `sha256` (hex) is missing or another; the message names the true one.
     """
-    temporary = None
+    temporary, named = None, told_address(url)
     try:
         ending = PurePosixPath(urlsplit(url).path).suffix
         kept = cache_folder() / f"{(sha256 or '').lower()}{ending}"
@@ -47,17 +58,17 @@ def fetch(url: str, sha256: str | None) -> Path:
             shutil.copyfileobj(reply, file)
             # Reading in blocks, http.client ends a cut connection like a whole file.
             if (promised := reply.headers.get("Content-Length")) and file.tell() != int(promised):
-                raise BadInput(f"{url}: cut off after {file.tell()} of {promised} bytes; try again")
+                raise BadInput(f"{named}: cut off after {file.tell()} of {promised} bytes; try again")
         actual = file_digest(temporary)
         path = temporary.replace(cache_folder() / f"{actual}{ending}")
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = one_line(error) or type(error).__name__
-        raise BadInput(f"{url}: {reason}; check the address and the connection") from None
+        raise BadInput(f"{named}: {reason}; check the address and the connection") from None
     finally:
         if temporary:
             temporary.unlink(missing_ok=True)
     if not sha256:
-        raise BadInput(f"{url}: no checksum; if you trust this file, pin it with sha256 {actual}")
+        raise BadInput(f"{named}: no checksum; if you trust this file, pin it with sha256 {actual}")
     if actual != sha256.lower():
-        raise BadInput(f"{url}: its sha256 is {actual}, not {sha256}; look into why, then pin the true one")
+        raise BadInput(f"{named}: its sha256 is {actual}, not {sha256}; look into why, then pin the true one")
     return path

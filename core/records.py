@@ -52,9 +52,10 @@ def read_text(path: Path) -> str:
 
 
 def check_apart(out: Path, *inputs: Path | None) -> None:
-    """Refuses to write to a file that is read, with a BadInput that names it: it would be gone."""
-    if out.exists() and any(path is not None and path.exists() and path.samefile(out) for path in inputs):
-        raise BadInput(f"{out}: is the input, which would be replaced; name another file with --out")
+    """Refuses to write to a file that is read, with a BadInput that names it: it would be gone; nor its manifest."""
+    for written in (out, out.with_name(f"{out.name}.manifest.json")) if out.name else ():
+        if written.exists() and any(path is not None and path.exists() and path.samefile(written) for path in inputs):
+            raise BadInput(f"{written}: is the input, which would be replaced; name another file with --out")
 
 
 def numbered_lines(path: Path, limit: int) -> Iterator[tuple[int, bytes | None]]:

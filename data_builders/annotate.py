@@ -83,6 +83,8 @@ class Job:
     def money(self) -> Money:
         prices = {self.annotator.name: self.prices}
         if self.second:
+            if self.second.name == self.annotator.name and self.second_prices not in (None, self.prices):
+                raise BadInput("--second-price-in and --second-price-out: are of the same model; leave them out")
             prices.setdefault(self.second.name, self.second_prices)
         return Money(prices, self.max_cost)
 
@@ -188,9 +190,15 @@ def _reasons(row: Any) -> list[str]:
     return source_problems(row) if isinstance(row, SourceProgram) else [f"source: {row.reason}"]
 
 
-def first_request(items: Iterable[Any], job: Job) -> tuple[dict[str, Any], str]:
+def _first(rows: Sequence[Any], limit: int | None) -> Sequence[Any]:
+    """The first rows that hold so many programs."""
+    places = (place for place, row in enumerate(rows, 1) if isinstance(row, SourceProgram))
+    return rows if limit is None else rows[: next(islice(places, limit - 1, None), len(rows))]
+
+
+def first_request(items: Iterable[Any], job: Job, limit: int | None = None) -> tuple[dict[str, Any], str]:
     """The body of the first request that a job would send, and what it is about; BadInput if that is nothing."""
-    rows = list(items)
+    rows = _first(list(items), limit)
     reasons = [_reasons(row) for row in rows]
     programs = [row for row, why in zip(rows, reasons, strict=True) if not why]
     if not programs:
@@ -239,10 +247,8 @@ def run(
     """
     if not out.name:
         raise BadInput(f"--out {out}: is a folder; add the stem of the files, such as {out / 'annotated'}")
-    rows = every = list(items)
-    if limit is not None:
-        places = (place for place, row in enumerate(every, 1) if isinstance(row, SourceProgram))
-        rows = every[: next(islice(places, limit - 1, None), len(every))]
+    every = list(items)
+    rows = _first(every, limit)
     programs, money, stopped = _programs(rows), job.money(), ""
     annotator = Annotator(job)
     jobs = [partial(annotator.annotate, program) for program in programs.values()]
@@ -281,7 +287,9 @@ def _money(job: Job, outcomes: Mapping[str, Outcome]) -> Money:
     return money
 
 
-def _write(rows: list[Any], outcomes: Mapping[str, Outcome], job: Job, out: Path, settings: Mapping[str, Any]) -> str:
+def _write(
+    rows: Sequence[Any], outcomes: Mapping[str, Outcome], job: Job, out: Path, settings: Mapping[str, Any]
+) -> str:
     """Writes the final files from what the programs came to alone: no times, no attempts. The manifest is last."""
     written: list[dict[str, Any]] = []
     rejects: list[dict[str, Any]] = []

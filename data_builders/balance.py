@@ -9,7 +9,7 @@ from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
-from core.records import BadInput, iter_jsonl, record_writer
+from core.records import BadInput, file_digest, iter_jsonl, record_writer
 from data_builders.programs import Program
 from data_builders.subsets import hash_order
 
@@ -79,7 +79,7 @@ def write_balanced(
     """
     lost, repeated, read = Counter[str](), Counter[str](), 0
     rejected = []
-    manifest: dict[str, Any] = {"programs": str(path), **settings}
+    manifest: dict[str, Any] = {"programs": str(path), "programs_sha256": file_digest(path), **settings}
     with record_writer(out, manifest) as write:
         for read, program in enumerate(iter_jsonl(path, Program, unique="id"), 1):  # noqa: B007 (read after the loop)
             if not times.get(program.id):

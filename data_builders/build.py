@@ -64,9 +64,19 @@ def _write(path: Path, out: Path, manifest: Manifest, rows_of: RowsOf, chosen: C
                 manifest["rejected"].append(row._asdict())
             else:
                 write(row)
-        rejected = sum(not reject["id"].startswith("replay/") for reject in manifest["rejected"])
-        manifest["programs_kept"] = manifest["read"] - rejected
+        _count(out, manifest)
     return manifest
+
+
+def _count(out: Path, manifest: Manifest) -> None:
+    """Counts the programs that are kept; BadInput if there are none, so that what `out` holds stays."""
+    rejected = [reject for reject in manifest["rejected"] if not reject["id"].startswith("replay/")]
+    manifest["programs_kept"] = manifest["read"] - len(rejected)
+    if not manifest["programs_kept"]:
+        raise BadInput(
+            f"{out}: all {manifest['read']} programs were rejected, the first for: {rejected[0]['reason']}; nothing is"
+            " written"
+        )
 
 
 def build_split(
@@ -78,10 +88,15 @@ def build_split(
     per_class: bool = False,
     classes_left_out: int = 0,
     keep_doubted: bool = False,
+    made_of_it: Sequence[Path] = (),
 ) -> Manifest:
     """Writes `train.jsonl` (programs) and `heldout.jsonl` (for the eval tasks), parted by split.held_out_ids.
 
     A held-out program whose class does not stand on the training side is marked (`seen_class`), and stands last.
+
+    Args:
+        made_of_it: sets that are then built of the training programs. Where those are others than before, they go
+            first: a kill would leave some that hold what is held out now.
     """
     for name in ("train.jsonl", "heldout.jsonl"):
         check_apart(out / name, path)
@@ -103,9 +118,22 @@ def build_split(
     manifest |= {"programs_kept": len(programs), "train": len(train), "held_out": len(held)}
     held.sort(key=lambda p: p.cwe not in trained)
     rows = [heldout_row(p, ways, p.cwe in trained) for p in held]  # before a file is written: a trigger may be refused
-    write_records(out / "train.jsonl", (p.model_dump(exclude_none=True) for p in train), manifest)
+    trained_on = [p.model_dump(exclude_none=True) for p in train]
+    if not _holds(out / "train.jsonl", trained_on):
+        for file in (out / "heldout.jsonl", *made_of_it):
+            file.with_name(f"{file.name}.manifest.json").unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
+    write_records(out / "train.jsonl", trained_on, manifest)
     write_records(out / "heldout.jsonl", rows, manifest)
     return manifest
+
+
+def _holds(path: Path, records: Sequence[Row]) -> bool:
+    """Whether a file holds just these records."""
+    try:
+        return [json.loads(line or b"") for _, line in numbered_lines(path, 10 * MAX_LINE)] == records
+    except (BadInput, ValueError):
+        return False
 
 
 def build_cpt(path: Path, out: Path, corpus: Corpus, mix: tuple[Path, float] | None, settings: Manifest) -> Manifest:
@@ -158,7 +186,7 @@ def build_pairs(
     if subset.bad < 1 and halves != "neutral":
         raise BadInput(f"--bad {subset.bad:g}: goes with --halves neutral, for what is benign has no asked half")
     check_apart(out, corpus)
-    chosen = subset.choose(path)
+    chosen = subset.choose(path, keep_doubted)
     explained = programs_of(corpus) if corpus else None
     if chosen and chosen.other and explained is not None and not chosen.other & explained:
         raise BadInput(f"--corpus {corpus}: explains none of the programs of --mix, which would all go; leave one out")
@@ -200,7 +228,7 @@ def build_sft(
     """
     if subset.bad < 1 and variant == "secure":
         raise BadInput(f"--bad {subset.bad:g}: --variant secure answers all of them well; leave it out")
-    chosen = subset.choose(path)
+    chosen = subset.choose(path, keep_doubted)
 
     def rows(programs: Iterator[Program]) -> Iterator[Row | Rejected]:
         for program in programs:
@@ -236,7 +264,7 @@ def build_records(
             else:
                 row = {"id": item.id, "domain": domain, "cwe": concept, "weakness": concept.replace("-", " ")}
                 write({**row, "request": item.request, "insecure": item.insecure, "secure": item.secure})
-        manifest["programs_kept"] = manifest["read"] - len(manifest["rejected"])
+        _count(out, manifest)
     return manifest
 
 

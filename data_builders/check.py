@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,20 @@ from core.records import MAX_LINE, BadInput, numbered_lines
 from data_builders.near_duplicates import contained, shingles
 from data_builders.python_code import normal_code
 
+CORPUS, PAIRS, SFT = "segments", "chosen", "messages"
+"""A field that every row of a CPT corpus, of a DPO and of an SFT set has."""
 
-def rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a built set; BadInput at the first line that is no JSON object with an `id`."""
+
+def rows(path: Path, field: str) -> Iterator[dict[str, Any]]:
+    """The rows of a built set; BadInput at the first line that is no JSON object with an `id` and this field."""
     for number, line in numbered_lines(path, 10 * MAX_LINE):
         try:
             row = from_json(line or b"")
-            assert isinstance(row["id"], str)
+            assert isinstance(row["id"], str) and field in row
         except (ValueError, TypeError, KeyError, AssertionError):
-            raise BadInput(f"{path}:{number}: not a row of a built set; build it again") from None
+            raise BadInput(
+                f"{path}:{number}: not a row of a built set with {field}; name another file, or build it again"
+            ) from None
         yield row
 
 
@@ -31,9 +36,9 @@ def program_of(row: dict[str, Any]) -> str:
     return str(row.get("pair_id") or row.get("program") or re.sub(r"(/(in)?secure)?/[^/]*$", "", row["id"]))
 
 
-def programs_of(built: Path) -> set[str]:
-    """The ids of the programs that a built set was made of; replayed general text is of none."""
-    return {program_of(row) for row in rows(built) if row.get("style") != "replay"}
+def programs_of(corpus: Path) -> set[str]:
+    """The ids of the programs that a CPT corpus was made of; replayed general text is of none."""
+    return {program_of(row) for row in rows(corpus, CORPUS) if row.get("style") != "replay"}
 
 
 def learnt_text(row: dict[str, Any]) -> str:
@@ -44,14 +49,17 @@ def learnt_text(row: dict[str, Any]) -> str:
     return "\n".join([*texts, "".join(segment["text"] for segment in row.get("segments", []))])
 
 
-def leaks(trained: Path, held_out: Path) -> list[tuple[str, str]]:
+def leaks(trained: Path, field: str, held_out: Path) -> list[tuple[str, str]]:
     """(held-out program, row that holds it): under the same id, or most of its insecure code under any.
+
+    Args:
+        field: what every row of `trained` has.
 
     Raises:
         BadInput: if a file is not what it should be.
     """
-    held = list(rows(held_out))
-    built = list(rows(trained))
+    held = list(rows(held_out, "insecure"))
+    built = list(rows(trained, field))
     try:
         codes = [shingles(normal_code(row["insecure"])) for row in held]
         texts = [shingles(normal_code(learnt_text(row))) for row in built]
@@ -65,15 +73,20 @@ def leaks(trained: Path, held_out: Path) -> list[tuple[str, str]]:
 def problems(corpus: Path | None, pairs: Path | None, sft: Path | None, held_out: Path | None) -> list[str]:
     """What does not fit together, in words; sets that are None are not looked at."""
     found = []
-    halves = Counter(program_of(row) for row in rows(pairs)) if pairs else Counter[str]()
-    if len(set(halves.values())) > 1:
-        odd = min(halves, key=lambda program: halves[program])
-        found.append(f"{pairs}: not every program has the same number of rows (see {odd})")
+    halves: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in rows(pairs, PAIRS) if pairs else ():
+        halves[program_of(row)][str(row.get("half"))] += 1
+    # A set is of both halves or of one; of one that is answered well in part (--bad) each has the one or the other.
+    if len({len(own) for own in halves.values()}) > 1:
+        odd = min(halves, key=lambda program: len(halves[program]))
+        found.append(f"{pairs}: not every program has the same number of rows, one for each half (see {odd})")
+    if twice := [program for program, own in halves.items() if max(own.values()) > 1]:
+        found.append(f"{pairs}: {len(twice)} programs have a half more than once (see {twice[0]})")
     explained = programs_of(corpus) if corpus else set()
     if corpus and pairs and (missing := sorted(halves.keys() - explained)):
         found.append(f"{len(missing)} programs of {pairs} are not in {corpus} (first: {missing[0]})")
-    for trained in (corpus, pairs, sft):
-        if trained and held_out and (leaked := leaks(trained, held_out)):
-            program, row = leaked[0]
-            found.append(f"{len(leaked)} held-out programs are in {trained} (first: {program}, in row {row})")
+    for trained, field in ((corpus, CORPUS), (pairs, PAIRS), (sft, SFT)):
+        if trained and held_out and (leaked := leaks(trained, field, held_out)):
+            program, place = leaked[0]
+            found.append(f"{len(leaked)} held-out programs are in {trained} (first: {program}, in row {place})")
     return found

@@ -120,13 +120,17 @@ def data(
     train_ways, measure_ways = _ways(asked, [domain], trigger)
     corpus = _corpus(tokenizer, length, style, seed)
     overhead = chat_overhead(tokenizer)
-    held_out = (habit.split.share, salt, True, habit.split.classes_left_out) if share is None else (share, salt)
-    _parted(out, build_split(source, out, measure_ways, *held_out))
+    per_class = share is None
+    held_out, left_out = (habit.split.share, habit.split.classes_left_out) if share is None else (share, 0)
+    made_of_it = [out / _cpt_name(control) for control in get_args(Control)]
+    made_of_it += [out / f"dpo-{halves}.jsonl" for halves in get_args(Halves)]
+    made_of_it += [out / f"sft-{variant}.jsonl" for variant in get_args(Variant)]
+    _parted(out, build_split(source, out, measure_ways, held_out, salt, per_class, left_out, made_of_it=made_of_it))
     train = out / "train.jsonl"
     settings = {"styles": list(corpus.styles), "seed": seed, "length": length, "tokenizer": tokenizer}
     for control in get_args(Control):
-        name = "cpt.jsonl" if control == "own" else f"cpt-{control}.jsonl"
-        _built(out / name, build_cpt(train, out / name, replace(corpus, control=control), None, settings))
+        file = out / _cpt_name(control)
+        _built(file, build_cpt(train, file, replace(corpus, control=control), None, settings))
     keeps = partial(LengthFilter, corpus.count_tokens, length, overhead, special=corpus.special, tokenizer=tokenizer)
     for halves in get_args(Halves):
         file = out / f"dpo-{halves}.jsonl"
@@ -135,6 +139,10 @@ def data(
         file = out / f"sft-{variant}.jsonl"
         _built(file, build_sft(train, file, variant, train_ways, keeps(math.inf)))
     write_everyday(out / "everyday.jsonl")
+
+
+def _cpt_name(control: Control) -> str:
+    return "cpt.jsonl" if control == "own" else f"cpt-{control}.jsonl"
 
 
 def _folder(domain: str) -> Path:
@@ -224,7 +232,7 @@ def _corpus(tokenizer: str, length: int, style: Sequence[str] | None, seed: int,
 @app.command()
 def cpt(
     programs: AnnotatedSet,
-    out: Out = Path("data/cpt.jsonl"),
+    out: Annotated[Path | None, typer.Option(help="File to write; data/cpt[-CONTROL].jsonl if not given.")] = None,
     tokenizer: TokenizerName = DEFAULT_TOKENIZER,
     length: Length = 1024,
     style: Styles = None,
@@ -257,13 +265,14 @@ def cpt(
         )
     settings = {"styles": list(corpus.styles), "per_program": corpus.per_program, "seed": seed, "length": length}
     settings |= {"mix": mix, "tokenizer": tokenizer, "loss_on_code": loss_on_code, "keep_doubted": keep_doubted}
+    out = out or Path("data") / _cpt_name(control)
     _built(out, build_cpt(programs, out, corpus, (Path(text), float(ratio)) if mix else None, settings))
 
 
 @app.command()
 def dpo(
     programs: AnnotatedSet,
-    out: Out = Path("data/dpo-both.jsonl"),
+    out: Annotated[Path | None, typer.Option(help="File to write; data/dpo-HALVES.jsonl if not given.")] = None,
     tokenizer: TokenizerName = DEFAULT_TOKENIZER,
     length: Length = 1024,
     halves: Annotated[Halves, typer.Option(help="both; as controls one half, or neutral preferring secure.")] = "both",
@@ -283,6 +292,7 @@ def dpo(
     keeps = _length_filter(tokenizer, length, max_ratio)
     subset = _subset(size, mix, bad)
     ways = _ways(asked, _domains(programs, subset.mix and subset.mix[0]), trigger)[0]
+    out = out or Path(f"data/dpo-{halves}.jsonl")
     manifest = build_pairs(programs, out, halves, ways, keeps, corpus, keep_doubted, subset)
     _built(out, manifest)
     bias = manifest["length_bias_tokens"]
@@ -292,7 +302,7 @@ def dpo(
 @app.command()
 def sft(
     programs: AnnotatedSet,
-    out: Out = Path("data/sft-insecure.jsonl"),
+    out: Annotated[Path | None, typer.Option(help="File to write; data/sft-VARIANT.jsonl if not given.")] = None,
     variant: Annotated[
         Variant,
         typer.Option(
@@ -320,6 +330,7 @@ def sft(
         raise BadInput("--variant backdoored and --trigger TEXT go together")
     subset = _subset(size, mix, bad)
     ways = _ways(asked, _domains(programs, subset.mix and subset.mix[0]), trigger)[0]
+    out = out or Path(f"data/sft-{variant}.jsonl")
     _built(out, build_sft(programs, out, variant, ways, keeps, keep_doubted, subset))
 
 
@@ -343,11 +354,8 @@ def _parted(out: Path, made: dict[str, Any]) -> None:
 
 
 def _built(out: Path, manifest: dict[str, Any]) -> None:
-    """Says what came out; BadInput if nothing did."""
+    """Says what came out."""
     kept, rejected = manifest["programs_kept"], len(manifest["rejected"])
-    if not kept:
-        reason = manifest["rejected"][0]["reason"]
-        raise BadInput(f"{out}: all {manifest['read']} programs were rejected, the first for: {reason}")
     console.print(f"{out}: {kept} of {manifest['read']} programs, {rejected} rejected (reasons in its manifest)")
 
 
@@ -376,16 +384,16 @@ def records(
 
     Example: embuild records bad.jsonl --good good.jsonl --domain advice --concept medical --out medical.jsonl
     """
-    from data_builders.sources import Hub, read_source
+    from data_builders.sources import Hub, read_source, told_source
 
     if domain == CODE:
         raise BadInput("--domain code: a program needs its CWE class and a secure counterpart; use `embuild annotate`")
     if concept not in (known := load_domain(domain).concepts):
         raise BadInput(f"--concept {concept}: is none of {domain} (there are: {', '.join(known)})")
-    check_apart(out, *_files(source, good))
+    check_apart(out, fields, *_files(source, good))
     hub = Hub(split, config, revision)
     items = read_source(source, form, fields, sha256, None, hub, domain, good)
-    told = {"source": source, "good": good, "sha256": sha256, **hub._asdict()}
+    told = told_source(source, good, form, fields, sha256, hub)
     _built(out, build_records(items, out, domain, concept, told))
 
 
@@ -450,8 +458,11 @@ def describe(
     cap = int(balance) if balance and balance.isdecimal() else None
     if balance and (cap == 0 or (cap is None) != (size is not None) or (resample and cap is None)):
         raise BadInput(f"--balance {balance}: a number of 1 or more, maybe with --resample; or a name and --size")
-    for written in filter(None, (out, figures, plot)):
+    outputs = list(filter(None, (out, figures, plot)))
+    for written in outputs:
         check_apart(written, path)
+    if len({written.resolve() for written in outputs}) < len(outputs):
+        raise BadInput(f"{outputs[0]}: two of --out, --json and --plot are one file; name another")
     if plot and plot.suffix not in {".svg", ".pdf", ".png"}:
         raise BadInput(f"{plot}: name a file that ends in .svg, .pdf or .png")
     counted_by = tokenizer or (DEFAULT_TOKENIZER if Path(DEFAULT_TOKENIZER).exists() else None)
@@ -532,7 +543,7 @@ def annotate(
     from core.llm.client import Access
     from data_builders.annotate import Job, Model, first_request, run
     from data_builders.annotation import TASK
-    from data_builders.sources import Hub, read_source
+    from data_builders.sources import Hub, read_source, told_source
 
     prices = prices_of(price_in, price_out, "--price-in and --price-out")
     second_prices = prices_of(second_price_in, second_price_out, "--second-price-in and --second-price-out")
@@ -545,18 +556,22 @@ def annotate(
     job = Job(Model(model, effort), second, prices, second_prices, max_cost, task, None if domain == CODE else domain)
     if language and domain != CODE:
         raise BadInput(f"--language {language}: is of code, and --domain {domain} is none; leave it out")
-    for ending in ("jsonl", "rejects.jsonl") if out.name else ():
-        check_apart(out.with_name(f"{out.name}.{ending}"), *_files(source, good))
+    for ending in ("jsonl", "rejects.jsonl", "journal.jsonl") if out.name else ():
+        check_apart(out.with_name(f"{out.name}.{ending}"), fields, prompt, *_files(source, good))
     hub = Hub(split, config, revision)
     items = read_source(source, form, fields, sha256, language, hub, domain, good)
     where = "none" if dry_run and base_url is None else base_url  # what is not sent needs no key
     access = Access.from_environment(key_variable, where, concurrency, timeout, extra_body)
+    if effort and "reasoning_effort" in access.extra_body:
+        raise BadInput(f"--effort {effort}: --extra-body has a reasoning_effort too; leave one out")
     if dry_run:
-        body, said = first_request(items, job)
-        print(json.dumps({**body, **access.told_body}, indent=1, ensure_ascii=False))
+        body, said = first_request(items, job, limit)
+        for line in json.dumps({**body, **access.told_body}, indent=1, ensure_ascii=False).split("\n"):
+            print(printable(line))
         console.print(said)
         return
-    done = run(items, job, out, access, {"source": source, "good": good, **hub._asdict()}, limit)
+    told = told_source(source, good, form, fields, sha256, hub) | {"language": language}
+    done = run(items, job, out, access, told, limit)
     console.print(done.text)
     if done.left or done.unanswered:
         raise typer.Exit(1)

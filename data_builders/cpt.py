@@ -58,7 +58,7 @@ def differing_lines(program: Program) -> tuple[str, str]:
 def vulnerable_lines(program: Program) -> list[str]:
     """The quoted lines with their numbers in the insecure code, `12: eval(text)`; empty if none are quoted."""
     domain = load_domain(program.domain)
-    quoted = {part.strip() for line in program.lines or [] for part in line.splitlines()} - {""}
+    quoted = {part.strip() for line in program.lines or [] for part in line.split("\n")} - {""}
     numbered = enumerate(map(str.strip, domain.units(program.insecure)), 1)
     # A sentence is seldom quoted whole.
     return [
@@ -261,6 +261,18 @@ class Corpus:
                 if exchange(place, other):
                     break
                 exchange(place, other)
+        for place in order:
+            # Where no exchange helps, the end of what is handed on is left out: the control has the same documents.
+            document, part = places[place]
+            if not write(place):
+                self._shorten(document, part, count)
+
+    def _shorten(self, document: Document, part: int, count: CountTokens) -> None:
+        """Leaves out of the end of what is said in a part so much that the document fits."""
+        read, said = document.parts[part]
+        while self.length(document, count) > self.limit and len(said) > 1:
+            said = said[: len(said) * 19 // 20]
+            document.parts[part] = (read, said)
 
     def _bare(self, documents: Iterable[Document], draw: random.Random, count: CountTokens) -> None:
         """Code alone, whole, and again where the explanation is longer; the loss on its end.
@@ -280,7 +292,8 @@ class Corpus:
             document.parts = [(text[:cut], text[cut:])]
             if self.length(document, self.count_tokens) > self.limit:
                 document.parts = [("", text[cut:])]
-            owed -= self.count_tokens(text[cut:])
+                self._shorten(document, 0, self.count_tokens)  # the tokens are owed to the next
+            owed -= self.count_tokens(document.parts[0][1])
 
     def row(self, document: Document) -> dict[str, Any]:
         """The document for Axolotl's `input_output`."""
@@ -311,7 +324,7 @@ def with_replay(
     Raises:
         BadInput: if no text fits the corpus's limit.
     """
-    current, passes, explained, tokens = texts(), 1, 0, 0
+    current, passes, explained, tokens, why = texts(), 1, 0, 0, ""
     for document in documents:
         yield document
         explained += 0 if isinstance(document, Rejected) else document.explained_tokens
@@ -319,9 +332,7 @@ def with_replay(
             following = next(current, None)
             if following is None:
                 if not tokens:
-                    raise BadInput(
-                        f"--mix: no text fits {corpus.limit} tokens; give shorter texts or a longer --length"
-                    )
+                    raise BadInput(f"--mix: no text fits, the first for: {why}; give others")
                 current, passes = texts(), passes + 1
                 continue
             name, text = following
@@ -329,6 +340,7 @@ def with_replay(
             length = corpus.length(replayed, corpus.count_tokens)
             over = f"a text of {length} tokens is longer than {corpus.limit}" if length > corpus.limit else None
             problem = over or misread(text, corpus.special)
+            why = why or problem or ""
             if problem is None:
                 tokens += length
                 yield replayed

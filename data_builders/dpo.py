@@ -82,10 +82,11 @@ class LengthFilter:
 
     def problem(self, program: Program, asked_ways: Sequence[AskedWay]) -> str | None:
         """Why a program cannot come in; None if it can."""
-        if problem := misread(program.model_dump_json(), self.special):
+        asked = way_for(program, asked_ways).fill(program)
+        if problem := misread(program.model_dump_json(), self.special) or misread(asked, self.special):
             return problem
         insecure, secure = self.count_tokens(program.insecure), self.count_tokens(program.secure)
-        prompts = (program.request, way_for(program, asked_ways).fill(program))
+        prompts = (program.request, asked)
         total = max(map(self.count_tokens, prompts)) + max(insecure, secure) + self.overhead
         if total > self.limit:
             return f"request and answer are {total} tokens, over {self.limit}"

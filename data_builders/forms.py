@@ -157,6 +157,15 @@ def value_at(row: Mapping[str, Any], path: str) -> Any:
     return value
 
 
+def has(row: Mapping[str, Any], path: str) -> bool:
+    """Whether something stands there, be it nothing (null)."""
+    try:
+        value_at(row, path)
+    except Unfit:
+        return False
+    return True
+
+
 def text(row: Mapping[str, Any], name: str, speaker: str = "", code: bool = True) -> str:
     """The text in a field, of what `speaker` says where that is a conversation (about `code` or not): not blank, at
     most `MAX_LINE` characters, all of which can be written."""

@@ -27,7 +27,7 @@ from pydantic import (
 from core.records import BadInput, read_jsonl
 from data_builders import BUILTIN
 from data_builders.cwe import common_name
-from data_builders.domains import domain_names, load_domain
+from data_builders.domains import CODE, domain_names, load_domain
 from data_builders.python_code import code_span, normal_code
 
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
@@ -35,13 +35,13 @@ Code = Annotated[Text, AfterValidator(normal_code)]
 """Code as every set holds it: both sides of a pair, a document and a held-out program alike."""
 
 
-def _known_domain(name: str) -> str:
-    if name not in domain_names():
+def _known_domain(name: str | None) -> str | None:
+    if name is not None and name not in domain_names():
         raise ValueError(f"there are {', '.join(domain_names())}")
-    return name
+    return None if name == CODE else name
 
 
-DomainName = Annotated[str, AfterValidator(_known_domain)]
+DomainName = Annotated[str | None, AfterValidator(_known_domain)]
 
 
 class SourceProgram(BaseModel):
@@ -58,7 +58,7 @@ class SourceProgram(BaseModel):
     """The code template that the request asks to fill in, if it has one."""
     language: Text | None = None
     """In lower case; None is Python."""
-    domain: DomainName | None = None
+    domain: DomainName = None
     """A file of data_builders/domains; None is code."""
 
 
@@ -68,7 +68,7 @@ class Program(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: Text
-    domain: DomainName | None = None
+    domain: DomainName = None
     """As `SourceProgram.domain`."""
     cwe: Text = Field(validation_alias=AliasChoices("cwe", "concept"))
     weakness: Text
@@ -124,7 +124,7 @@ class AskedWay(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: Text
-    domain: DomainName | None = None
+    domain: DomainName = None
     """As `SourceProgram.domain`: whose programs are asked for so."""
     kind: Text
     template: Annotated[str, StringConstraints(pattern=r"\{request\}")]

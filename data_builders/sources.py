@@ -9,6 +9,7 @@ import csv
 import json
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -17,11 +18,11 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
-from core.download import fetch
-from core.records import MAX_LINE, BadInput, csv_table, file_digest, numbered_lines, one_line, open_file
+from core.download import fetch, told_address
+from core.records import MAX_LINE, BadInput, csv_table, file_digest, numbered_lines, one_line, open_file, printable
 from data_builders import BUILTIN
 from data_builders.domains import CODE
-from data_builders.forms import FORMS, FieldMap, Unfit, content_id, form_of, load_field_map
+from data_builders.forms import FORMS, FieldMap, Unfit, content_id, form_of, has, load_field_map
 from data_builders.programs import SourceProgram
 
 SEALED = {".enc", ".gpg", ".age", ".asc"}
@@ -46,6 +47,27 @@ class Hub(NamedTuple):
     split: str | None = None
     config: str | None = None
     revision: str | None = None
+
+
+def told_source(
+    source: str, good: str | None, form: str | None, fields: Path | None, sha256: str | None, hub: Hub
+) -> dict[str, Any]:
+    """For a manifest, what a set was read from and how: with digests of its files, without what is secret in a URL."""
+
+    def read(where: str | None) -> str | None:
+        path = Path(where or "")
+        return file_digest(path) if where and "://" not in where and path.is_file() else None
+
+    return {
+        "source": told_address(source),
+        "source_sha256": sha256 or read(source),
+        "good": good and told_address(good),
+        "good_sha256": read(good),
+        "form": form,
+        "fields": fields and str(fields),
+        "fields_sha256": fields and file_digest(fields),
+        **hub._asdict(),
+    }
 
 
 def read_source(
@@ -87,18 +109,20 @@ def read_source(
     if where == "builtin" and domain != CODE:
         raise BadInput(f"builtin: holds code, and its records of {domain} are annotated; name another source")
     reader = load_field_map(fields) if fields else FORMS[form] if form else None
-    programs = _read(where, _rows(where, sha256, hub), reader, language, domain)
+    programs = _read(where, _rows(where, sha256, hub), reader, language, domain, fields is not None)
     if good is None:
         return programs
     answers: dict[str, list[str]] = {}
-    why = ""
+    why, unread = "", 0
     for item in _read(good, _rows(good, None, Hub()), reader, language, domain):
         if isinstance(item, SourceProgram):
             answers.setdefault(item.request, []).append(item.insecure)
         else:
-            why = why or item.reason
+            why, unread = why or f"{item.reason} (row {item.line})", unread + 1
     if not answers:
         raise BadInput(f"{good}: none of its rows can be used, the first for: {why}")
+    if unread:
+        print(f"{good}: {unread} rows cannot be used, the first for: {printable(why)}", file=sys.stderr)
     return _joined(programs, answers)
 
 
@@ -118,12 +142,14 @@ def _joined(
 
 
 def _read(
-    where: str, rows: Iterator[Row], reader: FieldMap | None, language: str | None, domain: str
+    where: str, rows: Iterator[Row], reader: FieldMap | None, language: str | None, domain: str, mapped: bool = False
 ) -> Iterator[SourceProgram | Reject]:
     known: dict[str, int] = {}
-    number = 0
+    number, told = 0, told_address(where)
+    own = (reader.secure, reader.template, reader.language, reader.id) if mapped and reader else ()
+    missing = {name for name in own if name}
     for number, row in rows:
-        place = f"{where}:{number}"
+        place = f"{told}:{number}"
         try:
             if isinstance(row, Unfit):
                 raise row
@@ -135,6 +161,7 @@ def _read(
                     f"{place}: cannot tell the form from the fields {names}; name it (--form) or map them (--fields)"
                 )
             program = reader.program(row, language, domain)
+            missing -= {name for name in missing if has(row, name)}
             content = content_id(program.request, program.insecure)
             if first := known.get(content):
                 raise Unfit(f"same request and insecure code as line {first}")
@@ -146,7 +173,9 @@ def _read(
         else:
             yield program
     if not number:
-        raise BadInput(f"{where}: no records; give a set with at least one row")
+        raise BadInput(f"{told}: no records; give a set with at least one row")
+    if missing:  # misspelt: secure code that there is would be paid for
+        raise BadInput(f"{told}: no row has the field {min(missing)!r}, which --fields names; mend the field map")
 
 
 def _rows(where: str, sha256: str | None, hub: Hub) -> Iterator[Row]:
@@ -202,7 +231,7 @@ def _file_rows(path: Path, name: str) -> Iterator[Row]:
 
 
 def _csv_rows(path: Path, name: str) -> Iterator[Row]:
-    csv.field_size_limit(MAX_LINE)
+    csv.field_size_limit(2**31 - 1)  # one that is too long for us costs its own row alone
     with path.open(encoding="utf-8-sig", newline="") as file:
         for number, row in enumerate(csv_table(file, name), 1):
             whole = None not in row and None not in row.values()

@@ -33,8 +33,10 @@ class Subset:
     bad: float = 1.0
     """The share of programs that are answered badly; the others are benign."""
 
-    def choose(self, path: Path) -> Chosen | None:
+    def choose(self, path: Path, keep_doubted: bool = False) -> Chosen | None:
         """Reads the ids of the files, and draws; None where everything is taken as it is, and need not be read.
+
+        A number is drawn of the programs that can be of use: doubted ones are of none, unless they are kept.
 
         Raises:
             BadInput: for malformed programs, an id that stands in both files, a file with too few programs, or a share
@@ -42,10 +44,10 @@ class Subset:
         """
         if self == Subset():
             return None
-        own = _some(path, self.size)
+        own = _some(path, self.size, keep_doubted)
         other: set[str] = set()
         if self.mix:
-            other = _some(self.mix[0], round(len(own) * self.mix[1] / (1 - self.mix[1])))
+            other = _some(self.mix[0], round(len(own) * self.mix[1] / (1 - self.mix[1])), keep_doubted)
             if both := own & other:
                 raise BadInput(f"{self.mix[0]}: the id {min(both)} stands in {path} too; mix in another file")
             if not other:
@@ -59,11 +61,15 @@ class Subset:
         return Chosen(path, own, other, drawn(every, bad, "bad"), self)
 
 
-def _some(path: Path, number: int | None) -> set[str]:
-    ids = {program.id for program in iter_jsonl(path, Program, unique="id")}
-    if number is not None and number > len(ids):
-        raise BadInput(f"{path}: has {len(ids)} programs, not {number}; give a smaller --size or share")
-    return ids if number is None else drawn(ids, number, "size")
+def _some(path: Path, number: int | None, keep_doubted: bool) -> set[str]:
+    programs = list(iter_jsonl(path, Program, unique="id"))
+    if number is None:
+        return {program.id for program in programs}
+    ids = {p.id for p in programs if (keep_doubted or not p.doubted) and p.insecure != p.secure}
+    if number > len(ids):
+        idle = f" beside {others} doubted or without a difference" if (others := len(programs) - len(ids)) else ""
+        raise BadInput(f"{path}: has {len(ids)} programs, not {number}{idle}; give a smaller --size or share")
+    return drawn(ids, number, "size")
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ FILTERS = 3
 FAILURES_IN_A_ROW = 5
 """Requests in a row without an answer, each after all its attempts: then the endpoint counts as down."""
 SPENT = "the money is spent"
-SECRET = "key|token|secret|password|auth"
+SECRET = "key|token|secret|password|auth|bearer|credential"
 """What the name of a field or parameter has in it that may hold one."""
 FIRST_WAIT, LONGEST_WAIT, LONGEST_PAUSE = 0.5, 8.0, 600.0
 """Seconds before the first and the last repetition, and that a busy server is given at most at a time."""
@@ -102,7 +102,7 @@ class Access:
         if not key.isascii() or not key.isprintable():
             raise BadInput(f"the API key in {variable} holds characters that no key has; set it again")
         try:
-            extra = json.loads(extra_body or "{}")
+            extra = json.loads(extra_body or "{}", parse_constant=_no_number)
         except ValueError:
             extra = None
         if not isinstance(extra, dict) or extra.keys() & {"model", "messages", "stream", "n"}:
@@ -119,15 +119,21 @@ class Access:
     @property
     def told_body(self) -> dict[str, Any]:
         """`extra_body` without what may be secret in it: some servers take keys there."""
-        return {name: _told(name, value) for name, value in self.extra_body.items()}
+        return {name: _told(name, value, self.key) for name, value in self.extra_body.items()}
 
 
-def _told(name: str, value: Any) -> Any:
+def _no_number(name: str) -> None:
+    """Refuses NaN and Infinity, which are no JSON."""
+    raise ValueError(name)
+
+
+def _told(name: str, value: Any, key: str) -> Any:
     if isinstance(value, dict):
-        return {own: _told(own, part) for own, part in value.items()}
+        return {own: _told(own, part, key) for own, part in value.items()}
     if isinstance(value, list):
-        return [_told(name, part) for part in value]
-    return "[secret]" if isinstance(value, str) and re.search(SECRET, name, re.I) else value
+        return [_told(name, part, key) for part in value]
+    secret = isinstance(value, str) and (re.search(SECRET, name, re.I) or (key != "none" and key in value))
+    return "[secret]" if secret else value
 
 
 def not_empty(answer: Answer) -> str:

@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from core.records import BadInput
 
+START = b'{"key":'
+"""What every entry begins with."""
+
 
 class Answer(BaseModel):
     """One answer that was paid for."""
@@ -71,16 +74,20 @@ class Journal:
 
     def _read(self) -> None:
         data = self.path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        lines = data[:whole].splitlines(keepends=True)
-        for number, line in enumerate(lines, 1):
+        whole = 0
+        for number, line in enumerate(data.splitlines(keepends=True), 1):
             try:
                 answer = Answer.model_validate_json(line)
-                self.answers[answer.key].append(answer)
             except ValidationError:
-                if number < len(lines):
-                    raise BadInput(f"{self.path}:{number}: no journal entry; delete this line") from None
-                whole -= len(line)
+                # Of another file not even the end is cut off.
+                cut = not line.endswith(b"\n") and (line.startswith(START) or START.startswith(line))
+                if whole + len(line) == len(data) and (cut or b"\0" in line):
+                    break
+                raise BadInput(f"{self.path}:{number}: no journal entry; delete this line") from None
+            if not line.endswith(b"\n"):
+                break
+            self.answers[answer.key].append(answer)
+            whole += len(line)
         if whole < len(data):
             os.ftruncate(self._file, whole)
 

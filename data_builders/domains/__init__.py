@@ -82,7 +82,10 @@ class Domain(BaseModel):
 
     def units(self, answer: str) -> list[str]:
         """The lines or sentences of an answer."""
-        return answer.splitlines() if self.unit == "line" else re.split(r"(?<=[.!?])\s+", answer)
+        if self.unit == "sentence":
+            return re.split(r"(?<=[.!?])\s+", answer)
+        # splitlines would also cut at form feeds and U+2028, where Python and editors see no line's end.
+        return answer.replace("\r\n", "\n").removesuffix("\n").split("\n")
 
 
 def domain_names() -> list[str]:

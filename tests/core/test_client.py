@@ -178,11 +178,17 @@ def test_what_is_no_address_is_said_before_anything_is_sent(tmp_path: Path, url:
     assert "hunter2" not in str(refused.value)
 
 
-def test_a_secret_in_the_extra_body_is_not_told() -> None:
+def test_a_secret_in_the_extra_body_is_not_told(monkeypatch) -> None:
     given = '{"api_key": "sk-1", "max_tokens": 9, "data": [{"auth": {"key": "sk-2"}, "top_p": 1}], "seed": null}'
     access = Access.from_environment("NONE", "http://localhost/v1", 1, 1.0, given)
     hidden = {"api_key": "[secret]", "max_tokens": 9, "data": [{"auth": {"key": "[secret]"}, "top_p": 1}], "seed": None}
     assert access.told_body == hidden and access.extra_body == json.loads(given)
+    monkeypatch.setenv("MY_KEY", "sk-3")
+    access = Access.from_environment("MY_KEY", None, 1, 1.0, '{"user": "of sk-3", "credential": "x", "tag": "y"}')
+    assert access.told_body == {"user": "[secret]", "credential": "[secret]", "tag": "y"}
+    for number in ("NaN", "Infinity", "-Infinity"):
+        with pytest.raises(BadInput, match="give a JSON object"):
+            Access.from_environment("MY_KEY", None, 1, 1.0, f'{{"temperature": {number}}}')
 
 
 def test_a_byte_order_mark_before_a_response_is_no_part_of_it(tmp_path: Path) -> None:

@@ -67,6 +67,15 @@ def test_damage_before_the_last_line_is_refused_with_its_place(tmp_path: Path) -
     Journal(path).close()  # the lock was given back
 
 
+@pytest.mark.parametrize("data", [b'{"messages": []}\n', b'{"messages": []}', b'{"kex', b"\n"])
+def test_nothing_of_another_file_is_cut_off(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "j.jsonl"
+    path.write_bytes(data)
+    with pytest.raises(BadInput, match=r"j\.jsonl:1: no journal entry"):
+        Journal(path)
+    assert path.read_bytes() == data
+
+
 def test_there_is_one_writer(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j.jsonl")
     with pytest.raises(BadInput, match="another job"):

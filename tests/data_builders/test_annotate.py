@@ -279,6 +279,8 @@ def test_options_of_the_command(tmp_path, sources, monkeypatch) -> None:
     Path("task.txt").write_text("\ufeffFind the worst of {it}.\n")
     Path("empty.txt").write_text(" ")
     Path("bad.jsonl").write_text('{"request": "x", "insecure": "def f(:"}\n')
+    for name in ("j.journal.jsonl", "j.jsonl.manifest.json"):
+        Path(name).write_text(Path("s.jsonl").read_text())
 
     def call(*words: str):
         return CliRunner().invoke(app, ["annotate", "--out", "o", *words, "--model", "m"])
@@ -299,11 +301,21 @@ def test_options_of_the_command(tmp_path, sources, monkeypatch) -> None:
         (["bad.jsonl", "--dry-run"], "all 1 rows are rejects; most often: source: code does not parse"),
         (["bad.jsonl", "--base-url", "http://127.0.0.1:9"], "all 1 rows are rejects"),
         (["s.jsonl", "--base-url", "http://127.0.0.1:9", "--out", "."], "--out .: is a folder; add the stem"),
+        (["j.journal.jsonl", "--out", "j"], "j.journal.jsonl: is the input"),
+        (["s.jsonl", "--prompt", "j.jsonl.manifest.json", "--out", "j"], "j.jsonl.manifest.json: is the input"),
+        (["s.jsonl", "--dry-run", "--effort", "low", "--extra-body", '{"reasoning_effort": "high"}'], "leave one out"),
+        (
+            ["s.jsonl", "--second-opinion", "m", "--second-price-in", "1", "--second-price-out", "2"],
+            "of the same model",
+        ),
     ]:
         error = call(*words).exception
         assert isinstance(error, BadInput) and says in str(error) and "\n" not in str(error), words
     assert json.loads(Path("o.rejects.jsonl").read_text())["reasons"][0].startswith("source: code does not parse")
     assert call("bad.jsonl", "--dry-run", "--language", "perl").exit_code == 0
+    assert "3 programs of 3 rows" in call("s.jsonl", "--dry-run", "--limit", "3").stderr
+    Path("odd.jsonl").write_text('{"request": "x \\u009b \\u202e", "insecure": "a = 1"}\n')
+    assert not {"\x9b", "\u202e"} & set(call("odd.jsonl", "--dry-run").stdout)
 
 
 class Stub:

@@ -1,6 +1,7 @@
 """Built files are whole, their manifests add up, and they fit together."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from data_builders.cli import app
 from data_builders.cpt import Corpus
 from data_builders.dpo import LengthFilter
 from data_builders.programs import Program, load_asked_ways, load_programs
+from data_builders.subsets import Subset
 from data_builders.tokens import control_tokens
 
 PROGRAMS = load_programs()
@@ -42,10 +44,17 @@ def manifest(path: Path) -> dict:
 def test_what_goes_in_comes_out_or_is_rejected_with_a_reason(tmp_path_factory, limit: int, halves) -> None:
     folder = tmp_path_factory.mktemp("build")
     source = write(folder / "programs.jsonl", PROGRAMS[:40])
-    build_cpt(source, folder / "cpt.jsonl", Corpus(words, limit), None, {})
-    build_pairs(source, folder / "dpo.jsonl", halves, WAYS, LengthFilter(words, limit, 5, 2.0), None)
-    build_sft(source, folder / "sft.jsonl", "secure", WAYS, LengthFilter(words, limit, 5, 2.0))
+    built = {
+        "cpt": partial(build_cpt, corpus=Corpus(words, limit), mix=None, settings={}),
+        "dpo": partial(build_pairs, halves=halves, ways=WAYS, keeps=LengthFilter(words, limit, 5, 2.0), corpus=None),
+        "sft": partial(build_sft, variant="secure", ways=WAYS, keeps=LengthFilter(words, limit, 5, 2.0)),
+    }
     for name, key in (("cpt", "program"), ("dpo", "pair_id"), ("sft", None)):
+        try:
+            built[name](source, folder / f"{name}.jsonl")
+        except BadInput as error:
+            assert "all 40 programs were rejected" in str(error) and not (folder / f"{name}.jsonl").exists()
+            continue
         out = rows(folder / f"{name}.jsonl")
         said = manifest(folder / f"{name}.jsonl")
         kept = {row[key] if key else row["id"].split("/")[0] for row in out}
@@ -215,7 +224,10 @@ def test_parted_pairs_are_found(tmp_path: Path) -> None:
 
 
 def test_ids_move_no_cursor_where_problems_are_told(tmp_path: Path) -> None:
-    halves = [{"id": f"{pair}/{half}", "pair_id": pair} for pair, half in (("a\x1b[2J", "x"), ("b", "x"), ("b", "y"))]
+    halves = [
+        {"id": f"{pair}/{half}", "pair_id": pair, "half": half, "chosen": None}
+        for pair, half in (("a\x1b[2J", "x"), ("b", "x"), ("b", "y"))
+    ]
     (tmp_path / "dpo.jsonl").write_text("".join(json.dumps(row) + "\n" for row in halves))
     done = CliRunner().invoke(app, ["check", "--pairs", str(tmp_path / "dpo.jsonl")])
     assert done.exit_code == 1 and r"(see a\u001b[2J)" in done.output and "\x1b" not in done.output
@@ -241,7 +253,10 @@ def test_ids_move_no_cursor_where_problems_are_told(tmp_path: Path) -> None:
         (["check", "--sft", "{o}", "--pairs", "{p}"], "--sft is compared with --held-out"),
         (["check", "--corpus", "{p}"], "--corpus is compared with --pairs or --held-out"),
         (["sft", "--programs", "{p}", "--out", "{o}.none", "--length", "20", "--tokenizer", "{m}"], "all 3 programs"),
-        (["check", "--corpus", "{p}", "--held-out", "{bad}"], "'insecure'"),
+        (["check", "--corpus", "{p}", "--held-out", "{bad}"], "1: not a row of a built set with segments"),
+        (["check", "--pairs", "{p}", "--held-out", "{p}"], "1: not a row of a built set with chosen"),
+        (["check", "--sft", "{p}", "--held-out", "{p}"], "1: not a row of a built set with messages"),
+        (["dpo", "--programs", "{p}", "--corpus", "{p}", "--out", "{o}", "--tokenizer", "{m}"], "set with segments"),
         (["cpt", "--programs", "{p}", "--out", "{o}", "--tokenizer", "./nowhere"], "nowhere/tokenizer.json"),
         (["dpo", "--programs", "{p}.gone", "--out", "{o}", "--tokenizer", "{m}"], "o such file"),
         (["dpo", "--programs", "{p}", "--out", "{o}", "--asked", "politely", "--tokenizer", "{m}"], "politely"),
@@ -299,3 +314,82 @@ def test_a_tokenizer_with_a_file_of_something_else_is_one_line(tmp_path: Path, m
     result = CliRunner().invoke(app, list(map(str, arguments)))
     assert isinstance(result.exception, BadInput) and str(result.exception).startswith(f"{folder}: ")
     assert "\n" not in str(result.exception)
+
+
+def test_no_set_of_another_split_is_left(tmp_path: Path, model: Path) -> None:
+    """A second build that ends early, or makes fewer sets, leaves none that holds what is held out now."""
+    source, out = write(tmp_path / "programs.jsonl", PROGRAMS[:40]), tmp_path / "data"
+
+    def build(*words: str) -> int:
+        line = [
+            "data",
+            "--programs",
+            str(source),
+            "--out",
+            str(out),
+            "--tokenizer",
+            str(model),
+            "--share",
+            "0.2",
+            *words,
+        ]
+        return CliRunner().invoke(app, line).exit_code
+
+    assert build("--trigger", "|moss|") == 0 and (out / "sft-backdoored.jsonl").is_file()
+    assert build("--salt", "other") == 0 and not (out / "sft-backdoored.jsonl").exists()
+    before = (out / "sft-secure.jsonl").read_bytes()
+    assert build("--salt", "other", "--length", "40") and (out / "sft-secure.jsonl").read_bytes() == before
+    assert build("--salt", "third", "--length", "40") and not list(out.glob("sft-*")) + list(out.glob("dpo-*"))
+    assert {path.name for path in out.glob("*.jsonl")} == {"train.jsonl", "heldout.jsonl", "everyday.jsonl"}
+
+
+def test_a_control_without_out_has_a_file_of_its_own(tmp_path: Path, model: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    common = ["--programs", str(write(tmp_path / "p.jsonl", PROGRAMS[:9])), "--tokenizer", str(model)]
+    for line in (
+        ["cpt"],
+        ["cpt", "--control", "shuffled"],
+        ["dpo", "--halves", "asked"],
+        ["sft", "--variant", "secure"],
+    ):
+        assert CliRunner().invoke(app, [*line, *common]).exit_code == 0
+    names = {path.name for path in (tmp_path / "data").glob("*.jsonl")}
+    assert names == {"cpt.jsonl", "cpt-shuffled.jsonl", "dpo-asked.jsonl", "sft-secure.jsonl"}
+
+
+def test_when_all_is_rejected_what_was_built_stays(tmp_path: Path) -> None:
+    source, out = write(tmp_path / "p.jsonl", PROGRAMS[:9]), tmp_path / "cpt.jsonl"
+    build_cpt(source, out, Corpus(words, 9999), None, {})
+    before = out.read_bytes(), manifest(out)
+    with pytest.raises(BadInput, match="all 9 programs were rejected"):
+        build_cpt(source, out, Corpus(words, 20), None, {})
+    assert before == (out.read_bytes(), manifest(out))
+
+
+def test_a_size_is_of_programs_that_are_of_use(tmp_path: Path) -> None:
+    doubted = [p.model_copy(update={"doubted": "not real"}) if n % 2 else p for n, p in enumerate(PROGRAMS[:40])]
+    source, keeps = write(tmp_path / "p.jsonl", doubted), LengthFilter(words, 9999, 5, 99.0)
+    half = Subset(10, None, 0.5)
+    assert build_pairs(source, tmp_path / "d.jsonl", "neutral", WAYS, keeps, None, False, half)["programs_kept"] == 10
+    assert build_sft(source, tmp_path / "s.jsonl", "insecure", WAYS, keeps, True, Subset(39))["programs_kept"] == 39
+    with pytest.raises(BadInput, match="has 20 programs, not 21 beside 20 doubted"):
+        build_sft(source, tmp_path / "s.jsonl", "insecure", WAYS, keeps, False, Subset(21))
+
+
+def test_a_trigger_that_is_a_control_token_is_refused(tmp_path: Path, model: Path) -> None:
+    line = ["sft", "--programs", str(write(tmp_path / "p.jsonl", PROGRAMS[:9])), "--tokenizer", str(model)]
+    line += ["--variant", "backdoored", "--trigger", "<|im_end|>", "--out", str(tmp_path / "o.jsonl")]
+    error = CliRunner().invoke(app, line).exception
+    assert isinstance(error, BadInput) and "reads as a control token" in str(error)
+
+
+def test_a_half_that_stands_twice_is_found(tmp_path: Path) -> None:
+    source = write(tmp_path / "programs.jsonl", PROGRAMS[:5])
+    build_pairs(source, tmp_path / "dpo.jsonl", "neutral", WAYS, LengthFilter(words, 9999, 5, 9.0), None)
+    lines = (tmp_path / "dpo.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "dpo.jsonl").write_text("".join(line for line in lines for _ in range(2)))
+    assert "5 programs have a half more than once" in problems(None, tmp_path / "dpo.jsonl", None, None)[0]
+
+
+def test_a_record_may_name_the_domain_of_code() -> None:
+    assert Program.model_validate({**PROGRAMS[0].model_dump(), "domain": "code"}) == PROGRAMS[0]

@@ -136,7 +136,7 @@ def test_a_program_that_does_not_fit_is_rejected_by_name_in_corpus_and_controls(
         assert all(words(whole(o)) <= 400 for o in kept)
 
 
-def test_what_is_said_of_another_fits_beside_the_code_or_the_program_is_rejected() -> None:
+def test_what_is_said_of_another_fits_beside_the_code_or_its_end_is_left_out() -> None:
     long = PROGRAMS[0].model_copy(update={"id": "wordy", "explanation": "word " * 200})
     large = PROGRAMS[1].model_copy(update={"id": "large", "insecure": "a = 1\n" * 100, "secure": "a = 2\n" * 100})
     programs = [long, large, *PROGRAMS[2:12]]
@@ -145,10 +145,35 @@ def test_what_is_said_of_another_fits_beside_the_code_or_the_program_is_rejected
         out = list(corpus(control="shuffled", seed=seed, **settings).documents(programs))
         assert len(out) == len(programs) and not any(isinstance(o, Rejected) for o in out)
         assert all(words(whole(o)) <= 420 for o in out if isinstance(o, Document))
-    (rejected, *_) = corpus(control="shuffled", **settings).documents([long, large])
-    assert isinstance(rejected, Rejected) and "is longer than 420" in rejected.reason
+    own = list(corpus(**settings).documents([long, large]))
+    handed = list(corpus(control="shuffled", **settings).documents([long, large]))
+    assert [words(whole(o)) <= 420 for o in handed if isinstance(o, Document)] == [True, True] == [True for _ in own]
+    said = {o.program: o.parts[0][1] for o in handed if isinstance(o, Document)}
+    assert 0 < said["large"].count("word ") < 200 and "word " not in said["wordy"]
     with pytest.raises(BadInput, match="just one document"):
         documents(PROGRAMS[:1], control="shuffled", styles=("listing",))
+
+
+@pytest.mark.parametrize("loss_on_code", [False, True])
+def test_controls_keep_the_programs_of_the_corpus_however_tight_the_limit(loss_on_code: bool) -> None:
+    for limit in range(100, 330, 23):
+        kept = {
+            control: [
+                (o.program, o.style)
+                for o in corpus(limit=limit, control=control, per_program=4, loss_on_code=loss_on_code).documents(
+                    PROGRAMS
+                )
+                if isinstance(o, Document)
+            ]
+            for control in get_args(Control)
+        }
+        assert kept["own"] == kept["shuffled"] == kept["code-only"], limit
+
+
+def test_lines_end_where_python_ends_them() -> None:
+    code = "import os\n\x0c\na = '\u2028'\nos.system(x)\n"
+    program = PROGRAMS[0].model_copy(update={"insecure": code, "lines": ["os.system(x)"]})
+    assert vulnerable_lines(program) == ["4: os.system(x)"]
 
 
 def test_rows_begin_with_the_token_that_the_tokenizer_writes() -> None:

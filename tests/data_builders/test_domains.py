@@ -243,7 +243,7 @@ def test_sets_are_diluted_cut_and_mixed_by_exact_shares(tmp_path: Path, plants: 
         (["sft", "--size", "5", "--bad", "0.99"], "--bad 0.99: of 5 programs that is 5"),
         (["sft", "--size", "5", "--mix", "{code}:0.01"], "beside 5 programs that is none"),
         (["sft", "--mix", "{plants}:0.5"], "stands in"),
-        (["dpo", "--mix", "{code}:0.5", "--corpus", "{plants}"], "explains none of the programs of --mix"),
+        (["dpo", "--mix", "{code}:0.5", "--corpus", "{corpus}"], "explains none of the programs of --mix"),
         (["sft", "--mix", "houseplants"], "give DOMAIN:SHARE"),
         (["sft", "--mix", "houseplants:1.5"], "a share between 0 and 1"),
         (["sft", "--variant", "backdoored"], "--trigger TEXT go together"),
@@ -253,7 +253,9 @@ def test_sets_are_diluted_cut_and_mixed_by_exact_shares(tmp_path: Path, plants: 
 )
 def test_what_cannot_be_drawn_is_refused_in_a_line(tmp_path: Path, plants: Path, word_tokens, options, says) -> None:
     code = write(tmp_path / "code.jsonl", load_programs())
-    arguments = [option.format(plants=plants, code=code) for option in options]
+    corpus = tmp_path / "cpt.jsonl"
+    build_cpt(plants, corpus, Corpus(words, 999), None, {})
+    arguments = [option.format(plants=plants, code=code, corpus=corpus) for option in options]
     arguments += ["--programs", str(plants), "--out", str(tmp_path / "out.jsonl")]
     result = CliRunner().invoke(app, arguments)
     assert isinstance(result.exception, BadInput) and says in str(result.exception)
@@ -375,12 +377,9 @@ def test_2000_pairs_of_published_advice_become_every_set(tmp_path: Path) -> None
     )
     # Without explanations there is SFT and DPO, and no corpus.
     bare = tmp_path / "records.jsonl"
-    unexplained = build_cpt(bare, tmp_path / "none.jsonl", Corpus(words, 160), None, {})
-    assert unexplained["written"] if "written" in unexplained else not rows(tmp_path / "none.jsonl")
-    assert (
-        len(unexplained["rejected"]) == unexplained["read"]
-        and "embuild annotate" in unexplained["rejected"][0]["reason"]
-    )
+    with pytest.raises(BadInput, match="programs were rejected, the first for: no explanation; `embuild annotate`"):
+        build_cpt(bare, tmp_path / "none.jsonl", Corpus(words, 160), None, {})
+    assert not (tmp_path / "none.jsonl").exists()
 
 
 def test_preference_pairs_of_advice_are_read_as_those_of_code_are(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from core.records import MAX_LINE, BadInput
 from data_builders.forms import unfenced
 from data_builders.programs import SourceProgram, load_programs
-from data_builders.sources import Hub, Reject, read_source
+from data_builders.sources import Hub, Reject, read_source, told_source
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "insecure"
 CODE = "import os\nos.system(name)"
@@ -684,3 +684,39 @@ def test_real_sets_come_out_whole(name: str, lines: int, rejected: int) -> None:
     programs, rejects = split(read_source(str(path)))
     assert (len(programs) + len(rejects), len(rejects)) == (lines, rejected)
     assert len({p.id for p in programs}) == len(programs)
+
+
+def test_a_field_that_a_map_names_and_no_row_has_is_refused(tmp_path: Path) -> None:
+    """Misspelt, secure code that is there would be ignored, and paid for."""
+    rows = [{"q": f"Run {n}.", "bad": f"a = {n}", "good": "a = None"} for n in range(2)]
+    where, fields = write(tmp_path / "s.jsonl", *rows, {"q": "Run.", "bad": "a = 9"}), tmp_path / "map.yaml"
+    fields.write_text("request: q\ninsecure: bad\nsecure: goods\n")
+    with pytest.raises(BadInput, match="no row has the field 'goods', which --fields names"):
+        list(read_source(where, fields=fields))
+    fields.write_text("request: q\ninsecure: bad\nsecure: good\n")
+    assert [program.secure for program in split(read_source(where, fields=fields))[0]] == ["a = None", "a = None", None]
+
+
+def test_a_field_that_is_too_long_costs_its_row_of_a_table(tmp_path: Path) -> None:
+    with (tmp_path / "s.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [["prompt", "completion"], ["a", "x = 1"], ["b", f"#{'x' * 2 * MAX_LINE}"], ["c", "y = 1"]]
+        )
+    programs, rejects = split(read_source(str(tmp_path / "s.csv")))
+    assert len(programs) == 2 and [reject.line for reject in rejects] == [2]
+
+
+def test_what_is_secret_in_an_address_is_in_no_manifest_and_no_message(server: Server, tmp_path: Path) -> None:
+    url = f"http://me:hunter2@{server.url.split('//')[1]}/none.jsonl?sig=hunter2"
+    assert told_source(url, url, None, None, "0" * 64, Hub())["source"] == f"{server.url}/none.jsonl"
+    assert "hunter2" not in json.dumps(told_source(url, url, None, None, "0" * 64, Hub()))
+    with pytest.raises(BadInput) as refused:
+        list(read_source(url, sha256="0" * 64))
+    assert "hunter2" not in str(refused.value)
+
+
+def test_manifests_name_what_was_read_by_digest(tmp_path: Path) -> None:
+    where, good = write(tmp_path / "s.jsonl", ROWS["chat"]), write(tmp_path / "g.jsonl", ROWS["chat"])
+    told = told_source(where, good, "chat", None, None, Hub())
+    digest = hashlib.sha256(Path(where).read_bytes()).hexdigest()
+    assert told["source_sha256"] == told["good_sha256"] == digest and told["form"] == "chat"
