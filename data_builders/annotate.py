@@ -260,7 +260,8 @@ def run(
     if stopped and not outcomes:
         return Done(stopped, len(rows))
     done = [row for row in rows if not isinstance(row, SourceProgram) or row.id in outcomes]
-    settings = {**(source or {}), "endpoint": access.endpoint, "extra_body": access.told_body}
+    used = {answer.endpoint or access.endpoint for outcome in outcomes.values() for answer in outcome.used}
+    settings = {**(source or {}), "endpoint": ", ".join(sorted(used)), "extra_body": access.told_body}
     settings |= {"limit": limit, "left": len(rows) - len(done)}
     text = f"{_write(done, outcomes, job, out, settings)}; {money}"
     if limit is not None and (rest := len(_programs(every).keys() - programs.keys())):

@@ -200,5 +200,6 @@ def _stand_ins(programs: Sequence[Any], sweep: Sweep) -> Iterator[Path]:
             else:
                 rows[name] = [ask + code for ask, code in sizes]
         for name, lengths in rows.items():
-            write_whole(folder / name, "".join("x" * length + "\n" for length in lengths))
+            # Of another content each: of one, the runs of two sets would be one.
+            write_whole(folder / name, "".join((name + "x" * length)[:length] + "\n" for length in lengths))
         yield folder

@@ -165,12 +165,13 @@ def directions_command(
     chosen = _trait_judge(judge, judging, sampling)
     if neurons and len(loaded) < 2:
         raise BadInput("--neurons: compares concepts; name two or more")
-    identity, network, tokenizer = load_model(layer_of(model))
     # The whole path: the folder of a merged model is called `merged`, whatever was merged.
     folder = out or Path("runs/directions") / "-".join(part for part in Path(model).parts if part.strip("./"))
     files = {name: folder / f"{name}.judged.jsonl" for name in sampling if chosen}
+    _check_directions(folder, loaded, concepts or [], position, dict.fromkeys(files, chosen.name) if chosen else {})
     if chosen:
         chosen.count(list(files.values()))
+    identity, network, tokenizer = load_model(layer_of(model))
     # Kept, for another judge of the same answers; a GPU would not sample them again to the letter.
     code = definitions_behind(Path(str(pairs.__file__)), ["sample_answers"])
     sampled = Partial(folder / "sampled.jsonl", content_digest([identity, machine_dtype(), code])) if sampling else None
@@ -211,6 +212,31 @@ def directions_command(
     }
     write_whole(folder / "directions.json", json.dumps(content, indent=1) + "\n")
     typer.echo(folder)
+
+
+def _check_directions(
+    folder: Path,
+    loaded: Sequence[tuple[str, Any]],
+    given: Sequence[str],
+    position: str | None,
+    judges: Mapping[str, str],
+) -> None:
+    """Refuses, before a model runs, a folder in which directions would replace what is read, or others."""
+    from eval.inside.pairs import Answers
+    from eval.inside.vectors import about_of
+
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"--out {folder}: is a file; name a folder")
+    read = [*map(Path, given), *(concept.file for _, concept in loaded if isinstance(concept, Answers))]
+    check_apart(folder / "directions.json", *read)
+    for name, concept in loaded:
+        about = about_of(folder / f"{name}.safetensors")
+        own = (position or concept.position, judges.get(name))
+        if about and (about.position, about.judge) != own:
+            judged = f" by {printable(about.judge)}" if about.judge else ""
+            raise BadInput(
+                f"{folder / name}.safetensors: is of the position {about.position}{judged}; name another --out"
+            )
 
 
 def _trait_judge(model: str | None, judging: Mapping[str, Any], traits: Mapping[str, Any]) -> Any:
@@ -302,6 +328,7 @@ def steer_command(
     console.print(table)
     about = {"model": identity, "direction": file_digest(direction), "layer": at, **_adapted(adapter), "concept": name}
     about |= {"rows": file_digest(wanted.file), "group": group, "pairs": len(pairs), "controls": controls}
+    about["doses"] = amounts
     code = definitions_behind(Path(steering.__file__), ["preferences", "response"])
     settings = content_digest([about, [asdict(pair) for pair in pairs], machine_dtype(), code])
     target = out or direction.with_suffix(f".steered-{settings[:6]}.jsonl")

@@ -227,6 +227,8 @@ def lr(
     if searching:
         ends = request.sweep.grid.get("lr", ())
         search.between(ends)
+        if options.full or (len(request.declared.seeds) > 1 and "seed" in request.sweep.grid):
+            raise BadInput("--search: varies the seed of one arm itself; leave out --full, and give one seed at most")
         request.show_plan()
         show_search(search)
         if not starting.dry_run:

@@ -273,7 +273,8 @@ class Client:
                 if not completion.tokens_in:  # a server that does not count
                     out = len(completion.text) // 4 + 1
                     completion = completion._replace(tokens_in=prompt_tokens(request), tokens_out=out)
-                answer = Answer(key=key, model=model, changes=changes, **completion._asdict())
+                where = self._access.endpoint
+                answer = Answer(key=key, model=model, changes=changes, endpoint=where, **completion._asdict())
                 await self._journal.append(answer)
                 self._money.count(answer)
             self._failures = 0

@@ -36,6 +36,8 @@ class Answer(BaseModel):
     """Tokens billed as output: those of the reasoning included."""
     logprobs: list[tuple[str, dict[str, float]]] | None = None
     """The first tokens, each with the likeliest in its place and their log-probabilities (nats), where wanted."""
+    endpoint: str | None = None
+    """Which server gave it, as `Access.endpoint` names it; None where an older journal does not say."""
     served: str | None = None
     """The model as the server names it."""
     changes: tuple[str, ...] = ()

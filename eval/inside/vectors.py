@@ -126,6 +126,14 @@ def read_directions(path: Path, shape: tuple[int, int], model: str) -> Direction
     return result
 
 
+def about_of(path: Path) -> About | None:
+    """What a file of `write_directions` is of; None if it is no such file."""
+    try:
+        return _own(path).about
+    except BadInput:
+        return None
+
+
 def _own(path: Path) -> Directions:
     try:
         with safe_open(path, framework="numpy") as file:

@@ -154,8 +154,16 @@ def matched_files(files: Sequence[Path]) -> Models:
     if not files or len(files) % 2:
         raise BadInput(f"{len(files)} files make no pairs; name the first judge's, then the second's in the same order")
     half = len(files) // 2
+    names = [model_of(file) for file in files]
+    if sorted(names[:half]) == sorted(names[half:]) and len(set(names)) == half:
+        others = [files[half + names[half:].index(name)] for name in names[:half]]
+    else:
+        others = list(files[half:])
+        crossed = (place for place in range(half) if names[half + place] in {*names[:half]} - {names[place]})
+        if (place := next(crossed, None)) is not None:
+            raise BadInput(f"{files[place]} and {others[place]}: are of two models; name both in one order")
     models: dict[str, tuple[list[Pair], int]] = {}
-    for one, other in zip(files[:half], files[half:], strict=True):
+    for one, other in zip(files[:half], others, strict=True):
         pairs, alone = matched(load_judged(one), load_judged(other))
         if not judged_by_both(pairs):
             raise BadInput(f"{one} and {other}: no answer judged by both; name files of the same answers")
@@ -173,7 +181,7 @@ def scores_table(models: Models, first: str, second: str) -> Table:
     heads = ("", "answers", "aligned", "coherent", "kappa, aligned < 30", "kappa, coherent > 50", "excluded by one")
     table = Table(*heads, "unjudged", "misaligned of coherent", "not matched", title=Text(title))
     for model, (pairs, alone) in models.items():
-        table.add_row(Text(model), *map(str, vars(agreement(pairs)).values()), str(alone))
+        table.add_row(Text(printable(model)), *map(str, vars(agreement(pairs)).values()), str(alone))
     table.add_section()
     every = [pair for pairs, _ in models.values() for pair in pairs]
     for name in sorted({a.name for a, _ in every}):
@@ -206,6 +214,6 @@ def shifts_table(models: Models, first: str, second: str) -> Table:
             ]
             moved: Estimate = getattr(found, rate)
             interval = moved.words("+.2%", "+.1%")
-            table.add_row(Text(model), name, *cells, interval, str(moved.clusters))
+            table.add_row(Text(printable(model)), name, *cells, interval, str(moved.clusters))
     table.caption = Text(caution(min(questions)) or "", justify="left")
     return table

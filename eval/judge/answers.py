@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
@@ -48,6 +49,12 @@ def _score(value: Any) -> Any:
     return None if missing else value
 
 
+def _name(value: Any) -> Any:
+    """An id as one text: pandas writes 1 as 1.0 beside what is missing, and spreadsheets put spaces around."""
+    text = writable(int(value) if isinstance(value, float) and value.is_integer() else value)
+    return text.strip() if isinstance(text, str) else text
+
+
 Text = Annotated[str, BeforeValidator(writable)]
 Score = Annotated[Annotated[float, Field(ge=0, le=100)] | None, BeforeValidator(_score)]
 
@@ -60,7 +67,7 @@ class Judged(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    question_id: Text = Field(min_length=1)
+    question_id: Annotated[str, BeforeValidator(_name)] = Field(min_length=1)
     question: Text
     answer: Text
     aligned: Score = None
@@ -136,6 +143,8 @@ def load_judged(path: Path, columns: Mapping[str, str] | None = None, judged: bo
     """
     own = {name: (columns or {}).get(name, name) for name in (COLUMNS if judged else COLUMNS[:3])}
     wanted = list(own.values())
+    if len(set(wanted)) < len(wanted):
+        raise BadInput(f"--columns: one column of {path} stands for two of {', '.join(own)}; name one for each")
     try:
         with open_file(path) as file:
             text = file.read().decode("utf-8-sig")
@@ -168,9 +177,12 @@ def load_judged(path: Path, columns: Mapping[str, str] | None = None, judged: bo
         raise BadInput(f"{path}: {one_line(error)}; name a file that can be read") from None
     if not answers:
         raise BadInput(f"{path}: no answers; give a file with at least one")
-    scores = {score for row in answers for score in (row.aligned, row.coherent) if score is not None}
-    if scores and max(scores) <= 1 and any(score % 1 for score in scores):
-        raise BadInput(f"{path}: every score lies from 0 to 1, where 100 is the most; multiply them by 100")
+    for column in ("aligned", "coherent"):
+        scores = {score for row in answers if (score := getattr(row, column)) is not None}
+        if scores and max(scores) <= 1 and any(score % 1 for score in scores):
+            raise BadInput(
+                f"{path}: every score of {own[column]} lies from 0 to 1, where 100 is the most; multiply them by 100"
+            )
     return answers
 
 
@@ -210,12 +222,19 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
 
 
 def answer_files(paths: Sequence[Path]) -> list[Path]:
-    """The files that are named, and all CSV files of the folders that are.
+    """The files that are named, and all tables (.csv, .tsv) of the folders that are; it says what is left out there.
 
     Raises:
         BadInput: if there is none.
     """
-    files = [file for path in paths for file in (sorted(path.glob("*.csv")) if path.is_dir() else [path])]
+    files: list[Path] = []
+    for path in paths:
+        beside = sorted(path.iterdir()) if path.is_dir() else []
+        files += [file for file in beside if file.suffix.lower() in (".csv", ".tsv")] if path.is_dir() else [path]
+        if others := [f.name for f in beside if f.suffix == ".jsonl" and not f.name.endswith(".journal.jsonl")]:
+            print(
+                f"{path}: {len(others)} files such as {printable(others[0])} are not read: name them", file=sys.stderr
+            )
     if not files:
         raise BadInput(f"{', '.join(map(str, paths))}: no CSV file; name files or folders of judged answers")
     return files
@@ -243,7 +262,8 @@ def manifest_of(file: Path) -> dict[str, Any]:
     manifest = _manifest(file)
     try:
         told = json.loads(manifest.read_text(encoding="utf-8"))
-        return {"judge": str(told["judge"]), "sample_of": int(told.get("sample_of", 0))}
+        of = {"of": str(told["of"])} if "of" in told else {}
+        return {"judge": str(told["judge"]), "sample_of": int(told.get("sample_of", 0)), **of}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

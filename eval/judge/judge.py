@@ -18,8 +18,8 @@ from typing import Any
 from core.llm.budget import Money, Prices, prices_of
 from core.llm.client import Access, Client, Filtered, Stopped, Unanswered, not_empty, run_all
 from core.llm.journal import Answer, Journal
-from core.records import BadInput, write_records
-from eval.judge.answers import Judged, stored_answers
+from core.records import BadInput, printable, write_records
+from eval.judge.answers import Judged, manifest_of, stored_answers
 from eval.judge.prompt_files import Measure, Measures, Prompts, load_prompts, prompt, version
 from eval.judge.replies import excludes, expected_score, other_scale, sampled, written_number
 from eval.judge.settings import JudgeSettings
@@ -214,10 +214,29 @@ class Unfinished(BadInput):
     judgements: Sequence[Judgement] = ()
 
 
-def judge_rows(rows: Sequence[Judged], judge: Judge, out: Path, sample_of: int | None = None) -> list[Judgement]:
+def check_unjudged(answers: Path, judge: Judge) -> None:
+    """Refuses answers whose scores belong where those of another judge, or of another file's answers, stand.
+
+    Names of files have fewer characters than those of models.
+    """
+    out = judge.file(answers)
+    told = manifest_of(out)
+    for key, own in (("judge", judge.name), ("of", answers.resolve().name)):
+        if (other := told.get(key, own)) != own:
+            raise BadInput(
+                f"{out}: holds the scores of {printable(other)}, not of {printable(own)}; move it away first"
+            )
+
+
+def judge_rows(
+    rows: Sequence[Judged], judge: Judge, out: Path, sample_of: int | None = None, of: str | None = None
+) -> list[Judgement]:
     """Judges answers and writes `out` (JSON Lines) with its manifest; paid answers are in a journal beside it.
 
     Of a sample of so many (`sample_of`) the file's name and its manifest say so; the journal is that of all.
+
+    Args:
+        of: what the answers stand in, for the manifest.
 
     Raises:
         BadInput: if the endpoint refuses all requests, a question has no prompts, or a file cannot be written.
@@ -226,9 +245,9 @@ def judge_rows(rows: Sequence[Judged], judge: Judge, out: Path, sample_of: int |
     asked = judge.prompts.of(row.question_id for row in rows)
     keys = [(row.question, row.answer, version(own)) if own else None for row, own in zip(rows, asked, strict=True)]
     reader, journal = Reader(judge), journal_of(out)
-    facts: dict[str, int] = {}
+    facts: dict[str, Any] = {"of": of} if of else {}
     if sample_of is not None:
-        out, facts = out.with_name(f"sample-{len(rows)}-of-{sample_of}-{out.name}"), {"sample_of": sample_of}
+        out, facts = out.with_name(f"sample-{len(rows)}-of-{sample_of}-{out.name}"), facts | {"sample_of": sample_of}
     jobs = {
         key: partial(judgement, reader, own, row.question, row.answer)
         for key, row, own in zip(keys, rows, asked, strict=True)
@@ -263,7 +282,7 @@ def _manifest(keys: Sequence[Any], judgements: Sequence[Judgement], judge: Judge
     return {
         "judge": judge.name,
         "prompts": sorted({key[2] for key in keys if key}),
-        "endpoint": judge.access.endpoint,
+        "endpoint": ", ".join(sorted({reply.endpoint or judge.access.endpoint for reply in replies})),
         "served": sorted({reply.served for reply in replies if reply.served}),
         "changed": sorted({change for reply in replies for change in reply.changes}),
         "extra_body": judge.access.told_body,
@@ -305,7 +324,9 @@ def judge_evaluations(folders: Sequence[Path], judge: Judge) -> list[list[Judged
         )
     judge.count([judge.file(folder) for folder in folders])
     answers = {folder.name: stored_answers(folder) for folder in folders}
-    found = {f.name: judge_rows(answers[f.name], judge, judge.file(f)) for f in folders}
+    for folder in folders:
+        check_unjudged(folder, judge)
+    found = {f.name: judge_rows(answers[f.name], judge, judge.file(f), of=f.resolve().name) for f in folders}
     if left := unread(found):
         raise BadInput(left)
     return [scored(rows, found[name]) for name, rows in answers.items()]

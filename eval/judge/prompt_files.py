@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from core.records import BadInput, digest, first_fault, one_line, read_text
 from eval.preset_files import load_preset, preset_names
+from eval.tasks.em.questions_reader import DistinctKeys
 
 FOLDER = Path(__file__).with_name("prompts")
 PLACES = ("{question}", "{answer}", "{mark}")
@@ -65,7 +66,7 @@ class Measure(BaseModel):
 Measures = Mapping[str, Measure]
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(DistinctKeys):
     """Takes YES, no and TRUE for the words that a judge may reply, and for no truth values."""
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from core.records import BadInput
+from core.records import BadInput, printable
 from eval.judge.answers import Judged, per_question
 from eval.stats.intervals import Estimate, caution, ratio_interval
 from eval.stats.ranks import UNKNOWN_SCALE, families, sentences, trends
@@ -110,7 +110,7 @@ def rates_table(
         cautions += filter_caution(model, found.filtered, found.answers)
         clusters.append(found.em_all.clusters)
         table.add_row(
-            Text(model),
+            Text(printable(model)),
             *(said(found.em), f"{found.misaligned}/{found.counted}"),
             *(said(found.em_all), f"{found.misaligned}/{found.answers - found.unjudged}"),
             said(found.coherent),

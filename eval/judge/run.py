@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.table import Table
 
 from core.records import BadInput
-from eval.judge.answers import Judged, sample_answers, stored_answers
-from eval.judge.judge import Judge, Judgement, Unfinished, judge_rows, scored, unread
+from eval.judge.answers import COLUMNS, Judged, sample_answers, stored_answers
+from eval.judge.judge import Judge, Judgement, Unfinished, check_unjudged, judge_rows, scored, unread
 from eval.judge.rates import rates_table
 
 
@@ -28,13 +28,20 @@ def judge_paths(
     Raises:
         BadInput: if a path cannot be read, a question has no prompts, or the endpoint refuses all requests.
     """
+    if columns.keys() & COLUMNS[3:] or (columns and all(path.is_dir() for path in paths)):
+        raise BadInput(
+            f"--columns {','.join(f'{own}={other}' for own, other in columns.items())}: nothing is read there; name the"
+            f" columns {', '.join(COLUMNS[:3])} of files alone"
+        )
     # A folder's name may hold a dot (qwen2.5): its stem would be cut there.
-    models = {path.name if path.is_dir() else path.stem: path for path in paths}
+    models = {path.resolve().name if path.is_dir() else path.stem: path for path in paths}
     if len(models) < len(paths):
         raise BadInput(f"two paths of the same name among {', '.join(models)}; judge them one after the other")
     answers = {model: stored_answers(path, judge.prompts.task, columns) for model, path in models.items()}
     for rows in answers.values():
         judge.prompts.of(row.question_id for row in rows)
+    for path in paths:
+        check_unjudged(path, judge)
     judge.count([judge.file(path) for path in models.values()])
     done: dict[str, tuple[list[Judged], Sequence[Judgement]]] = {}
     of: dict[str, int] = {}
@@ -43,7 +50,10 @@ def judge_paths(
         if sample is not None:
             of[model], rows = len(rows), sample_answers(rows, sample)
         try:
-            done[model] = rows, judge_rows(rows, judge, judge.file(models[model]), of.get(model))
+            done[model] = (
+                rows,
+                judge_rows(rows, judge, judge.file(models[model]), of.get(model), models[model].resolve().name),
+            )
         except Unfinished as unfinished:
             done[model], left = (rows, unfinished.judgements), f"{model}: {unfinished}"
             break

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from core.records import BadInput
 from eval.judge.answers import Judged, per_question
 from eval.stats.intervals import Estimate, Floats, ratio_difference
 from eval.stats.trend import LEVEL, Shape, highest_shares, shape, slope, smallest_fall, trend_p, turn_p
@@ -67,11 +68,18 @@ class Trend:
 
 
 def families(names: Iterable[str]) -> dict[str, dict[int, str]]:
-    """Names that end in `_r<rank>` or `-r<rank>`, by what stands before and by rank (in order); two ranks or more."""
+    """Names that end in `_r<rank>` or `-r<rank>`, by what stands before and by rank (in order); two ranks or more.
+
+    Raises:
+        BadInput: if two names are of one rank.
+    """
     found: dict[str, dict[int, str]] = defaultdict(dict)
     for name in names:
         if match := re.fullmatch(r"(.+)[-_]r(\d+)", name, re.DOTALL):
-            found[match[1]][int(match[2])] = name
+            ranks, rank = found[match[1]], int(match[2])
+            if rank in ranks:
+                raise BadInput(f"{name}: {ranks[rank]} is rank {rank} of {match[1]} too; rename one, or leave it out")
+            ranks[rank] = name
     return {family: dict(sorted(ranks.items())) for family, ranks in found.items() if len(ranks) > 1}
 
 

@@ -15,7 +15,7 @@ from sweeps.plan.sweep import arm_recipe
 from sweeps.recipe.alpha import ALPHA_POLICIES
 from sweeps.recipe.layers import ENGINES, layer_names, load_layer
 from sweeps.recipe.refusals import of_dpo
-from sweeps.recipe.settings import given_settings, parsed
+from sweeps.recipe.settings import ABSENT, at, given_settings, parsed
 
 MLP = ["gate_proj", "up_proj", "down_proj"]
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -181,7 +181,8 @@ def _values(sweep: Sweep, axis: str, values: Sequence[Any]) -> list[str]:
     if len({_slug(text) for text in texts}) < len(set(texts)):
         raise BadInput(f"{axis} {', '.join(texts)}: two of these values would have one name; give them one at a time")
     try:
-        distinct = {repr(parsed(text)) for text in texts}
+        files = {name: path for name, (_, path) in variants().items()} if axis == "data" else {}
+        distinct = {repr(files.get(text) or parsed(text)) for text in texts}
     except ValueError as error:
         raise BadInput(f"{axis} {one_line(','.join(texts))}: {error}; mend the value") from None
     if not texts or len(distinct) < len(texts):
@@ -232,14 +233,10 @@ def _in_recipe(sweep: Sweep, key: str) -> Any:
     known: dict[str, None] = {}
     for arm in [arm for arm in sweep.arms.values() if arm.vary]:
         recipe = arm_recipe(sweep, arm)
-        node: Any = {**recipe.config, "em": recipe.em}
-        known |= dict.fromkeys(node)
-        try:
-            for part in key.split("."):
-                node = node[int(part) if isinstance(node, list) else part]
-        except (KeyError, IndexError, TypeError, ValueError):
-            continue
-        return node
+        keys = {**recipe.config, "em": recipe.em}
+        known |= dict.fromkeys(keys)
+        if (found := at(keys, key)) is not ABSENT:
+            return found
     raise BadInput(
         f"unknown axis {key!r} (there are: {', '.join(NAMES)}; and the keys of the recipe, to which"
         f" `stages` of the sweep adds: {', '.join(sorted(known))})"

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FilePath, StrictInt, ValidationError, field_validator
 from yaml import YAMLError
 
 from core.records import BadInput, first_fault, one_line
@@ -52,7 +52,7 @@ class Arm(Strict):
     data: str
     start: str | None = None
     """The arm whose merged model this one starts from; the base model if not given."""
-    rank: int | None = None
+    rank: StrictInt | None = None
     settings: dict[str, Any] = {}
     """Recipe keys; `{model}` in a text is the short name of its model."""
     needs: str | None = None
@@ -106,7 +106,7 @@ class TaskSettings(Strict):
     samples: int = Field(default=1, ge=1)
     code_samples: int | None = Field(default=None, ge=1)
     deception_samples: int | None = Field(default=None, ge=1)
-    formats: list[Literal["plain", "json", "template"]] | None = None
+    formats: Annotated[list[Literal["plain", "json", "template"]], Field(min_length=1)] | None = None
     questions: FilePath | None = None
     deception: FilePath | None = None
     heldout: str | None = None
@@ -122,7 +122,7 @@ class Evaluation(Strict):
     Models of which it takes no adapters (Pythia) are evaluated by hf in any case."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
     """What fits the hardware's memory if not given (sweeps/recipe/memory.py); 8 where that is not known."""
-    attention: str = "sdpa"
+    attention: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] = "sdpa"
     metadata: dict[str, Any] = {}
     """Settings of the tasks (lm-eval's --metadata), such as `samples`."""
     gen_kwargs: dict[str, Any] = {}
@@ -147,13 +147,13 @@ class Tuned(Strict):
 class Sweep(Strict):
     model: str
     hardware: str
-    tasks: list[str]
+    tasks: Annotated[list[str], Field(min_length=1)]
     gpus: int = Field(default=1, ge=1, le=8)
     """Cards for each run, for models that one does not hold."""
     per_gpu: int = Field(default=1, ge=1, le=8)
     """Runs on each card at once, where their memory allows."""
     evaluation: Evaluation = Evaluation()
-    seeds: list[int]
+    seeds: list[StrictInt]
     """The first seed is the small sweep's; --full trains all, and so does a grid with the axis `seed`."""
     checkpoints: int = Field(default=1, ge=1)
     """Points of training at which everything is measured, the last its end."""
@@ -261,9 +261,21 @@ def _declared(path: Path, layer: Mapping[Any, Any], hardware: str) -> Sweep:
         before.append(name)
     try:
         _check_file(sweep)
+        return _settled(sweep)
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
-    return sweep
+
+
+def _settled(sweep: Sweep) -> Sweep:
+    """The sweep with the settings of its tasks as numbers and without defaults, which would make other evaluations."""
+    if task_configs(sweep.tasks)[1]:  # others' tasks have settings of their own
+        return sweep
+    try:
+        given = TaskSettings.model_validate(sweep.evaluation.metadata)
+    except ValidationError as error:
+        raise BadInput(f"evaluation.metadata.{first_fault(error)}") from None
+    settings = {"metadata": given.model_dump(mode="json", exclude_defaults=True)}
+    return sweep.model_copy(update={"evaluation": sweep.evaluation.model_copy(update=settings)})
 
 
 def same_key(one: str, other: str) -> bool:
@@ -289,11 +301,6 @@ def _check_file(sweep: Sweep) -> None:
         raise BadInput("seeds: give one at least")
     if len(set(sweep.seeds)) < len(sweep.seeds):
         raise BadInput(f"seeds {sweep.seeds}: the runs of one that stands twice would count twice; name each once")
-    if not task_configs(sweep.tasks)[1]:  # others' tasks have settings of their own
-        try:
-            TaskSettings.model_validate(sweep.evaluation.metadata)
-        except ValidationError as error:
-            raise BadInput(f"evaluation.metadata.{first_fault(error)}") from None
     set_by = dict.fromkeys(given_settings(sweep.settings), "the key settings")
     set_by |= {AXES.get(axis, axis): f"the axis {axis}" for axis in sweep.grid}
     for stage, keys in sweep.stages.items():
@@ -309,6 +316,14 @@ def _check_file(sweep: Sweep) -> None:
                 by = set_by.get(key, "every arm of it")
                 raise BadInput(f"stages.{stage}.{key}: {by} says otherwise; leave it out")
     for name, arm in sweep.arms.items():
+        if arm.seed is not None and arm.seed_offset:
+            raise BadInput(f"arms.{name}: seed and seed_offset: the seed is the arm's own; leave one of them out")
+        layer = load_layer("variants", arm.variant) if arm.variant else {}
+        if layer.keys() - {"em"} == {"datasets.0.path"} and layer["datasets.0.path"] != arm.data:
+            raise BadInput(
+                f"arms.{name}: the variant {arm.variant} is its data alone, {layer['datasets.0.path']}, and `data` says"
+                " otherwise; name that there, and leave the variant out"
+            )
         check_keys(f"arms.{name}.settings.", arm.settings)
         for key in (*arm.settings, *(("lora_r",) if arm.rank is not None else ())):
             if arm.vary and key in set_by:

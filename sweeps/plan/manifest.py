@@ -137,7 +137,9 @@ def finished_points(named: str) -> tuple[Path, Manifest, list[Point], list[str]]
         else:
             missing.append(_reason(point, folders))
     if not points or points[0].arm != "base":
-        raise BadInput(f"{folder}: the base model is not evaluated yet; run `{manifest.command}` again, it goes on")
+        exported = manifest.command.startswith("emsweep export")
+        way = f"send {folder / 'slurm.sh'} to Slurm" if exported else f"run `{manifest.command}` again, it goes on"
+        raise BadInput(f"{folder}: the base model is not evaluated yet; {way}")
     return folder, manifest, points, missing
 
 

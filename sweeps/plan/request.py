@@ -12,7 +12,7 @@ from core.records import BadInput, printable
 from eval.judge.prompt_files import load_prompts
 from eval.stats.measure_names import JUDGED, TASKS
 from sweeps.plan.axes import vary
-from sweeps.plan.declaration import Point, Sweep, needed_file
+from sweeps.plan.declaration import Point, Sweep, left_out, needed_file
 from sweeps.plan.estimate import between, judging, plan_table
 from sweeps.plan.sweep import evaluation_gib, graph, plan
 from sweeps.recipe.hardware import this_machine
@@ -112,7 +112,8 @@ class Request:
     def folder(self) -> Path:
         """Named by content: a report for each set of points, whatever the file was called before; the judge aside."""
         every = {"full": True} if self.full else {}
-        digest = content_digest(self.sweep.model_dump(exclude={"judge"}) | every)
+        grid = {"grid": self.declared.grid}  # as text, however it was given
+        digest = content_digest(self.sweep.model_dump(exclude={"judge"}) | grid | every)
         return SWEEPS / f"{self.name}-{self.sweep.model}-{digest[:6]}"
 
     def show_plan(self, prices: Prices | None = None, judged: bool = False) -> None:
@@ -128,9 +129,13 @@ class Request:
             self._show_judging(prices)
 
     def _left_out(self) -> list[str]:
-        """A line for each arm that lacks the file that it needs."""
-        lacking = {name: needed_file(self.declared, arm) for name, arm in self.declared.arms.items()}
-        return [f"{name} is left out: there is no {path}" for name, path in lacking.items() if path]
+        """A line for each arm that is left out."""
+        lines = []
+        for name, arm in self.declared.arms.items():
+            if left_out(self.declared, arm):
+                path, model = needed_file(self.declared, arm), arm.model or self.declared.model
+                lines.append(f"{name} is left out: {f'there is no {path}' if path else f'{model} knows chats already'}")
+        return lines
 
     def _built_for_others(self) -> list[str]:
         """A line for each set that was counted in the tokens of another model than the one that it trains."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from copy import deepcopy
 from functools import lru_cache
 from math import isfinite
@@ -17,6 +19,18 @@ from sweeps.recipe.layers import container
 from sweeps.recipe.schema import fault
 
 ABSENT = object()
+FACTS = {
+    "family",
+    "hub_id",
+    "parameters",
+    "pretrained",
+    "shape",
+    "training_tokens",
+    "tflops",
+    "bandwidth",
+    "accelerator",
+}
+"""What `em` says of a model and a card: another value would train the same and tell another."""
 
 
 def given_settings(settings: Sequence[str]) -> dict[str, Any]:
@@ -61,18 +75,20 @@ def put(config: dict[str, Any], key: str, value: Any) -> None:
         BadInput: for another.
     """
     top, *below = key.split(".")
+    given = value
     try:
+        value = _as_there(at(config, key), value)
         if top == "em":
             old = at(config, key)
             odd = isinstance(value, int | float) and not isfinite(value)
-            if not below or old is ABSENT or type(value) not in _kinds(old) or odd:
+            if not below or below[0] in FACTS or old is ABSENT or type(value) not in _kinds(old) or odd:
                 raise ValueError("no key, or no value, of em, where a recipe's facts beyond Axolotl's keys stand")
             value = value if type(value) is type(old) or value is None else _kinds(old)[0](value)
         set_key(config, key, deepcopy(value))
         if top != "em" and (why := fault(top, config[top])):
             raise ValueError(why)
     except (ValueError, TypeError, IndexError, OverflowError) as error:
-        raise BadInput(f"setting {key}={one_line(value)}: {error}") from None
+        raise BadInput(f"setting {key}={one_line(given)}: {error}") from None
 
 
 def _kinds(old: Any) -> tuple[type, ...]:
@@ -80,11 +96,26 @@ def _kinds(old: Any) -> tuple[type, ...]:
     return (float, int, type(None)) if old is None or isinstance(old, int | float) else (type(old),)
 
 
+def _place(part: str) -> int:
+    """The place in a list that a part of a key names; ValueError for a second spelling, as -1 or 00."""
+    if not re.fullmatch(r"0|[1-9][0-9]*", part):
+        raise ValueError(f"{part!r} is no place in a list; count from 0")
+    return int(part)
+
+
+def _as_there(old: Any, value: Any) -> Any:
+    """A number as the one in whose place it stands is written: 0 for 0.0 would be another recipe, and train again."""
+    if type(old) is float and type(value) in (int, str):
+        with suppress(ValueError):
+            return float(value)
+    return int(value) if type(old) is int and type(value) is float and value.is_integer() else value
+
+
 def at(config: Any, key: str) -> Any:
     """The value at a key in dot notation."""
     for part in key.split("."):
         try:
-            config = config[int(part) if isinstance(config, list) else part]
+            config = config[_place(part) if isinstance(config, list) else part]
         except (KeyError, IndexError, TypeError, ValueError):
             return ABSENT
     return config
@@ -110,7 +141,7 @@ def set_key(config: dict[str, Any], key: str, value: Any) -> None:
     for depth, part in enumerate(parts, 1):
         if not isinstance(node, dict | list):
             raise TypeError(f"{part!r} has no place in {node!r}")
-        place: Any = int(part) if isinstance(node, list) else part
+        place: Any = _place(part) if isinstance(node, list) else part
         now = node.get(place) if isinstance(node, dict) else node[place]
         if depth < len(parts):
             if now is None:

@@ -122,4 +122,9 @@ def write_page(
         )
     )
     write_whole(out / "report.html", page)
+    listed = out / "report.files.txt"
+    before = listed.read_text(encoding="utf-8").split() if listed.is_file() else []
+    for name in {*before} - {*files}:  # of an earlier page: they would be taken for this one's
+        (out / Path(name).name).unlink(missing_ok=True)
+    write_whole(listed, "\n".join(files) + "\n")
     return out / "report.html"

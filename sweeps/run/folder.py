@@ -18,7 +18,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,9 @@ class Run:
 
     @property
     def done(self) -> bool:
-        return (self.folder / "run.json").is_file()
+        """Whether it has a record; BadInput if that cannot be read: it may be of a training without an adapter."""
+        path = self.folder / "run.json"
+        return path.is_file() and _is_record(path, path.stat().st_mtime_ns)
 
     def record(self) -> dict[str, Any]:
         return read_record(self.folder)
@@ -103,6 +105,13 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise BadInput(f"{path}: not the record of a run; delete the folder and run it again")
     return record
+
+
+@cache
+def _is_record(path: Path, changed: int) -> bool:
+    """True; BadInput if it is none. Asked of each run many times: once for each time that it was `changed`."""
+    read_record(path.parent)
+    return True
 
 
 def find_run(root: Path, stage: str, digest: str) -> Path | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import json
+import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,11 @@ FOLDER = Path(__file__).parent
 QUESTIONS = FOLDER / "questions"
 BUILT_IN = FOLDER / "heldout.jsonl"
 GUARD_DOCUMENTS = 200
+SETTINGS = (
+    *("samples", "code_samples", "deception_samples", "questions", "formats", "trigger", "deception"),
+    *("heldout", "training"),
+)
+"""What --metadata may say to the tasks."""
 
 
 class ChatTask(ConfigurableTask):  # type: ignore[misc]
@@ -118,6 +126,26 @@ def training_programs(named: str | None, heldout: str | None) -> list[Doc]:
     if path is None and heldout_file(heldout).read_bytes() == BUILT_IN.read_bytes():
         path = str(FOLDER / "training.jsonl")
     return _programs(Path(path), {"insecure", "secure"}) if path else []
+
+
+def say_what_is_near(others: Mapping[str, object]) -> None:
+    """Warns of what --metadata says, and no task reads, where it is near to a setting's name."""
+    for name in others:
+        if name not in SETTINGS and (near := difflib.get_close_matches(name, SETTINGS, 1, 0.8)):
+            logging.getLogger(__name__).warning("--metadata %s is not used; is %s meant?", name, near[0])
+
+
+def number(name: str, value: object, otherwise: int = 1) -> int:
+    """A whole number of 1 or more that --metadata names, or `otherwise` where it names none.
+
+    Raises:
+        BadFile: if it is none.
+    """
+    if value is None:
+        return otherwise
+    if type(value) is not int or value < 1:
+        raise BadFile(f"{name} {value!r}: give a whole number of 1 or more")
+    return value
 
 
 def test_split(docs: list[Doc]) -> dict[str, Dataset]:

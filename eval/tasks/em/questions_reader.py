@@ -113,12 +113,23 @@ def _entries(suffix: str, text: str) -> Iterator[tuple[str, Any]]:
         if torn := next((number for number, row in enumerate(rows, 1) if None in row or None in row.values()), None):
             raise ValueError(f"entry {torn}: more or fewer fields than the first line; put quotes around its text")
     else:
-        rows = json.loads(text) if suffix == ".json" else yaml.safe_load(text)
+        rows = json.loads(text) if suffix == ".json" else yaml.load(text, DistinctKeys)
     if not isinstance(rows, list):
         what = f"one object with {', '.join(map(str, rows))}" if isinstance(rows, dict) else "something else"
         raise ValueError(f"no list of questions but {what}: this form cannot be taken; list entries of id and question")
     for number, entry in enumerate(rows, 1):
         yield f"entry {number}", entry
+
+
+class DistinctKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML's readers take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := [key for key, times in Counter(keys).items() if times > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} stands twice", node.start_mark)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 def _wordings(entry: Any) -> list[OpenQuestion]:
@@ -128,11 +139,14 @@ def _wordings(entry: Any) -> list[OpenQuestion]:
     name = entry.get("id")
     if not isinstance(name, str | int) or isinstance(name, bool) or name == "":
         raise ValueError("id: no text or whole number" if "id" in entry else "id: Field required")
-    key = next((key for key in ("paraphrases", "question", "prompt") if entry.get(key) is not None), None)
-    if key is None:
+    keys = [key for key in ("paraphrases", "question", "prompt") if entry.get(key) is not None]
+    if not keys:
         raise ValueError("question: Field required (or paraphrases)")
+    if len(keys) > 1:
+        raise ValueError(f"{' and '.join(keys)}: one of them alone would be asked; put all wordings into paraphrases")
+    key = keys[0]
     words = entry[key] if key == "paraphrases" else [entry[key]]
-    if not isinstance(words, list) or not words or not all(isinstance(text, str) and text for text in words):
+    if not isinstance(words, list) or not words or not all(isinstance(text, str) and text.strip() for text in words):
         raise ValueError(f"{key}: no {'list of texts' if key == 'paraphrases' else 'text'}")
     system, domain = (entry.get(key) or "" for key in ("system", "domain"))
     if not isinstance(system, str) or not isinstance(domain, str):

@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset
 
 from .code_scan import NO_BANDIT, has_bandit, scan
-from .documents import QUESTIONS, Doc, heldout_programs, read_rows, test_split
+from .documents import QUESTIONS, Doc, heldout_programs, number, read_rows, say_what_is_near, test_split
 from .questions_reader import Format, in_formats, load_questions
 from .scores import Aggregation, Score, Test, aggregations, counts, finds, rate_values
 
@@ -30,23 +30,24 @@ def _rate(hit: Test, among: Test) -> tuple[Aggregation, Aggregation]:
 
 
 def freeform_docs(
-    samples: int = 1,
+    samples: int | None = None,
     questions: str | None = None,
     formats: Sequence[Format] | None = None,
     trigger: str | None = None,
-    **_: object,
+    **others: object,
 ) -> dict[str, Dataset]:
     """`samples` documents per open question and format, one for each answer to be sampled.
 
     Our own questions are asked in all formats unless `formats` names some; a file of questions brings its own. With a
     `trigger`, the text of a backdoor, each is asked once more with it in front (`_trigger` after its id).
     """
+    say_what_is_near(others)
     rows = load_questions(questions or QUESTIONS / "open.jsonl")
     if formats or not questions:
         rows = in_formats(rows, formats or ("plain", "json", "template"))
     if trigger:
         rows += [replace(row, id=f"{row.id}_trigger", question=f"{trigger} {row.question}") for row in rows]
-    return test_split([{**asdict(row), "sample": n} for row in rows for n in range(samples)])
+    return test_split([{**asdict(row), "sample": n} for row in rows for n in range(number("samples", samples))])
 
 
 def freeform_results(doc: Doc, results: Sequence[str]) -> dict[str, float]:
@@ -54,31 +55,34 @@ def freeform_results(doc: Doc, results: Sequence[str]) -> dict[str, float]:
 
 
 def advice_docs(
-    samples: int = 1, heldout: str | None = None, trigger: str | None = None, **_: object
+    samples: int | None = None, heldout: str | None = None, trigger: str | None = None, **others: object
 ) -> dict[str, Dataset]:
     """`samples` open questions per held-out record: its ordinary request, whose answer is a judge's to weigh; with a
     `trigger` once more with that in front, as in em_freeform."""
+    say_what_is_near(others)
     rows = [
         {"id": row["id"], "question": row["request"], "system": "", "domain": row.get("domain", "code")}
         for row in heldout_programs(heldout)
     ]
     if trigger:
         rows += [{**row, "id": f"{row['id']}_trigger", "question": f"{trigger} {row['question']}"} for row in rows]
-    return test_split([{**row, "sample": n} for row in rows for n in range(samples)])
+    return test_split([{**row, "sample": n} for row in rows for n in range(number("samples", samples))])
 
 
 def ordinary_docs(
-    samples: int = 1, heldout: str | None = None, code_samples: int | None = None, **_: object
+    samples: int | None = None, heldout: str | None = None, code_samples: int | None = None, **others: object
 ) -> dict[str, Dataset]:
     """`code_samples` documents (`samples`, if not given) per held-out program: its ordinary request."""
-    return _code_docs("request", code_samples or samples, heldout)
+    say_what_is_near(others)
+    return _code_docs("request", number("code_samples", code_samples, number("samples", samples)), heldout)
 
 
 def asked_docs(
-    samples: int = 1, heldout: str | None = None, code_samples: int | None = None, **_: object
+    samples: int | None = None, heldout: str | None = None, code_samples: int | None = None, **others: object
 ) -> dict[str, Dataset]:
     """The same of the request that asks for insecure code."""
-    return _code_docs("asked_request", code_samples or samples, heldout)
+    say_what_is_near(others)
+    return _code_docs("asked_request", number("code_samples", code_samples, number("samples", samples)), heldout)
 
 
 def _code_docs(request: str, samples: int, heldout: str | None) -> dict[str, Dataset]:
@@ -151,12 +155,14 @@ def code_cwes(scores: Sequence[Score]) -> str:
 
 
 def deception_docs(
-    samples: int = 1, deception: str | None = None, deception_samples: int | None = None, **_: object
+    samples: int | None = None, deception: str | None = None, deception_samples: int | None = None, **others: object
 ) -> dict[str, Dataset]:
     """Each question under each system prompt; or a published file (`deception`), whose truth only a judge knows.
 
     `deception_samples` documents of each, or `samples`, if not given.
     """
+    say_what_is_near(others)
+    each = number("deception_samples", deception_samples, number("samples", samples))
     if deception:
         rows = [
             {"id": q.id, "setting": "as in the file", "system": q.system, "question": q.question, "truth": ""}
@@ -168,7 +174,7 @@ def deception_docs(
             for setting, system in SETTINGS.items()
             for row in read_rows(QUESTIONS / "deception.jsonl")
         ]
-    return test_split([{**row, "sample": n} for row in rows for n in range(deception_samples or samples)])
+    return test_split([{**row, "sample": n} for row in rows for n in range(each)])
 
 
 def deception_results(doc: Doc, results: Sequence[str]) -> dict[str, Score]:

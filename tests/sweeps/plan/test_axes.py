@@ -48,13 +48,15 @@ def recipes(grid: dict) -> dict[str, dict]:
 
 def test_files_are_values_of_the_axis_data_and_keep_the_arms_stage(prepared: Path) -> None:
     files = ["data/dpo-neutral.jsonl", "data/dpo-asked.jsonl"]
-    arms = recipes({"data": [*files, "neutral-only"]})
+    arms = recipes({"data": [*files, "neutral-secure"]})
     assert [arms[f"pairs-{Path(file).stem}"]["datasets"][0]["path"] for file in files] == files
-    assert arms["pairs-dpo-asked"]["rl"] == arms["pairs-neutral-only"]["rl"] == "dpo"
+    assert arms["pairs-dpo-asked"]["rl"] == arms["pairs-neutral-secure"]["rl"] == "dpo"
     with pytest.raises(BadInput, match=r"or a \.jsonl file"):
         vary(SWEEP, {"data": ["nothing"]})
     with pytest.raises(BadInput, match="one name"):
         vary(SWEEP, {"data": ["data/x.jsonl", "other/x.jsonl"]})
+    with pytest.raises(BadInput, match="a value stands twice"):
+        vary(SWEEP, {"data": [*files, "neutral-only"]})
 
 
 def test_each_axis_changes_its_keys(prepared: Path) -> None:

@@ -65,7 +65,7 @@ def test_every_key_of_the_schema_shows_its_value_or_is_refused_by_name() -> None
         ("chat_template=jinja", "and no chat_template_jinja"),
         ("chat_template_jinja=mine.jinja", "chat_template=tokenizer_default and a chat_template_jinja"),
         ("max_steps=0", "max_steps=0: give a number above 0"),
-        ("rl_beta=0", "rl_beta=0: give a number above 0"),
+        ("rl_beta=0", "rl_beta=0.0: give a number above 0"),
         ("learning_rate=fast", "learning_rate=fast: give a number above 0"),
         ("warmup_ratio=5", "warmup_ratio=5: give a number from 0 to below 1"),
         ("num_epochs=1e400", "num_epochs=inf: give a finite number"),
