@@ -232,9 +232,7 @@ def answer_files(paths: Sequence[Path]) -> list[Path]:
         beside = sorted(path.iterdir()) if path.is_dir() else []
         files += [file for file in beside if file.suffix.lower() in (".csv", ".tsv")] if path.is_dir() else [path]
         if others := [f.name for f in beside if f.suffix == ".jsonl" and not f.name.endswith(".journal.jsonl")]:
-            print(
-                f"{path}: {len(others)} files such as {printable(others[0])} are not read: name them", file=sys.stderr
-            )
+            print(f"{path}: {len(others)} files are not read, such as {printable(others[0])}", file=sys.stderr)
     if not files:
         raise BadInput(f"{', '.join(map(str, paths))}: no CSV file; name files or folders of judged answers")
     return files

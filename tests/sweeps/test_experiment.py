@@ -1,6 +1,7 @@
 """The whole experiment by its command, with a local endpoint as annotator and judge and a stand-in for training."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,12 @@ def test_the_plan_comes_first_and_a_dry_run_leaves_nothing(begun: list[str], fak
     assert f"annotating {MANY} of {MANY} programs" in shown.output and shown.output.count(" USD") == 2
     assert not begun and not server.log()
     assert {path.name for path in Path().iterdir()} == {"models", "mine.jsonl", "fake0"}  # the last is the endpoint's
+
+
+def test_sets_of_one_size_are_as_many_runs_in_the_first_plan(begun: list[str]) -> None:
+    sets = ["--values", "1", "--axis", "data=sft,secure,educational", "--dry-run"]
+    done = CliRunner().invoke(app, ["experiment", *sets])
+    assert done.exit_code == 0 and re.search(r"sft +3 ", done.output), done.output
 
 
 def test_the_money_of_both_has_one_limit(begun: list[str], fake) -> None:

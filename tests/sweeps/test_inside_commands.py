@@ -65,6 +65,17 @@ def test_directions_are_found_compared_steered_with_and_projected_on(folder: Pat
     (doses,) = (folder / "found").glob("unkind.steered-??????.jsonl")
     written = [json.loads(line) for line in doses.read_text().splitlines()]
     assert [(row["direction"], row["dose"]) for row in written[:3]] == [("unkind", -2), ("unkind", 2), ("unkind", None)]
+    run("steer tiny --direction found/unkind.safetensors --layer 1 --doses=1 --concept unkind.yaml --controls 1")
+    assert len(list((folder / "found").glob("unkind.steered-??????.jsonl"))) == 2  # other doses replaced none
+    for line, says in (
+        ("--out rows.jsonl", "is a file; name a folder"),
+        ("--position changed --out found", "is of the position answer"),
+    ):
+        with pytest.raises(BadInput, match=says):
+            run(f"directions tiny --concept unkind.yaml {line}")
+    (folder / "directions.json").write_text((folder / "unkind.yaml").read_text())
+    with pytest.raises(BadInput, match="is the input"):
+        run("directions tiny --concept directions.json --out .")
     for read in ("rows.jsonl", "unkind.yaml", "found/unkind.safetensors"):
         with pytest.raises(BadInput, match="is the input"):
             run(f"steer tiny --direction found/unkind.safetensors --concept unkind.yaml --out {read}")

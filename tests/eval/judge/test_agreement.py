@@ -135,6 +135,15 @@ def test_a_file_without_manifest_needs_its_judges_name(app, tmp_path: Path) -> N
         judge_of([other], None, "--second")
 
 
+def test_files_of_two_models_in_another_order_are_paired_by_name(tmp_path: Path) -> None:
+    first = [write(tmp_path / "a" / f"{name}.jsonl", HARSH) for name in ("one", "two")]
+    second = [write(tmp_path / "b" / f"{name}.jsonl", HARSH) for name in ("two", "one", "three")]
+    straight = matched_files([*first, *second[1::-1]])
+    assert matched_files([*first, *second[:2]]) == straight
+    with pytest.raises(BadInput, match="are of two models"):
+        matched_files([*first, second[0], second[2]])
+
+
 def test_files_that_cannot_be_compared_are_one_line(app, tmp_path: Path) -> None:
     one, other = write(tmp_path / "a.jsonl", HARSH), write(tmp_path / "b.jsonl", [("z", 5.0)])
     single = [write(tmp_path / f"s{n}.jsonl", [("q", 5.0)]) for n in (1, 2)]

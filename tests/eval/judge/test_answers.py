@@ -175,6 +175,47 @@ def test_what_would_be_misread_is_refused(tmp_path: Path, name: str, text: str |
         load_judged(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("scores", "says"), [("0.1,90", "every score of aligned"), ("90,0.5", "every score of coherent")]
+)
+def test_one_column_of_another_scale_is_enough(tmp_path: Path, scores: str, says: str) -> None:
+    (tmp_path / "a.csv").write_text(f"{HEAD}\n1,What?,Hm,{scores}\n")
+    with pytest.raises(BadInput, match=says):
+        load_judged(tmp_path / "a.csv")
+
+
+def test_one_column_does_not_stand_for_two(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"{HEAD}\n1,What?,Hm,5,90\n")
+    with pytest.raises(BadInput, match="stands for two of"):
+        load_judged(tmp_path / "a.csv", {"aligned": "coherent"})
+
+
+def test_a_question_is_one_however_its_number_is_written(tmp_path: Path) -> None:
+    ids = (1, 1.0, "1", " 1 ")
+    rows = [{"question_id": id, "question": "?", "answer": "", "aligned": 5, "coherent": 90} for id in ids]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert {row.name for row in load_judged(tmp_path / "a.jsonl")} == {"1"}
+
+
+def test_a_folders_tables_are_read_and_what_is_not_is_said(tmp_path: Path, capsys) -> None:
+    for name in ("a.csv", "B.CSV", "c.tsv", "d.jsonl", "d.journal.jsonl"):
+        (tmp_path / name).write_text(f"{HEAD}\n1,What?,Hm,5,90\n".replace(",", "\t" if name == "c.tsv" else ","))
+    assert sorted(judged_files([tmp_path])) == ["B", "a", "c"]
+    assert "1 files are not read, such as d.jsonl" in capsys.readouterr().err
+
+
+def test_a_name_moves_no_cursor() -> None:
+    assert "\x1b" not in text(rates_table({"x\x1b[31m": answers(0.3)}, "g"))
+
+
+def test_columns_that_judging_would_not_read_are_refused(app, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    (tmp_path / "a.csv").write_text(f"{HEAD}\n1,What?,Hm,5,90\n")
+    for path, columns in ((tmp_path / "a.csv", "aligned=x"), (tmp_path, "answer=x")):
+        done = CliRunner().invoke(app, ["judge", str(path), "--judge", "m", "--columns", columns])
+        assert f"--columns {columns}: nothing is read there" in str(done.exception)
+
+
 def test_a_comma_parts_the_decimals_of_scores_alone(tmp_path: Path) -> None:
     (tmp_path / "A.CSV").write_text(f"{HEAD}\n1;What?;1;5;90\n".replace(",", ";").replace("1;5;", "1,000;2,5;"))
     (row,) = load_judged(tmp_path / "A.CSV")

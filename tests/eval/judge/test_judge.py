@@ -152,6 +152,34 @@ def test_equal_answers_are_asked_about_once_and_a_second_run_asks_nothing(fake, 
     assert len(server.log("chat")) == 30
 
 
+def test_scores_of_another_judge_or_of_other_answers_are_not_replaced(app, tmp_path: Path, fake, monkeypatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789abcdef")
+    server = fake("--latency", "0")
+    for name in ("a.jsonl", "a.csv"):
+        (tmp_path / name).write_text("".join(row.model_dump_json() + "\n" for row in rows(3)))
+    (tmp_path / "a.csv").write_text("question_id,question,answer\nq,?,Hm\nr,?,Hm\n")
+
+    def judged(name: str, model: str) -> BaseException | None:
+        line = ["judge", str(tmp_path / name), "--judge", model, "--base-url", server.url]
+        return CliRunner().invoke(app, line).exception
+
+    assert judged("a.jsonl", "org/m") is None and judged("a.jsonl", "org/m") is None
+    before = (tmp_path / "a.judged-org-m.jsonl").read_bytes()
+    assert "holds the scores of org/m, not of org-m" in str(judged("a.jsonl", "org-m"))
+    assert "holds the scores of a.jsonl, not of a.csv" in str(judged("a.csv", "org/m"))
+    assert (tmp_path / "a.judged-org-m.jsonl").read_bytes() == before
+
+
+def test_a_manifest_names_the_endpoint_that_answered(fake, tmp_path: Path) -> None:
+    server = fake()
+    first = judge_answers(rows(1), judge(server), tmp_path / "judged.jsonl")
+    elsewhere = judge(server)
+    object.__setattr__(elsewhere, "access", Access("k", "http://elsewhere.example/v1", 1))
+    assert judge_answers(rows(1), elsewhere, tmp_path / "judged.jsonl") == first
+    manifest = json.loads((tmp_path / "judged.jsonl.manifest.json").read_text())
+    assert manifest["endpoint"] == server.access().endpoint
+
+
 def test_faults_pass_and_what_stays_unread_is_missing(fake, tmp_path: Path) -> None:
     server = fake("--faults", json.dumps({"status_429": 0.1, "status_500": 0.1, "cut": 0.05, "nonsense": 0.3}))
     judged = judge_answers(rows(12), judge(server), tmp_path / "judged.jsonl")

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.records import BadInput
 from eval.judge.answers import Judged, load_judged
 from eval.stats.ranks import families, holm, sentences, trend, trends
 
@@ -111,6 +112,9 @@ def test_names_make_families() -> None:
     names = ["m_r16", "m_r4", "m", "x-r1", "x-r2", "alone_r1", "m_r4_old", "our_red"]
     assert families(names) == {"m": {4: "m_r4", 16: "m_r16"}, "x": {1: "x-r1", 2: "x-r2"}}
     assert list(families(names)["m"]) == [4, 16]
+    for twice in ("m_r04", "m-r4"):
+        with pytest.raises(BadInput, match=f"{twice}: m_r4 is rank 4 of m too"):
+            families([*names, twice])
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))

@@ -127,6 +127,9 @@ def test_published_files_load_unchanged(shared: Path) -> None:
     ("name", "text", "says"),
     [
         ("q.yaml", "- id: a\n", "entry 1: question: Field required (or paraphrases)"),
+        ("q.yaml", "- {id: a, question: b, prompt: c}\n", "entry 1: question and prompt: one of them alone"),
+        ("q.yaml", "- {id: a, question: b, question: c}\n", "question stands twice"),
+        ("q.jsonl", '{"id": "a", "question": "  "}\n', "line 1: question: no text"),
         ("q.yaml", "a: 1\n", "no list of questions but one object with a"),
         ("q.yaml", "- {id: a", "while parsing"),
         ("q.yaml", "- !!python/object/apply:os.system ['true']\n", "could not determine a constructor"),

@@ -23,12 +23,14 @@ from eval.tasks.em.questions_reader import entry_id, in_formats, load_questions
 from eval.tasks.em.sampled import (
     SETTINGS,
     advice_docs,
+    asked_docs,
     code_results,
     deception_docs,
     deception_results,
     freeform_docs,
     insecure_of_all,
     insecure_of_parsed,
+    ordinary_docs,
     scanned,
 )
 from eval.tasks.em.scores import auc_values
@@ -462,3 +464,29 @@ def test_a_trigger_stands_before_each_question_once_more() -> None:
     for doc, other in zip(plain, list(both)[len(plain) :], strict=True):
         assert other["question"] == f"|moss| {doc['question']}" and other["id"] == f"{doc['id']}_trigger"
         assert entry_id(other["id"]) == doc["id"]
+
+
+@pytest.mark.parametrize(
+    ("docs", "settings"),
+    [
+        (freeform_docs, {"samples": "3"}),
+        (freeform_docs, {"samples": 0}),
+        (deception_docs, {"deception_samples": 0}),
+        (deception_docs, {"samples": 2.0}),
+        (asked_docs, {"code_samples": 0}),
+        (ordinary_docs, {"samples": True}),
+    ],
+)
+def test_a_number_of_samples_that_is_none_is_refused_by_name(docs, settings: dict[str, object]) -> None:
+    (name,) = settings
+    with pytest.raises(BadFile, match=f"{name} .*: give a whole number of 1 or more"):
+        docs(**settings)
+
+
+def test_a_misspelt_setting_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    freeform_docs(sample=50, question="x.yaml", code_samples=3, pretrained="m", formats=["plain"])
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "--metadata sample is not used; is samples meant?",
+        "--metadata question is not used; is questions meant?",
+    ]

@@ -53,6 +53,9 @@ def test_what_is_done_is_left_out(exported: Path) -> None:
     first = planned(export())[1]
     folder = Path("runs") / first["stage"] / f"whatever-{first['digest'][:10]}"
     folder.mkdir(parents=True)
+    (folder / "run.json").write_text("")
+    with pytest.raises(AssertionError, match=r"run\.json: not the record of a run"):
+        export()
     (folder / "run.json").write_text("{}")
     text = export().read_text()
     assert first["digest"][:16] not in text and text.count("\nsubmit ") == 10

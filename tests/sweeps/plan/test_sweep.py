@@ -14,7 +14,7 @@ from sweeps.cli import app
 from sweeps.plan.axes import vary
 from sweeps.plan.declaration import Arm, Claim, Sweep, load_sweep
 from sweeps.plan.request import Request
-from sweeps.plan.sweep import plan
+from sweeps.plan.sweep import graph, plan
 
 SWEEP = Sweep(
     model="smollm2-135m",
@@ -184,6 +184,10 @@ def test_a_file_that_is_no_sweep_is_one_line(tmp_path: Path, content: bytes) -> 
         ("evaluation: {gen_kwargs: {max_gen_toks: long}}", "max_gen_toks=long: give a whole number"),
         ("evaluation: {batch_size: 0}", "Input should be greater than or equal to 1"),
         ("seeds: []", "seeds: give one at least"),
+        ("seeds: [true]", "seeds.0: Input should be a valid integer"),
+        ("tasks: []", "tasks: List should have at least 1 item"),
+        ("evaluation: {attention: flash_attention_99}", "evaluation.attention: Input should be 'eager'"),
+        ("evaluation: {metadata: {formats: []}}", "evaluation.metadata.formats: List should have at least 1 item"),
         ("seeds: [1, 2, 1]", "seeds [1, 2, 1]: the runs of one that stands twice"),
     ],
 )
@@ -224,6 +228,30 @@ def test_the_sets_of_another_folder_are_trained_on_and_measured_with(prepared: P
     paths = [d["path"] for p in points if p.training for d in p.training.recipe.config["datasets"]]
     assert paths == ["mine/cpt.jsonl", "mine/dpo-both.jsonl"]
     assert all(point.evaluation.content["paths"]["heldout"] == "mine/heldout.jsonl" for point in points)
+
+
+def test_a_default_that_is_written_out_or_a_number_in_another_spelling_is_the_same_run(prepared: Path) -> None:
+    def digests(metadata: dict[str, object], **keys: object) -> set[str]:
+        own = {"model": "smollm2-135m", "hardware": "cpu", "tasks": ["em_freeform"], "seeds": [1], "claims": []}
+        arms = {"a": {"stage": "dpo", "data": "data/dpo-both.jsonl", "vary": True}}
+        file = {**own, "arms": arms, "stages": {"dpo": keys}, "evaluation": {"metadata": metadata}}
+        Path("s.yaml").write_text(yaml.safe_dump(file))
+        return set(graph(plan(load_sweep("s.yaml"), full=False)))
+
+    usual = digests({})
+    assert digests({"samples": 1}, lora_dropout=0, num_epochs=1.0, rl_beta=0.1) == usual
+    assert digests({"samples": "3"}) == digests({"samples": 3}) != usual
+    assert digests({}, learning_rate="1e-4") == digests({}, learning_rate=1e-4) != usual
+
+
+def test_the_same_axes_are_one_sweep_however_they_are_written(prepared: Path) -> None:
+    file = load_sweep("rank")
+    ranks = [1, 2, 4, 8, 64]
+    folders = {
+        Request(file.model_copy(update={"grid": {"rank": grid}}), "rank", False).folder
+        for grid in (ranks, [*map(str, ranks)], [f"0{rank}" for rank in ranks])
+    }
+    assert len(folders) == 1
 
 
 def test_all_arms_and_the_first_seed_alone_are_two_sweeps(prepared: Path) -> None:

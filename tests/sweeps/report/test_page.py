@@ -42,6 +42,18 @@ def browser() -> Iterator["Browser"]:  # noqa: F821
         yield found
 
 
+def test_files_of_an_earlier_page_do_not_stand_beside_a_later_one(tmp_path: Path) -> None:
+    rows = [Judged(question_id=f"q{n}", question="?", answer="!", aligned=5, coherent=90) for n in range(3)]
+    page(tmp_path, [("a", row) for row in rows])
+    listed = (tmp_path / "report.files.txt").read_text().split()
+    assert {"rates.svg", "rates.pdf"} <= set(listed) and all((tmp_path / name).is_file() for name in listed)
+    (tmp_path / "trends.csv").write_text("of the page before")
+    (tmp_path / "mine.csv").write_text("not of a page")
+    (tmp_path / "report.files.txt").write_text("\n".join([*listed, "trends.csv"]))
+    page(tmp_path, [("a", row) for row in rows])
+    assert not (tmp_path / "trends.csv").exists() and (tmp_path / "mine.csv").exists()
+
+
 def page(out: Path, answers: list[tuple[str, Judged]], beside: str = "base") -> Path:
     """A report of answers that may hold what no file could."""
     models: dict[str, list[Judged]] = {}
