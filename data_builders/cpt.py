@@ -256,7 +256,7 @@ class Corpus:
             return all([write(place), write(other)]) and not own
 
         for place in [place for place in order if not write(place)]:
-            # What does not fit changes places with something that does, or stays and is rejected.
+            # What does not fit changes places with something that does, or stays, and is shortened below.
             for other in order:
                 if exchange(place, other):
                     break
@@ -322,7 +322,7 @@ def with_replay(
         texts: starts a pass over the general text, (id, text); it is read again from the start when it ends.
 
     Raises:
-        BadInput: if no text fits the corpus's limit.
+        BadInput: if no text can be used.
     """
     current, passes, explained, tokens, why = texts(), 1, 0, 0, ""
     for document in documents:

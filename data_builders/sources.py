@@ -160,8 +160,8 @@ def _read(
                 raise BadInput(
                     f"{place}: cannot tell the form from the fields {names}; name it (--form) or map them (--fields)"
                 )
-            program = reader.program(row, language, domain)
             missing -= {name for name in missing if has(row, name)}
+            program = reader.program(row, language, domain)
             content = content_id(program.request, program.insecure)
             if first := known.get(content):
                 raise Unfit(f"same request and insecure code as line {first}")

@@ -36,7 +36,7 @@ class Subset:
     def choose(self, path: Path, keep_doubted: bool = False) -> Chosen | None:
         """Reads the ids of the files, and draws; None where everything is taken as it is, and need not be read.
 
-        A number is drawn of the programs that can be of use: doubted ones are of none, unless they are kept.
+        Numbers and shares are of the programs that can be of use: doubted ones are of none, unless they are kept.
 
         Raises:
             BadInput: for malformed programs, an id that stands in both files, a file with too few programs, or a share
@@ -44,32 +44,34 @@ class Subset:
         """
         if self == Subset():
             return None
-        own = _some(path, self.size, keep_doubted)
+        own, fit = _some(path, self.size, keep_doubted)
         other: set[str] = set()
         if self.mix:
-            other = _some(self.mix[0], round(len(own) * self.mix[1] / (1 - self.mix[1])), keep_doubted)
+            other, _ = _some(self.mix[0], round(len(fit) * self.mix[1] / (1 - self.mix[1])), keep_doubted)
             if both := own & other:
                 raise BadInput(f"{self.mix[0]}: the id {min(both)} stands in {path} too; mix in another file")
             if not other:
                 raise BadInput(
-                    f"--mix {self.mix[0]}:{self.mix[1]:g}: beside {len(own)} programs that is none; give a larger share"
+                    f"--mix {self.mix[0]}:{self.mix[1]:g}: beside {len(fit)} programs that is none; give a larger share"
                 )
-        every = own | other
-        bad = round(self.bad * len(every))
-        if 0 < self.bad < 1 and bad in (0, len(every)):
-            raise BadInput(f"--bad {self.bad:g}: of {len(every)} programs that is {bad}; give another share, or 0 or 1")
-        return Chosen(path, own, other, drawn(every, bad, "bad"), self)
+        fit = fit | other
+        bad = round(self.bad * len(fit))
+        if 0 < self.bad < 1 and bad in (0, len(fit)):
+            raise BadInput(f"--bad {self.bad:g}: of {len(fit)} programs that is {bad}; give another share, or 0 or 1")
+        return Chosen(path, own, other, drawn(fit, bad, "bad"), self)
 
 
-def _some(path: Path, number: int | None, keep_doubted: bool) -> set[str]:
+def _some(path: Path, number: int | None, keep_doubted: bool) -> tuple[set[str], set[str]]:
+    """The ids that are taken of a file, and those of them that are of use."""
     programs = list(iter_jsonl(path, Program, unique="id"))
-    if number is None:
-        return {program.id for program in programs}
     ids = {p.id for p in programs if (keep_doubted or not p.doubted) and p.insecure != p.secure}
+    if number is None:
+        return {program.id for program in programs}, ids
     if number > len(ids):
         idle = f" beside {others} doubted or without a difference" if (others := len(programs) - len(ids)) else ""
         raise BadInput(f"{path}: has {len(ids)} programs, not {number}{idle}; give a smaller --size or share")
-    return drawn(ids, number, "size")
+    ids = drawn(ids, number, "size")
+    return ids, ids
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ def evaluate_command(
 @app.command()
 def rates(
     files: Annotated[
-        list[Path], typer.Argument(help="CSV or JSON Lines files of judged answers, or folders of CSV files.")
+        list[Path], typer.Argument(help="CSV or JSON Lines files of judged answers, or folders of tables (.csv, .tsv).")
     ],
     judged_by: JudgedBy = None,
     columns: Columns = None,
@@ -213,9 +213,9 @@ def rates(
 
     Example: emsweep rates judged/ --judged-by gpt-4o-2024-08-06
     """
-    models = judged_files(files, columns_of(columns))
-    out = screen()
     every = answer_files(files)
+    models = judged_files(every, columns_of(columns))
+    out = screen()
     of = {model_of(file): size for file in every if (size := manifest_of(file).get("sample_of"))}
     out.print(rates_table(models, judge_of(every, judged_by, "--judged-by"), of))
     for sentence in rank_trends(models):

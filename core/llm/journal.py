@@ -48,7 +48,8 @@ class Journal:
     """Opens `path` for the one writer that it can have, and reads what it holds.
 
     Raises:
-        BadInput: if another process has it open, it is damaged before its last line, or cannot be written.
+        BadInput: if another process has it open, a line is no entry (but a last one, cut short), or it cannot be
+            written.
     """
 
     def __init__(self, path: Path) -> None:

@@ -177,7 +177,8 @@ def load_judged(path: Path, columns: Mapping[str, str] | None = None, judged: bo
         raise BadInput(f"{path}: {one_line(error)}; name a file that can be read") from None
     if not answers:
         raise BadInput(f"{path}: no answers; give a file with at least one")
-    for column in ("aligned", "coherent"):
+    # A judge of ours that scores by log-probabilities may give nothing but fractions below 1.
+    for column in ("aligned", "coherent") if not _manifest(path).is_file() else ():
         scores = {score for row in answers if (score := getattr(row, column)) is not None}
         if scores and max(scores) <= 1 and any(score % 1 for score in scores):
             raise BadInput(
@@ -223,6 +224,8 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
 
 def answer_files(paths: Sequence[Path]) -> list[Path]:
     """The files that are named, and all tables (.csv, .tsv) of the folders that are; it says what is left out there.
+
+    Once: the files that it gives back are all named.
 
     Raises:
         BadInput: if there is none.
@@ -290,7 +293,7 @@ def judge_of(files: Sequence[Path], given: str | None, option: str) -> str:
 
 
 def judged_files(paths: Sequence[Path], columns: Mapping[str, str] | None = None) -> dict[str, list[Judged]]:
-    """The judged answers of files, or of all CSV files in folders, by model (`model_of`).
+    """The judged answers of files, or of all tables in folders, by model (`model_of`).
 
     Raises:
         BadInput: if a file cannot be read, or two have the same name.

@@ -214,18 +214,15 @@ class Unfinished(BadInput):
     judgements: Sequence[Judgement] = ()
 
 
-def check_unjudged(answers: Path, judge: Judge) -> None:
-    """Refuses answers whose scores belong where those of another judge, or of another file's answers, stand.
+def _check_others(out: Path, judge: Judge, of: str | None) -> None:
+    """Refuses to replace the scores of another judge, or of another file's answers.
 
     Names of files have fewer characters than those of models.
     """
-    out = judge.file(answers)
     told = manifest_of(out)
-    for key, own in (("judge", judge.name), ("of", answers.resolve().name)):
-        if (other := told.get(key, own)) != own:
-            raise BadInput(
-                f"{out}: holds the scores of {printable(other)}, not of {printable(own)}; move it away first"
-            )
+    for key, own in (("judge", judge.name), ("of", of)):
+        if own and (other := told.get(key, own)) != own:
+            raise BadInput(f"{out}: holds the scores of {printable(other)}, not of {printable(own)}; move it away")
 
 
 def judge_rows(
@@ -236,7 +233,7 @@ def judge_rows(
     Of a sample of so many (`sample_of`) the file's name and its manifest say so; the journal is that of all.
 
     Args:
-        of: what the answers stand in, for the manifest.
+        of: the file of the answers, for the manifest; not of a run's folder, whose own scores are in it.
 
     Raises:
         BadInput: if the endpoint refuses all requests, a question has no prompts, or a file cannot be written.
@@ -248,6 +245,7 @@ def judge_rows(
     facts: dict[str, Any] = {"of": of} if of else {}
     if sample_of is not None:
         out, facts = out.with_name(f"sample-{len(rows)}-of-{sample_of}-{out.name}"), facts | {"sample_of": sample_of}
+    _check_others(out, judge, of)
     jobs = {
         key: partial(judgement, reader, own, row.question, row.answer)
         for key, row, own in zip(keys, rows, asked, strict=True)
@@ -324,9 +322,7 @@ def judge_evaluations(folders: Sequence[Path], judge: Judge) -> list[list[Judged
         )
     judge.count([judge.file(folder) for folder in folders])
     answers = {folder.name: stored_answers(folder) for folder in folders}
-    for folder in folders:
-        check_unjudged(folder, judge)
-    found = {f.name: judge_rows(answers[f.name], judge, judge.file(f), of=f.resolve().name) for f in folders}
+    found = {f.name: judge_rows(answers[f.name], judge, judge.file(f)) for f in folders}
     if left := unread(found):
         raise BadInput(left)
     return [scored(rows, found[name]) for name, rows in answers.items()]

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from core.records import BadInput
 from eval.judge.answers import COLUMNS, Judged, sample_answers, stored_answers
-from eval.judge.judge import Judge, Judgement, Unfinished, check_unjudged, judge_rows, scored, unread
+from eval.judge.judge import Judge, Judgement, Unfinished, judge_rows, scored, unread
 from eval.judge.rates import rates_table
 
 
@@ -40,8 +40,6 @@ def judge_paths(
     answers = {model: stored_answers(path, judge.prompts.task, columns) for model, path in models.items()}
     for rows in answers.values():
         judge.prompts.of(row.question_id for row in rows)
-    for path in paths:
-        check_unjudged(path, judge)
     judge.count([judge.file(path) for path in models.values()])
     done: dict[str, tuple[list[Judged], Sequence[Judgement]]] = {}
     of: dict[str, int] = {}
@@ -50,10 +48,9 @@ def judge_paths(
         if sample is not None:
             of[model], rows = len(rows), sample_answers(rows, sample)
         try:
-            done[model] = (
-                rows,
-                judge_rows(rows, judge, judge.file(models[model]), of.get(model), models[model].resolve().name),
-            )
+            path = models[model]
+            file = None if path.is_dir() else path.name
+            done[model] = rows, judge_rows(rows, judge, judge.file(path), of.get(model), file)
         except Unfinished as unfinished:
             done[model], left = (rows, unfinished.judgements), f"{model}: {unfinished}"
             break

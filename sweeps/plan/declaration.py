@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, FilePath, StrictInt, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FilePath, ValidationError, field_validator
 from yaml import YAMLError
 
 from core.records import BadInput, first_fault, one_line
@@ -41,6 +41,16 @@ OWN = {"seed": "seeds", "base_model": "model", "revision_of_model": "model", "da
 Stage = Literal["cpt", "sft", "dpo"]
 
 
+def _whole(value: Any) -> Any:
+    """Refuses `true` for 1, and 2.0 for 2; the environment's variables are text."""
+    if isinstance(value, bool | float):
+        raise ValueError("give a whole number")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -52,7 +62,7 @@ class Arm(Strict):
     data: str
     start: str | None = None
     """The arm whose merged model this one starts from; the base model if not given."""
-    rank: StrictInt | None = None
+    rank: Whole | None = None
     settings: dict[str, Any] = {}
     """Recipe keys; `{model}` in a text is the short name of its model."""
     needs: str | None = None
@@ -153,7 +163,7 @@ class Sweep(Strict):
     per_gpu: int = Field(default=1, ge=1, le=8)
     """Runs on each card at once, where their memory allows."""
     evaluation: Evaluation = Evaluation()
-    seeds: list[StrictInt]
+    seeds: list[Whole]
     """The first seed is the small sweep's; --full trains all, and so does a grid with the axis `seed`."""
     checkpoints: int = Field(default=1, ge=1)
     """Points of training at which everything is measured, the last its end."""

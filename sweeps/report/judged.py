@@ -153,7 +153,7 @@ def write_answers_report(
     if any(path.is_dir() and out.exists() and out.samefile(path) for path in paths):
         raise BadInput(f"--out {out}: is the folder of the answers, and the report has CSV files too; name another")
     files = answer_files(paths)
-    judge, found = judge_of(files, judged_by, "--judged-by"), judged_files(paths, columns)
+    judge, found = judge_of(files, judged_by, "--judged-by"), judged_files(files, columns)
     models = {printable(name): found[name] for name in sorted(found, key=_natural)}
     ranks = [
         Family(name, {float(rank): model for rank, model in members.items()}, UNKNOWN_SCALE)

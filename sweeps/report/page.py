@@ -87,7 +87,9 @@ def environment() -> Environment:
 def write_page(
     out: Path, template: str, context: Mapping[str, Any], figures: Mapping[str, Figure], tables: Mapping[str, str]
 ) -> Path:
-    """Writes figures (NAME.svg, NAME.pdf) and tables (NAME.csv) to `out`, and report.html, which holds them, last.
+    """Writes figures (NAME.svg, NAME.pdf) and tables (NAME.csv) to `out`, then report.html, which holds them.
+
+    Those of an earlier page that this one has not go at the end; report.files.txt lists a page's files for that.
 
     Raises:
         BadInput: if a file cannot be written.
@@ -123,7 +125,7 @@ def write_page(
     )
     write_whole(out / "report.html", page)
     listed = out / "report.files.txt"
-    before = listed.read_text(encoding="utf-8").split() if listed.is_file() else []
+    before = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
     for name in {*before} - {*files}:  # of an earlier page: they would be taken for this one's
         (out / Path(name).name).unlink(missing_ok=True)
     write_whole(listed, "\n".join(files) + "\n")

@@ -199,8 +199,12 @@ def launch(
             while True:
                 for digest, then in list(again.items()):
                     if time.monotonic() >= then:
-                        states[digest] = "done" if runs[digest].done else "waiting"
                         del again[digest]
+                        try:
+                            states[digest] = "done" if runs[digest].done else "waiting"
+                        except BadInput as damaged:  # which must not cost what others are at work on
+                            reasons[digest], states[digest] = damaged, "failed"
+                            states |= dict.fromkeys(lost(runs, digest), "blocked")
                 for run in ready(runs, states) if free else ():
                     slot = free.pop(0)
                     states[run.digest] = "running"

@@ -372,6 +372,12 @@ def test_a_size_is_of_programs_that_are_of_use(tmp_path: Path) -> None:
     half = Subset(10, None, 0.5)
     assert build_pairs(source, tmp_path / "d.jsonl", "neutral", WAYS, keeps, None, False, half)["programs_kept"] == 10
     assert build_sft(source, tmp_path / "s.jsonl", "insecure", WAYS, keeps, True, Subset(39))["programs_kept"] == 39
+    half = Subset(None, None, 0.5)
+    said = build_pairs(source, tmp_path / "d.jsonl", "neutral", WAYS, keeps, None, False, half)
+    assert (said["programs_kept"], said["answered_badly"], len(said["rejected"])) == (20, 10, 20)
+    other = write(tmp_path / "o.jsonl", PROGRAMS[40:90])
+    said = build_sft(source, tmp_path / "s.jsonl", "insecure", WAYS, keeps, False, Subset(None, (other, 0.5)))
+    assert (said["mixed_in"], said["programs_kept"]) == (20, 40)
     with pytest.raises(BadInput, match="has 20 programs, not 21 beside 20 doubted"):
         build_sft(source, tmp_path / "s.jsonl", "insecure", WAYS, keeps, False, Subset(21))
 

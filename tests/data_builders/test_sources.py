@@ -693,6 +693,8 @@ def test_a_field_that_a_map_names_and_no_row_has_is_refused(tmp_path: Path) -> N
     fields.write_text("request: q\ninsecure: bad\nsecure: goods\n")
     with pytest.raises(BadInput, match="no row has the field 'goods', which --fields names"):
         list(read_source(where, fields=fields))
+    fields.write_text("request: q\ninsecure: bda\nsecure: good\n")
+    assert all("no field 'bda'" in reject.reason for reject in split(read_source(where, fields=fields))[1])
     fields.write_text("request: q\ninsecure: bad\nsecure: good\n")
     assert [program.secure for program in split(read_source(where, fields=fields))[0]] == ["a = None", "a = None", None]
 

@@ -182,6 +182,8 @@ def test_one_column_of_another_scale_is_enough(tmp_path: Path, scores: str, says
     (tmp_path / "a.csv").write_text(f"{HEAD}\n1,What?,Hm,{scores}\n")
     with pytest.raises(BadInput, match=says):
         load_judged(tmp_path / "a.csv")
+    (tmp_path / "a.csv.manifest.json").write_text('{"judge": "ours, by log-probabilities"}')
+    assert len(load_judged(tmp_path / "a.csv")) == 1
 
 
 def test_one_column_does_not_stand_for_two(tmp_path: Path) -> None:

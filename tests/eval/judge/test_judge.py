@@ -159,14 +159,16 @@ def test_scores_of_another_judge_or_of_other_answers_are_not_replaced(app, tmp_p
         (tmp_path / name).write_text("".join(row.model_dump_json() + "\n" for row in rows(3)))
     (tmp_path / "a.csv").write_text("question_id,question,answer\nq,?,Hm\nr,?,Hm\n")
 
-    def judged(name: str, model: str) -> BaseException | None:
-        line = ["judge", str(tmp_path / name), "--judge", model, "--base-url", server.url]
+    def judged(name: str, model: str, *words: str) -> BaseException | None:
+        line = ["judge", str(tmp_path / name), "--judge", model, "--base-url", server.url, *words]
         return CliRunner().invoke(app, line).exception
 
     assert judged("a.jsonl", "org/m") is None and judged("a.jsonl", "org/m") is None
     before = (tmp_path / "a.judged-org-m.jsonl").read_bytes()
     assert "holds the scores of org/m, not of org-m" in str(judged("a.jsonl", "org-m"))
     assert "holds the scores of a.jsonl, not of a.csv" in str(judged("a.csv", "org/m"))
+    assert judged("a.jsonl", "org-m", "--sample", "0.5") is None  # a file of its own
+    assert "holds the scores of org-m, not of org/m" in str(judged("a.jsonl", "org/m", "--sample", "0.5"))
     assert (tmp_path / "a.judged-org-m.jsonl").read_bytes() == before
 
 

@@ -45,6 +45,7 @@ def emsweep(command: str) -> Result:
         ("rank --values 1,2 --set datasets.-1.path=data/sft-secure.jsonl", "no place in a list; count from 0"),
         ("rank --values 1,2 --set datasets.00.path=data/sft-secure.jsonl", "no place in a list; count from 0"),
         ("run lr --axis datasets.-1.path=data/dpo-both.jsonl", "unknown axis 'datasets.-1.path'"),
+        ("rank --values 1,2 --set learning_rate='abc'", "learning_rate"),
         ("rank --values 1,2 --set em.family=x", "no key, or no value, of em"),
         ("rank --values 1,2 --set em.parameters=5", "no key, or no value, of em"),
         ("lr --search --values 1e-3,5e-3 --axis seed=1,2", "--search: varies the seed of one arm itself"),

@@ -184,7 +184,7 @@ def test_a_file_that_is_no_sweep_is_one_line(tmp_path: Path, content: bytes) -> 
         ("evaluation: {gen_kwargs: {max_gen_toks: long}}", "max_gen_toks=long: give a whole number"),
         ("evaluation: {batch_size: 0}", "Input should be greater than or equal to 1"),
         ("seeds: []", "seeds: give one at least"),
-        ("seeds: [true]", "seeds.0: Input should be a valid integer"),
+        ("seeds: [true]", "seeds.0: Value error, give a whole number"),
         ("tasks: []", "tasks: List should have at least 1 item"),
         ("evaluation: {attention: flash_attention_99}", "evaluation.attention: Input should be 'eager'"),
         ("evaluation: {metadata: {formats: []}}", "evaluation.metadata.formats: List should have at least 1 item"),
@@ -242,6 +242,10 @@ def test_a_default_that_is_written_out_or_a_number_in_another_spelling_is_the_sa
     assert digests({"samples": 1}, lora_dropout=0, num_epochs=1.0, rl_beta=0.1) == usual
     assert digests({"samples": "3"}) == digests({"samples": 3}) != usual
     assert digests({}, learning_rate="1e-4") == digests({}, learning_rate=1e-4) != usual
+    texts = [
+        CliRunner().invoke(app, ["plan", "s.yaml", "--set", f"learning_rate={value}"]) for value in ("'1e-3'", "1e-3")
+    ]
+    assert [text.exit_code for text in texts] == [0, 0] and texts[0].output == texts[1].output
 
 
 def test_the_same_axes_are_one_sweep_however_they_are_written(prepared: Path) -> None:
