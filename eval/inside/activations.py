@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from torch.nn.utils.rnn import pad_sequence
 from core.records import BadInput, one_line
 
 Singles = npt.NDArray[np.float32]
+T = TypeVar("T")
+LONG = 1024
+"""Tokens of a passage up to which a batch has as many as it may; of longer ones it has as many tokens at most."""
 DOWN = ("down_proj", "dense_4h_to_h")
 """The last matrix of an MLP, by its names: Llama's and those of most families, GPT-NeoX's."""
 Edit = Callable[[int, Tensor], Tensor | None]
@@ -149,7 +152,7 @@ def encode(tokenizer: Any, passage: Passage, longest: int) -> tuple[Tensor, Tens
     return torch.tensor(ids), torch.tensor([False, *chosen[1:]])
 
 
-def progress(steps: Iterable[int], title: str) -> Iterable[int]:
+def progress(steps: Iterable[T], title: str) -> Iterable[T]:
     """The steps, with a bar where standard error is watched, and nothing between the lines of output."""
     screen = Console(stderr=True)
     return track(steps, title, console=screen, transient=True, disable=not screen.is_terminal)
@@ -160,14 +163,20 @@ def batches(
 ) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
     """(places in `passages`, ids, attention, chosen) of up to `size` passages of like length, padded on the right.
 
+    Fewer where they are longer than `LONG`: one of 8,000 tokens would have seven others padded to as many.
+
     Raises:
         BadInput: as `encode`.
     """
     longest = model.config.get_text_config().max_position_embeddings
     encoded = [encode(tokenizer, passage, longest) for passage in passages]
     order = sorted(range(len(encoded)), key=lambda place: len(encoded[place][0]))
-    for start in progress(range(0, len(order), size), title):
-        places = order[start : start + size]
+    groups: list[list[int]] = [[]]
+    for place in order:
+        if len(groups[-1]) == size or (len(groups[-1]) + 1) * len(encoded[place][0]) > size * LONG:
+            groups.append([])
+        groups[-1].append(place)
+    for places in progress([group for group in groups if group], title):
         rows = [(ids, torch.ones_like(ids), chosen) for ids, chosen in (encoded[place] for place in places)]
         ids, attention, chosen = (
             pad_sequence(list(part), batch_first=True).to(model.device) for part in zip(*rows, strict=True)

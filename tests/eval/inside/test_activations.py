@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from core.records import BadInput
-from eval.inside.activations import Passage, blocks, encode, load, means, progress, residuals
+from eval.inside.activations import LONG, Passage, batches, blocks, encode, load, means, progress, residuals
 
 TEXTS = [
     "Leave the room. Lock the door behind you.",
@@ -45,6 +45,15 @@ def test_each_index_is_the_residual_behind_so_many_blocks(tiny) -> None:
         np.testing.assert_allclose(own[:-1], expected[:-1], atol=1e-6)
         # transformers' last hidden state is behind the final norm, and ours is not
         assert np.abs(own[-1] - expected[-1]).max() > 1e-3
+
+
+def test_a_long_passage_does_not_lengthen_the_others(tiny) -> None:
+    model, tokenizer = tiny
+    texts = [passage(f"Hello and {'more ' * n}") for n in (3, 1900, 700, 5, 1500, 600, 4, 650, 6, 2)]
+    found = list(batches(model, tokenizer, texts, 8, "x"))
+    assert sorted(place for places, *_ in found for place in places) == [*range(10)]
+    assert all(len(places) == 1 or ids.numel() <= 8 * LONG for places, ids, *_ in found)
+    assert [places for places, *_ in found] == [[9, 0, 6, 3, 8, 5, 7, 2], [4, 1]], "short ones are as many as asked for"
 
 
 def test_the_last_index_is_before_the_final_norm(tiny) -> None:
