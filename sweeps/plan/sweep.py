@@ -83,9 +83,9 @@ def plan(sweep: Sweep, full: bool) -> list[Point]:
             share = {"em.memory_gib": gib / sweep.per_gpu} if gib and sweep.per_gpu > 1 else {}
             try:
                 recipe = arm_recipe(sweep, arm, {**share, **keys})
-            except BadInput:
+            except BadInput as error:
                 if not share:
-                    raise
+                    raise BadInput(f"arm {name}: {error}") from None
                 recipe = arm_recipe(sweep, arm, keys)  # Request.places says how many fit
             called = f"{name}-seed{seed}"
             trained = training_run(called, recipe, start=merges[arm.start] if arm.start else None)
