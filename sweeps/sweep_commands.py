@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -23,6 +23,7 @@ from eval.judge.judge import Judge, judge_evaluations, judge_for
 from sweeps.options import StartOptions, SweepOptions, takes
 from sweeps.plan.axes import vary
 from sweeps.plan.declaration import Point, Tuned
+from sweeps.plan.estimate import plan_table
 from sweeps.plan.export import write_slurm
 from sweeps.plan.manifest import find_manifest, finished_points, sweep_folder, write_manifest
 from sweeps.plan.request import SWEEPS, Request
@@ -225,11 +226,16 @@ def lr(
     own = {"lr": values.split(",")} if values else {}
     request = options.request(sweep, own)
     if searching:
-        ends = request.sweep.grid.get("lr", ())
+        ends = list(request.sweep.grid.get("lr", []))
         search.between(ends)
         if options.full or (len(request.declared.seeds) > 1 and "seed" in request.sweep.grid):
             raise BadInput("--search: varies the seed of one arm itself; leave out --full, and give one seed at most")
-        request.show_plan()
+        for note in request.notes:
+            console.print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
+        _, point = _one_trial(request, next(_combinations(request)), str(ends[0]))
+        table, words = plan_table(graph([point]), write_index(), max(1, len(request.places)))
+        console.print(table)
+        console.print(f"one trial, of {point.arm}: {words}", highlight=False, soft_wrap=True)
         show_search(search)
         if not starting.dry_run:
             _edges(request, ends, starting, search, _judge(request))
@@ -243,28 +249,37 @@ def _edges(
 ) -> list[tuple[dict[str, str], Edge]]:
     """The highest coherent learning rate, between `ends`, at each combination of the sweep's axes."""
     score, judged_by = (judged_coherent(judge), f"judge: {judge.name}") if judge else (unbroken, NO_JUDGE)
-    others = {axis: values for axis, values in request.declared.grid.items() if axis not in ("lr", "seed")}
     found = []
-    for combination in product(*others.values()):
-        place = dict(zip(others, combination, strict=True))
+    for place in _combinations(request):
         if place:
             console.print(", ".join(f"{axis} {value}" for axis, value in place.items()), markup=False, highlight=False)
         found.append((place, tune(_trial(request, place, starting), ends, search, score, judged_by)))
     return found
 
 
+def _combinations(request: Request) -> Iterator[dict[str, str]]:
+    """The places on the sweep's axes, but learning rate and seed."""
+    others = {axis: values for axis, values in request.declared.grid.items() if axis not in ("lr", "seed")}
+    yield from (dict(zip(others, values, strict=True)) for values in product(*others.values()))
+
+
+def _one_trial(request: Request, place: Mapping[str, str], lr: str, turn: int = 0) -> tuple[Request, Point]:
+    """The sweep at one learning rate, and the point of its first arm that varies; of a later turn at another seed."""
+    first_seed = request.declared.seeds[0]
+    grid = {**{axis: [value] for axis, value in place.items()}, "lr": [lr], "seed": [str(first_seed)]}
+    arms = {
+        name: arm.model_copy(update={"seed": first_seed + turn}) if arm.vary else arm
+        for name, arm in request.sweep.arms.items()
+    }
+    trial = replace(request, sweep=request.sweep.model_copy(update={"grid": grid, "arms": arms}))
+    return trial, next(point for point in trial.points if point.training and trial.declared.arms[point.arm].vary)
+
+
 def _trial(request: Request, place: Mapping[str, str], starting: StartOptions) -> Callable[[str, int], Point]:
     """Trains and evaluates the first arm that varies at a learning rate; again, with another seed of that arm alone."""
-    first_seed = request.declared.seeds[0]
 
     def do(lr: str, turn: int) -> Point:
-        grid = {**{axis: [value] for axis, value in place.items()}, "lr": [lr], "seed": [str(first_seed)]}
-        arms = {
-            name: arm.model_copy(update={"seed": first_seed + turn}) if arm.vary else arm
-            for name, arm in request.sweep.arms.items()
-        }
-        trial = replace(request, sweep=request.sweep.model_copy(update={"grid": grid, "arms": arms}))
-        point = next(point for point in trial.points if point.training and trial.declared.arms[point.arm].vary)
+        trial, point = _one_trial(request, place, lr, turn)
         if reasons := finish(trial, graph([point]), starting):
             raise RunFailed("\n".join(map(str, reasons.values())))
         return point

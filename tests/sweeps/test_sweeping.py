@@ -143,10 +143,16 @@ def coherence_with_edge(edge: Callable[[int], float]) -> Callable[[Path], Trial]
     return coherence
 
 
-@pytest.mark.parametrize("command", ["lr --search --values 1e-5,1e-3", "rank --values 1,64 --retune 1e-5,1e-3"])
-def test_a_search_is_shown_and_not_begun_by_dry_run(begun: list[str], command: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "plan"),
+    [
+        ("lr --search --values 1e-5,1e-3", "one trial, of dpo-pairs-lr1e-5: "),
+        ("rank --values 1,64 --retune 1e-5,1e-3", " points, "),
+    ],
+)
+def test_a_search_is_shown_and_not_begun_by_dry_run(begun: list[str], command: str, plan: str) -> None:
     done = emsweep(*command.split(), "--dry-run")
-    assert done.exit_code == 0 and done.output.index(" points, ") < done.output.index("the search: up to 12 more runs")
+    assert done.exit_code == 0 and done.output.index(plan) < done.output.index("the search: up to 12 more runs")
     assert not begun and not list(Path("runs").glob("dpo/*/run.json"))
 
 
