@@ -127,6 +127,25 @@ def test_what_cannot_be_noted_costs_no_other_run(tmp_path: Path, monkeypatch: py
     assert [run.done for run in runs.values()] == [False, True, True]
 
 
+def test_a_damaged_record_of_another_process_costs_its_own_runs_alone(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("sweeps.run.executor.LOOK_AGAIN", 0.01)
+    runs = {run.digest: run for run in (*chain("held", "after", root=tmp_path), *chain("other", root=tmp_path))}
+    held, after, other = runs.values()
+
+    def do(run: Run) -> None:
+        if run.name == "other":
+            time.sleep(0.5)
+        elif run.name == "held":
+            held.folder.mkdir(parents=True, exist_ok=True)
+            (held.folder / "run.json").write_text("")
+            raise RunHeld("another process is at work on it")
+        execute_once(run, dict)
+
+    reasons = launch(runs, do, [{}, {}])
+    assert list(reasons) == [held.digest] and "not the record of a run" in str(reasons[held.digest])
+    assert other.done and not after.done
+
+
 def test_what_is_awaited_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
