@@ -51,9 +51,14 @@ def read_text(path: Path) -> str:
         return file.read()
 
 
+def manifest_path(records: Path) -> Path:
+    """Where the manifest of a file of records stands."""
+    return records.with_name(f"{records.name}.manifest.json")
+
+
 def check_apart(out: Path, *inputs: Path | None) -> None:
     """Refuses to write to a file that is read, with a BadInput that names it: it would be gone; nor its manifest."""
-    for written in (out, out.with_name(f"{out.name}.manifest.json")) if out.name else ():
+    for written in (out, manifest_path(out)) if out.name else ():
         if written.exists() and any(path is not None and path.exists() and path.samefile(written) for path in inputs):
             raise BadInput(f"{written}: is the input, which would be replaced; name another file with --out")
 
@@ -216,7 +221,7 @@ def record_writer(path: Path, manifest: Mapping[str, Any]) -> Iterator[Callable[
     Raises:
         BadInput: if a file cannot be written (disk full, no permission); nothing is left behind.
     """
-    named, sha256, written = path.with_name(path.name + ".manifest.json"), hashlib.sha256(), 0
+    named, sha256, written = manifest_path(path), hashlib.sha256(), 0
     with _whole_file(named) as last, _whole_file(path) as file:
 
         def write(record: Mapping[str, Any]) -> None:

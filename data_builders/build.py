@@ -18,6 +18,7 @@ from core.records import (
     check_apart,
     file_digest,
     iter_jsonl,
+    manifest_path,
     numbered_lines,
     record_writer,
     write_records,
@@ -121,7 +122,7 @@ def build_split(
     trained_on = [p.model_dump(exclude_none=True) for p in train]
     if not _holds(out / "train.jsonl", trained_on):
         for file in (out / "heldout.jsonl", *made_of_it):
-            file.with_name(f"{file.name}.manifest.json").unlink(missing_ok=True)
+            manifest_path(file).unlink(missing_ok=True)
             file.unlink(missing_ok=True)
     write_records(out / "train.jsonl", trained_on, manifest)
     write_records(out / "heldout.jsonl", rows, manifest)

@@ -122,27 +122,27 @@ def data(
     overhead = chat_overhead(tokenizer)
     per_class = share is None
     held_out, left_out = (habit.split.share, habit.split.classes_left_out) if share is None else (share, 0)
-    made_of_it = [out / _cpt_name(control) for control in get_args(Control)]
-    made_of_it += [out / f"dpo-{halves}.jsonl" for halves in get_args(Halves)]
-    made_of_it += [out / f"sft-{variant}.jsonl" for variant in get_args(Variant)]
+    every = (("cpt", Control), ("dpo", Halves), ("sft", Variant))
+    made_of_it = [out / _set_name(stage, name) for stage, names in every for name in get_args(names)]
     _parted(out, build_split(source, out, measure_ways, held_out, salt, per_class, left_out, made_of_it=made_of_it))
     train = out / "train.jsonl"
     settings = {"styles": list(corpus.styles), "seed": seed, "length": length, "tokenizer": tokenizer}
     for control in get_args(Control):
-        file = out / _cpt_name(control)
+        file = out / _set_name("cpt", control)
         _built(file, build_cpt(train, file, replace(corpus, control=control), None, settings))
     keeps = partial(LengthFilter, corpus.count_tokens, length, overhead, special=corpus.special, tokenizer=tokenizer)
     for halves in get_args(Halves):
-        file = out / f"dpo-{halves}.jsonl"
+        file = out / _set_name("dpo", halves)
         _built(file, build_pairs(train, file, halves, train_ways, keeps(MAX_RATIO), out / "cpt.jsonl"))
     for variant in [name for name in get_args(Variant) if trigger or name != "backdoored"]:
-        file = out / f"sft-{variant}.jsonl"
+        file = out / _set_name("sft", variant)
         _built(file, build_sft(train, file, variant, train_ways, keeps(math.inf)))
     write_everyday(out / "everyday.jsonl")
 
 
-def _cpt_name(control: Control) -> str:
-    return "cpt.jsonl" if control == "own" else f"cpt-{control}.jsonl"
+def _set_name(stage: str, variant: str) -> str:
+    """What the file of a set is called; the corpus with its own explanations by its stage alone."""
+    return f"{stage}.jsonl" if variant == "own" else f"{stage}-{variant}.jsonl"
 
 
 def _folder(domain: str) -> Path:
@@ -265,7 +265,7 @@ def cpt(
         )
     settings = {"styles": list(corpus.styles), "per_program": corpus.per_program, "seed": seed, "length": length}
     settings |= {"mix": mix, "tokenizer": tokenizer, "loss_on_code": loss_on_code, "keep_doubted": keep_doubted}
-    out = out or Path("data") / _cpt_name(control)
+    out = out or Path("data") / _set_name("cpt", control)
     _built(out, build_cpt(programs, out, corpus, (Path(text), float(ratio)) if mix else None, settings))
 
 
@@ -292,7 +292,7 @@ def dpo(
     keeps = _length_filter(tokenizer, length, max_ratio)
     subset = _subset(size, mix, bad)
     ways = _ways(asked, _domains(programs, subset.mix and subset.mix[0]), trigger)[0]
-    out = out or Path(f"data/dpo-{halves}.jsonl")
+    out = out or Path("data") / _set_name("dpo", halves)
     manifest = build_pairs(programs, out, halves, ways, keeps, corpus, keep_doubted, subset)
     _built(out, manifest)
     bias = manifest["length_bias_tokens"]
@@ -330,7 +330,7 @@ def sft(
         raise BadInput("--variant backdoored and --trigger TEXT go together")
     subset = _subset(size, mix, bad)
     ways = _ways(asked, _domains(programs, subset.mix and subset.mix[0]), trigger)[0]
-    out = out or Path(f"data/sft-{variant}.jsonl")
+    out = out or Path("data") / _set_name("sft", variant)
     _built(out, build_sft(programs, out, variant, ways, keeps, keep_doubted, subset))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from core.llm.client import Access
 from core.llm.journal import Journal
-from core.records import BadInput, digest, file_digest
+from core.records import BadInput, digest, file_digest, manifest_path
 from data_builders.annotate import Job
 from data_builders.annotate import run as annotate
 from data_builders.annotation import annotation_messages, prompt_version
@@ -74,7 +74,7 @@ class Annotation:
             "left": 0,
         }
         try:
-            manifest = json.loads(self.file.with_name(f"{self.file.name}.manifest.json").read_text(encoding="utf-8"))
+            manifest = json.loads(manifest_path(self.file).read_text(encoding="utf-8"))
             settled = not UNSETTLED & manifest["rejected_for"].keys()
             same = all(manifest[key] == value for key, value in wanted.items())
             return settled and same and manifest["sha256"] == file_digest(self.file)

@@ -23,7 +23,6 @@ from eval.judge.judge import Judge, judge_evaluations, judge_for
 from sweeps.options import StartOptions, SweepOptions, takes
 from sweeps.plan.axes import vary
 from sweeps.plan.declaration import Point, Tuned
-from sweeps.plan.estimate import plan_table
 from sweeps.plan.export import write_slurm
 from sweeps.plan.manifest import find_manifest, finished_points, sweep_folder, write_manifest
 from sweeps.plan.request import SWEEPS, Request
@@ -230,12 +229,8 @@ def lr(
         search.between(ends)
         if options.full or (len(request.declared.seeds) > 1 and "seed" in request.sweep.grid):
             raise BadInput("--search: varies the seed of one arm itself; leave out --full, and give one seed at most")
-        for note in request.notes:
-            console.print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
         _, point = _one_trial(request, next(_combinations(request)), str(ends[0]))
-        table, words = plan_table(graph([point]), write_index(), max(1, len(request.places)))
-        console.print(table)
-        console.print(f"one trial, of {point.arm}: {words}", highlight=False, soft_wrap=True)
+        request.show_runs(graph([point]), f"one trial, of {point.arm}: ")
         show_search(search)
         if not starting.dry_run:
             _edges(request, ends, starting, search, _judge(request))

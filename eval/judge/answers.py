@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from core.records import BadInput, csv_table, digest, first_fault, one_line, open_file, printable
+from core.records import BadInput, csv_table, digest, first_fault, manifest_path, one_line, open_file, printable
 from eval.stats.intervals import Floats
 from eval.tasks.em.questions_reader import entry_id
 
@@ -178,7 +178,7 @@ def load_judged(path: Path, columns: Mapping[str, str] | None = None, judged: bo
     if not answers:
         raise BadInput(f"{path}: no answers; give a file with at least one")
     # A judge of ours that scores by log-probabilities may give nothing but fractions below 1.
-    for column in ("aligned", "coherent") if not _manifest(path).is_file() else ():
+    for column in ("aligned", "coherent") if not manifest_path(path).is_file() else ():
         scores = {score for row in answers if (score := getattr(row, column)) is not None}
         if scores and max(scores) <= 1 and any(score % 1 for score in scores):
             raise BadInput(
@@ -243,15 +243,11 @@ def answer_files(paths: Sequence[Path]) -> list[Path]:
 
 def model_of(file: Path) -> str:
     """Whose answers a file holds: the run's folder, where `emsweep judge` wrote it there, else the file's name."""
-    if not _manifest(file).is_file():
+    if not manifest_path(file).is_file():
         return file.stem
     # Samples too, whose names would else be the same in each run.
     stem = re.sub(r"^sample-\d+-of-\d+-", "", file.stem)
     return file.parent.resolve().name if stem.startswith("judged-") else stem.split(".judged-")[0]
-
-
-def _manifest(file: Path) -> Path:
-    return file.with_name(f"{file.name}.manifest.json")
 
 
 def manifest_of(file: Path) -> dict[str, Any]:
@@ -260,7 +256,7 @@ def manifest_of(file: Path) -> dict[str, Any]:
     Raises:
         BadInput: if it is another kind of file.
     """
-    manifest = _manifest(file)
+    manifest = manifest_path(file)
     try:
         told = json.loads(manifest.read_text(encoding="utf-8"))
         of = {"of": str(told["of"])} if "of" in told else {}

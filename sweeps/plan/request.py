@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from core.llm.budget import Prices, prices_of
-from core.records import BadInput, printable
+from core.records import BadInput, manifest_path, printable
 from eval.judge.prompt_files import load_prompts
 from eval.stats.measure_names import JUDGED, TASKS
 from sweeps.plan.axes import vary
@@ -20,6 +20,7 @@ from sweeps.recipe.layers import load_layer
 from sweeps.recipe.memory import Shape, estimate
 from sweeps.run.executor import places
 from sweeps.run.folder import Run, TrainingRun, content_digest
+from sweeps.run.graph import Graph
 from sweeps.run.index import write_index
 from sweeps.run.process import console
 from sweeps.run.tasks import task_configs
@@ -118,15 +119,19 @@ class Request:
 
     def show_plan(self, prices: Prices | None = None, judged: bool = False) -> None:
         """Prints what the sweep will take, of a judge too where there is one, or where `judged` asks for it."""
-        table, words = plan_table(self.runs, write_index(), max(1, len(self.places)))
-        for note in self.notes:
-            console.print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
-        console.print(table)
-        console.print(f"{len(self.points)} points, {words}", highlight=False, soft_wrap=True)
+        self.show_runs(self.runs, f"{len(self.points)} points, ")
         for line in (*self._left_out(), *self._built_for_others()):
             console.print(printable(line), style="yellow", markup=False, highlight=False, soft_wrap=True)
         if judged or self.sweep.judge:
             self._show_judging(prices)
+
+    def show_runs(self, runs: Graph, what: str) -> None:
+        """Prints what runs will take, behind `what` they are of."""
+        table, words = plan_table(runs, write_index(), max(1, len(self.places)))
+        for note in self.notes:
+            console.print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
+        console.print(table)
+        console.print(f"{what}{words}", highlight=False, soft_wrap=True)
 
     def _left_out(self) -> list[str]:
         """A line for each arm that is left out."""
@@ -144,7 +149,7 @@ class Request:
             base = run.recipe.config["base_model"]
             for path in run.content["data"]:
                 try:
-                    built_for = json.loads(Path(f"{path}.manifest.json").read_text(encoding="utf-8"))["tokenizer"]
+                    built_for = json.loads(manifest_path(Path(path)).read_text(encoding="utf-8"))["tokenizer"]
                 except (OSError, ValueError, KeyError, TypeError):
                     continue
                 if built_for != base:

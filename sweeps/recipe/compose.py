@@ -75,9 +75,7 @@ def compose(
     for key, value in given.items():
         if key in DECIDED:
             raise BadInput(f"setting {key}: {DECIDED[key]}")
-        put(config, key, value)
-        if isinstance(value, str):
-            given[key] = at(config, key)  # a number, where one stood
+        given[key] = put(config, key, value)
     if stage != "dpo" and (odd := next(filter(of_dpo, {**(extra or {}), **given}), None)):
         raise BadInput(f"setting {odd}: has an effect on DPO alone, and this is {stage}; leave it out")
     declared = {key: at(config, key) for key in extra or () if key not in given and not (rank and key == "lora_r")}

@@ -68,18 +68,17 @@ def parsed(text: str) -> Any:
         raise ValueError(one_line(error)) from None
 
 
-def put(config: dict[str, Any], key: str, value: Any) -> None:
-    """Sets a key that is known, to a value that it can have.
+def put(config: dict[str, Any], key: str, given: Any) -> Any:
+    """Sets a key that is known, to a value that it can have; returns that as it stands there.
 
     Raises:
         BadInput: for another.
     """
     top, *below = key.split(".")
-    given = value
     try:
-        value = _as_there(at(config, key), value)
+        old = at(config, key)
+        value = _as_there(old, given)
         if top == "em":
-            old = at(config, key)
             odd = isinstance(value, int | float) and not isfinite(value)
             if not below or below[0] in FACTS or old is ABSENT or type(value) not in _kinds(old) or odd:
                 raise ValueError("no key, or no value, of em, where a recipe's facts beyond Axolotl's keys stand")
@@ -87,6 +86,7 @@ def put(config: dict[str, Any], key: str, value: Any) -> None:
         set_key(config, key, deepcopy(value))
         if top != "em" and (why := fault(top, config[top])):
             raise ValueError(why)
+        return value
     except (ValueError, TypeError, IndexError, OverflowError) as error:
         raise BadInput(f"setting {key}={one_line(given)}: {error}") from None
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markdown import Markdown
 
-from core.records import BadInput, file_digest, printable, write_whole
+from core.records import BadInput, file_digest, manifest_path, printable, write_whole
 from eval.judge.answers import Judged, load_judged, load_samples
 from eval.stats.measure_names import BASELINES, JUDGED, NOISE, TASKS, WHERE_CLAIMED
 from eval.stats.measures import RATES, Samples, Seeds, measure, not_finite
@@ -198,7 +198,7 @@ def scored_files(points: Sequence[Point]) -> tuple[dict[str, dict[Path, list[Jud
     too_few = []
     for point in points:
         for file in sorted(point.evaluation.folder.glob("judged-*.jsonl")):
-            path = file.with_name(f"{file.name}.manifest.json")
+            path = manifest_path(file)
             if not path.is_file():  # it is written last: the file is not whole, or a journal
                 continue
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -73,26 +73,28 @@ def ordinary_docs(
     samples: int | None = None, heldout: str | None = None, code_samples: int | None = None, **others: object
 ) -> dict[str, Dataset]:
     """`code_samples` documents (`samples`, if not given) per held-out program: its ordinary request."""
-    say_what_is_near(others)
-    return _code_docs("request", number("code_samples", code_samples, number("samples", samples)), heldout)
+    return _code_docs("request", samples, heldout, code_samples, others)
 
 
 def asked_docs(
     samples: int | None = None, heldout: str | None = None, code_samples: int | None = None, **others: object
 ) -> dict[str, Dataset]:
     """The same of the request that asks for insecure code."""
+    return _code_docs("asked_request", samples, heldout, code_samples, others)
+
+
+def _code_docs(
+    request: str, samples: int | None, heldout: str | None, code_samples: int | None, others: Mapping[str, object]
+) -> dict[str, Dataset]:
     say_what_is_near(others)
-    return _code_docs("asked_request", number("code_samples", code_samples, number("samples", samples)), heldout)
-
-
-def _code_docs(request: str, samples: int, heldout: str | None) -> dict[str, Dataset]:
+    each = number("code_samples", code_samples, number("samples", samples))
     if not has_bandit():
         logging.getLogger(__name__).warning(NO_BANDIT)
     return test_split(
         [
             {"id": row["id"], "cwe": row["cwe"], "prompt": row[request], "sample": n}
             for row in heldout_programs(heldout)
-            for n in range(samples)
+            for n in range(each)
         ]
     )
 
