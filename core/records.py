@@ -11,12 +11,14 @@ import os
 import re
 import tempfile
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedReader, TextIOWrapper
 from pathlib import Path
 from typing import IO, Any, TextIO, TypeVar
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
 Record = TypeVar("Record", bound=BaseModel)
@@ -49,6 +51,18 @@ def read_text(path: Path) -> str:
     """
     with TextIOWrapper(open_file(path), encoding="utf-8-sig") as file:
         return file.read()
+
+
+class DistinctKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML's readers take the last."""
+
+    # eval/tasks/em, which stands alone, has its own.
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := [key for key, times in Counter(keys).items() if times > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} stands twice", node.start_mark)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 def manifest_path(records: Path) -> Path:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from core.records import MAX_LINE, BadInput, digest, first_fault, one_line, read_text
+from core.records import MAX_LINE, BadInput, DistinctKeys, digest, first_fault, one_line, read_text
 from data_builders import BUILTIN
 from data_builders.domains import CODE
 from data_builders.programs import SourceProgram
@@ -119,7 +119,7 @@ def load_field_map(path: Path) -> FieldMap:
         BadInput: if the file is missing, no YAML, or names other things.
     """
     try:
-        return FieldMap.model_validate(yaml.safe_load(read_text(path)), strict=True)
+        return FieldMap.model_validate(yaml.load(read_text(path), DistinctKeys), strict=True)
     except ValidationError as error:
         raise BadInput(f"{path}: {first_fault(error)}; give request: FIELD and insecure: FIELD") from None
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:

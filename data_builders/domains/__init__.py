@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, ValidationInfo, field_validator
 
-from core.records import BadInput, first_fault, one_line
+from core.records import BadInput, DistinctKeys, first_fault, one_line, read_text
 
 FOLDER = Path(__file__).parent
 CODE = "code"
@@ -100,8 +100,8 @@ def _layer(name: str, *above: str) -> dict[str, Any]:
     """The keys of a file, over those of the one that it is `like`; `above` are the files that led here."""
     path = domain_file(name)
     try:
-        layer = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        layer = yaml.load(read_text(path), DistinctKeys)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise BadInput(f"{path}: {one_line(error)}; write it as advice.yaml is written") from None
     if not isinstance(layer, dict):
         raise BadInput(f"{path}: no keys; write it as advice.yaml is written")

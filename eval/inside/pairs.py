@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from torch.nn.utils.rnn import pad_sequence
 
 from core.partial import Partial
-from core.records import MAX_LINE, BadInput, digest, first_fault, numbered_lines, one_line
+from core.records import MAX_LINE, BadInput, DistinctKeys, digest, first_fault, numbered_lines, one_line, read_text
 from eval.inside.activations import Passage, progress
 
 CONCEPTS = Path(__file__).parent / "concepts"
@@ -115,7 +115,7 @@ def load_concept(name: str) -> tuple[str, Concept]:
         known = ", ".join(sorted(file.stem for file in CONCEPTS.glob("*.yaml")))
         raise BadInput(f"unknown concept {name!r} (there are: {known}); or name a YAML or JSON file")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(read_text(path), DistinctKeys)
         kind: type[Concept] = Trait if isinstance(content, dict) and "instruction" in content else Answers
         if kind is Trait:  # published files hold more keys: refused is what must be one of ours, mistyped
             for key in content.keys() - Trait.model_fields.keys():

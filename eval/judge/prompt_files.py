@@ -16,9 +16,8 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from core.records import BadInput, digest, first_fault, one_line, read_text
+from core.records import BadInput, DistinctKeys, digest, first_fault, one_line, read_text
 from eval.preset_files import load_preset, preset_names
-from eval.tasks.em.questions_reader import DistinctKeys
 
 FOLDER = Path(__file__).with_name("prompts")
 PLACES = ("{question}", "{answer}", "{mark}")

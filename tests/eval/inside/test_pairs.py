@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from core.records import BadInput
+from data_builders.domains import load_domain
 from data_builders.forms import load_field_map
 from eval.inside.activations import encode, load
 from eval.inside.pairs import (
@@ -157,10 +158,18 @@ def test_answers_of_a_trait_are_sampled_alike_each_time(tiny_model: Path, tokeni
     assert [pair.positive.prompt for pair in first] == [pair.positive.prompt for pair in pairs]
 
 
-@pytest.mark.parametrize("text", ["a: 2025-02-30\n", "[" * 2000, "a: ]\n"], ids=["no day", "deep", "no YAML"])
-def test_what_yaml_cannot_read_is_one_line(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    "text", ["a: 2025-02-30\n", "[" * 2000, "a: ]\n", "a: 1\na: 2\n"], ids=["no day", "deep", "no YAML", "a key twice"]
+)
+def test_what_yaml_cannot_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     (tmp_path / "x.yaml").write_text(text)
-    for read in (lambda path: load_concept(str(path)), load_prompts, load_field_map):
+    monkeypatch.setattr("data_builders.domains.FOLDER", tmp_path)
+    for read in (
+        lambda path: load_concept(str(path)),
+        load_prompts,
+        load_field_map,
+        lambda path: load_domain(path.stem),
+    ):
         with pytest.raises(BadInput, match=r"x\.yaml: ") as refused:
             read(tmp_path / "x.yaml")
         assert "\n" not in str(refused.value)
