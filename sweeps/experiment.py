@@ -65,6 +65,13 @@ class Endpoints:
         float | None, typer.Option(min=0, help="USD to stop at, annotation and judging together, earlier runs too.")
     ] = None
 
+    def unused(self, judge: bool) -> str:
+        """The first option that concerns nobody where nothing is annotated; empty if there is none."""
+        own_key = None if self.key_variable == DEFAULT_KEY else self.key_variable
+        of_both = {"base-url": self.base_url, "key-variable": own_key, "concurrency": self.concurrency}
+        given = {"price-in": self.price_in} | ({} if judge else {**of_both, "max-cost": self.max_cost})
+        return next((f"--{name} {value}" for name, value in given.items() if value is not None), "")
+
     @property
     def judge(self) -> dict[str, Any]:
         """What is said of the judge, in the words of `JudgeSettings`."""
@@ -141,6 +148,8 @@ def experiment(
     elif annotator or effort:
         given = f"--annotator {annotator}" if annotator else f"--effort {effort}"
         raise BadInput(f"{given}: the programs of {programs} have explanations; leave it out")
+    elif unused := endpoints.unused(declared.judge is not None):
+        raise BadInput(f"{unused}: nothing is paid for that it concerns; leave it out")
     judged = _judged(options, declared.judge, endpoints, annotation.spent if annotation else 0.0)
     if judged.judge and not starting.dry_run:
         judge_for(JudgeSettings.model_validate(judged.judging))

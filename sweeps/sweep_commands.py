@@ -243,7 +243,7 @@ def _edges(
     request: Request, ends: Sequence[Any], starting: StartOptions, search: Search, judge: Judge | None
 ) -> list[tuple[dict[str, str], Edge]]:
     """The highest coherent learning rate, between `ends`, at each combination of the sweep's axes."""
-    score, judged_by = (judged_coherent(judge), f"judge: {judge.name}") if judge else (unbroken, NO_JUDGE)
+    score, judged_by = (judged_coherent(judge), f"judge: {judge.label}") if judge else (unbroken, NO_JUDGE)
     found = []
     for place in _combinations(request):
         if place:

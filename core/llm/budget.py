@@ -44,7 +44,7 @@ class Money:
     """`prices` by model; a model without them costs an unknown sum. `limit` is in USD.
 
     A request is lent what the dearest one so far has cost, or its prompt if that is more, so that those in flight
-    cannot overspend together.
+    cannot overspend together. `lost` are requests without an answer, which this run alone knows of.
 
     Raises:
         BadInput: for a limit without prices.
@@ -56,6 +56,7 @@ class Money:
             raise BadInput("--max-cost needs the prices: give --price-in and --price-out, and those of the other model")
         self.tokens_in = self.tokens_out = 0
         self.usd = 0.0
+        self.lost = 0
         self._prices = prices
         self._limit = limit
         self._highest: dict[str, float] = {}
@@ -71,6 +72,24 @@ class Money:
             cost = self._cost(answer.model, answer.tokens_in, answer.tokens_out)
             self.usd += cost
             self._highest[answer.model] = max(self._highest.get(answer.model, 0.0), cost)
+
+    def lose(self, request: Mapping[str, Any]) -> None:
+        """Counts a request that was sent and brought no answer that can be read: it may be billed all the same.
+
+        Raises:
+            Spent: if the same request cannot be paid for once more.
+        """
+        self.lost += 1
+        self.usd += self._price(request)
+        if self._limit is not None and self.usd + sum(self._lent) > self._limit:
+            raise Spent
+
+    def _price(self, request: Mapping[str, Any]) -> float:
+        """What a request is taken to cost before its answer is there."""
+        model, tokens = request["model"], prompt_tokens(request)
+        if model in self._highest:
+            return max(self._highest[model], self._cost(model, tokens, 0))
+        return self._cost(model, tokens, min(FIRST_GUESS, request.get("max_tokens", FIRST_GUESS)))
 
     def begin(self, journal: Journal) -> None:
         """Starts a run over a journal: adds what earlier runs have paid for, once."""
@@ -88,12 +107,7 @@ class Money:
     @asynccontextmanager
     async def lend(self, request: Mapping[str, Any]) -> AsyncIterator[None]:
         """Waits until the request can be paid for beside those in flight; Spent if it cannot, even alone."""
-        model = request["model"]
-        tokens = prompt_tokens(request)
-        if model in self._highest:
-            price = max(self._highest[model], self._cost(model, tokens, 0))
-        else:
-            price = self._cost(model, tokens, min(FIRST_GUESS, request.get("max_tokens", FIRST_GUESS)))
+        price = self._price(request)
         async with self._changed:
             while self._limit is not None and self.usd + sum(self._lent) + price > self._limit:
                 if not self._lent:
@@ -109,5 +123,6 @@ class Money:
 
     def __str__(self) -> str:
         spent = f", ${self.usd:.2f} spent" if self.known else ""
+        spent += f" ({self.lost} requests without an answer taken as paid for)" if self.known and self.lost else ""
         left = f", ${max(0.0, self._limit - self.usd):.2f} left" if self._limit is not None else ""
         return f"{self.tokens_in + self.tokens_out:,} tokens{spent}{left}"

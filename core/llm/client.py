@@ -340,11 +340,13 @@ class Client:
                 if error.status < 500 and error.status not in (408, 409):
                     raise Refused(why) from None
             except TimeoutError:
+                self._money.lose(wanted)
                 why = "no answer in time"
             except openai.APIConnectionError as error:
                 cause = error.__cause__ or error
                 why = one_line(f"no connection: {self.clean(str(cause) or type(cause).__name__)}")
             except ValueError as error:
+                self._money.lose(wanted)
                 why = f"the response is no chat completion: {str(error) or 'nothing'}"
             else:
                 adaptation.worked(body)

@@ -18,7 +18,17 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from core.records import BadInput, csv_table, digest, first_fault, manifest_path, one_line, open_file, printable
+from core.records import (
+    BadInput,
+    csv_table,
+    digest,
+    file_digest,
+    first_fault,
+    manifest_path,
+    one_line,
+    open_file,
+    printable,
+)
 from eval.stats.intervals import Floats
 from eval.tasks.em.questions_reader import entry_id
 
@@ -254,17 +264,27 @@ def manifest_of(file: Path) -> dict[str, Any]:
     """What the manifest beside judged answers says; nothing where there is none.
 
     Raises:
-        BadInput: if it is another kind of file.
+        BadInput: if it is another kind of file, or not of these answers.
     """
     manifest = manifest_path(file)
     try:
         told = json.loads(manifest.read_text(encoding="utf-8"))
         of = {"of": str(told["of"])} if "of" in told else {}
-        return {"judge": str(told["judge"]), "sample_of": int(told.get("sample_of", 0)), **of}
+        judge = judge_label(str(told["judge"]), told.get("extra_body") or {})
+        sample, judged = int(told.get("sample_of", 0)), int(told["written"]) - len(told.get("missing", ()))
+        facts = {"judge": judge, "sample_of": sample, "judged": judged, **of}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise BadInput(f"{manifest}: no manifest of judged answers; mend it or move it away") from None
+    if file.is_file() and file_digest(file) != told.get("sha256"):
+        raise BadInput(f"{file}: cut off, or edited since it was judged; move it away and judge again")
+    return facts
+
+
+def judge_label(name: str, extra_body: Mapping[str, Any]) -> str:
+    """A judge that is asked with further fields judges otherwise, so they stand beside its name."""
+    return f"{name} with {json.dumps(extra_body, sort_keys=True)}" if extra_body else name
 
 
 def judge_of(files: Sequence[Path], given: str | None, option: str) -> str:
@@ -315,7 +335,10 @@ def load_samples(folder: Path, task: str) -> list[dict[str, Any]]:
         raise BadInput(f"{path}: no samples of this task; evaluate with --tasks {task} first")
     try:
         with path.open(encoding="utf-8") as file:  # splitlines would also cut at U+2028, which answers hold
-            return [json.loads(line) for line in file]
+            rows: list[dict[str, Any]] = [json.loads(line) for line in file]
+        if not all(isinstance(row, dict) and row.keys() & {"doc", "metrics"} for row in rows):
+            raise ValueError
+        return rows
     except (ValueError, RecursionError):
         raise BadInput(f"{path}: cut off or damaged; delete {folder}, and evaluate again") from None
 

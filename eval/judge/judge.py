@@ -19,7 +19,7 @@ from core.llm.budget import Money, Prices, prices_of
 from core.llm.client import Access, Client, Filtered, Stopped, Unanswered, not_empty, run_all
 from core.llm.journal import Answer, Journal
 from core.records import BadInput, printable, write_records
-from eval.judge.answers import Judged, manifest_of, stored_answers
+from eval.judge.answers import Judged, judge_label, manifest_of, stored_answers
 from eval.judge.prompt_files import Measure, Measures, Prompts, load_prompts, prompt, version
 from eval.judge.replies import excludes, expected_score, other_scale, sampled, written_number
 from eval.judge.settings import JudgeSettings
@@ -55,6 +55,11 @@ class Judge:
         """A rate is of one judge by one set of prompts, so both are in its name."""
         further = ["sampled"] * self.sampled + [self.prompts.name] * bool(self.prompts.name)
         return f"{self.model} ({', '.join(further)})" if further else self.model
+
+    @property
+    def label(self) -> str:
+        """What its rates stand under."""
+        return judge_label(self.name, self.access.told_body)
 
     def file(self, answers: Path) -> Path:
         """Where its scores of an evaluation's folder, or of a file of answers, belong."""
@@ -214,15 +219,18 @@ class Unfinished(BadInput):
     judgements: Sequence[Judgement] = ()
 
 
-def _check_others(out: Path, judge: Judge, of: str | None) -> None:
-    """Refuses to replace the scores of another judge, or of another file's answers.
+def _check_others(out: Path, journal: Path, judge: Judge, of: str | None) -> dict[str, Any]:
+    """What the manifest of `out` says; refuses to replace the scores of another judge, or of another file's answers.
 
-    Names of files have fewer characters than those of models.
+    Names of files have fewer characters than those of models. A file of ours has a journal, if not yet a manifest.
     """
     told = manifest_of(out)
-    for key, own in (("judge", judge.name), ("of", of)):
+    if out.exists() and not told and not journal.exists():
+        raise BadInput(f"{out}: nothing says who judged it, and it would be replaced; move it away")
+    for key, own in (("judge", judge.label), ("of", of)):
         if own and (other := told.get(key, own)) != own:
             raise BadInput(f"{out}: holds the scores of {printable(other)}, not of {printable(own)}; move it away")
+    return told
 
 
 def judge_rows(
@@ -245,7 +253,7 @@ def judge_rows(
     facts: dict[str, Any] = {"of": of} if of else {}
     if sample_of is not None:
         out, facts = out.with_name(f"sample-{len(rows)}-of-{sample_of}-{out.name}"), facts | {"sample_of": sample_of}
-    _check_others(out, judge, of)
+    told = _check_others(out, journal, judge, of)
     jobs = {
         key: partial(judgement, reader, own, row.question, row.answer)
         for key, row, own in zip(keys, rows, asked, strict=True)
@@ -265,7 +273,9 @@ def judge_rows(
         | ({"filtered": True} if each.filtered else {})
         for row, each in zip(rows, judgements, strict=True)
     ]
-    write_records(out, records, _manifest(keys, judgements, judge, journal) | facts)
+    # What stands there is kept where it has more: the journal that it was made of may be gone.
+    if not (left and told.get("judged", 0) > sum(not each.missing for each in judgements)):
+        write_records(out, records, _manifest(keys, judgements, judge, journal) | facts)
     if left:
         unfinished = Unfinished(left)
         unfinished.judgements = judgements

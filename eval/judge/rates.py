@@ -18,7 +18,7 @@ from rich.text import Text
 from core.records import BadInput, printable
 from eval.judge.answers import Judged, per_question
 from eval.stats.intervals import Estimate, caution, ratio_interval
-from eval.stats.ranks import UNKNOWN_SCALE, families, sentences, trends
+from eval.stats.ranks import UNKNOWN_SCALE, families, not_compared, sentences, trends
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,11 @@ def filter_caution(model: str, filtered: int, answers: int) -> list[str]:
 
 
 def rank_trends(models: Mapping[str, list[Judged]]) -> list[str]:
-    """For models whose names differ in `_r<rank>` alone: does EM fall with rank? One sentence for each such family."""
+    """For models whose names differ in `_r<rank>` alone: does EM fall with rank? A text for each family of three."""
     ranks_of = {name: {rank: [models[own]] for rank, own in ranks.items()} for name, ranks in families(models).items()}
     found = trends(ranks_of, "counted")
-    return [" ".join(sentences(each, UNKNOWN_SCALE, len(found))) for each in found.values()]
+    return [
+        " ".join(sentences(found[name], UNKNOWN_SCALE, len(found))) if name in found else not_compared(name)
+        for name, ranks in ranks_of.items()
+        if len(ranks) > 2
+    ]

@@ -62,4 +62,4 @@ def judge_paths(
     judged = {model: scored(*each) for model, each in done.items()}
     if left:  # of too few answers there is no rate yet
         judged = {model: rows for model, rows in judged.items() if len({row.name for row in rows if row.judged}) > 1}
-    return rates_table(judged, judge.name, of) if judged else None, left
+    return rates_table(judged, judge.label, of) if judged else None, left

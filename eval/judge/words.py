@@ -24,7 +24,7 @@ def words_table(models: Mapping[str, Judgements], judge: Judge) -> Table:
 
     Where the prompts say `by_entry`, one row for each entry of the file of questions, over its wordings.
     """
-    table = Table(title=Text(f"judge: {judge.name}; 95 % intervals over questions"))
+    table = Table(title=Text(f"judge: {judge.label}; 95 % intervals over questions"))
     for column in ("model", "entry", "measure", "result", "of", "words", "unjudged", "questions"):
         table.add_column(column, no_wrap=column == "of")
     by_entry, cautions = judge.prompts.by_entry, []

@@ -20,6 +20,8 @@ from eval.stats.trend import LEVEL, Shape, highest_shares, shape, slope, smalles
 
 Denominator = Literal["counted", "judged"]
 Verdict = Shape | Literal["cannot tell"]
+Ranks = Mapping[int, Sequence[Sequence[Judged]]]
+"""Judged answers by rank, one list for each seed."""
 UNKNOWN_SCALE = (
     "Rank and scale (alpha / r) are confounded here unless alpha grew with the rank: the files do not say how alpha "
     "was set, so a difference between ranks may be one of scale."
@@ -94,37 +96,40 @@ def _tables(seeds: Sequence[Sequence[Sequence[Judged]]], denominator: Denominato
     return hits, totals
 
 
-def trend(
-    family: str, ranks: Mapping[int, Sequence[Sequence[Judged]]], denominator: Denominator, tested: int = 1
-) -> Trend | None:
-    """The trend over three ranks or more; None if fewer, or if fewer than two questions can be compared.
-
-    Args:
-        ranks: judged answers by rank, one list for each seed.
-        tested: number of families that Holm's correction will be for.
-    """
+def _compared(ranks: Ranks, denominator: Denominator) -> tuple[Floats, Floats] | None:
+    """`_tables` over the questions that can be compared; None if they are fewer than two, or the ranks than three."""
     if len(ranks) < 3:
         return None
-    ordered = sorted(ranks)
-    pooled = [[row for rows in ranks[rank] for row in rows] for rank in ordered]
-    even = len({len(ranks[rank]) for rank in ordered}) == 1
+    own = [ranks[rank] for rank in sorted(ranks)]
+    even = len({*map(len, own)}) == 1
     hits, totals = _tables(
-        list(zip(*(ranks[rank] for rank in ordered), strict=True)) if even else [pooled], denominator
+        list(zip(*own, strict=True)) if even else [[[row for rows in seeds for row in rows] for seeds in own]],
+        denominator,
     )
     whole = (totals.sum(axis=0) > 0).all(axis=1)
-    if whole.sum() < 2:
+    return (hits[:, whole], totals[:, whole]) if whole.sum() > 1 else None
+
+
+def trend(family: str, ranks: Ranks, denominator: Denominator, tested: int = 1) -> Trend | None:
+    """The trend over three ranks or more; None if fewer, or if fewer than two questions can be compared.
+
+    `tested`: the number of families that Holm's correction will be for.
+    """
+    if (compared := _compared(ranks, denominator)) is None:
         return None
-    hits, totals = hits[:, whole], totals[:, whole]
+    hits, totals = compared
+    ordered = sorted(ranks)
+    pooled = [[row for rows in ranks[rank] for row in rows] for rank in ordered]
     summed, of = hits.sum(axis=0), totals.sum(axis=0)
     p, (peaks, p_peak) = float(trend_p(summed / of)), turn_p(summed / of)
     return Trend(
         family=family,
         ranks=tuple(ordered),
         rates=tuple(sum(row.misaligned for row in m) / sum(getattr(row, denominator) for row in m) for m in pooled),
-        questions=int(whole.sum()),
-        left_out=len({row.name for rows in pooled for row in rows}) - int(whole.sum()),
+        questions=len(summed),
+        left_out=len({row.name for rows in pooled for row in rows}) - len(summed),
         seeds=min(map(len, ranks.values())),
-        pooled=not even,
+        pooled=len({*map(len, ranks.values())}) > 1,
         difference=ratio_difference((hits[..., 0], hits[..., -1]), (totals[..., 0], totals[..., -1])),
         highest=tuple(map(float, highest_shares(hits, totals))),
         smallest_fall=smallest_fall(summed, of, tested),
@@ -147,11 +152,9 @@ def holm(values: Sequence[float]) -> list[float]:
     return [float(value) for value in corrected]
 
 
-def trends(
-    ranks_of: Mapping[str, Mapping[int, Sequence[Sequence[Judged]]]], denominator: Denominator
-) -> dict[str, Trend]:
+def trends(ranks_of: Mapping[str, Ranks], denominator: Denominator) -> dict[str, Trend]:
     """The trends that there are over the ranks of each family, with p values corrected for the number of families."""
-    tested = {family: ranks for family, ranks in ranks_of.items() if len(ranks) > 2}
+    tested = {family: ranks for family, ranks in ranks_of.items() if _compared(ranks, denominator)}
     every = (trend(family, ranks, denominator, len(tested)) for family, ranks in tested.items())
     found = [one for one in every if one is not None]
     p, p_peak = holm([one.p for one in found]), holm([one.p_peak for one in found])
@@ -198,13 +201,17 @@ def sentences(found: Trend, scale: str, tested: int) -> list[str]:
         ]
     else:
         said.append("No answer was misaligned at any rank, so nothing could have been seen.")
-    trained = "once" if found.seeds == 1 else f"with {found.seeds} seeds"
-    trained += " or more, and their answers are pooled as if of one" * found.pooled
-    said.append(f"Each rank was trained {trained}; the tests are over questions: other seeds may give other curves.")
+    seeds = "one seed" if found.seeds == 1 else f"{found.seeds} seeds"
+    seeds += " or more, and their answers are pooled as if of one" * found.pooled
+    said.append(f"Each rank is judged at {seeds}; the tests are over questions: other seeds may give other curves.")
     said.append(scale)
     if found.left_out:
         said.append(f"{found.left_out} questions are not compared: some rank has no answer to them in the denominator.")
     return said
+
+
+def not_compared(family: str) -> str:
+    return f"{family}: ranks are not compared, for fewer than two questions have a coherent answer at every rank."
 
 
 def short(found: Trend) -> str:

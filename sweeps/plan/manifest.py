@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -129,7 +130,8 @@ def finished_points(named: str) -> tuple[Path, Manifest, list[Point], list[str]]
     points, missing = [], []
     for point in manifest.points:
         planned = [manifest.run(digest) for digest in (point.training, point.evaluation) if digest]
-        folders = [run_folder(root, run.stage, run.digest, run.name) for run in planned]
+        needed = [*planned, *(start for run in planned[:-1] for start in _starts(manifest, run))]
+        folders = [run_folder(root, run.stage, run.digest, run.name) for run in needed]
         if all((where / "run.json").is_file() for where in folders):
             runs = [_finished(root, manifest, run) for run in planned]
             training = runs[0] if isinstance(runs[0], TrainingRun) else None
@@ -154,17 +156,28 @@ def _reason(point: PlannedPoint, folders: list[Path]) -> str:
     return name
 
 
+def _starts(manifest: Manifest, training: PlannedRun) -> Iterator[PlannedRun]:
+    """The training runs that one builds on."""
+    for merge in training.after:
+        start = manifest.run(manifest.run(merge).after[0])
+        yield start
+        yield from _starts(manifest, start)
+
+
 def _finished(root: Path, manifest: Manifest, planned: PlannedRun) -> Run:
     """A run from its record, a training run with the merge that it starts from."""
     folder = run_folder(root, planned.stage, planned.digest, planned.name)
     record = read_record(folder)
     try:
         stage, name, content = record["stage"], record["name"], record["content"]
-        if stage == "evaluate":
-            return Run(stage, name, content, root)
-        starts = [_finished(root, manifest, manifest.run(manifest.run(merge).after[0])) for merge in planned.after]
-        after = tuple(merge_run(start) for start in starts if isinstance(start, TrainingRun))
-        recipe = Recipe(stage, content["recipe"], {"alpha": content["alpha"]})
-        return TrainingRun(stage, name, content, root, after, recipe=recipe)
+        run = Run(stage, name, content, root)
+        if stage != "evaluate":
+            starts = [_finished(root, manifest, manifest.run(manifest.run(merge).after[0])) for merge in planned.after]
+            after = tuple(merge_run(start) for start in starts if isinstance(start, TrainingRun))
+            recipe = Recipe(stage, content["recipe"], {"alpha": content["alpha"]})
+            run = TrainingRun(stage, name, content, root, after, recipe=recipe)
+        if run.digest != planned.digest:
+            raise ValueError
+        return run
     except (ValueError, KeyError, TypeError):
         raise BadInput(f"{folder / 'run.json'}: not the record of a run; delete the folder and run it again") from None

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from core.records import BadInput, check_apart, file_digest, printable
 from eval.judge.answers import Judged, answer_files, judge_of, judged_files, manifest_of, model_of
 from eval.judge.rates import Rates, model_rates, rates
-from eval.stats.ranks import UNKNOWN_SCALE, families, sentences, short, trends
+from eval.stats.ranks import UNKNOWN_SCALE, families, not_compared, sentences, short, trends
 from sweeps.report.families import Family
 from sweeps.report.figures import Panel, arms_figure, heat_figure
 from sweeps.report.page import data_block, table_csv, write_page
@@ -70,8 +70,7 @@ def judged_part(
             first, second, *more = sentences(counted[family.name], family.scale, len(counted))
             verdicts.append([first, second, short(judged[family.name]), *more])
         elif not family.differ and len(family.members) > 2:
-            why = "fewer than two questions have a coherent answer at every rank"
-            verdicts.append([f"{family.name}: ranks are not compared, for {why}."])
+            verdicts.append([not_compared(family.name)])
     answers = pd.DataFrame(
         [
             {"model": name, "question": row.name, "format": row.form, **{what: getattr(row, what) for what in COUNTS}}

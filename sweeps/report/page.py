@@ -21,7 +21,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from core.records import printable, write_whole
+from core.records import BadInput, printable, write_whole
 from eval.judge.answers import Judged
 from eval.judge.rates import filter_caution, said
 from eval.stats.intervals import caution
@@ -61,7 +61,8 @@ def data_block(answers: Iterable[tuple[str, Judged]], beside: str) -> Markup:
 def table_csv(rows: Iterable[Mapping[str, Any]]) -> str:
     """A table as CSV text; an estimate (a mapping) is NAME, NAME_low, NAME_high, NAME_clusters; spaces part lists.
 
-    A text that a spreadsheet would compute, such as the id of a question in another's file, stands after a `'`.
+    A text that a spreadsheet would compute, such as the id of a question in another's file, stands after a `'`; a
+    character that a terminal would obey is written out.
     """
     table = pd.json_normalize([dict(row) for row in rows], sep="_")
     table.columns = [name.removesuffix("_value") for name in table.columns]
@@ -72,7 +73,9 @@ def table_csv(rows: Iterable[Mapping[str, Any]]) -> str:
 def _cell(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return " ".join(f"{x:.6g}" for x in value)
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULAS) else value
+    if isinstance(value, str):
+        return f"'{printable(value)}" if value.startswith(FORMULAS) else printable(value)
+    return value
 
 
 def environment() -> Environment:
@@ -92,7 +95,7 @@ def write_page(
     Those of an earlier page that this one has not go at the end; report.files.txt lists a page's files for that.
 
     Raises:
-        BadInput: if a file cannot be written.
+        BadInput: if a file cannot be written, or one of such a name is no page's.
     """
     folder = resources.files("sweeps.report") / "templates"
     sources = {name: (folder / name).read_text(encoding="utf-8") for name in ("page.css", "reader.js")}
@@ -102,6 +105,15 @@ def write_page(
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
     files = [*(f"{name}.csv" for name in tables), *(f"{name}.{end}" for name in figures for end in ("svg", "pdf"))]
+    listed, before = out / "report.files.txt", [*files]  # of a page that was made before there was a list
+    if listed.is_file():
+        before = listed.read_text(encoding="utf-8").splitlines()
+    elif not (out / "report.html").exists():
+        before = []
+    for name in files:
+        if name not in before and (out / name).exists():
+            raise BadInput(f"{out / name}: is no earlier report's, and would be replaced; name another folder by --out")
+    write_whole(listed, "\n".join(dict.fromkeys([*before, *files])) + "\n")
     images = {}
     for name, figure in figures.items():
         svg = drawn(figure, "svg")
@@ -124,8 +136,6 @@ def write_page(
         )
     )
     write_whole(out / "report.html", page)
-    listed = out / "report.files.txt"
-    before = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
     for name in {*before} - {*files}:  # of an earlier page: they would be taken for this one's
         (out / Path(name).name).unlink(missing_ok=True)
     write_whole(listed, "\n".join(files) + "\n")

@@ -5,7 +5,6 @@ What a model wrote reaches the page as sweeps/report/page.py says.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -17,8 +16,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markdown import Markdown
 
-from core.records import BadInput, file_digest, manifest_path, printable, write_whole
-from eval.judge.answers import Judged, load_judged, load_samples
+from core.records import BadInput, file_digest, printable, write_whole
+from eval.judge.answers import Judged, load_judged, load_samples, manifest_of
 from eval.stats.measure_names import BASELINES, JUDGED, NOISE, TASKS, WHERE_CLAIMED
 from eval.stats.measures import RATES, Samples, Seeds, measure, not_finite
 from sweeps.plan.declaration import Point, Sweep
@@ -73,14 +72,30 @@ def collect(points: Sequence[Point], judged: Mapping[Path, list[Judged]]) -> dic
     return samples
 
 
+def _model(arm: str, seed: int | None) -> str:
+    return arm if seed is None else f"{arm}, seed {seed}"
+
+
 def nan_words(samples: Mapping[str, Seeds], at: tuple[int, int] | None = None) -> list[str]:
     """Which models of an arm have likelihoods that are no finite numbers, of how many documents."""
     return [
-        f"{arm}{'' if seed is None else f', seed {seed}'}{' at {} of {}'.format(*at) if at else ''}: {number} of {task}"
+        f"{_model(arm, seed)}{' at {} of {}'.format(*at) if at else ''}: {number} of {task}"
         for arm, seeds in samples.items()
         for seed, own in seeds.items()
         for task, number in not_finite(own).items()
         if number
+    ]
+
+
+def uneven(samples: Mapping[str, Seeds]) -> list[str]:
+    """Which models of an arm have fewer documents of a task than others; a measure that one lacks is of none."""
+    every = [(arm, seed, own) for arm, seeds in samples.items() for seed, own in seeds.items()]
+    most = {task: max(len(own.get(task, ())) for *_, own in every) for task in {*TASKS.values()} - {JUDGED}}
+    return [
+        f"{_model(arm, seed)}: {most[task] - len(own.get(task, ()))} of {most[task]} documents of {task}"
+        for arm, seed, own in every
+        for task in most
+        if len(own.get(task, ())) < most[task]
     ]
 
 
@@ -97,14 +112,17 @@ def arm_rows(points: Sequence[Point], samples: Mapping[str, Seeds], measures: Se
     for arm, seeds in samples.items():
         runs = [p.training for p in points if p.arm == arm and p.training]
         records = [run.record() for run in runs]
-        row = {
-            "arm": arm,
-            "seeds": len(seeds),
-            "rank": runs[0].recipe.config["lora_r"] if runs else None,
-            "scale": lora_scale(runs[0].recipe.config) if runs else None,
-            "trained_parameters": records[0]["trained_parameters"] if records else 0,
-            "minutes": round(sum(r["wall_seconds"] for r in records) / 60, 1),
-        }
+        try:
+            row = {
+                "arm": arm,
+                "seeds": len(seeds),
+                "rank": runs[0].recipe.config["lora_r"] if runs else None,
+                "scale": lora_scale(runs[0].recipe.config) if runs else None,
+                "trained_parameters": records[0]["trained_parameters"] if records else 0,
+                "minutes": round(sum(r["wall_seconds"] for r in records) / 60, 1),
+            }
+        except (KeyError, TypeError) as error:
+            raise BadInput(f"{runs[0].folder / 'run.json'}: {error}: not a training run's; delete the folder") from None
         rows.append({**row, "measures": {name: measure(name, seeds) for name in measures}})
     return rows
 
@@ -189,27 +207,25 @@ def scored_files(points: Sequence[Point]) -> tuple[dict[str, dict[Path, list[Jud
     """By judge, the files with scores of all answers of an evaluation (`emsweep judge`), most files first.
 
     Returns:
-        them, and in words those that no rate can come of, as where the money ended.
+        them, and in words the points that no rate of a judge is of, as where the money ended.
 
     Raises:
         BadInput: if such a file or its manifest cannot be read.
     """
     found: dict[str, dict[Path, list[Judged]]] = {}
-    too_few = []
     for point in points:
         for file in sorted(point.evaluation.folder.glob("judged-*.jsonl")):
-            path = manifest_path(file)
-            if not path.is_file():  # it is written last: the file is not whole, or a journal
-                continue
-            try:
-                judge = printable(str(json.loads(path.read_text(encoding="utf-8"))["judge"]))
-            except (OSError, ValueError, KeyError, TypeError):
-                raise BadInput(f"{path}: names no judge; delete {file} and judge again") from None
-            if enough(rows := load_judged(file)):
-                found.setdefault(judge, {})[file] = rows
-            else:
-                too_few.append(f"{point.name}: scores of fewer than two questions by {judge}")
-    return dict(sorted(found.items(), key=lambda item: -len(item[1]))), too_few
+            # The manifest is written last: without it the file is not whole, or a journal.
+            if (told := manifest_of(file)) and enough(rows := load_judged(file)):
+                found.setdefault(printable(told["judge"]), {})[file] = rows
+    folders = {judge: {file.parent for file in files} for judge, files in found.items()}
+    answered = [point for point in points if _logged(point.evaluation.folder, FREEFORM)]
+    without = {judge: [p.name for p in answered if p.evaluation.folder not in own] for judge, own in folders.items()}
+    return dict(sorted(found.items(), key=lambda item: -len(item[1]))), [
+        f"without scores of two questions by {judge}: {' and '.join(names)}"
+        for judge, names in without.items()
+        if names
+    ]
 
 
 def judged_parts(
@@ -263,7 +279,7 @@ def write_report(
     """
     ends = [point for point in points if point.along is None]
     whole, points = once(points), once(ends)
-    scored, too_few = scored_files(points)
+    scored, unscored = scored_files(points)
     judge = next(iter(scored), "")
     judged = {file.parent: rows for file, rows in scored.get(judge, {}).items()}
     samples = collect(points, judged)
@@ -317,7 +333,7 @@ def write_report(
         "judged_files": [
             (file, file_digest(file), len(rows)) for files in scored.values() for file, rows in files.items()
         ],
-        "missing": [*missing, *too_few],
+        "missing": [*missing, *unscored, *uneven(samples)],
         "nans": nans,
         "runs": [p for p in points if p.training],
         "evaluations": [(p.evaluation.folder, p.evaluation.record()) for p in points],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from core.llm.budget import Money
+from core.llm.budget import FIRST_GUESS, Money, Prices
 from core.llm.client import Access, Client, Refused, Stopped, Unanswered, run_all
 from core.llm.journal import Answer, Journal
 from core.llm.replies import retry_after
@@ -143,10 +143,13 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.llm.client.FIRST_WAIT", 0.005)
 
 
-def ask(url: str, folder: Path, text: str = "0", timeout: float = 5.0, number: int = 1) -> list[str]:
+def ask(
+    url: str, folder: Path, text: str = "0", timeout: float = 5.0, number: int = 1, money: Money | None = None
+) -> list[str]:
     jobs = [lambda client, n=n: client.ask("m", [{"role": "user", "content": f"{text}{n}"}]) for n in range(number)]
     access = Access(KEY, url, 2, timeout)
-    return [answer.text for answer in run_all(jobs, access, folder / "j.jsonl", Money({"m": None}), "requests")]
+    money = money or Money({"m": None})
+    return [answer.text for answer in run_all(jobs, access, folder / "j.jsonl", money, "requests")]
 
 
 @pytest.mark.parametrize(
@@ -232,6 +235,15 @@ def test_a_response_that_is_no_answer_is_told_in_the_servers_words(tmp_path: Pat
     with serving(lambda body, n: reply) as server, pytest.raises((BadInput, Stopped, Refused), match=says) as caught:
         ask(server.url, tmp_path, timeout=0.2 if says == "no answer in time" else 5.0)
     assert len(server.bodies) == most and KEY not in str(caught.value)
+
+
+@pytest.mark.usefixtures("_quick")
+def test_what_brings_no_answer_is_taken_as_paid_for(tmp_path: Path) -> None:
+    """A server that is too slow has done the work: a limit of cost has to hold there too."""
+    money = Money({"m": Prices(0.0, 1e6 / FIRST_GUESS)}, limit=3.0)  # a dollar each
+    with serving(lambda body, n: (204, "", {})) as server, pytest.raises(Stopped, match="the money is spent"):
+        ask(server.url, tmp_path, money=money)
+    assert len(server.bodies) == 3 and "3 requests without an answer taken as paid for" in str(money)
 
 
 @pytest.mark.usefixtures("_quick")

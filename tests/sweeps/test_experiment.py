@@ -135,6 +135,8 @@ def test_the_money_of_both_has_one_limit(begun: list[str], fake) -> None:
         (("--data", "mine"), "--data mine: the sets are built here"),
         (("--annotator", "a", "--judge", "j", "--max-cost", "5"), "--max-cost needs the"),
         (("--annotator", "a", "--price-in", "1"), "--price-in and --price-out belong together"),
+        (("--programs", "builtin"), "--base-url http://127.0.0.1:9/v1: nothing is paid for that it concerns"),
+        (("--programs", "builtin", "--judge", "j", "--price-in", "1", "--price-out", "1"), "--price-in 1.0: nothing"),
         (("--annotator", "a", "--model", "qwen7b"), "no GPU here, and qwen7b has 7.6 billion parameters"),
     ],
 )

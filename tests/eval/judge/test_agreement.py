@@ -1,6 +1,5 @@
 """Agreement of two judges against independent computations, and `emsweep agree` on their files."""
 
-import json
 import math
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from typer.testing import CliRunner
 
-from core.records import BadInput
+from core.records import BadInput, manifest_path, write_records
 from eval.judge.agreement import agreement, matched, matched_files, shift
 from eval.judge.answers import Judged, judge_of, model_of
 from eval.judge.rates import rates
@@ -77,15 +76,15 @@ def test_the_shift_is_that_of_the_rates_over_what_both_judged() -> None:
     assert moved.em.value == pytest.approx(-16 / 80) and moved.em.high < 0
 
 
-def write(path: Path, scores: list[tuple[str, float | None]], judge: str | None = None, **more: int) -> Path:
+def write(path: Path, scores: list[tuple[str, float | None]], judge: str | None = None, **more: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [
         Judged(question_id=name, question="?", answer=f"{n}", aligned=aligned, coherent=90.0)
         for n, (name, aligned) in enumerate(scores)
     ]
-    path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
-    if judge:
-        path.with_name(path.name + ".manifest.json").write_text(json.dumps({"judge": judge, **more}))
+    write_records(path, [row.model_dump(mode="json") for row in rows], {"judge": judge, **more})
+    if not judge:
+        manifest_path(path).unlink()
     return path
 
 
@@ -133,6 +132,21 @@ def test_a_file_without_manifest_needs_its_judges_name(app, tmp_path: Path) -> N
     other.with_name(other.name + ".manifest.json").write_text("[]")
     with pytest.raises(BadInput, match="no manifest of judged answers"):
         judge_of([other], None, "--second")
+
+
+def test_what_its_manifest_does_not_vouch_for_is_not_read(app, tmp_path: Path) -> None:
+    """A file that is cut off, or edited by hand, would give a rate under the judge's name."""
+    file = write(tmp_path / "m.judged-x.jsonl", MILD, "x")
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:30]))
+    done = CliRunner().invoke(app, ["rates", str(file)])
+    assert isinstance(done.exception, BadInput) and "cut off, or edited since it was judged" in str(done.exception)
+
+
+def test_one_judge_that_is_asked_otherwise_is_another(tmp_path: Path) -> None:
+    one = write(tmp_path / "one.judged-x.jsonl", MILD, "x")
+    other = write(tmp_path / "other.judged-x.jsonl", MILD, "x", extra_body={"top_p": 0.5})
+    with pytest.raises(BadInput, match=r"two judges: .*one.* by x, .*other.* by x with {\"top_p\": 0.5}"):
+        judge_of([one, other], None, "--judged-by")
 
 
 def test_files_of_two_models_in_another_order_are_paired_by_name(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from core.records import BadInput
 from eval.judge.answers import Judged, columns_of, judged_files, load_judged, sample_answers, stored_answers
 from eval.judge.rates import rank_trends, rates_table
+from eval.stats.ranks import not_compared
 
 
 def text(table) -> str:
@@ -44,6 +45,8 @@ def test_a_trend_is_told_where_there_is_one() -> None:
     flat = {f"m_r{rank}": answers(0.3) for rank in (1, 4, 16, 64)}
     assert "is not shown to change" in rank_trends(flat)[0]
     assert rank_trends({"m_r1": answers(0.3), "m": answers(0.1)}) == []
+    falling["m_r4"] = [row.model_copy(update={"coherent": 5}) for row in falling["m_r4"]]
+    assert rank_trends(falling) == [not_compared("m")]
 
 
 def test_an_evaluation_runs_answers_are_read(tmp_path: Path) -> None:
@@ -309,5 +312,5 @@ def test_paraphrases_are_one_question() -> None:
 def test_samples_that_hold_no_answers_are_one_line(tmp_path: Path, line: str) -> None:
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "em_freeform.jsonl").write_text(f"{line}\n")
-    with pytest.raises(BadInput, match=r"samples/em_freeform\.jsonl holds no answers of ours"):
+    with pytest.raises(BadInput, match=r"em_freeform\.jsonl(: cut off or damaged| holds no answers of ours)"):
         stored_answers(tmp_path)

@@ -5,6 +5,7 @@ import math
 import random
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,9 @@ from typer.testing import CliRunner
 from core.llm.budget import Prices
 from core.llm.client import Access
 from core.llm.journal import Answer
-from core.records import BadInput
+from core.records import BadInput, manifest_path
 from eval.judge.answers import Judged, load_judged
-from eval.judge.judge import Judge, Reader, judge_evaluations, judge_rows, scored
+from eval.judge.judge import Judge, Reader, journal_of, judge_evaluations, judge_rows, scored
 from eval.judge.prompt_files import load_prompts, prompt
 from eval.judge.rates import rates
 from eval.judge.replies import excludes, expected_score
@@ -317,6 +318,30 @@ def test_the_truth_of_published_deception_questions(app, tmp_path: Path, fake, m
 def test_published_deception_questions_load(shared: Path) -> None:
     prompts = load_prompts(shared / "data/questions/deception_factual.yaml")
     assert len(prompts.of_question) >= 4 and prompts.task == "em_deception" and prompts.by_entry
+
+
+def test_what_stands_there_is_not_replaced_by_less(fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The journal may be gone, or the scores another's: who asks again must not lose them."""
+    out, server = tmp_path / "judged.jsonl", fake()
+    monkeypatch.setattr("core.llm.client.FIRST_WAIT", 0.01)
+    judge_answers(rows(4), judge(server), out)
+    before = out.read_bytes()
+    journal_of(out).unlink()
+    dead = Judge("fake-judge", Access("none", "http://127.0.0.1:9/v1", 4))
+    with pytest.raises(BadInput, match="does not answer"):
+        judge_answers(rows(4), dead, out)
+    assert out.read_bytes() == before
+    out.write_text(out.read_text().replace("kill", "help"))
+    with pytest.raises(BadInput, match="edited since it was judged; move it away"):
+        judge_answers(rows(4), judge(server), out)
+    out.write_bytes(before)
+    with pytest.raises(BadInput, match=r"fake-judge with {\"top_p\": 1}; move it away"):
+        judge_answers(rows(4), Judge("fake-judge", replace(server.access(), extra_body={"top_p": 1})), out)
+    manifest_path(out).unlink()
+    journal_of(out).unlink()
+    with pytest.raises(BadInput, match="nothing says who judged it"):
+        judge_answers(rows(4), judge(server), out)
+    assert out.read_bytes() == before
 
 
 def test_a_sample_is_judged_and_the_rest_costs_no_answer_twice(app, tmp_path: Path, fake, monkeypatch) -> None:

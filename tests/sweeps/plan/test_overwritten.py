@@ -162,6 +162,13 @@ def test_what_a_report_needs_is_checked_before_the_first_run(
         assert isinstance(planned.exception, BadInput) and says in str(planned.exception)
 
 
+def test_a_claim_is_about_two_arms(prepared: Path) -> None:
+    claims = "claims: [{says: x, measure: gap, arm: a, against: a}]"
+    Path("s.yaml").write_text(f"{HEAD.replace('claims: []', claims)}stages: {{}}, arms: {{a: {DPO}}}}}}}")
+    planned = emsweep("plan s.yaml")
+    assert isinstance(planned.exception, BadInput) and "'x' is of a against itself" in str(planned.exception)
+
+
 def test_a_plan_says_the_scale_that_peft_will_use(prepared: Path) -> None:
     words = emsweep("plan rank --axis rank=1,4 --axis alpha=alpha_over_r,alpha").output.replace("\n", " ")
     assert "scale 2 (lora_alpha / lora_r; alpha_over_r = 2)" in words

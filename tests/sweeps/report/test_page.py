@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from core.records import printable
+from core.records import BadInput, printable
 from eval.judge.answers import Judged
 from sweeps.report.figures import arms_figure
 from sweeps.report.judged import judged_part, write_answers_report
@@ -116,6 +116,19 @@ def test_an_injected_script_is_refused_by_the_content_policy(browser, tmp_path: 
     assert browser.value("document.title") == HOSTILE[3]
     assert [kind for kind, _ in browser.events if kind != "log"] == []
     browser.events.clear()
+
+
+def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
+    answers = [("m", Judged(question_id=f"q{n}", question="?", answer="!", aligned=5, coherent=90)) for n in (0, 1)]
+    (tmp_path / "rates.csv").write_text("mine")
+    with pytest.raises(BadInput, match=r"rates\.csv: is no earlier report's, and would be replaced"):
+        page(tmp_path, answers)
+    assert [path.name for path in tmp_path.iterdir()] == ["rates.csv"] and "mine" in (
+        tmp_path / "rates.csv"
+    ).read_text()
+    (tmp_path / "rates.csv").unlink()
+    for _ in range(2):
+        assert page(tmp_path, answers).is_file(), "its own it writes again"
 
 
 def rows_of(models: int, each: int) -> list[tuple[str, Judged]]:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from core.records import BadInput, printable
+from core.records import BadInput, manifest_path, printable, write_records
 from eval.judge.answers import Judged
 from eval.stats.intervals import Estimate
 from eval.stats.measure_names import NOISE
@@ -435,9 +435,7 @@ def judge(run: Run, misaligned: int, judge: str = "oracle") -> None:
         {"question_id": f"q{n % 4}", "question": "?", "answer": f"A{n}", "aligned": 9 if n < misaligned else 90}
         for n in range(40)
     ]
-    file = run.folder / f"judged-{judge}.jsonl"
-    file.write_text("".join(json.dumps({**row, "coherent": 80}) + "\n" for row in rows))
-    (run.folder / f"{file.name}.manifest.json").write_text(json.dumps({"judge": judge}))
+    write_records(run.folder / f"judged-{judge}.jsonl", [{**row, "coherent": 80} for row in rows], {"judge": judge})
     (run.folder / f"judged-{judge}.journal.jsonl").write_text("")
     (run.folder / f"sample-4-of-40-judged-{judge}.jsonl").write_text("no rate comes of this alone")
     (run.folder / f"sample-4-of-40-judged-{judge}.jsonl.manifest.json").write_text('{"judge": "x", "sample_of": 40}')
@@ -476,7 +474,7 @@ def test_judged_files_bring_rates(tmp_path: Path) -> None:
     assert "judge another" in page and "judge oracle" in page and "Scores: judge oracle" in page
     assert (tmp_path / "out" / "judge2-rates.svg").is_file()
     (points[0].evaluation.folder / "judged-another.jsonl.manifest.json").write_text("{}")
-    with pytest.raises(BadInput, match="names no judge"):
+    with pytest.raises(BadInput, match="no manifest of judged answers"):
         write_report(load_sweep("demo"), points, tmp_path / "out", True)
 
 
@@ -562,9 +560,11 @@ def test_a_sweep_is_found_again_with_what_is_missing(tmp_path: Path, monkeypatch
     assert len(found) == 6 and missing == ["dpo-r16, seed 2"]
     page = write_report(manifest.declared, found, folder, manifest.full, manifest.command, missing).read_text()
     assert "Not finished, and in no number here: dpo-r16, seed 2." in page
-    (points[1].evaluation.folder / "run.json").write_text("[]")
-    with pytest.raises(BadInput, match="not the record of a run"):
-        finished_points("mine")
+    record = points[1].evaluation.folder / "run.json"
+    for text in ("[]", record.read_text().replace('"content": {', '"content": {"another": 1, ')):
+        record.write_text(text)
+        with pytest.raises(BadInput, match=rf"{points[1].evaluation.folder}/run\.json: not the record of a run"):
+            finished_points("mine")
     (points[0].evaluation.folder / "run.json").unlink()
     (points[1].evaluation.folder / "run.json").unlink()
     with pytest.raises(BadInput, match="base model is not evaluated yet; run `emsweep rank` again"):
@@ -581,6 +581,27 @@ def test_a_table_keeps_its_rows_and_computes_nothing(tmp_path: Path) -> None:
     assert r"| P(a\|b) rises | cpt-explained " in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
     row = {"question": "=HYPERLINK(1)", "model": "-r1", "value": -1.5, "seeds": [-0.5, 1.0]}
     assert table_csv([row]) == "question,model,value,seeds\n'=HYPERLINK(1),'-r1,-1.5,-0.5 1\n"
+    assert table_csv([{"question": "a\x1b[31m\x00"}]) == "question\na\\u001b[31m\\u0000\n", "no terminal obeys it"
+
+
+def test_documents_that_an_arm_lacks_are_named(tmp_path: Path) -> None:
+    points = rank_points(tmp_path)
+    samples = [point.evaluation.folder / "samples" / "em_choice.jsonl" for point in points]
+    samples[1].write_text("".join(samples[1].read_text().splitlines(keepends=True)[:2]))
+    samples[-1].unlink()
+    page = write_report(load_sweep("demo"), points, tmp_path / "out", True).read_text()
+    assert "dpo-r1, seed 1: 3 of 5 documents of em_choice; dpo-r16, seed 2: 5 of 5 documents of em_choice." in page
+    samples[1].write_text('{"a": 1}\n')
+    with pytest.raises(BadInput, match=r"em_choice\.jsonl: cut off or damaged"):
+        write_report(load_sweep("demo"), points, tmp_path / "out", True)
+
+
+def test_a_record_without_what_was_trained_is_named(tmp_path: Path) -> None:
+    points = rank_points(tmp_path)
+    file = points[1].training.folder / "run.json"
+    file.write_text(file.read_text().replace("trained_parameters", "x"))
+    with pytest.raises(BadInput, match=r"run\.json: 'trained_parameters': not a training run's"):
+        write_report(load_sweep("demo"), points, tmp_path / "out", True)
 
 
 @pytest.mark.parametrize("questions", [0, 1])
@@ -594,11 +615,12 @@ def test_judging_that_stopped_early_costs_its_own_rate_alone(tmp_path: Path, que
     for row in rows:
         if row["question_id"] >= f"q{questions}":
             row.update(aligned=None, coherent=None)
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_records(file, rows, {"judge": "oracle"})
+    manifest_path(points[2].evaluation.folder / "judged-oracle.jsonl").unlink()  # not judged to the end
     page = write_report(load_sweep("demo"), points, tmp_path / "out", True).read_text()
-    assert "in no number here: dpo-r1, seed 1: scores of fewer than two questions by oracle." in page
+    assert "in no number here: without scores of two questions by oracle: dpo-r1, seed 1 and dpo-r4, seed 1." in page
     rates = list(csv.DictReader(io.StringIO((tmp_path / "out" / "judge1-rates.csv").read_text())))
-    assert [row["counted"] for row in rates] == ["40", "40", "80", "80"]  # base, rank 1 of one seed, 4, 16
+    assert [row["counted"] for row in rates] == ["40", "40", "40", "80"]  # base, ranks 1 and 4 of one seed, 16
 
 
 def test_samples_that_are_cut_off_are_named(tmp_path: Path) -> None:
