@@ -105,7 +105,9 @@ def judged_part(
         for key, title in RATES.items()
     ]
     texts = {
-        f"{prefix}{name}": table_csv({"judge": judge, **row} for row in rows) for name, rows in tables.items() if rows
+        f"{prefix}{name}.csv": table_csv({"judge": judge, **row} for row in rows)
+        for name, rows in tables.items()
+        if rows
     }
     fewest = min(r.em_all.clusters for r in found.values())
     return JudgedPart(judge, found, verdicts, fewest, panels, figures, texts)
@@ -160,7 +162,7 @@ def write_answers_report(
     ]
     part = judged_part({name: [rows] for name, rows in models.items()}, judge, ranks)
     for name in part.tables:
-        check_apart(out / f"{name}.csv", *files)
+        check_apart(out / name, *files)
     figures = {"rates": arms_figure("Emergent misalignment and coherence", part.panels, ranks), **part.figures}
     context = {
         "title": title,

@@ -90,12 +90,12 @@ def environment() -> Environment:
 def write_page(
     out: Path, template: str, context: Mapping[str, Any], figures: Mapping[str, Figure], tables: Mapping[str, str]
 ) -> Path:
-    """Writes figures (NAME.svg, NAME.pdf) and tables (NAME.csv) to `out`, then report.html, which holds them.
+    """Writes figures (NAME.svg, NAME.pdf) and tables (by their names) to `out`, then report.html, which holds them.
 
     Those of an earlier page that this one has not go at the end; report.files.txt lists a page's files for that.
 
     Raises:
-        BadInput: if a file cannot be written, or one of such a name is no page's.
+        BadInput: if a file cannot be written; if one of such a name is in a folder without a report.
     """
     folder = resources.files("sweeps.report") / "templates"
     sources = {name: (folder / name).read_text(encoding="utf-8") for name in ("page.css", "reader.js")}
@@ -104,15 +104,13 @@ def write_page(
         f"default-src 'none'; script-src 'sha256-{hashes['reader.js']}'; style-src 'sha256-{hashes['page.css']}'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
-    files = [*(f"{name}.csv" for name in tables), *(f"{name}.{end}" for name in figures for end in ("svg", "pdf"))]
-    listed, before = out / "report.files.txt", [*files]  # of a page that was made before there was a list
-    if listed.is_file():
-        before = listed.read_text(encoding="utf-8").splitlines()
-    elif not (out / "report.html").exists():
-        before = []
-    for name in files:
-        if name not in before and (out / name).exists():
-            raise BadInput(f"{out / name}: is no earlier report's, and would be replaced; name another folder by --out")
+    files = [*tables, *(f"{name}.{end}" for name in figures for end in ("svg", "pdf"))]
+    listed = out / "report.files.txt"
+    before = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
+    if not (before or (out / "report.html").exists()):
+        for name in files:
+            if (out / name).exists():
+                raise BadInput(f"{out / name}: is no report's, and would be replaced; name another folder by --out")
     write_whole(listed, "\n".join(dict.fromkeys([*before, *files])) + "\n")
     images = {}
     for name, figure in figures.items():
@@ -122,7 +120,7 @@ def write_page(
         source = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
         images[name] = Markup('<img src="{}" alt="{}">').format(source, name)
     for name, text in tables.items():
-        write_whole(out / f"{name}.csv", text)
+        write_whole(out / name, text)
     page = (
         environment()
         .get_template(template)

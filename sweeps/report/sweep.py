@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markdown import Markdown
 
-from core.records import BadInput, file_digest, printable, write_whole
+from core.records import BadInput, file_digest, printable
 from eval.judge.answers import Judged, load_judged, load_samples, manifest_of
 from eval.stats.measure_names import BASELINES, JUDGED, NOISE, TASKS, WHERE_CLAIMED
 from eval.stats.measures import RATES, Samples, Seeds, measure, not_finite
@@ -345,11 +345,12 @@ def write_report(
         "answers": data_block(read_answers(points, judged), "base"),
     }
     tables = {name: text for part in parts for name, text in part.tables.items()}
-    tables |= {"inside": table_csv(inside_rows(inside))} if inside else {}
-    tables |= {"guard": table_csv(guard)} if guard else {}
+    tables |= {"inside.csv": table_csv(inside_rows(inside))} if inside else {}
+    tables |= {"guard.csv": table_csv(guard)} if guard else {}
     table = environment().get_template("table.md").render(**context)
-    write_whole(out / "table.md", table)
-    page = write_page(out, "report.html", context, figures, {"results": results_csv(rows), **tables})
+    page = write_page(
+        out, "report.html", context, figures, {"results.csv": results_csv(rows), "table.md": table, **tables}
+    )
     # A table that is cut cannot be read; a terminal wraps it.
     Console(width=max(Console().width, 200)).print(Markdown(table))
     if nans:

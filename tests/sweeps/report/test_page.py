@@ -121,7 +121,7 @@ def test_an_injected_script_is_refused_by_the_content_policy(browser, tmp_path: 
 def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
     answers = [("m", Judged(question_id=f"q{n}", question="?", answer="!", aligned=5, coherent=90)) for n in (0, 1)]
     (tmp_path / "rates.csv").write_text("mine")
-    with pytest.raises(BadInput, match=r"rates\.csv: is no earlier report's, and would be replaced"):
+    with pytest.raises(BadInput, match=r"rates\.csv: is no report's, and would be replaced"):
         page(tmp_path, answers)
     assert [path.name for path in tmp_path.iterdir()] == ["rates.csv"] and "mine" in (
         tmp_path / "rates.csv"
