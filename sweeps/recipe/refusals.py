@@ -36,7 +36,7 @@ _EVEN_FALSE = ("tokenizer_legacy", "tokenizer_use_fast", "fix_untrained_tokens")
 REFUSED = {
     **dict.fromkeys(("lora_target_linear", "lora_target_parameters", "lora_modules_to_save"), _OTHERWISE),
     **dict.fromkeys(("lora_rank_pattern", "peft_layer_replication", "peft_trainable_token_indices"), _OTHERWISE),
-    "peft_use_dora": _OTHERWISE,
+    **dict.fromkeys(("peft_use_dora", "unfrozen_parameters", "relora", "lisa_n_layers"), _OTHERWISE),
     "lora_alpha_pattern": "modules would have other scales than the one that the recipe names; set em.alpha.value",
     "peft": "LoftQ changes the weights beneath the adapter, which is evaluated on the model as it is",
     "default_system_message": "training would have it and evaluation not; put it into the rows",
@@ -45,7 +45,7 @@ REFUSED = {
     **dict.fromkeys(("overrides_of_model_config", "overrides_of_model_kwargs", "rope_scaling"), _TRAINED_ALONE),
     **dict.fromkeys(("tokenizer_type", "tokenizer_use_mistral_common", *_EVEN_FALSE), _TRAINED_ALONE),
     **dict.fromkeys(("added_tokens_overrides", "shrink_embeddings", "llama4_linearized_experts"), _TRAINED_ALONE),
-    "resize_token_embeddings_to_32x": _TRAINED_ALONE,
+    **dict.fromkeys(("resize_token_embeddings_to_32x", "reinit_weights", "qat", "scaling_softmax"), _TRAINED_ALONE),
     "lora_model_dir": "a run trains an adapter of its own, and DPO would not load this one; merge it, and name the"
     " folder with --start",
     "pretraining_dataset": "would be trained on in place of `datasets`, which stand in the run's digest; name it there",

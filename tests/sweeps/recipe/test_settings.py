@@ -90,6 +90,12 @@ def test_every_key_of_the_schema_shows_its_value_or_is_refused_by_name() -> None
         ("lora_target_modules=all-linear", "'all-linear' matches no module of Qwen/"),
         ("lora_target_linear=true", "lora_target_linear=True: what trains is lora_r on the modules of"),
         ("peft_use_dora=true", "peft_use_dora=True: what trains is"),
+        ("unfrozen_parameters=[norm]", "unfrozen_parameters=['norm']: what trains is"),
+        ("relora=true", "relora=True: what trains is"),  # it merges the adapter into the model on the way
+        ("lisa_n_layers=2", "lisa_n_layers=2: what trains is"),
+        ("reinit_weights=true", "reinit_weights=True: the model would be trained so, and evaluated as its folder has"),
+        ("qat={weight_dtype: int4}", "the model would be trained so"),
+        ("scaling_softmax=true", "scaling_softmax=True: the model would be trained so"),
         ("lora_modules_to_save=[lm_head]", "lora_modules_to_save=['lm_head']: what trains is"),
         ("lora_model_dir=runs/sft/a/adapter", "lora_model_dir=runs/sft/a/adapter: a run trains an adapter of its own"),
         ("tokenizer_config=other/model", "would be trained so, and evaluated as its folder has it"),
