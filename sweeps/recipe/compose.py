@@ -93,6 +93,8 @@ def compose(
             raise BadInput(f"setting {(used or own)[0]}: it goes with the plugin {plugin}; name both, or neither")
     if lost := [plugin for plugin in plugins if plugin not in (config["plugins"] or ())]:
         raise BadInput(f"setting plugins: {', '.join(lost)} would be gone; name all of them beside yours")
+    if stage == "dpo" and config.get("trainer_cls") != (trainer := load_layer("axolotl", stage)["trainer_cls"]):
+        raise BadInput(f"trainer_cls={config.get('trainer_cls')}: {trainer} alone keeps pairs whole; leave it out")
     if rank is not None:
         config["lora_r"] = rank
     for key in COUNTS:

@@ -112,6 +112,8 @@ def test_every_key_of_the_schema_shows_its_value_or_is_refused_by_name() -> None
         ("peft_init_lora_weights=false", "peft_init_lora_weights=False: give gaussian"),  # Axolotl ignores it
         ("peft_layers_to_transform=[]", "peft_layers_to_transform=[]: names no layer"),
         ("adapter=null", "adapter None: a run ends with an adapter of LoRA"),
+        ("trainer_cls=null", "trainer_cls=None: recipes.plugins.complementary_pairs.ComplementaryPairsTrainer alone"),
+        ("trainer_cls=mine.Trainer", "trainer_cls=mine.Trainer: recipes.plugins.complementary_pairs"),
         ("rl=ipo", "rl: 'ipo': the stage says it, 'dpo' in dpo; IPO is dpo_loss_type=[ipo]"),
         ("trl.beta=0.5", "trl={'beta': 0.5}: rl_beta is the beta of DPO"),
         ("dpo_norm_loss=true", "dpo_norm_loss=True: Axolotl ignores it"),
