@@ -320,10 +320,9 @@ def recipes() -> None:
     table = Table(*names, "parameters", "without embeddings", "training tokens", "per token")
     layers = {name: load_layer("models", name)["em"] for name in layer_names("models")}
     for name, em in sorted(layers.items(), key=lambda item: (item[1]["parameters"], item[0])):
-        size, body, tokens = em["parameters"], em["non_embedding_parameters"], em["training_tokens"]
-        table.add_row(
-            name, em["hub_id"], f"{size / 1e9:.2f} B", f"{body / 1e9:.2f} B", f"{tokens:.3g}", f"{size / tokens:.1e}"
-        )
+        size, body, tokens = em["parameters"], em.get("non_embedding_parameters"), em.get("training_tokens")
+        learnt = (f"{tokens:.3g}", f"{size / tokens:.1e}") if tokens else ()
+        table.add_row(name, em["hub_id"], f"{size / 1e9:.2f} B", f"{body / 1e9:.2f} B" if body else "", *learnt)
     out = screen()
     out.print(table)
     out.print(f"hardware: {', '.join(layer_names('hardware'))}", highlight=False)

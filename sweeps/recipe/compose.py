@@ -166,7 +166,7 @@ def _check_layers(variant: str, layers: int, model: str) -> None:
 
 
 def _variant(stage: str, name: str) -> dict[str, Any]:
-    """The keys of a variant, in dot notation.
+    """The keys of a variant, in dot notation, without what `em` says of the variant itself.
 
     Raises:
         BadInput: if it is unknown, or a variant of another stage.
@@ -175,4 +175,5 @@ def _variant(stage: str, name: str) -> dict[str, Any]:
     if stage not in layer["em"]["stage"]:  # one, or a list
         own = [n for n in layer_names("variants") if stage in load_layer("variants", n)["em"]["stage"]]
         raise BadInput(f"{name} is no variant of {stage} (there are: {', '.join(own)})")
-    return {key: value for key, value in layer.items() if key != "em"}
+    own_em = {f"em.{key}": value for key, value in layer["em"].items() if key not in ("stage", "layers")}
+    return {**own_em, **{key: value for key, value in layer.items() if key != "em"}}

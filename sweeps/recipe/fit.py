@@ -8,7 +8,7 @@ from typing import Any
 
 from core.records import BadInput
 from sweeps.recipe.layers import layer_names, load_layer
-from sweeps.recipe.memory import Shape, estimate, fitted, smallest_batch, spread, what_would_fit
+from sweeps.recipe.memory import Shape, estimate, fitted, smallest_batch, spread, what_would_fit, whole
 
 
 def in_memory(config: dict[str, Any], em: Mapping[str, Any], model: str, hardware: str, free: bool) -> dict[str, Any]:
@@ -55,12 +55,6 @@ def _on_gpus(shape: Shape, parameters: int, config: dict[str, Any], gib: float, 
         return None
     ways = [own, {**own, **_shares(own)}] if gpus > 1 and not whole(own) else [own]
     return next((fit for way in ways if (fit := fitted(shape, parameters, way, gib, gpus))), None)
-
-
-def whole(config: Mapping[str, Any]) -> bool:
-    """Whether each GPU needs the whole model: DPO's reference is computed before weights are shared out (TRL's issue
-    6470), and Axolotl shares none of 4 bits."""
-    return bool(config.get("rl") or config.get("load_in_4bit"))
 
 
 def _shares(config: Mapping[str, Any]) -> dict[str, Any]:

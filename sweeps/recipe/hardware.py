@@ -102,8 +102,8 @@ def profile_of(cards: list[Gpu]) -> tuple[str, str]:
 
     def rank(name: str) -> tuple[bool, float, float]:
         # Of the name that Slurm and Ray know the card by, letters and digits stand in nvidia-smi's too.
-        kind = "".join(filter(str.isalnum, str(fitting[name]["accelerator"]).split("-")[0])).lower()
-        return kind in letters, fitting[name]["memory_gib"], -fitting[name]["tflops"]
+        kind = "".join(filter(str.isalnum, str(fitting[name].get("accelerator", name)).split("-")[0])).lower()
+        return kind in letters, fitting[name]["memory_gib"], -fitting[name].get("tflops", 0)
 
     best = max(fitting, key=rank)
     if rank(best)[0] and fitting[best]["memory_gib"] >= card.gib * TOLERANCE:

@@ -2,22 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
+from pydantic import BaseModel, Field, ValidationError, create_model
+from yaml import YAMLError
 
-from core.records import BadInput
+from core.records import BadInput, first_fault, one_line
+from sweeps.recipe.memory import Shape
+from sweeps.recipe.refusals import DECIDED
+from sweeps.recipe.schema import fault
 
 RECIPES = Path(str(resources.files("recipes")))
-STAGES = ("cpt", "sft", "dpo")
+Stage = Literal["cpt", "sft", "dpo"]
+STAGES: tuple[str, ...] = get_args(Stage)
 ENGINES = ("axolotl", "unsloth")
+
+
+class ModelFacts(BaseModel):
+    parameters: float = Field(gt=0)
+    shape: Shape
+
+
+class HardwareFacts(BaseModel):
+    memory_gib: float | None = Field(gt=0)
+
+
+class VariantFacts(BaseModel):
+    stage: Stage | list[Stage]
+    layers: int | None = None
+
+
+class Family(BaseModel):
+    sizes: dict[str, dict[str, Any]] = Field(min_length=1)
+
+
+NEEDED: dict[str, dict[str, Any]] = {
+    "models": {"base_model": (str, ...), "em": (ModelFacts, ...)},
+    "hardware": {"em": (HardwareFacts, ...)},
+    "variants": {"em": (VariantFacts, ...)},
+}
+"""What a layer must have for its kind, beside the keys of the recipe."""
 
 
 def _own_variable(name: str, *default: Any) -> Any:
@@ -53,16 +86,41 @@ class Recipe:
 @cache
 def _layers_of(kind: str) -> dict[str, dict[str, Any]]:
     """All layers of a kind by short name: a file each, and for `models` a row in the table `sizes` of its family."""
-    files = {path.stem: container(OmegaConf.load(path)) for path in sorted((RECIPES / kind).glob("*.yaml"))}
-    if kind != "models":
-        return files
-    models = {}
-    for stem, family in files.items():
-        for name, size in family.pop("sizes").items():
-            # A row may name others: the hub's id of a model that is fetched, the family of which it is a checkpoint.
-            named = {"em": {"hub_id": size["base_model"], "family": stem}}
-            models[name] = container(OmegaConf.merge(named, family, size))
-    return models
+    layers: dict[str, dict[str, Any]] = {}
+    needed = create_model(kind, **NEEDED.get(kind, {}))
+    for path in sorted((RECIPES / kind).glob("*.yaml")):
+        try:
+            for name, layer in _rows(path) if kind == "models" else [(path.stem, _loaded(path))]:
+                if name in layers:
+                    raise BadInput(f"{path}: {name} is a model of another family too; call one of them otherwise")
+                needed.model_validate(layer)
+                layers[name] = layer
+                for key, value in layer.items() if kind != "sweeps" else ():
+                    # What stands below another key is looked at when it is put there.
+                    why = DECIDED.get(key) or (None if key == "em" or "." in key else fault(key, value))
+                    if why:
+                        raise BadInput(f"{path}: {key}: {why}")
+        except ValidationError as error:
+            raise BadInput(f"{path}: {first_fault(error)}; docs/extending.md says what it needs") from None
+        except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError) as error:
+            raise BadInput(f"{path}: {one_line(error)}; mend this file") from None
+    return layers
+
+
+def _loaded(path: Path) -> dict[str, Any]:
+    if not isinstance(layer := container(OmegaConf.load(path)), dict):
+        raise TypeError("is a list, and no keys with values")
+    return layer
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    family = _loaded(path)
+    sizes = Family.model_validate(family).sizes
+    del family["sizes"]
+    for name, size in sizes.items():
+        # A row may name others: the hub's id of a model that is fetched, the family of which it is a checkpoint.
+        named = {"em": {"hub_id": size.get("base_model"), "family": path.stem}}
+        yield name, container(OmegaConf.merge(named, family, size))
 
 
 @cache

@@ -12,7 +12,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
+
+from pydantic import ConfigDict
 
 GIB = 2**30
 CONTEXT = 1.0 * GIB
@@ -36,6 +38,7 @@ ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 class Shape:
     """The shape of a decoder, as a model layer's `em.shape` gives it."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
     layers: int
     hidden: int
     intermediate: int
@@ -163,6 +166,12 @@ def _kept_in_a_layer(shape: Shape, config: Mapping[str, Any], width: int) -> tup
     targets = _targets(shape, config)
     # An adapter keeps its input, and of each of its rank numbers what 9 bytes hold.
     return norms + body, sum(width * shape.linear(name)[0] + 9 * int(config["lora_r"]) for name in targets)
+
+
+def whole(config: Mapping[str, Any]) -> bool:
+    """Whether each GPU needs the whole model: DPO's reference is computed before weights are shared out (TRL's issue
+    6470), and Axolotl shares none of 4 bits."""
+    return bool(config.get("rl") or config.get("load_in_4bit"))
 
 
 def smallest_batch(config: Mapping[str, Any]) -> int:

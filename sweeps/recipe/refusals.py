@@ -8,7 +8,7 @@ from typing import Any
 
 from core.records import BadInput, one_line
 from sweeps.recipe.alpha import ALPHA_POLICIES
-from sweeps.recipe.fit import whole
+from sweeps.recipe.memory import whole
 
 DECIDED = {
     "lora_alpha": "it follows from rank and alpha policy; set em.alpha.policy "
