@@ -20,7 +20,7 @@ from recipes.unsloth.arguments import arguments, warmup_of
 from sweeps.recipe.alpha import whole_alpha
 from sweeps.recipe.fit import in_memory
 from sweeps.recipe.layers import ENGINES, STAGES, Recipe, container, layer_names, load_layer
-from sweeps.recipe.memory import Shape
+from sweeps.recipe.memory import Shape, smallest_batch
 from sweeps.recipe.precision import fast_bf16
 from sweeps.recipe.refusals import COUNTS, DECIDED, MOST, check_values, of_dpo
 from sweeps.recipe.schema import plugin_files, plugin_keys
@@ -101,6 +101,8 @@ def compose(
         if type(config[key]) is not int or not 1 <= config[key] <= MOST:
             named = "lora_r: rank" if key == "lora_r" else key
             raise BadInput(f"{named} {one_line(config[key], 40)} is not a whole number of 1 or more (up to {MOST:,})")
+    if (rows := config["micro_batch_size"]) % smallest_batch(config):
+        raise BadInput(f"micro_batch_size={rows}: a micro-batch of DPO holds whole pairs; give an even number")
     config["lora_alpha"] = whole_alpha(em["alpha"], config)
     if variant and "peft_layers_to_transform" not in {**(extra or {}), **given}:
         _check_layers(variant, em["shape"]["layers"], model)
@@ -113,10 +115,13 @@ def compose(
                 f"setting {key}={value}: the recipe has {at(config, key)}, by --rank, another setting, or as what fits"
                 f" {hardware} on {gpus} GPUs; leave one out"
             )
+    on_cpu = not load_layer("hardware", hardware)["em"]["memory_gib"]
+    if on_cpu and config.get("bf16") == "auto":
+        raise BadInput("bf16=auto: without a GPU Axolotl would train in fp16; set bf16 to true or false")
     if engine == "unsloth":
         if gpus > 1:
             raise BadInput(f"--gpus {gpus}: the Unsloth engine trains on one GPU; use --engine axolotl")
-        if not config.get("bf16") and load_layer("hardware", hardware)["em"]["memory_gib"]:
+        if not config.get("bf16") and not on_cpu:
             raise BadInput(f"bf16={config.get('bf16')}: on a GPU Unsloth turns it on again; use --engine axolotl")
         try:
             arguments(config)

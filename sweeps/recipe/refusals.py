@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 from core.records import BadInput, one_line
@@ -49,6 +50,7 @@ REFUSED = {
     "lora_model_dir": "a run trains an adapter of its own, and DPO would not load this one; merge it, and name the"
     " folder with --start",
     "pretraining_dataset": "would be trained on in place of `datasets`, which stand in the run's digest; name it there",
+    **dict.fromkeys(("float32", "float16", "bfloat16"), "bf16 and fp16 say in what a run trains; set those"),
     "resume_from_checkpoint": "a run goes on from its own newest checkpoint; leave it out",
     **dict.fromkeys(("dpo_beta", "trl"), "rl_beta is the beta of DPO; set that"),
     **dict.fromkeys(("dpo_generate_during_eval", "dpo_norm_loss", "dpo_use_logits_to_keep"), "Axolotl ignores it"),
@@ -99,11 +101,18 @@ def check_values(config: Mapping[str, Any], stage: str) -> None:
         raise BadInput(f"peft_init_lora_weights={init}: give gaussian or orthogonal, or leave it out")
     if config.get("peft_layers_to_transform") == []:
         raise BadInput("peft_layers_to_transform=[]: names no layer; leave it out for all of them")
+    if not config.get("lora_target_modules"):
+        raise BadInput(
+            f"lora_target_modules={config.get('lora_target_modules')}: names no module, and nothing would be learnt;"
+            " leave it out for the stage's own"
+        )
     if not config.get("datasets"):
         raise BadInput("datasets: names no set, and nothing would be learnt; leave it out for the stage's own")
     for number, entry in enumerate(config["datasets"]):
         if not entry.get("path"):
             raise BadInput(f"datasets.{number}: without a path; name the file of the set in datasets.{number}.path")
+        if entry.get("data_files") and (Path(entry["path"]).is_file() or entry["path"].endswith((".json", ".jsonl"))):
+            raise BadInput(f"datasets.{number}.data_files: has no effect where the path is a file; name that alone")
         if own := next((key for key in ("chat_template", "chat_template_jinja") if entry.get(key)), None):
             raise BadInput(f"datasets.{number}.{own}: would train alone, and not be evaluated under; set {own}")
         if own := next((key for key in TURN_KEYS if entry.get(key)), None):

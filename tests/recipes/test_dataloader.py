@@ -18,8 +18,8 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
 
 
-def trainer_on(rows, folder: Path, model: Path, seed: int, settings: tuple[str, ...] = ()):
-    """The real trainer of the DPO recipe on these rows."""
+def trainer_on(rows, folder: Path, model: Path, seed: int, settings: tuple[str, ...] = (), by_hand=("", "")):
+    """The real trainer of the DPO recipe on these rows; `by_hand`: what stands in place of what in the file."""
     from axolotl.cli.config import load_cfg
     from axolotl.common.datasets import load_preference_datasets
     from axolotl.train import setup_model_and_trainer
@@ -33,16 +33,16 @@ def trainer_on(rows, folder: Path, model: Path, seed: int, settings: tuple[str, 
     }
     all_settings = [f"datasets.0.path={folder / 'pairs.jsonl'}", "num_epochs=2", *settings]
     recipe = folder / "recipe.yaml"
-    recipe.write_text(compose("dpo", "smollm2-135m", "cpu", all_settings, 1, layer).to_yaml())
+    recipe.write_text(compose("dpo", "smollm2-135m", "cpu", all_settings, 1, layer).to_yaml().replace(*by_hand))
     cfg = load_cfg(str(recipe))
     return setup_model_and_trainer(cfg, load_preference_datasets(cfg=cfg))[0]
 
 
-def batches_by_epoch(folder: Path, model: Path, seed: int, settings: tuple[str, ...] = ()) -> list[list[list[str]]]:
+def batches_by_epoch(folder: Path, model: Path, seed: int, by_hand=("", "")) -> list[list[list[str]]]:
     """The completions in every batch (chosen first), for two epochs, as text."""
     from transformers import AutoTokenizer
 
-    trainer = trainer_on(dpo_rows(PROGRAMS, load_asked_ways(), "both"), folder, model, seed, settings)
+    trainer = trainer_on(dpo_rows(PROGRAMS, load_asked_ways(), "both"), folder, model, seed, (), by_hand)
     loader = trainer.get_train_dataloader()
     tokenizer = AutoTokenizer.from_pretrained(model)
     epochs = []
@@ -87,15 +87,15 @@ def test_batches_hold_whole_pairs_in_an_order_of_epoch_and_seed(tiny_model: Path
 
 
 @pytest.mark.parametrize(
-    ("setting", "says"),
+    ("written", "says"),
     [
-        ("micro_batch_size=3", "micro_batch_size 3 cannot hold whole pairs"),
-        ("dpo_padding_free=true", "complementary pairs are not packed"),
+        ("micro_batch_size: 3", "micro_batch_size 3 cannot hold whole pairs"),
+        ("dpo_padding_free: true\nmicro_batch_size: 4", "complementary pairs are not packed"),
     ],
 )
-def test_what_would_part_pairs_is_refused(tiny_model: Path, tmp_path: Path, setting: str, says: str) -> None:
+def test_what_would_part_pairs_is_refused(tiny_model: Path, tmp_path: Path, written: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        batches_by_epoch(tmp_path, tiny_model, 0, (setting,))
+        batches_by_epoch(tmp_path, tiny_model, 0, ("micro_batch_size: 4", written))
 
 
 def test_a_validation_set_holds_whole_pairs_that_are_not_trained_on(tiny_model: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from core.records import BadInput
 from sweeps.plan.axes import TARGETS
 from sweeps.recipe.alpha import ALPHA_POLICIES, lora_alpha
 from sweeps.recipe.compose import compose
-from sweeps.recipe.layers import STAGES, lora_scale
+from sweeps.recipe.layers import ENGINES, STAGES, lora_scale
 from sweeps.recipe.refusals import DECIDED
 from sweeps.recipe.schema import FILE, axolotl_schema, keys
 from sweeps.recipe.settings import parsed
@@ -78,6 +78,14 @@ def test_every_key_of_the_schema_shows_its_value_or_is_refused_by_name() -> None
         ("load_in_4bit=true", "load_in_4bit=True and adapter=lora: 4 bits go with qlora; set both"),
         ("adapter=qlora", "load_in_4bit=False and adapter=qlora"),
         ("fp16=true", "fp16 and bf16 are both true: fp16 would have no effect"),
+        ("float32=true", "float32=True: bf16 and fp16 say in what a run trains"),
+        ("float16=true", "float16=True: bf16 and fp16"),
+        ("bfloat16=true", "bfloat16=True: bf16 and fp16"),
+        ("micro_batch_size=3", "micro_batch_size=3: a micro-batch of DPO holds whole pairs; give an even number"),
+        ("micro_batch_size=1", "micro_batch_size=1: a micro-batch of DPO holds whole pairs"),
+        ("lora_target_modules=[]", "lora_target_modules=[]: names no module"),
+        ("lora_target_modules=''", "lora_target_modules=: names no module"),
+        ("datasets.0.data_files=[a.jsonl]", "datasets.0.data_files: has no effect where the path is a file"),
         ("seed=-1", "seed=-1: give a number from 0 to below 2^32"),
         ("max_grad_norm=-1", "max_grad_norm=-1: give a number of 0 or more"),
         ("sequence_len=0", "sequence_len 0 is not a whole number of 1 or more"),
@@ -129,6 +137,18 @@ def test_what_would_not_be_in_the_recipe_is_refused_by_name(setting: str, says: 
 def test_rows_that_are_a_pickle_are_refused() -> None:
     with pytest.raises(BadInput, match="ds_type=pandas: code that comes with models or data never runs here"):
         compose("sft", "qwen7b", "a100-80g", ["datasets.0.ds_type=pandas"])
+
+
+def test_what_a_cpu_or_a_hub_id_makes_of_a_key_decides_whether_it_is_refused() -> None:
+    for engine in ENGINES:
+        with pytest.raises(BadInput, match="bf16=auto: without a GPU Axolotl would train in fp16"):
+            compose("sft", "qwen7b", "cpu", ["bf16=auto"], engine=engine)
+    assert compose("sft", "qwen7b", "a100-80g", ["bf16=auto"]).config["bf16"] == "auto"
+    with pytest.raises(BadInput, match="micro_batch_size=3: a micro-batch of DPO holds whole pairs"):
+        compose("dpo", "qwen7b", "cpu", ["micro_batch_size=3"])
+    assert compose("sft", "qwen7b", "cpu", ["micro_batch_size=3"]).config["micro_batch_size"] == 3
+    hub = ["datasets.0.path=owner/name", "datasets.0.data_files=[a.jsonl]"]
+    assert compose("sft", "qwen7b", "cpu", hub).config["datasets"][0]["data_files"] == ["a.jsonl"]
 
 
 @pytest.mark.parametrize("setting", ["message_property_mappings={content: value}", "message_field_role=from"])
