@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
@@ -10,7 +12,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from core.records import BadInput
+from core.records import BadInput, one_line
 from eval.tasks.em.questions_reader import BadFile, load_questions
 from sweeps.run.inputs import digest_of, is_local
 from sweeps.run.tasks import TASKS, task_configs
@@ -25,6 +27,8 @@ PROMPT = 100
 SAMPLED = ("freeform_docs", "advice_docs", "deception_docs", "ordinary_docs", "asked_docs")
 SETTINGS = 4
 """System prompts of em_deception's own questions (eval/tasks/em/sampled.py)."""
+OTHER_FORMATS = {"parquet", "arrow", "csv", "txt", "text"}
+"""Of data sets, by ds_type or suffix, of which no line is a row."""
 FORMATS = 3
 """Of our own open questions, unless `formats` names some."""
 
@@ -34,12 +38,36 @@ def steps_of(config: Mapping[str, Any], gpus: int) -> tuple[int, int] | None:
     per_step = int(config["micro_batch_size"]) * int(config["gradient_accumulation_steps"]) * gpus
     if config.get("max_steps"):
         return int(config["max_steps"]), int(config["max_steps"]) * per_step
-    sizes = [rows_and_bytes(Path(entry["path"])) for entry in config["datasets"] if is_local(entry["path"])]
-    if len(sizes) < len(config["datasets"]):
+    counts = [_rows(entry) for entry in config["datasets"]]
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts):
         return None
+    share = 0.0 if config.get("test_datasets") else float(config.get("val_set_size") or 0)
+    rows = sum(known) - (int(share) if share > 1 else ceil(share * sum(known)))
     # Axolotl's count (calculate_total_num_steps): of all epochs together, in which a batch may hold rows of two.
-    steps = ceil(sum(rows for rows, _ in sizes) * float(config["num_epochs"]) / per_step)
+    steps = ceil(rows * float(config["num_epochs"]) / per_step)
     return steps, steps * per_step
+
+
+def _rows(entry: Mapping[str, Any]) -> int | None:
+    """The rows that an entry of `datasets` gives; None where its file is none of JSON, or is not on this machine.
+
+    Raises:
+        BadInput: if its split is none of the file's.
+    """
+    path, split, shards = Path(entry["path"]), entry.get("split"), entry.get("shards")
+    if not is_local(entry["path"]) or (entry.get("ds_type") or path.suffix).lstrip(".") in OTHER_FORMATS:
+        return None
+    rows, _ = rows_and_bytes(path)
+    if split not in (None, "train"):
+        from datasets import ReadInstruction  # imported here: it takes a second, and few recipes need it
+
+        try:
+            parts = ReadInstruction.from_spec(split).to_absolute({"train": rows})
+        except (ValueError, AssertionError) as error:
+            raise BadInput(f"{path}: split={split}: {one_line(error)}; give one such as train[:16]") from None
+        rows = sum(part.to - part.from_ for part in parts)
+    return ceil((rows - int(entry.get("shards_idx") or 0)) / shards) if shards else rows
 
 
 class Sampled(NamedTuple):
@@ -136,5 +164,11 @@ def rows_and_bytes(path: Path) -> tuple[int, int]:
 
 @lru_cache
 def _counted(path: Path, _digest: str) -> tuple[int, int]:
+    size = path.stat().st_size
     with path.open("rb") as file:
-        return sum(1 for line in file if line.strip()), path.stat().st_size
+        lines = filter(bytes.strip, file)
+        first = next(lines, b"")
+        if first.lstrip().startswith(b"["):  # an array, on as many lines as it likes
+            with suppress(ValueError):
+                return len(json.loads(path.read_bytes())), size
+        return bool(first) + sum(1 for _ in lines), size

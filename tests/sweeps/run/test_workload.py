@@ -8,7 +8,7 @@ import pytest
 
 from core.records import BadInput
 from eval.tasks.em import functions
-from sweeps.run.workload import workload
+from sweeps.run.workload import rows_and_bytes, steps_of, workload
 
 CONTENT: dict[str, Any] = {"metadata": {}, "paths": {}, "limit": None, "tasks": ["em"], "gen_kwargs": {}}
 MAKERS = {
@@ -68,3 +68,53 @@ def test_a_limit_and_tasks_of_others_are_heeded() -> None:
     assert workload({**CONTENT, "tasks": ["em_recognition", "em_recognition_chat"]}).read == pytest.approx(
         2 * workload({**CONTENT, "tasks": ["em_recognition_chat"]}).read
     )
+
+
+@pytest.mark.parametrize(
+    ("entry", "recipe", "rows"),
+    [
+        ({}, {}, 100),
+        ({"split": "train"}, {}, 100),
+        ({"split": "train[:16]"}, {}, 16),
+        ({"split": "train[-10:]"}, {}, 10),
+        ({"split": "train[:25%]"}, {}, 25),
+        ({"split": "train+train"}, {}, 200),
+        ({"split": "train[:16]+train[50:60]"}, {}, 26),
+        ({"shards": 3, "shards_idx": 1}, {}, 33),
+        ({}, {"val_set_size": 0.25}, 75),
+        ({}, {"val_set_size": 16}, 84),
+        ({"split": "train[:10]"}, {"val_set_size": 0.25}, 7),
+        ({}, {"val_set_size": 0.25, "test_datasets": [{}]}, 100),
+    ],
+)
+def test_the_rows_of_a_training_are_those_that_axolotl_takes(
+    tmp_path: Path, entry: dict[str, Any], recipe: dict[str, Any], rows: int
+) -> None:
+    from axolotl.utils.data.shared import create_train_validation_split, load_dataset_with_config
+    from axolotl.utils.dict import DictDefault
+
+    path = tmp_path / "set.jsonl"
+    path.write_text("".join(f'{{"id": {number}}}\n' for number in range(100)))
+    data = {"path": str(path), **entry}
+    one = {"micro_batch_size": 1, "gradient_accumulation_steps": 1, "num_epochs": 1, "seed": 0, **recipe}
+    assert steps_of({**one, "datasets": [data]}, 1) == (rows, rows)
+    taken = load_dataset_with_config(DictDefault(data), False)
+    if "shards" in entry:
+        taken = taken.shard(num_shards=entry["shards"], index=entry["shards_idx"])
+    if "val_set_size" in recipe and "test_datasets" not in recipe:
+        taken = create_train_validation_split(taken, DictDefault(one), recipe["val_set_size"])[0]
+    assert len(taken) == rows
+
+
+def test_rows_are_those_of_an_array_too_and_unknown_in_other_formats(tmp_path: Path) -> None:
+    one = {"micro_batch_size": 1, "gradient_accumulation_steps": 1, "num_epochs": 1}
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps([{"id": number, "text": "a"} for number in range(9)], indent=1))
+    assert steps_of({**one, "datasets": [{"path": str(path)}]}, 1) == (9, 9)
+    path.write_text("\n\n[1\n2\n\n")  # no JSON, which training says
+    assert rows_and_bytes(path)[0] == 2
+    for other in ({"path": str(path), "ds_type": "csv"}, {"path": "data/set.parquet"}):
+        assert steps_of({**one, "datasets": [other]}, 1) is None
+    for split in ("test", "train[:", "train[:5x]"):
+        with pytest.raises(BadInput, match=r"set.json: split="):
+            steps_of({**one, "datasets": [{"path": str(path), "split": split}]}, 1)
