@@ -9,9 +9,10 @@ with a gated MLP, SDPA (which keeps no attention matrix) and LoRA on some of its
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar, NamedTuple
 
 from pydantic import ConfigDict
@@ -32,6 +33,7 @@ that of the batch before, which a variable holds until the new one is there (HFL
 
 MLP = {"gate_proj", "up_proj", "down_proj"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,9 @@ class Shape:
             "k_proj": (self.hidden, kv),
             "v_proj": (self.hidden, kv),
             "o_proj": (q, self.hidden),
+            "lm_head": (self.hidden, self.vocabulary),
         }
-        parts = self.parts[name]
+        parts = self.parts.get(name, [name])
         return sizes[parts[0]][0], sum(sizes[part][1] for part in parts)
 
 
@@ -101,20 +104,53 @@ def adapter_parameters(shape: Shape, config: Mapping[str, Any]) -> int:
 
     Source: Hu et al., arXiv 2106.09685, section 4.1.
     """
-    each = sum(sum(shape.linear(name)) for name in _targets(shape, config))
-    return int(config["lora_r"]) * _adapted_layers(shape, config) * each
+    return int(config["lora_r"]) * sum(n * sum(shape.linear(name)) for name, n in _adapted(shape, config).items())
 
 
-def _adapted_layers(shape: Shape, config: Mapping[str, Any]) -> int:
-    layers = config.get("peft_layers_to_transform")
-    return len(layers) if isinstance(layers, list) else shape.layers
+def _adapted(shape: Shape, config: Mapping[str, Any]) -> Mapping[str, int]:
+    """How many modules of each name have an adapter."""
+    targets, layers = config.get("lora_target_modules") or (), config.get("peft_layers_to_transform")
+    named = targets if isinstance(targets, str) else tuple(targets)
+    return _matched(
+        named, None if layers is None else frozenset(layers), shape.layers, shape.tied, tuple(shape.modules)
+    )
 
 
-def _targets(shape: Shape, config: Mapping[str, Any]) -> set[str]:
-    named = config.get("lora_target_modules") or []
-    text = named if isinstance(named, str) else " ".join(named)
-    stems = {name: name.removesuffix("_proj") for name in shape.parts}
-    return {name for name, stem in stems.items() if re.search(rf"(?<![a-z]){stem}(_proj)?(?![a-z_])", text)}
+@lru_cache
+def _matched(
+    targets: str | tuple[str, ...], only: frozenset[int] | None, layers: int, tied: bool, own: tuple[str, ...]
+) -> Mapping[str, int]:
+    # A model with a vision tower has its decoder in another place, for which a pattern may be written.
+    for others in ((), ("vision",)):
+        names = [name for name in table_modules(layers, tied, others, own) if targeted(targets, name)]
+        if only is not None:
+            names = [name for name in names if (place := LAYER.search(name)) and int(place[1]) in only]
+        names = [name for name in names if name not in others]
+        if names:
+            break
+    return Counter(name.rpartition(".")[2] for name in names)
+
+
+def targeted(targets: str | Sequence[str], name: str) -> bool:
+    """Whether PEFT takes a module for a target: a pattern matches its whole name, or an entry of a list ends it."""
+    if isinstance(targets, str):
+        return bool(re.fullmatch(targets, name))
+    return any(f".{name}".endswith(f".{target}") for target in targets)
+
+
+@lru_cache
+def table_modules(layers: int, tied: bool, others: tuple[str, ...], own: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The linear modules of a model of the tables, a decoder of Llama's kind or of `own` paths; `others` as they are.
+
+    An output that is tied to the embeddings is none: a merge would change those too, which training did not. Nor is one
+    of `own`, which files call embed_out and transformers lm_head: no adapter of it would be found in its base.
+    """
+    if own:
+        return tuple(path.replace("*", str(layer)) for layer in range(layers) for path in own)
+    stem = "model.language_model.layers" if others else "model.layers"
+    kinds = [*(f"mlp.{name}" for name in sorted(MLP)), *(f"self_attn.{name}" for name in sorted(ATTENTION))]
+    blocks = (f"{stem}.{layer}.{kind}" for layer in range(layers) for kind in kinds)
+    return (*blocks, *(() if tied else ("lm_head",)), *others)
 
 
 def estimate(shape: Shape, parameters: int, config: Mapping[str, Any], gpus: int = 1) -> Memory:
@@ -135,7 +171,9 @@ def estimate(shape: Shape, parameters: int, config: Mapping[str, Any], gpus: int
     # DPO runs the chosen and the rejected answer of a row at once; the reference keeps no activations.
     sequences = int(config["micro_batch_size"]) * (2 if config.get("rl") == "dpo" else 1)
     tokens = sequences * int(config["sequence_len"])
-    layer, adapted = (tokens * kept for kept in _kept_in_a_layer(shape, config, width))
+    layer, adapted = tokens * _kept_in_a_layer(shape, width), _adapted(shape, config)
+    # An adapter keeps its input, and of each of its rank numbers what 9 bytes hold.
+    kept = {name: tokens * (width * shape.linear(name)[0] + 9 * int(config["lora_r"])) for name in adapted}
     # transformers' loss holds the logits, their fp32 copy, its log-softmax and a gradient; ours for DPO
     # (recipes/plugins/logprobs.py) the logits, their gradient, and that of the slice without the last place.
     every = tokens * shape.vocabulary
@@ -146,26 +184,22 @@ def estimate(shape: Shape, parameters: int, config: Mapping[str, Any], gpus: int
             logits += every / 2 * (width + 4 + 4)
     if config.get("gradient_checkpointing"):
         activations: float = shape.layers * tokens * shape.hidden * width
-        logits = max(logits, layer + adapted)  # a layer is recomputed when the logits are gone
+        logits = max(logits, layer + sum(kept.values()))  # a layer is recomputed when the logits are gone
     else:
         # In layers below the first adapter too: Axolotl has the embeddings require a gradient (load_adapter). Autocast
         # keeps a copy of the matrices.
-        activations = shape.layers * layer + _adapted_layers(shape, config) * adapted + trained * width
+        activations = shape.layers * layer + sum(adapted[name] * kept[name] for name in kept) + trained * width
     return Memory(weights, adapters, activations, logits)
 
 
-def _kept_in_a_layer(shape: Shape, config: Mapping[str, Any], width: int) -> tuple[float, float]:
-    """Bytes that a layer, and its adapters, keep per token for their backward pass; `width`: of a number outside the
-    norms' fp32."""
+def _kept_in_a_layer(shape: Shape, width: int) -> float:
+    """Bytes that a layer keeps per token for its backward pass; `width`: of a number outside the norms' fp32."""
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     norms = 4 * (shape.norms * shape.hidden + (q + kv if shape.qk_norm else 0))
     # Queries, keys, values repeated to as many heads, the output (and all that one matrix made, if values are of it);
     # the MLP's gate, its activation, its other half (without a gate what is activated alone).
     heads, inner = 4 if shape.whole("v_proj") else 6, 3 if shape.whole("gate_proj") else 1
-    body = width * (heads * q + inner * shape.intermediate)
-    targets = _targets(shape, config)
-    # An adapter keeps its input, and of each of its rank numbers what 9 bytes hold.
-    return norms + body, sum(width * shape.linear(name)[0] + 9 * int(config["lora_r"]) for name in targets)
+    return norms + width * (heads * q + inner * shape.intermediate)
 
 
 def whole(config: Mapping[str, Any]) -> bool:

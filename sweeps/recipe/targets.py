@@ -6,17 +6,16 @@ recipes/plugins checks the loaded model too, which a sweep would learn of hours 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from core.records import BadInput
-from sweeps.recipe.memory import ATTENTION, MLP, Shape
+from sweeps.recipe.memory import LAYER, MLP, Shape, table_modules, targeted
 
 OTHER_TOWERS = re.compile(r"vision|visual|audio|multi_modal")
 """In the names of modules outside the language model."""
-LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
 def own_targets(named: Any, shape: Shape, model: str) -> Any:
@@ -55,7 +54,7 @@ def check_targets(config: Mapping[str, Any], em: Mapping[str, Any], tabled: bool
         names = _stored_modules(folder, max(stamps, default=0))
     elif tabled:
         shape, others = em["shape"], tuple(em.get("other_modules", ()))
-        names = _table_modules(shape["layers"], shape["tied"], others, tuple(shape.get("modules", ())))
+        names = table_modules(shape["layers"], shape["tied"], others, tuple(shape.get("modules", ())))
     else:
         return  # a hub id that no table knows
     if not names:
@@ -84,28 +83,6 @@ def check_targets(config: Mapping[str, Any], em: Mapping[str, Any], tabled: bool
             f"lora_target_modules match outside the language model, as {outside[0]}; give a pattern that does not:"
             f" lora_target_modules='.*language_model.*\\.({kinds})'"
         )
-
-
-def targeted(targets: str | Sequence[str], name: str) -> bool:
-    """Whether PEFT takes a module for a target: a pattern matches its whole name, or an entry of a list ends it."""
-    if isinstance(targets, str):
-        return bool(re.fullmatch(targets, name))
-    return any(f".{name}".endswith(f".{target}") for target in targets)
-
-
-@lru_cache
-def _table_modules(layers: int, tied: bool, others: tuple[str, ...], own: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The linear modules of a model of the tables, a decoder of Llama's kind or of `own` paths; `others` as they are.
-
-    An output that is tied to the embeddings is none: a merge would change those too, which training did not. Nor is one
-    of `own`, which files call embed_out and transformers lm_head: no adapter of it would be found in its base.
-    """
-    if own:
-        return tuple(path.replace("*", str(layer)) for layer in range(layers) for path in own)
-    stem = "model.language_model.layers" if others else "model.layers"
-    kinds = [*(f"mlp.{name}" for name in sorted(MLP)), *(f"self_attn.{name}" for name in sorted(ATTENTION))]
-    blocks = (f"{stem}.{layer}.{kind}" for layer in range(layers) for kind in kinds)
-    return (*blocks, *(() if tied else ("lm_head",)), *others)
 
 
 @lru_cache

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from core.records import BadInput
-from sweeps.recipe.targets import OTHER_TOWERS, targeted
+from sweeps.recipe.memory import targeted
+from sweeps.recipe.targets import OTHER_TOWERS
 
 LAYER = re.compile(r"\.layers\.(\d+)\.(.+)$")
 LORA = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.records import BadInput
 from sweeps.recipe.compose import compose
 from sweeps.recipe.layers import load_layer
 from sweeps.recipe.memory import (
@@ -16,9 +17,10 @@ from sweeps.recipe.memory import (
     estimate,
     evaluation_batch,
     fitted,
+    table_modules,
     what_would_fit,
 )
-from sweeps.recipe.targets import _table_modules, own_targets
+from sweeps.recipe.targets import own_targets
 
 QWEN7B = load_layer("models", "qwen7b")["em"]
 SHAPE, PARAMETERS = Shape(**QWEN7B["shape"]), QWEN7B["parameters"]
@@ -39,6 +41,42 @@ def test_adapter_parameters_are_those_of_peft(rank: int, settings: list[str], ex
     assert adapter_parameters(small, compose("dpo", "smollm2-135m", "cpu", settings, rank).config) == expected
 
 
+def pattern(targets: str) -> list[str]:
+    return [f"lora_target_modules='{targets}'"]
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "modules"),
+    [
+        ("qwen7b", pattern(r".*\.(gate|up|down)_proj"), {"gate_proj": 28, "up_proj": 28, "down_proj": 28}),
+        ("qwen7b", pattern(r".*\.mlp\..*"), {"gate_proj": 28, "up_proj": 28, "down_proj": 28}),
+        (
+            "qwen7b",
+            pattern(".*_proj"),
+            dict.fromkeys([*"qkvo"], 28) | {"gate_proj": 28, "up_proj": 28, "down_proj": 28},
+        ),
+        ("qwen7b", ["lora_target_modules=[lm_head]"], {"lm_head": 1}),
+        ("qwen7b", ["lora_target_modules=[layers.1.mlp.down_proj,o_proj]"], {"down_proj": 1, "o_proj": 28}),
+        ("qwen7b", ["lora_target_modules=[down_proj]", "peft_layers_to_transform=[1,1,1]"], {"down_proj": 1}),
+        ("qwen7b", ["lora_target_modules=[down_proj,lm_head]", "peft_layers_to_transform=[1]"], {"down_proj": 1}),
+        ("gemma4b", pattern(r".*language_model.*\.(q|down)_proj"), {"q_proj": 34, "down_proj": 34}),
+        ("pythia-410m-80b", pattern(r"gpt_neox\.layers\.(3|4)\.mlp\..*"), {"dense_h_to_4h": 2, "dense_4h_to_h": 2}),
+    ],
+)
+def test_adapters_are_counted_where_peft_puts_them(model: str, settings: list[str], modules: dict[str, int]) -> None:
+    """Patterns too, modules by their whole path, the output, and a layer that is named twice."""
+    shape = Shape(**load_layer("models", model)["em"]["shape"])
+    config = compose("sft", model, "h200-141g", settings, 2).config
+    named = {name if "_" in name else f"{name}_proj": count for name, count in modules.items()}
+    expected = 2 * sum(count * sum(shape.linear(name)) for name, count in named.items())
+    assert adapter_parameters(shape, config) == expected > 0
+
+
+def test_what_a_pattern_adds_is_refused_where_it_does_not_fit() -> None:
+    with pytest.raises(BadInput, match=r"qwen7b does not fit rtx4090: it needs about .*adapters 1\d"):
+        compose("sft", "qwen7b", "rtx4090", pattern(".*_proj"), 512)
+
+
 @pytest.mark.parametrize("variant", [None, "em-paper"])
 def test_the_modules_of_a_family_of_its_own_are_those_of_its_class(variant: str | None) -> None:
     from torch.nn import Linear
@@ -50,7 +88,7 @@ def test_the_modules_of_a_family_of_its_own_are_those_of_its_class(variant: str 
     network = GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, vocab_size=300))
     shape = load_layer("models", "pythia-160m-21b")["em"]["shape"]
     linear = {name for name, module in network.named_modules() if isinstance(module, Linear)}
-    assert linear == {*_table_modules(2, False, (), tuple(shape["modules"])), "lm_head"}
+    assert linear == {*table_modules(2, False, (), tuple(shape["modules"])), "lm_head"}
     small = Shape(**{**shape, "layers": 2, "hidden": 32, "intermediate": 64, "heads": 2, "kv_heads": 2, "head_dim": 16})
     recipe = compose("sft", "pythia-160m-21b", "cpu", variant=variant).config
     trained = check_targets(network, recipe["lora_r"], recipe["lora_target_modules"])
