@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from core.llm.budget import prices_of
 from core.llm.client import SECRET
@@ -32,6 +33,7 @@ from sweeps.run.graph import Graph
 from sweeps.run.index import write_index
 from sweeps.run.process import RunFailed, console
 from sweeps.run.status import STATES, all_statuses, at_work, status_lines
+from sweeps.run.status import status as status_of
 from sweeps.run.validate import check_runs
 from sweeps.tune.learning_rate import NO_JUDGE, Search, judged_coherent, tune, unbroken
 from sweeps.tune.threshold import Edge
@@ -383,9 +385,15 @@ def clean(yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed
             raise BadInput(f"{name}: {error}; or take it off: `emsweep status --forget {name}`") from None
         planned |= {digest for digest, run in runs.items() if run.stage == "merge"}
         needed |= {before.digest for run in runs.values() if not run.done for before in run.after}
+    # Runs that were started by hand stand in no plan.
+    begun = [path for path in Path("runs").glob("*/*/recipe.yaml") if not (path.parent / "run.json").exists()]
+    starts = {Path(yaml.safe_load(path.read_bytes())["base_model"]).resolve(): path.parent for path in begun}
     for folder in sorted(Path("runs/merge").glob("*")):
         digest = next((digest for digest in planned if folder.name.endswith(digest[:10])), None)
-        if digest is None or digest in needed:
+        if digest is None or digest in needed or status_of(folder).state == "running":
+            continue
+        if user := starts.get((folder / "merged").resolve()):
+            typer.echo(f"{folder}: kept, for {user} starts from it and is not done")
             continue
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         typer.echo(f"{folder}: {size / 2**30:.2f} GiB{', deleted' if yes else ''}")

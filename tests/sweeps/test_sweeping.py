@@ -19,7 +19,7 @@ from sweeps.cli import app
 from sweeps.recipe.layers import RECIPES
 from sweeps.report import sweep as report
 from sweeps.run.folder import Run, TrainingRun, execute_once
-from sweeps.run.process import RunFailed
+from sweeps.run.process import RunFailed, locked
 from sweeps.tune import learning_rate as tuning
 from sweeps.tune.threshold import Trial
 from tests.sweeps.answers import write_answers
@@ -129,6 +129,23 @@ def test_a_merge_behind_a_link_is_deleted_with_the_link(begun: list[str], tmp_pa
     merge.symlink_to(moved.resolve())
     assert emsweep("clean", "--yes").exit_code == 0
     assert not moved.exists() and not merge.is_symlink()
+
+
+def test_a_merge_that_is_at_work_or_that_a_run_by_hand_starts_from_is_kept(begun: list[str]) -> None:
+    assert emsweep("rank", "--values", "1").exit_code == 0
+    (merge,) = Path("runs/merge").iterdir()
+    record = (merge / "run.json").read_bytes()
+    (merge / "run.json").unlink()
+    with locked(merge / ".lock"):
+        emsweep("clean", "--yes")
+    (merge / "run.json").write_bytes(record)
+    by_hand = Path("runs/dpo/by-hand")
+    by_hand.mkdir()
+    (by_hand / "recipe.yaml").write_text(f"base_model: {merge.absolute() / 'merged'}\n")
+    assert f"{merge}: kept, for {by_hand} starts from it and is not done" in emsweep("clean", "--yes").output
+    assert merge.is_dir()
+    (by_hand / "run.json").write_text("{}")
+    assert emsweep("clean", "--yes").exit_code == 0 and not merge.exists()
 
 
 def coherence_with_edge(edge: Callable[[int], float]) -> Callable[[Path], Trial]:
