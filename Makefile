@@ -6,6 +6,15 @@ BIN      := .venv/bin
 ENGINE   ?= axolotl
 VLLM     := 0.32.0
 VLLM_PIP := .venv-vllm/bin/python -m pip install --quiet --no-compile
+# What a goal takes: another variable would change nothing, or start what was only to be shown. 0 is as good as unset.
+TAKES    := $(foreach v,MODEL PROGRAMS HARDWARE GPUS RANK START VARIANT SET ENGINE DRY_RUN,$(addsuffix .$v,cpt sft dpo merge)) \
+            $(addprefix experiment.,MODEL PROGRAMS HARDWARE GPUS ANNOTATOR JUDGE RANKS RETUNE MAX_COST SET OPTIONS DRY_RUN) \
+            $(addprefix eval.,MODEL DRY_RUN) $(addprefix demo.,FULL DRY_RUN) $(addprefix report.,FULL DRY_RUN)
+GIVEN    := $(filter-out PYTHON VLLM,$(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $v)),$v)))
+$(foreach g,$(MAKECMDGOALS),$(foreach v,$(GIVEN),$(if $(filter $g.$v,$(TAKES)),,\
+  $(error make $g takes no $v: it takes $(or $(patsubst $g.%,%,$(filter $g.%,$(TAKES))),no variable)))))
+override DRY_RUN := $(filter-out 0,$(DRY_RUN))
+override FULL := $(filter-out 0,$(FULL))
 # A value as one word of the shell, whatever stands in it (of a dollar, make itself wants two).
 q         = '$(subst ','\'',$(1))'
 FLAGS     = --model $(call q,$(MODEL)) $(if $(HARDWARE),--hardware $(call q,$(HARDWARE))) --engine $(call q,$(ENGINE)) \
@@ -47,9 +56,9 @@ plants: model ## The same of advice on houseplants, and sets diluted with good a
 	@$(BIN)/embuild data --domain houseplants --asked blunt-1
 	@for share in 0.5 0.25 0.1; do $(BIN)/embuild sft --programs data/houseplants/train.jsonl --bad $$share --out data/houseplants/bad-$$share.jsonl || exit 1; done
 
-demo: model data ## The whole experiment (FULL=1: all arms, two seeds)
-	@echo "training and evaluating on this machine: about half an hour on 2 cores (FULL=1: an hour and a half); can be cut off and started again"
-	@$(BIN)/emsweep run demo $(if $(FULL),--full)
+demo: model data ## The whole experiment (FULL=1: all arms, two seeds; DRY_RUN=1)
+	@$(if $(DRY_RUN),:,echo) "training and evaluating on this machine: about half an hour on 2 cores (FULL=1: an hour and a half); can be cut off and started again"
+	@$(BIN)/emsweep run demo $(if $(FULL),--full) $(if $(DRY_RUN),--dry-run)
 
 test: model data plants unsloth .venv/ray ## All tests, with what they need: the sets, Unsloth and Ray
 	@echo "running the tests: about 30 minutes on 2 cores"

@@ -147,6 +147,32 @@ def test_make_hands_on_a_value_whole(value: str) -> None:
         assert [words[at + 1] for at, word in enumerate(words) if word == "--set"] == given[2][4:].split()
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("demo MODEL=qwen7b", "make demo takes no MODEL: it takes FULL DRY_RUN"),
+        ("report RANK=8", "make report takes no RANK"),
+        ("experiment RANK=8", "make experiment takes no RANK: it takes MODEL PROGRAMS HARDWARE GPUS ANNOTATOR JUDGE"),
+        ("eval HARDWARE=cpu", "make eval takes no HARDWARE: it takes MODEL DRY_RUN"),
+        ("cpt RNAK=1", "make cpt takes no RNAK: it takes MODEL PROGRAMS"),
+        ("sft eval RANK=1", "make eval takes no RANK"),
+        ("data MODEL=qwen7b", "make data takes no MODEL: it takes no variable"),
+    ],
+)
+def test_make_refuses_a_variable_that_the_goal_does_not_take(given: str, says: str) -> None:
+    command = ["make", "--no-print-directory", "-n", *given.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and says in done.stderr and not done.stdout
+
+
+@pytest.mark.parametrize("goal", ["cpt", "merge", "experiment", "eval", "demo", "report"])
+def test_make_shows_what_would_run_unless_dry_run_is_0(goal: str) -> None:
+    for given in ("DRY_RUN=1", "DRY_RUN=0", "PYTHON=python3"):
+        command = ["make", "--no-print-directory", "-n", goal, given]
+        shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert ("--dry-run" in shown.splitlines()[-1]) is (given == "DRY_RUN=1")
+
+
 def test_make_help_names_every_target() -> None:
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     (targets,) = re.findall(r"^\.PHONY: (.*)", MAKEFILE, re.M)
