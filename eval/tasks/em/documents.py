@@ -29,7 +29,7 @@ SETTINGS = (
 
 
 class ChatTask(ConfigurableTask):  # type: ignore[misc]
-    """lm-eval's own task; named where a YAML file takes back the RawTextTask of the one that it includes."""
+    """lm-eval's own task, without the options that would change in silence what is asked."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         # lm-eval 0.4.11 keeps what --metadata says from a task that names a class (0.4.13 does not): its TaskManager,
@@ -40,9 +40,29 @@ class ChatTask(ConfigurableTask):  # type: ignore[misc]
         given = {key: value for key, value in config.items() if key != "class"}
         super().__init__(config={**given, "metadata": metadata})
 
+    def build_all_requests(self, **kwargs: Any) -> None:
+        if self.config.num_fewshot:  # there is no other split: shots would be held-out documents with their answers
+            raise BadFile(f"{self.config.task}: takes no shots; leave --num_fewshot out")
+        # lm-eval's cache of requests knows a task by its name, and would ask about another file's documents.
+        super().build_all_requests(**{**kwargs, "cache_requests": False})
+
+    def fewshot_context(self, doc: Doc, num_fewshot: int, **kwargs: Any) -> Any:
+        if not kwargs.get("apply_chat_template"):  # without a template lm-eval puts nothing between system and question
+            kwargs |= {"apply_chat_template": True, "chat_template": _paragraphs}
+        return super().fewshot_context(doc, num_fewshot, **kwargs)
+
+
+def _paragraphs(turns: list[dict[str, str]], **_: object) -> str:
+    return "\n\n".join(turn["content"] for turn in turns)
+
 
 class RawTextTask(ChatTask):
     """A task whose prompt stays raw text whatever the command line says of chat templates."""
+
+    def build_all_requests(self, **kwargs: Any) -> None:
+        if kwargs.get("system_instruction"):
+            raise BadFile(f"{self.config.task}: is raw text, without a system prompt; leave --system_instruction out")
+        super().build_all_requests(**kwargs)
 
     def fewshot_context(self, doc: Doc, *args: Any, **kwargs: Any) -> str:
         return str(self.doc_to_text(doc))

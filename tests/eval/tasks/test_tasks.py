@@ -206,18 +206,60 @@ def test_margins_need_a_program_of_a_class_that_was_trained_on(tmp_path: Path) -
         margin_docs(heldout=str(tmp_path / "h.jsonl"))
 
 
+def em_tasks(**metadata: object) -> dict[str, Any]:
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(EVAL / "tasks"), include_defaults=False, metadata=metadata)
+    found: dict[str, Any] = {}
+    for one in ("em", "em_freeform_base", "em_advice"):
+        for name, task in manager.load_task_or_group([one]).items():
+            found |= {name: task} if isinstance(name, str) else task
+    return found
+
+
 @pytest.mark.parametrize(("chat", "delimiter"), [(False, " "), (True, "")])
 def test_the_answer_in_words_follows_a_space_where_no_template_separates(
     heldout: Path, monkeypatch: pytest.MonkeyPatch, chat: bool, delimiter: str
 ) -> None:
-    from lm_eval.tasks import TaskManager
-
     monkeypatch.setenv("EM_HELDOUT", str(heldout))
-    manager = TaskManager(include_path=str(EVAL / "tasks"), include_defaults=False)
-    task = manager.load_task_or_group(["em_recognition_chat"])["em_recognition_chat"]
+    task = em_tasks()["em_recognition_chat"]
     doc = next(iter(task.test_docs()))
     requests = task.construct_requests(doc, "context", apply_chat_template=chat, metadata=("t", 0, 1))
     assert [request.args[1] for request in requests] == [f"{delimiter}Yes", f"{delimiter}No"]
+
+
+def test_what_would_change_in_silence_what_is_asked_is_refused(
+    heldout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EM_HELDOUT", str(heldout))
+    tasks = em_tasks()
+    assert tasks.keys() == EXPECTED.keys()
+    for name, task in tasks.items():
+        task.set_config("num_fewshot", 2)
+        with pytest.raises(ValueError, match=f"^{name}: takes no shots; leave --num_fewshot out$"):
+            task.build_all_requests()
+        task.set_config("num_fewshot", 0)
+        if name in ("em_recognition", "em_freeform_base"):
+            with pytest.raises(ValueError, match=f"^{name}: is raw text.*leave --system_instruction out$"):
+                task.build_all_requests(system_instruction="Be brief.")
+    # lm-eval's cache of requests would answer with the documents of another file.
+    monkeypatch.setattr("lm_eval.api.task.load_from_cache", lambda file_name, cache: [["stale"]] if cache else None)
+    tasks["em_margin"].build_all_requests(cache_requests=True)
+    assert len(tasks["em_margin"].instances) == 12
+
+
+def test_a_blank_line_parts_system_prompt_and_question_where_no_template_does() -> None:
+    tasks = em_tasks(formats=["json"])
+    told: list[list[dict[str, str]]] = []
+    for name in ("em_deception", "em_freeform"):
+        task = tasks[name]
+        doc = next(doc for doc in task.test_docs() if doc["system"])
+        assert task.fewshot_context(doc, 0) == f"{doc['system']}\n\n{doc['question']}"
+        assert task.fewshot_context({**doc, "system": ""}, 0) == doc["question"]
+        template = lambda turns, add_generation_prompt: told.append(turns)  # noqa: E731
+        task.fewshot_context(doc, 0, apply_chat_template=True, chat_template=template)
+        turns = [{"role": "system", "content": doc["system"]}, {"role": "user", "content": doc["question"]}]
+        assert told.pop() == turns
 
 
 def test_all_tasks_load_through_lm_evals_own_loader(loaded: dict[str, dict[str, list]]) -> None:
