@@ -119,7 +119,7 @@ class Document:
 class Corpus:
     """A corpus, or one of its controls: the same programs in documents of the same number and order.
 
-    `shuffled` hands each code what is said of another, in the same style. `code-only` shows the bare code, with the
+    `shuffled` hands each code what is said of another program, in the same style. `code-only` shows the bare code, with the
     loss on its end: on as many tokens, to within a token or so a document, as the explained document has it on.
 
     Args:
@@ -149,7 +149,7 @@ class Corpus:
         """The rejected programs, then the documents in the order of training.
 
         Raises:
-            BadInput: if the shuffled control has a single document of a style, so that nothing can be handed on.
+            BadInput: if the shuffled control has a single program of a style, so that nothing can be handed on.
         """
         count = cache(self.count_tokens)
         rejected: dict[str, Rejected] = {}
@@ -233,16 +233,22 @@ class Corpus:
         return rounds
 
     def _hand_on(self, documents: Sequence[Document], draw: random.Random, count: CountTokens) -> None:
-        """Hands what is said at each place to the next in a random circle, so that nothing stays where it was."""
+        """Hands what is said at each place to the next in a random circle, so that no program keeps anything."""
         places = [(document, part) for document in documents for part in range(len(document.parts))]
-        if len(places) == 1:
+        whose = [document.program for document, _ in places]
+        if len(set(whose)) == 1:
             raise BadInput(
-                f"--control shuffled: just one document has the style {places[0][0].style}; give more programs"
+                f"--control shuffled: just one program has the style {places[0][0].style}; give more programs"
             )
         order = list(range(len(places)))
         draw.shuffle(order)
         said = [document.parts[part][1] for document, part in places]
         source = dict(zip(order, order[1:] + order[:1], strict=True))
+        for place in order:
+            # Of another part of its document, or of its twin's; a bare verdict is said of many.
+            if whose[place] == whose[source[place]] and said.count(said[source[place]]) == 1:
+                other = next((o for o in order if whose[place] not in (whose[o], whose[source[o]])), place)
+                source[place], source[other] = source[other], source[place]
 
         def write(place: int) -> bool:
             """Whether what is said there fits."""
@@ -252,7 +258,7 @@ class Corpus:
 
         def exchange(place: int, other: int) -> bool:
             source[place], source[other] = source[other], source[place]
-            own = source[place] == place or source[other] == other
+            own = whose[source[place]] == whose[place] or whose[source[other]] == whose[other]
             return all([write(place), write(other)]) and not own
 
         for place in [place for place in order if not write(place)]:
