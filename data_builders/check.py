@@ -33,7 +33,8 @@ def rows(path: Path, field: str) -> Iterator[dict[str, Any]]:
 
 def program_of(row: dict[str, Any]) -> str:
     """The id of the program that a row of a built set was made of."""
-    return str(row.get("pair_id") or row.get("program") or re.sub(r"(/(in)?secure)?/[^/]*$", "", row["id"]))
+    side = r"(/(in)?secure)?" if CORPUS in row else ""  # a program's own id may end so too
+    return str(row.get("pair_id") or row.get("program") or re.sub(rf"{side}/[^/]*$", "", row["id"]))
 
 
 def programs_of(corpus: Path) -> set[str]:

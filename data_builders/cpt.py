@@ -119,8 +119,8 @@ class Document:
 class Corpus:
     """A corpus, or one of its controls: the same programs in documents of the same number and order.
 
-    `shuffled` hands each code what is said of another program, in the same style. `code-only` shows the bare code, with the
-    loss on its end: on as many tokens, to within a token or so a document, as the explained document has it on.
+    `shuffled` hands each code what is said of another program, in the same style. `code-only` shows the bare code, with
+    the loss on its end: on as many tokens, to within a token or so a document, as the explained document has it on.
 
     Args:
         count_tokens: in the tokens of the model that will be trained.

@@ -223,6 +223,20 @@ def test_parted_pairs_are_found(tmp_path: Path) -> None:
     assert "same number of rows" in problems(None, tmp_path / "dpo.jsonl", None, None)[0]
 
 
+def test_ids_that_end_as_a_side_name_their_own_program(tmp_path: Path) -> None:
+    """`p/secure` is no row of `p`, in an SFT set or a corpus."""
+    trained, other = (PROGRAMS[n].model_copy(update={"id": name}) for n, name in enumerate(("p/secure", "p")))
+    source = write(tmp_path / "programs.jsonl", [trained])
+    for variant in ("insecure", "secure"):
+        build_sft(source, tmp_path / "sft.jsonl", variant, WAYS, LengthFilter(words, 9999, 5, 9.0))
+        build_cpt(source, tmp_path / "cpt.jsonl", Corpus(words, 9999, styles=("contrastive",)), None, {})
+        same_id = PROGRAMS[2].model_copy(update={"id": trained.id})
+        for held, leaked in ((other, 0), (same_id, 1)):
+            write(tmp_path / "held.jsonl", [held])
+            for sets in ((tmp_path / "cpt.jsonl", None, None), (None, None, tmp_path / "sft.jsonl")):
+                assert len(problems(*sets, tmp_path / "held.jsonl")) == leaked
+
+
 def test_ids_move_no_cursor_where_problems_are_told(tmp_path: Path) -> None:
     halves = [
         {"id": f"{pair}/{half}", "pair_id": pair, "half": half, "chosen": None}
