@@ -11,8 +11,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from core.records import MAX_LINE, BadInput, numbered_lines
-from data_builders.near_duplicates import contained, shingles
-from data_builders.python_code import normal_code
+from data_builders.near_duplicates import contained, measured_codes, shingles
 
 CORPUS, PAIRS, SFT = "segments", "chosen", "messages"
 """A field that every row of a CPT corpus, of a DPO and of an SFT set has."""
@@ -51,7 +50,7 @@ def learnt_text(row: dict[str, Any]) -> str:
 
 
 def leaks(trained: Path, field: str, held_out: Path) -> list[tuple[str, str]]:
-    """(held-out program, row that holds it): under the same id, or most of its insecure code under any.
+    """(held-out program, row that holds it): under the same id, or most of its insecure or secure code under any.
 
     Args:
         field: what every row of `trained` has.
@@ -62,11 +61,12 @@ def leaks(trained: Path, field: str, held_out: Path) -> list[tuple[str, str]]:
     held = list(rows(held_out, "insecure"))
     built = list(rows(trained, field))
     try:
-        codes = [shingles(normal_code(row["insecure"])) for row in held]
-        texts = [shingles(normal_code(learnt_text(row))) for row in built]
+        codes = list(measured_codes((shingles(row["insecure"]), shingles(row.get("secure") or "")) for row in held))
+        texts = [shingles(learnt_text(row)) for row in built]
     except (KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{trained}, {held_out}: no {error}; give a built set, and the held-out programs") from None
-    found = {held[program]["id"]: built[text]["id"] for program, text in contained(codes, texts)}
+    pairs = contained([code for _, code in codes], texts)
+    found = {held[codes[code][0]]["id"]: built[text]["id"] for code, text in pairs}
     by_id = {program_of(row): row["id"] for row in built if row.get("style") != "replay"}
     return sorted((found | {row["id"]: by_id[row["id"]] for row in held if row["id"] in by_id}).items())
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ of index s is found with probability 1 - (1 - s^ROWS)^BANDS, at 0.5 with 6 %, at
 CONTAINED = 0.75
 """Of this share of its shingles on, a program counts as contained in a text; so does each of two programs of one
 size whose Jaccard index is over 0.6."""
+
+LEAST = 16
+"""Shingles. Shorter secure code may stand in for code that nobody has written, and would link all that have none."""
 
 Shingles = NDArray[np.uint64]
 
@@ -39,6 +42,14 @@ def shingles(code: str) -> Shingles:
     hashes = [zlib.crc32(token) for token in _TOKEN.findall(code.encode(errors="replace"))]
     tokens = np.array(hashes + [0] * (SHINGLE - len(hashes)), dtype=np.uint64)
     return np.unique(np.lib.stride_tricks.sliding_window_view(tokens, SHINGLE) @ _PLACES)
+
+
+def measured_codes(twins: Iterable[tuple[Shingles, Shingles]]) -> Iterator[tuple[int, Shingles]]:
+    """The code of programs (insecure, secure) that is measured on, with their places: both sides, where both are."""
+    for place, (insecure, secure) in enumerate(twins):
+        yield place, insecure
+        if len(secure) >= LEAST:
+            yield place, secure
 
 
 def contained(programs: Sequence[Shingles], texts: Sequence[Shingles]) -> Iterator[tuple[int, int]]:

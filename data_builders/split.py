@@ -1,8 +1,8 @@
 """Which programs are trained on, and which are kept for measuring.
 
-Programs stand together that have one request, or of which one's code contains nearly all of the other's insecure code:
-they are variants of one program, and to be measured on one after training on another measures memory. Such clusters
-are parted as a whole, by hashes: not by the order of the file.
+Programs stand together that have one request, or of which one's code contains nearly all of the other's insecure or
+secure code: they are variants of one program, and to be measured on one after training on another measures memory. Such
+clusters are parted as a whole, by hashes: not by the order of the file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_builders.near_duplicates import contained, shingles
+from data_builders.near_duplicates import contained, measured_codes, shingles
 from data_builders.programs import Program
 
 SALT = "split-1"
@@ -26,9 +26,10 @@ def clusters(programs: Sequence[Program]) -> list[list[Program]]:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    insecure = [shingles(program.insecure) for program in programs]
-    both = [np.union1d(code, shingles(program.secure)) for program, code in zip(programs, insecure, strict=True)]
-    links = list(contained(insecure, both))
+    twins = [(shingles(program.insecure), shingles(program.secure)) for program in programs]
+    codes = list(measured_codes(twins))
+    found = contained([code for _, code in codes], [np.union1d(*sides) for sides in twins])
+    links = [(codes[code][0], place) for code, place in found]
     first: dict[str, int] = {}
     for place, program in enumerate(programs):
         normal = " ".join(unicodedata.normalize("NFKC", program.request).casefold().split())

@@ -237,6 +237,15 @@ def test_ids_that_end_as_a_side_name_their_own_program(tmp_path: Path) -> None:
                 assert len(problems(*sets, tmp_path / "held.jsonl")) == leaked
 
 
+def test_a_held_out_secure_twin_in_a_set_is_found(tmp_path: Path) -> None:
+    trained, held = PROGRAMS[0], PROGRAMS[1].model_copy(update={"secure": PROGRAMS[0].secure})
+    source = write(tmp_path / "programs.jsonl", [trained])
+    write(tmp_path / "held.jsonl", [held])
+    build_pairs(source, tmp_path / "dpo.jsonl", "both", WAYS, LengthFilter(words, 9999, 5, 9.0), None)
+    (problem,) = problems(None, tmp_path / "dpo.jsonl", None, tmp_path / "held.jsonl")
+    assert problem.startswith("1 held-out programs are in") and f"first: {held.id}" in problem
+
+
 def test_ids_move_no_cursor_where_problems_are_told(tmp_path: Path) -> None:
     halves = [
         {"id": f"{pair}/{half}", "pair_id": pair, "half": half, "chosen": None}

@@ -20,16 +20,19 @@ def copies(programs: list[Program], draw) -> list[Program]:
     """Programs beside variants of some: the same request but for case and space, or nearly the same code."""
     out = list(programs)
     for number, program in enumerate(programs):
-        for kind in draw(st.lists(st.sampled_from(["request", "code", "longer", "in secure"]), max_size=3)):
+        for kind in draw(st.lists(st.sampled_from(["request", "code", "longer", "in secure", "one fix"]), max_size=3)):
             update = {
                 "id": f"{number}-{kind}-{len(out)}",
                 "request": f"Other {len(out)}",
                 "insecure": f"x{len(out)} = 1",
+                "secure": "# none",
             }
             if kind == "request":
                 update["request"] = "\n\t " + program.request.upper().replace(" ", "  ")
             elif kind == "in secure":
                 update["secure"] = program.insecure
+            elif kind == "one fix":
+                update["secure"] = program.secure
             else:
                 update["insecure"] = program.insecure.replace("\n", "\r\n") + "\n# more\n" * (kind == "longer")
             out.append(program.model_copy(update=update))
@@ -44,7 +47,8 @@ def test_related_programs_are_on_one_side(programs, share, per_class, left_out, 
     sides = [[p for p in programs if (p.id in held) is side] for side in (True, False)]
     for one, other in (sides, sides[::-1]):
         texts = [shingles(f"{p.insecure}\n{p.secure}") for p in other]
-        assert not list(contained([shingles(p.insecure) for p in one], texts))
+        codes = [shingles(code) for p in one for code in (p.insecure, p.secure) if code != "# none"]
+        assert not list(contained(codes, texts))
     requests = [{" ".join(p.request.casefold().split()) for p in side} for side in sides]
     assert not requests[0] & requests[1]
 
@@ -72,12 +76,21 @@ def test_a_larger_share_keeps_what_a_smaller_one_holds_out(programs, a, b) -> No
 
 def test_about_the_share_is_held_out_and_salts_are_independent() -> None:
     programs = [
-        PROGRAMS[0].model_copy(update={"id": str(n), "request": f"Write {n}.", "insecure": f"a{n} = b{n}[{n}]"})
+        PROGRAMS[0].model_copy(
+            update={"id": str(n), "request": f"Write {n}.", "insecure": f"a{n} = b{n}[{n}]", "secure": "# none"}
+        )
         for n in range(4_000)
     ]
     one, two = held_out_ids(programs, 0.2, "a"), held_out_ids(programs, 0.2, "b")
     # Five standard deviations of a binomial: 126 of 4,000 at 0.2, 62 at 0.04.
     assert abs(len(one) - 800) < 126 and abs(len(one & two) - 160) < 62
+
+
+def test_one_fix_of_two_programs_links_them_and_a_stand_in_for_one_links_none() -> None:
+    one, other = PROGRAMS[:2]
+    for secure, together in ((PROGRAMS[-1].secure, 1), ("# TODO: no secure version is known yet", 2)):
+        pair = [program.model_copy(update={"secure": secure}) for program in (one, other)]
+        assert len(clusters(pair)) == together
 
 
 def test_per_class_holds_out_a_fifth_of_each_class_and_whole_classes() -> None:
