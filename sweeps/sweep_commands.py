@@ -370,7 +370,7 @@ def status(
 
 @app.command()
 def clean(yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False) -> None:
-    """Lists what is safe to delete: merged models that no planned sweep waits for; a later sweep merges them again.
+    """Lists what is safe to delete: merged models of planned sweeps that no run waits for; a later sweep merges again.
 
     Example: emsweep clean --yes
     """

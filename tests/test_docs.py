@@ -155,7 +155,6 @@ def test_make_hands_on_a_value_whole(value: str) -> None:
         ("experiment RANK=8", "make experiment takes no RANK: it takes MODEL PROGRAMS HARDWARE GPUS ANNOTATOR JUDGE"),
         ("eval HARDWARE=cpu", "make eval takes no HARDWARE: it takes MODEL DRY_RUN"),
         ("cpt RNAK=1", "make cpt takes no RNAK: it takes MODEL PROGRAMS"),
-        ("sft eval RANK=1", "make eval takes no RANK"),
         ("data MODEL=qwen7b", "make data takes no MODEL: it takes no variable"),
     ],
 )

@@ -155,7 +155,7 @@ def _check_layers(variant: str, layers: int, model: str) -> None:
     """Refuses a variant that names the layers of a deeper or shallower model, with those as far up in this one."""
     layer = load_layer("variants", variant)
     published = layer["em"].get("layers", layers)
-    if published == layers:
+    if published == layers or "peft_layers_to_transform" not in layer:
         return
     found: list[int] = []
     for number in layer["peft_layers_to_transform"]:  # what stands together stays so

@@ -28,12 +28,12 @@ ENGINES = ("axolotl", "unsloth")
 
 
 class ModelFacts(BaseModel):
-    parameters: float = Field(gt=0)
+    parameters: float = Field(gt=0, strict=True)
     shape: Shape
 
 
 class HardwareFacts(BaseModel):
-    memory_gib: float | None = Field(gt=0)
+    memory_gib: float | None = Field(gt=0, strict=True)
 
 
 class VariantFacts(BaseModel):

@@ -113,8 +113,6 @@ def check_values(config: Mapping[str, Any], stage: str) -> None:
             raise BadInput(f"datasets.{number}: without a path; name the file of the set in datasets.{number}.path")
         if entry.get("data_files") and (Path(entry["path"]).is_file() or entry["path"].endswith((".json", ".jsonl"))):
             raise BadInput(f"datasets.{number}.data_files: has no effect where the path is a file; name that alone")
-        if rl and entry.get("shards"):
-            raise BadInput(f"datasets.{number}.shards: has no effect on DPO; take a part by split, as train[:16]")
         if own := next((key for key in ("chat_template", "chat_template_jinja") if entry.get(key)), None):
             raise BadInput(f"datasets.{number}.{own}: would train alone, and not be evaluated under; set {own}")
         if own := next((key for key in TURN_KEYS if entry.get(key)), None):

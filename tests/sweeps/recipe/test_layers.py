@@ -55,6 +55,7 @@ def test_a_file_that_is_no_layer_is_named(write: Callable[[str, str], Path], kin
     ("name", "text", "says"),
     [
         ("hardware/mine.yaml", "em: {tflops: 1}\n", "em.memory_gib: Field required"),
+        ("hardware/mine.yaml", "em: {memory_gib: '80'}\n", "em.memory_gib: Input should be a valid number"),
         (
             "hardware/mine.yaml",
             "em: {memory_gib: 80}\ntf33: true\n",
@@ -116,6 +117,8 @@ def test_what_a_variant_says_below_em_is_heeded_in_either_spelling(
         write("variants/mine.yaml", f"em: {{stage: sft, {unknown}}}\nlora_r: 8\n")
         with pytest.raises(BadInput, match=f"setting em.{unknown.partition(':')[0]}=.*: no key, or no value, of em"):
             compose("sft", "smollm2-135m", "cpu", variant="mine")
+    write("variants/mine.yaml", "em: {stage: sft, layers: 48}\nlora_r: 8\n")  # and names none of them
+    assert compose("sft", "smollm2-135m", "cpu", variant="mine").config["lora_r"] == 8
     write("variants/mine.yaml", "em: {stage: sft, memory_gib: 1}\nlora_r: 8\n")
     with pytest.raises(BadInput, match="smollm2-135m does not fit cpu: it needs about"):
         compose("sft", "smollm2-135m", "cpu", variant="mine")

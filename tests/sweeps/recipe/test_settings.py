@@ -86,7 +86,6 @@ def test_every_key_of_the_schema_shows_its_value_or_is_refused_by_name() -> None
         ("lora_target_modules=[]", "lora_target_modules=[]: names no module"),
         ("lora_target_modules=''", "lora_target_modules=: names no module"),
         ("datasets.0.data_files=[a.jsonl]", "datasets.0.data_files: has no effect where the path is a file"),
-        ("datasets.0.shards=2", "datasets.0.shards: has no effect on DPO"),
         ("seed=-1", "seed=-1: give a number from 0 to below 2^32"),
         ("max_grad_norm=-1", "max_grad_norm=-1: give a number of 0 or more"),
         ("sequence_len=0", "sequence_len 0 is not a whole number of 1 or more"),
