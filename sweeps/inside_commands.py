@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -181,7 +181,8 @@ def directions_command(
     for name, concept in loaded:
         place: Any = position or concept.position
         keep = partial(kept, name=name, judge=chosen, out=files[name]) if name in files else list
-        texts, groups = class_texts(network, tokenizer, concept, place, group, tokens or 64, keep, sampled)
+        texts, made_of = class_texts(network, tokenizer, concept, place, group, tokens or 64, keep, sampled)
+        groups = [pair.group for pair in made_of]
         positive, negative = (means(network, tokenizer, side) for side in texts)
         tested = held_out(positive, negative, groups)
         asked = chosen.name if name in files else None
@@ -190,7 +191,10 @@ def directions_command(
         if neurons:
             sides = [means(network, tokenizer, side, neurons=True) for side in texts]
             by_neuron.append(directions(*standardised(*sides), groups, about))
-        write_directions(folder / f"{name}.safetensors", one)
+        digests: dict[str, list[str]] = {}
+        for pair in made_of:
+            digests.setdefault(pair.group, []).extend(pair.digests)
+        write_directions(folder / f"{name}.safetensors", replace(one, texts=digests))
         if gguf:
             write_gguf(folder / f"{name}.gguf", one, network.config.model_type)
         found.append(one)
@@ -312,11 +316,12 @@ def steer_command(
     identity, network, tokenizer, known, at = _with_direction(model, adapter, direction, layer)
     pairs = load_pairs(wanted, tokenizer, group)
     own = known.about.groups
-    if name == known.about.concept and own and not any(pair.group in own for pair in pairs):
+    regrouped = name == known.about.concept and own and not any(pair.group in own for pair in pairs)
+    if steering.not_left_out(pairs, known) or (regrouped and not known.texts):
         # Each pair would meet a direction that it is itself part of, and any direction would seem to work.
         raise BadInput(
             f"{direction}: its groups, such as {one_line(next(iter(own)), 60)!r}, are not those of these pairs; give "
-            "the --group that `emsweep directions` was given"
+            "the --group that `emsweep directions` was given, or pairs that it is not made of"
         )
     pairs = pairs[:: max(1, len(pairs) // limit)][:limit] if limit else pairs
     found = slopes(gradients(network, tokenizer, pairs), pairs, known)

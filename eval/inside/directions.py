@@ -149,10 +149,10 @@ def directions_of(model: Any, tokenizer: Any, concept: Concept, name: str, ident
     Raises:
         BadInput: as `class_texts` and `means`.
     """
-    sides, groups = class_texts(model, tokenizer, concept, concept.position)
+    sides, pairs = class_texts(model, tokenizer, concept, concept.position)
     positive, negative = (means(model, tokenizer, side) for side in sides)
-    about = About(model=identity, concept=name, position=concept.position, pairs=len(groups))
-    return directions(positive, negative, groups, about)
+    about = About(model=identity, concept=name, position=concept.position, pairs=len(pairs))
+    return directions(positive, negative, [pair.group for pair in pairs], about)
 
 
 def standardised(positive: Singles, negative: Singles) -> tuple[Singles, Singles]:

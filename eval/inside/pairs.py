@@ -89,7 +89,12 @@ class Pair:
     negative: Side
     group: str
     question: str = ""
-    """What a trait's answers are answers to."""
+    """What its answers are answers to."""
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Of the question with each answer: the same whatever the template, the side and the answer on the other."""
+        return tuple(digest(f"{self.question}\0{side.answer}".encode())[:12] for side in (self.positive, self.negative))
 
 
 def changed_lines(text: str, other: str) -> Iterator[tuple[int, int]]:
@@ -184,8 +189,9 @@ def load_pairs(concept: Concept, tokenizer: Any, group: str | None = None) -> li
         first, before = seen.setdefault(tuple(map(str, texts[:3])), (place, str(texts[3])))
         if before != texts[3]:  # what is held out would be among what it is told by
             raise BadInput(f"{place}: the pair of {first}, in another group ({group}); group otherwise or delete one")
-        prompt = chat(tokenizer, question(str(texts[0])))
-        result.append(Pair(Side(prompt, str(texts[1])), Side(prompt, str(texts[2])), str(texts[3])))
+        asked, positive, negative, own = map(str, texts)
+        prompt = chat(tokenizer, question(asked))
+        result.append(Pair(Side(prompt, positive), Side(prompt, negative), own, asked))
     return result
 
 
@@ -244,8 +250,8 @@ def class_texts(
     tokens: int = 64,
     keep: Callable[[Sequence[Pair]], list[Pair]] = list,
     sampled: Partial | None = None,
-) -> tuple[tuple[list[Passage], list[Passage]], list[str]]:
-    """The texts of a concept's pairs, those of the positive and of the negative sides, and each pair's group.
+) -> tuple[tuple[list[Passage], list[Passage]], list[Pair]]:
+    """The texts of a concept's pairs, those of the positive and of the negative sides, and the pairs.
 
     A trait's answers are sampled.
 
@@ -275,4 +281,4 @@ def class_texts(
         raise BadInput("no pairs: give questions and system prompts, and a model that answers")
     positive = [pair.positive.passage(position, pair.negative) for pair in pairs]
     negative = [pair.negative.passage(position, pair.positive) for pair in pairs]
-    return (positive, negative), [pair.group for pair in pairs]
+    return (positive, negative), pairs

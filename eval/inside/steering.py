@@ -137,6 +137,15 @@ def _by_group(pairs: Sequence[Pair]) -> dict[str, list[int]]:
     return places
 
 
+def not_left_out(pairs: Sequence[Pair], concept: Directions) -> Pair | None:
+    """A pair of which a text is part of the direction under another group than its own."""
+    groups: dict[str, set[str]] = {}
+    for group, texts in concept.texts.items():
+        for text in texts:
+            groups.setdefault(text, set()).add(group)
+    return next((pair for pair in pairs if any(groups.get(text, set()) - {pair.group} for text in pair.digests)), None)
+
+
 def slopes(gradient: Singles, pairs: Sequence[Pair], concept: Directions, controls: int = 200) -> Slopes:
     """The slopes of `gradients` of pairs along a concept's direction, and along controls of flipped labels.
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from gguf import GGUFWriter
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -55,6 +56,8 @@ class Directions:
     """(L + 1, width): midway between the classes; zero where a published file does not say."""
     sums: Singles
     """(groups, L + 1, width): each group's sum of its pairs' differences, which controls and intervals are made of."""
+    texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Of each group the digests of its pairs; older files and published ones have none."""
 
     def at(self, layer: int) -> Singles:
         """The direction at one index.
@@ -97,7 +100,7 @@ def write_directions(path: Path, directions: Directions) -> None:
         BadInput: if the file cannot be written.
     """
     tensors = {"direction": directions.direction, "midpoint": directions.midpoint, "sums": directions.sums}
-    metadata = {"about": directions.about.model_dump_json()}
+    metadata = {"about": directions.about.model_dump_json(), "texts": json.dumps(directions.texts)}
     write_whole(path, save({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}, metadata))
 
 
@@ -137,7 +140,9 @@ def about_of(path: Path) -> About | None:
 def _own(path: Path) -> Directions:
     try:
         with safe_open(path, framework="numpy") as file:
-            about = About.model_validate_json((file.metadata() or {}).get("about", "{}"))
+            metadata = file.metadata() or {}
+            about = About.model_validate_json(metadata.get("about", "{}"))
+            texts = TypeAdapter(dict[str, list[str]]).validate_json(metadata.get("texts", "{}"))
             direction, midpoint, sums = (file.get_tensor(key) for key in ("direction", "midpoint", "sums"))
     except (SafetensorError, OSError) as error:
         raise BadInput(f"{path}: no safetensors of directions: {one_line(error)}; name a file of ours") from None
@@ -148,7 +153,7 @@ def _own(path: Path) -> Directions:
         raise BadInput(f"{path}: its tensors do not belong together; name a file of `emsweep directions`")
     if about.index != CONVENTION:
         raise BadInput(f"{path}: counts its layers in another way ({one_line(about.index)}); make it again")
-    return Directions(about, direction, midpoint, sums)
+    return Directions(about, direction, midpoint, sums, texts)
 
 
 def _published(path: Path) -> Directions:

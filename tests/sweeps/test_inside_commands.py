@@ -10,6 +10,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -146,7 +147,30 @@ def test_a_pair_meets_no_direction_that_it_is_part_of_however_that_was_grouped(f
     with pytest.raises(BadInput, match=r"its groups, such as 'What about cat\?', are not those of these pairs; give"):
         run(f"{steer} unkind.yaml")
     assert "taken out" in run(f"{steer} unkind.yaml --group q")
-    assert "taken out" in run(f"{steer} rude.yaml"), "another concept's pairs have no part in it"
+    # Nor one under another name, or with its sides exchanged; one text of a pair is enough.
+    (folder / "kind.yaml").write_text(CONCEPT.replace("bad", "x").replace("good", "bad").replace("x", "good"))
+    (folder / "half.yaml").write_text(CONCEPT.replace("rows", "half"))
+    half = [{**row, "good": f"Leave the {row['topic']} alone."} for row in ROWS]
+    (folder / "half.jsonl").write_text("".join(json.dumps(row) + "\n" for row in half))
+    for name in ("rude", "kind", "half"):
+        with pytest.raises(BadInput, match="are not those of these pairs"):
+            run(f"{steer} {name}.yaml")
+        assert "taken out" in run(f"{steer} {name}.yaml --group q")
+    other = [{**row, "bad": f"{row['bad']} Now."} for row in half]
+    (folder / "half.jsonl").write_text("".join(json.dumps(row) + "\n" for row in other))
+    assert "taken out" in run(f"{steer} half.yaml"), "another concept's pairs have no part in it"
+
+
+def test_a_file_that_was_made_without_digests_is_told_by_its_name(folder: Path) -> None:
+    run("directions tiny --concept unkind.yaml --group q --out found")
+    file = folder / "found/unkind.safetensors"
+    with safe_open(file, framework="numpy") as made:
+        about = made.metadata()["about"]
+    save_file(load_file(file), file, {"about": about})
+    steer = "steer tiny --direction found/unkind.safetensors --layer 1 --doses=1 --controls 0 --concept"
+    with pytest.raises(BadInput, match="are not those of these pairs"):
+        run(f"{steer} unkind.yaml")
+    assert "taken out" in run(f"{steer} rude.yaml")
 
 
 def make_adapter(folder: Path, rank: int, trained: bool = True) -> Path:
