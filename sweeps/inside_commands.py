@@ -298,10 +298,13 @@ def steer_command(
 
     Example: emsweep steer smollm2-135m --direction runs/directions/smollm2-135m/misaligned.safetensors --doses -1,1
     """
+    import pandas as pd
+
     from eval.inside import steering
     from eval.inside.directions import FEW, halves
     from eval.inside.pairs import Answers, load_concept, load_pairs
     from eval.inside.steering import gradients, preferences, response, slopes
+    from eval.tasks.em.scores import rate_values
 
     try:
         amounts = [float(dose) for dose in doses.split(",")]
@@ -353,10 +356,11 @@ def steer_command(
     for title, labels in [(known.about.concept, None), *((f"flipped {n}", row) for n, row in enumerate(flips, 1))]:
         for dose in [*amounts, None]:
             change = np.array(kept.of(f"{title} {dose}", partial(steered, dose, labels))) - plain
-            by_group = [change[[pair.group == one for pair in pairs]].mean() for one in {p.group for p in pairs}]
-            interval = mean_interval(by_group) if len(by_group) > 1 else None
+            parts = pd.DataFrame({"hits": change, "totals": 1}).groupby([pair.group for pair in pairs]).sum()
+            by_group = rate_values(parts)  # their mean is that over the pairs, as the slopes are
+            interval = mean_interval(by_group.to_numpy()) if len(by_group) > 1 else None
             table.add_row(escape(title), "taken out" if dose is None else f"{dose:+g}", _interval(interval, 5))
-            value = asdict(interval) if interval else {"value": by_group[0]}
+            value = asdict(interval) if interval else {"value": change.mean()}
             rows.append({"direction": title, "dose": dose, **value})
     about |= {"slopes": found.direction.tolist(), "slopes_of_controls": found.controls.tolist()}
     write_records(target, rows, about)

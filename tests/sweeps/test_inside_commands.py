@@ -161,6 +161,17 @@ def test_a_pair_meets_no_direction_that_it_is_part_of_however_that_was_grouped(f
     assert "taken out" in run(f"{steer} half.yaml"), "another concept's pairs have no part in it"
 
 
+def test_a_dose_is_a_mean_over_pairs_as_the_slope_is(folder: Path) -> None:
+    rows = [{**row, "bad": "No.", "topic": "one"} if place < 4 else row for place, row in enumerate(ROWS)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run("directions tiny --concept unkind.yaml --out found")
+    steer = "steer tiny --direction found/unkind.safetensors --layer 1 --doses=-0.1,0.1 --controls 0 --concept"
+    run(f"{steer} unkind.yaml --out out.jsonl")
+    down, up = ([json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()])[:2]
+    slope = json.loads((folder / "out.jsonl.manifest.json").read_text())["slopes"][1]
+    assert (up["value"] - down["value"]) / 0.2 == pytest.approx(slope, rel=0.02) and up["clusters"] == 4
+
+
 def test_a_file_that_was_made_without_digests_is_told_by_its_name(folder: Path) -> None:
     run("directions tiny --concept unkind.yaml --group q --out found")
     file = folder / "found/unkind.safetensors"
