@@ -137,13 +137,13 @@ def _by_group(pairs: Sequence[Pair]) -> dict[str, list[int]]:
     return places
 
 
-def not_left_out(pairs: Sequence[Pair], concept: Directions) -> Pair | None:
-    """A pair of which a text is part of the direction under another group than its own."""
+def not_left_out(pairs: Sequence[Pair], concept: Directions) -> bool:
+    """Whether a text of some pair is part of the direction under another group than the pair's own."""
     groups: dict[str, set[str]] = {}
     for group, texts in concept.texts.items():
         for text in texts:
             groups.setdefault(text, set()).add(group)
-    return next((pair for pair in pairs if any(groups.get(text, set()) - {pair.group} for text in pair.digests)), None)
+    return any(groups.get(text, set()) - {pair.group} for pair in pairs for text in pair.digests)
 
 
 def slopes(gradient: Singles, pairs: Sequence[Pair], concept: Directions, controls: int = 200) -> Slopes:
