@@ -12,7 +12,7 @@ TAKES    := $(foreach v,MODEL PROGRAMS HARDWARE GPUS RANK START VARIANT SET ENGI
             $(addprefix eval.,MODEL DRY_RUN) $(addprefix demo.,FULL DRY_RUN) $(addprefix report.,FULL DRY_RUN)
 GIVEN    := $(filter-out PYTHON VLLM,$(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $v)),$v)))
 $(if $(MAKECMDGOALS),$(foreach v,$(GIVEN),$(if $(filter $(MAKECMDGOALS:=.$v),$(TAKES)),,\
-  $(error make $(MAKECMDGOALS) takes no $v: it takes $(or $(foreach g,$(MAKECMDGOALS),$(patsubst $g.%,%,$(filter $g.%,$(TAKES)))),no variable)))))
+  $(error make $(MAKECMDGOALS) takes no $v: it takes $(or $(foreach g,$(MAKECMDGOALS),$(patsubst $g.%,%,$(filter $g.%,$(TAKES)))),no variable) (those of the environment go before make)))))
 override DRY_RUN := $(filter-out 0,$(DRY_RUN))
 override FULL := $(filter-out 0,$(FULL))
 # A value as one word of the shell, whatever stands in it (of a dollar, make itself wants two).

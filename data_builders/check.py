@@ -61,7 +61,7 @@ def leaks(trained: Path, field: str, held_out: Path) -> list[tuple[str, str]]:
     held = list(rows(held_out, "insecure"))
     built = list(rows(trained, field))
     try:
-        codes = list(measured_codes((shingles(row["insecure"]), shingles(row.get("secure") or "")) for row in held))
+        codes = list(measured_codes([(shingles(row["insecure"]), shingles(row.get("secure") or "")) for row in held]))
         texts = [shingles(learnt_text(row)) for row in built]
     except (KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{trained}, {held_out}: no {error}; give a built set, and the held-out programs") from None

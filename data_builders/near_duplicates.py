@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,9 @@ CONTAINED = 0.75
 """Of this share of its shingles on, a program counts as contained in a text; so does each of two programs of one
 size whose Jaccard index is over 0.6."""
 
-LEAST = 16
-"""Shingles. Shorter secure code may stand in for code that nobody has written, and would link all that have none."""
+LEAST, MOST = 16, 20
+"""Secure code of fewer shingles, or of more programs than that, may stand in for code that nobody has written, as a
+stock answer does, and would link all that have none."""
 
 Shingles = NDArray[np.uint64]
 
@@ -44,11 +46,12 @@ def shingles(code: str) -> Shingles:
     return np.unique(np.lib.stride_tricks.sliding_window_view(tokens, SHINGLE) @ _PLACES)
 
 
-def measured_codes(twins: Iterable[tuple[Shingles, Shingles]]) -> Iterator[tuple[int, Shingles]]:
+def measured_codes(twins: Sequence[tuple[Shingles, Shingles]]) -> Iterator[tuple[int, Shingles]]:
     """The code of programs (insecure, secure) that is measured on, with their places: both sides, where both are."""
+    recurs = Counter(secure.tobytes() for _, secure in twins)
     for place, (insecure, secure) in enumerate(twins):
         yield place, insecure
-        if len(secure) >= LEAST:
+        if len(secure) >= LEAST and recurs[secure.tobytes()] <= MOST:
             yield place, secure
 
 

@@ -168,7 +168,7 @@ def directions_command(
     # The whole path: the folder of a merged model is called `merged`, whatever was merged.
     folder = out or Path("runs/directions") / "-".join(part for part in Path(model).parts if part.strip("./"))
     files = {name: folder / f"{name}.judged.jsonl" for name in sampling if chosen}
-    _check_directions(folder, loaded, concepts or [], position, dict.fromkeys(files, chosen.name) if chosen else {})
+    _check_directions(folder, loaded, concepts or [], position, dict.fromkeys(files, chosen.label) if chosen else {})
     if chosen:
         chosen.count(list(files.values()))
     identity, network, tokenizer = load_model(layer_of(model))
@@ -185,7 +185,7 @@ def directions_command(
         groups = [pair.group for pair in made_of]
         positive, negative = (means(network, tokenizer, side) for side in texts)
         tested = held_out(positive, negative, groups)
-        asked = chosen.name if name in files else None
+        asked = chosen.label if name in files else None
         about = About(model=identity, concept=name, position=place, pairs=len(groups), judge=asked, layer=tested.layer)
         one = directions(positive, negative, groups, about)
         if neurons:

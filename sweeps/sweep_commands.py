@@ -386,8 +386,13 @@ def clean(yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed
         planned |= {digest for digest, run in runs.items() if run.stage == "merge"}
         needed |= {before.digest for run in runs.values() if not run.done for before in run.after}
     # Runs that were started by hand stand in no plan.
-    begun = [path for path in Path("runs").glob("*/*/recipe.yaml") if not (path.parent / "run.json").exists()]
-    starts = {Path(yaml.safe_load(path.read_bytes())["base_model"]).resolve(): path.parent for path in begun}
+    starts: dict[Path, Path] = {}
+    for path in Path("runs").glob("*/*/recipe.yaml"):
+        if not (path.parent / "run.json").exists():
+            try:
+                starts[Path(yaml.safe_load(path.read_bytes())["base_model"]).resolve()] = path.parent
+            except (yaml.YAMLError, LookupError, TypeError, ValueError):
+                raise BadInput(f"{path}: no recipe, and what it starts from is not known; delete its folder") from None
     for folder in sorted(Path("runs/merge").glob("*")):
         digest = next((digest for digest in planned if folder.name.endswith(digest[:10])), None)
         if digest is None or digest in needed or status_of(folder).state == "running":

@@ -73,16 +73,13 @@ class Money:
             self.usd += cost
             self._highest[answer.model] = max(self._highest.get(answer.model, 0.0), cost)
 
-    def lose(self, request: Mapping[str, Any]) -> None:
-        """Counts a request that was sent and brought no answer that can be read: it may be billed all the same.
-
-        Raises:
-            Spent: if the same request cannot be paid for once more.
-        """
+    async def lose(self, loan: list[float], request: Mapping[str, Any]) -> None:
+        """Counts a request that was sent and brought no answer that can be read, for it may be billed all the same, and
+        waits until it can be paid for once more; Spent if it cannot, even alone."""
+        await self._give_back(loan)
         self.lost += 1
         self.usd += self._price(request)
-        if self._limit is not None and self.usd + sum(self._lent) > self._limit:
-            raise Spent
+        await self._borrow(loan, request)
 
     def _price(self, request: Mapping[str, Any]) -> float:
         """What a request is taken to cost before its answer is there."""
@@ -105,8 +102,16 @@ class Money:
         return (tokens_in * prices.tokens_in + tokens_out * prices.tokens_out) / 1e6
 
     @asynccontextmanager
-    async def lend(self, request: Mapping[str, Any]) -> AsyncIterator[None]:
+    async def lend(self, request: Mapping[str, Any]) -> AsyncIterator[list[float]]:
         """Waits until the request can be paid for beside those in flight; Spent if it cannot, even alone."""
+        loan: list[float] = []
+        await self._borrow(loan, request)
+        try:
+            yield loan
+        finally:
+            await self._give_back(loan)
+
+    async def _borrow(self, loan: list[float], request: Mapping[str, Any]) -> None:
         price = self._price(request)
         async with self._changed:
             while self._limit is not None and self.usd + sum(self._lent) + price > self._limit:
@@ -114,12 +119,13 @@ class Money:
                     raise Spent
                 await self._changed.wait()
             self._lent.append(price)
-        try:
-            yield
-        finally:
-            async with self._changed:
-                self._lent.remove(price)
-                self._changed.notify_all()
+        loan.append(price)
+
+    async def _give_back(self, loan: list[float]) -> None:
+        async with self._changed:
+            while loan:
+                self._lent.remove(loan.pop())
+            self._changed.notify_all()
 
     def __str__(self) -> str:
         spent = f", ${self.usd:.2f} spent" if self.known else ""

@@ -268,8 +268,8 @@ class Client:
         seed = {"seed": request["seed"]} if "seed" in request else {}
         for _ in range(attempts):
             request = {**request, **{name: n + len(self._journal.answers.get(key, ())) for name, n in seed.items()}}
-            async with self._money.lend(request):
-                completion, changes = await self._send(request)
+            async with self._money.lend(request) as loan:
+                completion, changes = await self._send(request, loan)
                 if not completion.tokens_in:  # a server that does not count
                     out = len(completion.text) // 4 + 1
                     completion = completion._replace(tokens_in=prompt_tokens(request), tokens_out=out)
@@ -310,7 +310,7 @@ class Client:
             self.stopped = f"{model} has answered nothing, after {self._useless[model]} {words}"
             raise BadInput(self.stopped) from None
 
-    async def _send(self, wanted: Mapping[str, Any]) -> tuple[Completion, tuple[str, ...]]:
+    async def _send(self, wanted: Mapping[str, Any], loan: list[float]) -> tuple[Completion, tuple[str, ...]]:
         """The reply to a request, in the form that the server takes, with what is changed in it for that."""
         import openai
 
@@ -340,13 +340,13 @@ class Client:
                 if error.status < 500 and error.status not in (408, 409):
                     raise Refused(why) from None
             except TimeoutError:
-                self._money.lose(wanted)
+                await self._money.lose(loan, wanted)
                 why = "no answer in time"
             except openai.APIConnectionError as error:
                 cause = error.__cause__ or error
                 why = one_line(f"no connection: {self.clean(str(cause) or type(cause).__name__)}")
             except ValueError as error:
-                self._money.lose(wanted)
+                await self._money.lose(loan, wanted)
                 why = f"the response is no chat completion: {str(error) or 'nothing'}"
             else:
                 adaptation.worked(body)

@@ -61,10 +61,10 @@ def kept(pairs: Sequence[Pair], name: str, judge: Judge, out: Path) -> list[Pair
     chosen = [pair for pair, up, down in zip(pairs, shown[::2], shown[1::2], strict=True) if up > SHOWN > down]
     if not chosen:
         raise BadInput(
-            f"{out}: of {len(pairs)} pairs {judge.name} finds none whose answers differ in {name}: the model does not"
+            f"{out}: of {len(pairs)} pairs {judge.label} finds none whose answers differ in {name}: the model does not"
             " take up its system prompts; take --position prompt, or leave --judge out"
         )
-    print(f"{name}: {len(chosen)} of {len(pairs)} sampled pairs kept by {judge.name}")
+    print(f"{name}: {len(chosen)} of {len(pairs)} sampled pairs kept by {judge.label}")
     return chosen
 
 

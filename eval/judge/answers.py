@@ -268,7 +268,8 @@ def manifest_of(file: Path) -> dict[str, Any]:
     """
     manifest = manifest_path(file)
     try:
-        told = json.loads(manifest.read_text(encoding="utf-8"))
+        text = manifest.read_text(encoding="utf-8")
+        told = json.loads(text)
         of = {"of": str(told["of"])} if "of" in told else {}
         judge = judge_label(str(told["judge"]), told.get("extra_body") or {})
         sample, judged = int(told.get("sample_of", 0)), int(told["written"]) - len(told.get("missing", ()))
@@ -278,6 +279,8 @@ def manifest_of(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise BadInput(f"{manifest}: no manifest of judged answers; mend it or move it away") from None
     if file.is_file() and file_digest(file) != told.get("sha256"):
+        if not manifest.exists() or manifest.read_text(encoding="utf-8") != text:
+            return manifest_of(file)  # both have just been written anew
         raise BadInput(f"{file}: cut off, or edited since it was judged; move it away and judge again")
     return facts
 

@@ -18,7 +18,7 @@ from typing import Any
 from core.llm.budget import Money, Prices, prices_of
 from core.llm.client import Access, Client, Filtered, Stopped, Unanswered, not_empty, run_all
 from core.llm.journal import Answer, Journal
-from core.records import BadInput, printable, write_records
+from core.records import BadInput, digest, printable, write_records
 from eval.judge.answers import Judged, judge_label, manifest_of, stored_answers
 from eval.judge.prompt_files import Measure, Measures, Prompts, load_prompts, prompt, version
 from eval.judge.replies import excludes, expected_score, other_scale, sampled, written_number
@@ -64,9 +64,12 @@ class Judge:
     def file(self, answers: Path) -> Path:
         """Where its scores of an evaluation's folder, or of a file of answers, belong."""
         named = ("judged-" if self.prompts.em else "words-") + re.sub(r"[^A-Za-z0-9.]+", "-", self.name).strip("-")
-        if answers.is_dir():
-            return answers / f"{named}.jsonl"
-        return answers.with_name(f"{answers.stem}.{named}.jsonl")
+        here = answers / named if answers.is_dir() else answers.with_name(f"{answers.stem}.{named}")
+        plain = here.with_name(f"{here.name}.jsonl")
+        # That of a judge of this name who is asked otherwise stays as it is.
+        if plain.exists() and manifest_of(plain).get("judge", self.label) != self.label:
+            return here.with_name(f"{here.name}-{digest(self.label.encode())[:8]}.jsonl")
+        return plain
 
     def count(self, outs: Sequence[Path]) -> None:
         """Adds to what is spent what stands in the journals of these files."""
@@ -214,7 +217,7 @@ async def judgement(reader: Reader, measures: Measures, question: str, answer: s
 
 
 class Unfinished(BadInput):
-    """Judging stopped before the end; what was finished is in the file, and in `judgements`."""
+    """Judging stopped before the end; what was finished is in the journal, and in `judgements`."""
 
     judgements: Sequence[Judgement] = ()
 
@@ -224,7 +227,7 @@ def _check_others(out: Path, journal: Path, judge: Judge, of: str | None) -> dic
 
     Names of files have fewer characters than those of models. A file of ours has a journal, if not yet a manifest.
     """
-    told = manifest_of(out)
+    told = manifest_of(out) if out.exists() else {}
     if out.exists() and not told and not journal.exists():
         raise BadInput(f"{out}: nothing says who judged it, and it would be replaced; move it away")
     for key, own in (("judge", judge.label), ("of", of)):

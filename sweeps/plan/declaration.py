@@ -16,7 +16,7 @@ from core.records import BadInput, first_fault, one_line
 from eval.judge.settings import JudgeSettings
 from eval.stats.measure_names import MeasureName
 from sweeps.recipe.hardware import this_machine
-from sweeps.recipe.layers import RECIPES, load_layer
+from sweeps.recipe.layers import RECIPES, Stage, load_layer
 from sweeps.recipe.refusals import DECIDED
 from sweeps.recipe.schema import fault
 from sweeps.recipe.schema import keys as schema_keys
@@ -38,7 +38,6 @@ AXES = {
 """The axes with names of their own, and the recipe key behind each; any other axis is a recipe key itself."""
 OWN = {"seed": "seeds", "base_model": "model", "revision_of_model": "model", "datasets.0.path": "an arm's data"}
 """Recipe keys that a sweep has other words for, and which would overwrite them."""
-Stage = Literal["cpt", "sft", "dpo"]
 
 
 def _whole(value: Any) -> Any:

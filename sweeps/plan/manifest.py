@@ -176,8 +176,8 @@ def _finished(root: Path, manifest: Manifest, planned: PlannedRun) -> Run:
             after = tuple(merge_run(start) for start in starts if isinstance(start, TrainingRun))
             recipe = Recipe(stage, content["recipe"], {"alpha": content["alpha"]})
             run = TrainingRun(stage, name, content, root, after, recipe=recipe)
-        if run.digest != planned.digest:
-            raise ValueError
-        return run
     except (ValueError, KeyError, TypeError):
         raise BadInput(f"{folder / 'run.json'}: not the record of a run; delete the folder and run it again") from None
+    if run.digest != planned.digest:
+        raise BadInput(f"{folder / 'run.json'}: of another run, or of an earlier version; start the sweep again")
+    return run

@@ -48,6 +48,11 @@ def check_targets(config: Mapping[str, Any], em: Mapping[str, Any], tabled: bool
     Raises:
         BadInput: naming the layer or the target.
     """
+    layers, targets = config.get("peft_layers_to_transform"), config.get("lora_target_modules") or []
+    try:
+        re.compile(targets if isinstance(targets, str) else "")
+    except re.error as error:
+        raise BadInput(f"lora_target_modules {targets!r} is no pattern: {error}") from None
     folder = Path(config["base_model"])
     if folder.is_dir():
         stamps = [file.stat().st_mtime_ns for file in folder.glob("*.safetensors")]
@@ -59,7 +64,6 @@ def check_targets(config: Mapping[str, Any], em: Mapping[str, Any], tabled: bool
         return  # a hub id that no table knows
     if not names:
         return
-    layers, targets = config.get("peft_layers_to_transform"), config.get("lora_target_modules") or []
     count = 1 + max((int(m[1]) for n in names if not OTHER_TOWERS.search(n) and (m := LAYER.search(n))), default=-1)
     if beyond := [layer for layer in layers or () if not 0 <= layer < count]:
         raise BadInput(f"peft_layers_to_transform {beyond}: the model has layers 0 to {count - 1}")
@@ -69,10 +73,7 @@ def check_targets(config: Mapping[str, Any], em: Mapping[str, Any], tabled: bool
         )
     matched: set[str] = set()
     for target in [targets] if isinstance(targets, str) else targets:
-        try:
-            own = {name for name in names if targeted(target if isinstance(targets, str) else [target], name)}
-        except re.error as error:
-            raise BadInput(f"lora_target_modules {target!r} is no pattern: {error}") from None
+        own = {name for name in names if targeted(target if isinstance(targets, str) else [target], name)}
         if not own:
             tied = ", for it is tied to the embeddings" * (target.endswith("lm_head") and em["shape"]["tied"])
             raise BadInput(f"lora_target_modules {target!r} matches no module of {config['base_model']}{tied}")

@@ -110,7 +110,7 @@ def write_page(
     if not (before or (out / "report.html").exists()):
         for name in files:
             if (out / name).exists():
-                raise BadInput(f"{out / name}: is no report's, and would be replaced; name another folder by --out")
+                raise BadInput(f"{out / name}: is no report's, and would be replaced; move it away")
     write_whole(listed, "\n".join(dict.fromkeys([*before, *files])) + "\n")
     images = {}
     for name, figure in figures.items():

@@ -74,9 +74,11 @@ def models_of(names: Sequence[str]) -> Models:
 
 
 def size_part(sweep: Sweep, points: Sequence[Point], samples: Mapping[str, Seeds]) -> Section | None:
-    """The section; None for a sweep of one model, or of models that no table knows."""
+    """The section; None for a sweep of one model, or of models that no table knows, or not by these numbers."""
     names = dict.fromkeys(model_of(sweep, point.arm) for point in points)
     if len(names) < 2 or not set(names) <= set(layer_names("models")):
+        return None
+    if not all({"non_embedding_parameters", "training_tokens"} <= load_layer("models", n)["em"].keys() for n in names):
         return None
     if not (series := outcomes_of(sweep, samples)):
         return None

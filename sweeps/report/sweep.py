@@ -112,17 +112,17 @@ def arm_rows(points: Sequence[Point], samples: Mapping[str, Seeds], measures: Se
     for arm, seeds in samples.items():
         runs = [p.training for p in points if p.arm == arm and p.training]
         records = [run.record() for run in runs]
-        try:
-            row = {
-                "arm": arm,
-                "seeds": len(seeds),
-                "rank": runs[0].recipe.config["lora_r"] if runs else None,
-                "scale": lora_scale(runs[0].recipe.config) if runs else None,
-                "trained_parameters": records[0]["trained_parameters"] if records else 0,
-                "minutes": round(sum(r["wall_seconds"] for r in records) / 60, 1),
-            }
-        except (KeyError, TypeError) as error:
-            raise BadInput(f"{runs[0].folder / 'run.json'}: {error}: not a training run's; delete the folder") from None
+        for run, record in zip(runs, records, strict=True):
+            if not {"trained_parameters", "wall_seconds"} <= record.keys():
+                raise BadInput(f"{run.folder / 'run.json'}: not the record of a training; delete the folder")
+        row = {
+            "arm": arm,
+            "seeds": len(seeds),
+            "rank": runs[0].recipe.config["lora_r"] if runs else None,
+            "scale": lora_scale(runs[0].recipe.config) if runs else None,
+            "trained_parameters": records[0]["trained_parameters"] if records else 0,
+            "minutes": round(sum(r["wall_seconds"] for r in records) / 60, 1),
+        }
         rows.append({**row, "measures": {name: measure(name, seeds) for name in measures}})
     return rows
 
@@ -215,13 +215,13 @@ def scored_files(points: Sequence[Point]) -> tuple[dict[str, dict[Path, list[Jud
     found: dict[str, dict[Path, list[Judged]]] = {}
     for point in points:
         for file in sorted(point.evaluation.folder.glob("judged-*.jsonl")):
-            # The manifest is written last: without it the file is not whole, or a journal.
-            if (told := manifest_of(file)) and enough(rows := load_judged(file)):
-                found.setdefault(printable(told["judge"]), {})[file] = rows
+            if told := manifest_of(file):  # it is written last: without it the file is not whole, or a journal
+                own = found.setdefault(printable(told["judge"]), {})
+                own |= {file: rows} if enough(rows := load_judged(file)) else {}
     folders = {judge: {file.parent for file in files} for judge, files in found.items()}
     answered = [point for point in points if _logged(point.evaluation.folder, FREEFORM)]
     without = {judge: [p.name for p in answered if p.evaluation.folder not in own] for judge, own in folders.items()}
-    return dict(sorted(found.items(), key=lambda item: -len(item[1]))), [
+    return dict(sorted(((judge, files) for judge, files in found.items() if files), key=lambda item: -len(item[1]))), [
         f"without scores of two questions by {judge}: {' and '.join(names)}"
         for judge, names in without.items()
         if names

@@ -238,6 +238,22 @@ def test_a_response_that_is_no_answer_is_told_in_the_servers_words(tmp_path: Pat
 
 
 @pytest.mark.usefixtures("_quick")
+def test_one_request_without_an_answer_does_not_end_the_others(tmp_path: Path) -> None:
+    """Those in flight may have been lent all that is left: the lost one waits for what they give back."""
+    money = Money({"m": Prices(1e4, 0.0)}, limit=3.5)
+
+    def reply(body: dict, n: int) -> tuple:
+        time.sleep(0.1)
+        status, whole, headers = completion("ok")
+        whole["usage"]["prompt_tokens"] = 10 if n else 100  # a dollar, which each is lent then; the others 0.1
+        return (204, "", {}) if n == 2 else (status, whole, headers)
+
+    with serving(reply) as server:
+        assert ask(server.url, tmp_path, number=4, money=money) == ["ok"] * 4
+    assert money.lost == 1 and len(server.bodies) == 5 and money.usd == pytest.approx(2.3)
+
+
+@pytest.mark.usefixtures("_quick")
 def test_what_brings_no_answer_is_taken_as_paid_for(tmp_path: Path) -> None:
     """A server that is too slow has done the work: a limit of cost has to hold there too."""
     money = Money({"m": Prices(0.0, 1e6 / FIRST_GUESS)}, limit=3.0)  # a dollar each

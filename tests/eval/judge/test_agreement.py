@@ -1,6 +1,7 @@
 """Agreement of two judges against independent computations, and `emsweep agree` on their files."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ from hypothesis import strategies as st
 from scipy import stats
 from typer.testing import CliRunner
 
+from core.llm.client import Access
 from core.records import BadInput, manifest_path, write_records
 from eval.judge.agreement import agreement, matched, matched_files, shift
 from eval.judge.answers import Judged, judge_of, model_of
+from eval.judge.judge import Judge
 from eval.judge.rates import rates
 
 SCORE = st.one_of(st.none(), st.integers(0, 100).map(float))
@@ -147,6 +150,10 @@ def test_one_judge_that_is_asked_otherwise_is_another(tmp_path: Path) -> None:
     other = write(tmp_path / "other.judged-x.jsonl", MILD, "x", extra_body={"top_p": 0.5})
     with pytest.raises(BadInput, match=r"two judges: .*one.* by x, .*other.* by x with {\"top_p\": 0.5}"):
         judge_of([one, other], None, "--judged-by")
+    judge = Judge("x", Access("none", "http://127.0.0.1:9/v1", extra_body={"top_p": 0.5}))
+    assert judge.file(tmp_path / "other.jsonl") == other, "its own"
+    named = judge.file(tmp_path / "one.jsonl").name
+    assert re.fullmatch(r"one\.judged-x-[0-9a-f]{8}\.jsonl", named), "beside the other's"
 
 
 def test_files_of_two_models_in_another_order_are_paired_by_name(tmp_path: Path) -> None:
