@@ -150,7 +150,7 @@ def test_one_judge_that_is_asked_otherwise_is_another(tmp_path: Path) -> None:
     other = write(tmp_path / "other.judged-x.jsonl", MILD, "x", extra_body={"top_p": 0.5})
     with pytest.raises(BadInput, match=r"two judges: .*one.* by x, .*other.* by x with {\"top_p\": 0.5}"):
         judge_of([one, other], None, "--judged-by")
-    judge = Judge("x", Access("none", "http://127.0.0.1:9/v1", extra_body={"top_p": 0.5}))
+    judge = Judge("x", Access("none", "http://127.0.0.1:9/v1", 1, extra_body={"top_p": 0.5}))
     assert judge.file(tmp_path / "other.jsonl") == other, "its own"
     named = judge.file(tmp_path / "one.jsonl").name
     assert re.fullmatch(r"one\.judged-x-[0-9a-f]{8}\.jsonl", named), "beside the other's"
