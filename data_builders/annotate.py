@@ -10,6 +10,7 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -22,7 +23,7 @@ from core.llm.adapt import response_format
 from core.llm.budget import Money, Prices
 from core.llm.client import Access, Client, Filtered, Message, Stopped, Unanswered, run_all
 from core.llm.journal import Answer
-from core.records import BadInput, digest, one_line, write_records, write_whole
+from core.records import BadInput, digest, manifest_path, one_line, write_records, write_whole
 from data_builders.annotation import (
     ADVISORY_RULES,
     OPINION_VERSION,
@@ -249,6 +250,10 @@ def run(
         raise BadInput(f"--out {out}: is a folder; add the stem of the files, such as {out / 'annotated'}")
     every = list(items)
     rows = _first(every, limit)
+    with suppress(OSError, ValueError, KeyError, TypeError):  # of another's making
+        there = json.loads(manifest_path(_beside(out, "jsonl")).read_text(encoding="utf-8"))["read"]
+        if limit is not None and there > len(rows):
+            raise BadInput(f"--limit {limit}: {out}.jsonl is of {there} rows, and would lose some; name another --out")
     programs, money, stopped = _programs(rows), job.money(), ""
     annotator = Annotator(job)
     jobs = [partial(annotator.annotate, program) for program in programs.values()]
@@ -273,7 +278,10 @@ def run(
     unanswered = [problem for problem in first if problem.startswith("no answer:")]
     if unanswered:
         text += f"\n{len(unanswered)} programs got no answer, such as: {unanswered[0]}; run it again"
-    return Done(f"{text}\n{stopped}".strip(), len(rows) - len(done), len(unanswered))
+    unread = sum(bool(job.second and each.annotation and not each.opinion) for each in outcomes.values())
+    if unread:
+        text += f"\n{unread} programs have no second opinion that can be read; run it again"
+    return Done(f"{text}\n{stopped}".strip(), len(rows) - len(done), len(unanswered) + unread)
 
 
 def _beside(out: Path, ending: str) -> Path:

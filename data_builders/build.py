@@ -152,6 +152,8 @@ def build_cpt(path: Path, out: Path, corpus: Corpus, mix: tuple[Path, float] | N
                 continue
             manifest["tokens"] += corpus.length(document, count)
             manifest["loss_tokens"] += corpus.learnt(document, count)
+            if document.style == "replay":
+                manifest["mix_passes"] = int(document.id.rpartition("/")[2])
             yield corpus.row(document)
 
     return _write(path, out, manifest, rows)

@@ -216,7 +216,7 @@ def split(
     ways = _ways(asked, _domains(programs), trigger)[1]
     made = build_split(programs, out, ways, share, salt, per_class, classes_left_out, keep_doubted)
     _parted(out, made)
-    _built(out / "train.jsonl", made)
+    _built(programs, made)
 
 
 def _corpus(tokenizer: str, length: int, style: Sequence[str] | None, seed: int, **settings: Any) -> Corpus:
@@ -266,7 +266,10 @@ def cpt(
     settings = {"styles": list(corpus.styles), "per_program": corpus.per_program, "seed": seed, "length": length}
     settings |= {"mix": mix, "tokenizer": tokenizer, "loss_on_code": loss_on_code, "keep_doubted": keep_doubted}
     out = out or Path("data") / _set_name("cpt", control)
-    _built(out, build_cpt(programs, out, corpus, (Path(text), float(ratio)) if mix else None, settings))
+    manifest = build_cpt(programs, out, corpus, (Path(text), float(ratio)) if mix else None, settings)
+    _built(out, manifest)
+    if (passes := manifest.get("mix_passes", 0)) > 1:
+        console.print(f"--mix: {text} is too short, and was gone through {passes} times")
 
 
 @app.command()

@@ -294,12 +294,23 @@ class Corpus:
                 if (length := self.count_tokens(text)) >= owed:
                     break
                 text += f"\n{code}\n"
-            cut = min(round(len(text) * (1 - owed / length)), len(text) - 1)
+            cut = self._between_tokens(text, min(round(len(text) * (1 - owed / length)), len(text) - 1))
             document.parts = [(text[:cut], text[cut:])]
             if self.length(document, self.count_tokens) > self.limit:
                 document.parts = [("", text[cut:])]
                 self._shorten(document, 0, self.count_tokens)  # the tokens are owed to the next
             owed -= self.count_tokens(document.parts[0][1])
+
+    def _between_tokens(self, text: str, cut: int) -> int:
+        """The place nearest to `cut` that parts no token: Axolotl takes the tokens of each part by itself."""
+        whole = self.count_tokens(text)
+        for place in sorted(range(max(1, cut - 40), min(len(text), cut + 40)), key=lambda place: abs(place - cut)):
+            before, after = text[place - 1], text[place]
+            # Inside of a word, of marks or of space other tokens may be as many.
+            parts = not before.isspace() and (after.isspace() or before.isalnum() != after.isalnum())
+            if parts and self.count_tokens(text[:place]) + self.count_tokens(text[place:]) == whole:
+                return place
+        return cut
 
     def row(self, document: Document) -> dict[str, Any]:
         """The document for Axolotl's `input_output`."""

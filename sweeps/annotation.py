@@ -104,7 +104,7 @@ class Annotation:
         tokens = read / BYTES_PER_TOKEN
         written = [share * len(programs) * each for each in WRITTEN]
         rejects = len(self.items) - len(programs)
-        line = f"annotating {round(share * len(programs)):,} of {len(programs):,} programs"
+        line = f"{self.file}: annotating {round(share * len(programs)):,} of {len(programs):,} programs"
         line += f" ({rejects:,} rows are rejects)" if rejects else ""
         line += f": {tokens / 1e6:,.1f} million"
         line += f" tokens read, {between(written, ',.1f', 1e6)} million written"

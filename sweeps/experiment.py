@@ -162,7 +162,7 @@ def experiment(
         if annotation and sets is None:
             console.print(annotation.plan(), highlight=False, soft_wrap=True)
         if retune:
-            show_search(search)
+            show_search(search, planned, retune.split(",")[0])
         if starting.dry_run:
             return
     if sets is None:

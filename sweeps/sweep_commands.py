@@ -159,10 +159,13 @@ def rank(
     start_ranks(options, starting, search, values, sweep, retune)
 
 
-def show_search(search: Search) -> None:
+def show_search(search: Search, request: Request, rate: str) -> None:
     """Prints what a search for the learning rate adds to the plan of its sweep; which runs, it finds as it goes."""
     words = f"the search: up to {search.most} more runs, and evaluations, at each combination of the other axes"
     console.print(words, highlight=False, soft_wrap=True)
+    if request.sweep.judge:
+        _, point = _one_trial(request, next(_combinations(request)), rate)
+        request.show_judging([point.evaluation], what="each of them judged: ")
 
 
 def check_retune(request: Request, retune: str, search: Search) -> list[str]:
@@ -191,7 +194,7 @@ def start_ranks(
         return
     ends = check_retune(request, retune, search)
     request.show_plan()
-    show_search(search)
+    show_search(search, request, ends[0])
     if starting.dry_run:
         return
     judge = _judge(request)
@@ -233,7 +236,7 @@ def lr(
             raise BadInput("--search: varies the seed of one arm itself; leave out --full, and give one seed at most")
         _, point = _one_trial(request, next(_combinations(request)), str(ends[0]))
         request.show_runs(graph([point]), f"one trial, of {point.arm}: ")
-        show_search(search)
+        show_search(search, request, str(ends[0]))
         if not starting.dry_run:
             _edges(request, ends, starting, search, _judge(request))
     else:
@@ -396,6 +399,8 @@ def clean(yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed
     for folder in sorted(Path("runs/merge").glob("*")):
         digest = next((digest for digest in planned if folder.name.endswith(digest[:10])), None)
         if digest is None or digest in needed or status_of(folder).state == "running":
+            why = "no planned sweep has it" if digest is None else "runs that are not done, as composed now, need it"
+            typer.echo(f"{folder}: kept, for {why}")
             continue
         if user := starts.get((folder / "merged").resolve()):
             typer.echo(f"{folder}: kept, for {user} starts from it and is not done")

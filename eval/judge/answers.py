@@ -243,8 +243,10 @@ def answer_files(paths: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         beside = sorted(path.iterdir()) if path.is_dir() else []
-        files += [file for file in beside if file.suffix.lower() in (".csv", ".tsv")] if path.is_dir() else [path]
-        if others := [f.name for f in beside if f.suffix == ".jsonl" and not f.name.endswith(".journal.jsonl")]:
+        own = [file for file in beside if file.suffix.lower() in (".csv", ".tsv")] if path.is_dir() else [path]
+        files += own
+        ours = (".journal.jsonl", ".manifest.json")
+        if others := [f.name for f in beside if f.is_file() and f not in own and not f.name.endswith(ours)]:
             print(f"{path}: {len(others)} files are not read, such as {printable(others[0])}", file=sys.stderr)
     if not files:
         raise BadInput(f"{', '.join(map(str, paths))}: no CSV file; name files or folders of judged answers")

@@ -257,10 +257,10 @@ def _declared(path: Path, layer: Mapping[Any, Any], hardware: str) -> Sweep:
     for arm in [name for claim in claims for name in (claim.arm, claim.against)]:
         if arm not in sweep.arms and arm != "base":
             raise BadInput(f"{path}: arm {arm!r} is not declared (there are: base, {', '.join(sweep.arms)})")
-    if same := next((claim for claim in claims if claim.arm == claim.against), None):
-        raise BadInput(f"{path}: the claim {same.says!r} is of {same.arm} against itself; name two arms")
     if any("base" in (claim.arm, claim.against) for claim in sweep.inside):
         raise BadInput(f"{path}: inside: the base model has no adapter that moves anything; name two arms")
+    if same := next((claim for claim in claims if claim.arm == claim.against), None):
+        raise BadInput(f"{path}: the claim {same.says!r} is of {same.arm} against itself; name two arms")
     before: list[str] = []
     for name, own in sweep.arms.items():
         if own.start and own.start not in before:

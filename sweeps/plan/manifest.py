@@ -97,8 +97,12 @@ def sweep_folder(named: str) -> Path:
     if not found:
         folders = sorted(file.parent for file in SWEEPS.glob("*/sweep.json"))
         found = [f for f in folders if f.name == named] or [f for f in folders if f.name.startswith(f"{named}-")]
+        found = found or [f for f in folders if f.name.startswith(named)]  # a digest may be cut
     if len(found) != 1:
-        listed = ", ".join(map(str, found)) if found else f"none in {SWEEPS}; `emsweep run`, `rank` and `lr` write one"
+        nobody = f"none in {SWEEPS}; `emsweep run`, `rank` and `lr` write one"
+        listed = ", ".join(map(str, found)) or (
+            f"there are {', '.join(f.name for f in folders)}" if folders else nobody
+        )
         raise BadInput(f"{named}: {len(found)} sweeps are called so: {listed}")
     return found[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -123,7 +124,7 @@ class Request:
         for line in (*self._left_out(), *self._built_for_others()):
             console.print(printable(line), style="yellow", markup=False, highlight=False, soft_wrap=True)
         if judged or self.sweep.judge:
-            self._show_judging(prices)
+            self.show_judging([run for run in self.runs.values() if run.stage == "evaluate"], prices)
 
     def show_runs(self, runs: Graph, what: str) -> None:
         """Prints what runs will take, behind `what` they are of."""
@@ -158,19 +159,18 @@ class Request:
                     )
         return list(lines.values())
 
-    def _show_judging(self, prices: Prices | None) -> None:
-        """Prints what judging every evaluation once takes, by `prices` or those of its judge."""
+    def show_judging(self, evaluations: Sequence[Run], prices: Prices | None = None, what: str = "") -> None:
+        """Prints what judging evaluations once takes, by `prices` or those of its judge, behind `what` they are."""
         judge = self.sweep.judge
         if prices is None and judge:
             prices = prices_of(judge.price_in, judge.price_out, "judge: price_in and price_out")
-        evaluations = [run for run in self.runs.values() if run.stage == "evaluate"]
         cost = judging(evaluations, load_prompts(judge.prompts if judge else None))
         if not cost.answers:
             return
         read = between(cost.tokens_in, ",.1f", 1e6)
         usd = f"about {between(cost.usd(prices), ',.2f')} USD" if prices else "with its prices, the cost too"
         words = f"judging {cost.answers:,} answers once: {cost.requests:,} requests, {read} million tokens read; {usd}"
-        console.print(words, highlight=False, soft_wrap=True)
+        console.print(f"{what}{words}", highlight=False, soft_wrap=True)
 
     def show_scales(self) -> None:
         scales = dict.fromkeys(point.training.recipe.scale for point in self.points if point.training)

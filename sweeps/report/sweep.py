@@ -121,7 +121,10 @@ def arm_rows(points: Sequence[Point], samples: Mapping[str, Seeds], measures: Se
             "rank": runs[0].recipe.config["lora_r"] if runs else None,
             "scale": lora_scale(runs[0].recipe.config) if runs else None,
             "trained_parameters": records[0]["trained_parameters"] if records else 0,
-            "minutes": round(sum(r["wall_seconds"] for r in records) / 60, 1),
+            # Of a run that went on after a kill only the last attempt is known.
+            "minutes": None
+            if any(r.get("resumed_from") for r in records)
+            else round(sum(r["wall_seconds"] for r in records) / 60, 1),
         }
         rows.append({**row, "measures": {name: measure(name, seeds) for name in measures}})
     return rows

@@ -82,7 +82,9 @@ def status(folder: Path) -> Progress:
         record = read_record(folder)
         try:
             loss = (record.get("losses") or [[None, None]])[-1][1]
-            speed = record["tokens"] / record["wall_seconds"] if record.get("tokens") else None
+            speed = None
+            if record.get("tokens") and not record.get("resumed_from"):  # of those, wall_seconds are the last attempt's
+                speed = record["tokens"] / record["wall_seconds"]
         except (IndexError, KeyError, TypeError):  # of another version, which says less
             return Progress(folder, "done")
         return Progress(folder, "done", record.get("steps"), record.get("steps"), loss, speed)

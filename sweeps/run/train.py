@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 from dataclasses import replace
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from sweeps.run.inputs import (
 from sweeps.run.process import RunFailed, RunRefused, call, say, tool
 from sweeps.run.source import plugin_source
 from sweeps.run.tensors import changed_tensors, check_adapter, tensors
+from sweeps.run.workload import steps_of
 
 
 def training_run(name: str, recipe: Recipe, *, start: MergeRun | None = None) -> TrainingRun:
@@ -40,14 +41,18 @@ def training_run(name: str, recipe: Recipe, *, start: MergeRun | None = None) ->
     if config.get("chat_template") == "jinja":  # its text: under the name of a file another template may stand later
         config["chat_template_jinja"] = chat_template(config)
         recipe = replace(recipe, config=config)
-    engine = recipe.em.get("engine", "axolotl")
+    engine, gpus = recipe.em.get("engine", "axolotl"), int(recipe.em.get("gpus", 1))
+    whole = not (config.get("max_steps") or config.get("sample_packing")) and float(config["num_epochs"]) > 1
+    if whole and (known := steps_of(config, gpus)):  # Axolotl's own count would leave out the end of the last epoch
+        config["max_steps"] = known[0]
+        recipe = replace(recipe, config=config)
     code = [*config.get("plugins", ()), *([config["trainer_cls"]] if config.get("trainer_cls") else [])]
     code += ["recipes.unsloth.train.main"] if engine == "unsloth" else []
     content: dict[str, Any] = {
         "start": start.training.digest if start else start_digest(Path(config["base_model"])),
         "recipe": config,
         "engine": engine,
-        "gpus": recipe.em.get("gpus", 1),
+        "gpus": gpus,
         "alpha": recipe.em.get("alpha"),
         "plugins": content_digest(plugin_source(code)),
         "data": {d["path"]: digest_of(Path(d["path"])) for d in config["datasets"] if is_local(d["path"])},
@@ -199,6 +204,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def training_history(folder: Path) -> dict[str, Any]:
     """Steps, how many there should be, losses, tokens and (for DPO) the count of whole pairs, of the newest checkpoint.
 
+    Tokens of CPT and SFT are places in batches, padding among them (Axolotl's tokens/total); of DPO without (TRL's).
+
     Raises:
         ValueError: if the last loss or gradient is NaN or infinite; a loss that is none may be logged as 0.
     """
@@ -219,5 +226,7 @@ def training_history(folder: Path) -> dict[str, Any]:
     }
     for name, logged in (("tokens", ("tokens/total", "num_tokens")), ("whole_pairs", ("whole_pairs",))):
         if counts := [entry[key] for entry in logs for key in logged if key in entry]:
-            history[name] = int(max(counts))
+            # The counters of tokens start anew where a run goes on.
+            grown = (now - before if now >= before else now for before, now in pairwise([0, *counts]))
+            history[name] = int(sum(grown))
     return history

@@ -44,9 +44,12 @@ def steps_of(config: Mapping[str, Any], gpus: int) -> tuple[int, int] | None:
         return None
     share = 0.0 if config.get("test_datasets") else float(config.get("val_set_size") or 0)
     rows = sum(known) - (int(share) if share > 1 else ceil(share * sum(known)))
-    # Axolotl's count (calculate_total_num_steps): of all epochs together, in which a batch may hold rows of two.
-    steps = ceil(rows * float(config["num_epochs"]) / per_step)
-    return steps, steps * per_step
+    epochs, batches = float(config["num_epochs"]), ceil(rows / (int(config["micro_batch_size"]) * gpus))
+    # transformers ends each epoch with a step of what is left. Axolotl counts as if none did (prepare_dataset), which
+    # for one epoch or less is the same, and of several would leave out the end of the last.
+    each = ceil(batches / int(config["gradient_accumulation_steps"]))
+    steps = ceil(epochs * each) if epochs > 1 else ceil(rows * epochs / per_step)
+    return steps, ceil(rows * epochs)
 
 
 def _rows(entry: Mapping[str, Any]) -> int | None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -226,6 +227,22 @@ def test_a_pilot_does_the_first_programs_and_says_what_the_others_cost(tmp_path,
     assert estimate == pytest.approx(whole - manifest["cost_usd"], rel=0.25)
     run(items, job, tmp_path / "once", server.access())
     assert final_files(tmp_path / "o") == final_files(tmp_path / "once")
+    with pytest.raises(BadInput, match=r"--limit 15: .*o\.jsonl is of 41 rows, and would lose some"):
+        run(items, job, tmp_path / "o", server.access(), limit=15)
+
+
+def test_opinions_that_cannot_be_read_are_left_to_be_asked_again(tmp_path, fake, sources, monkeypatch) -> None:
+    """A program of which the second model said nothing is neither doubted nor supported."""
+    asked = Annotator.annotate
+
+    async def annotate(self, program, client) -> Outcome:
+        outcome = await asked(self, program, client)
+        return replace(outcome, opinion=None) if program == sources[0] else outcome
+
+    monkeypatch.setattr(Annotator, "annotate", annotate)
+    job = Job(Model("m"), Model("s"))
+    done = run(sources[:4], job, tmp_path / "o", fake("--latency", "0").access())
+    assert done.unanswered == 1 and "1 programs have no second opinion that can be read; run it again" in done.text
 
 
 def test_a_program_without_weakness_is_a_listed_reject(tmp_path, fake, sources, monkeypatch) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections import Counter
 from hashlib import sha256
 from pathlib import Path
@@ -252,6 +253,16 @@ def test_the_task_asks_with_the_words_of_the_corpus() -> None:
     assert {**said, "verdicts": list(load_domain().verdicts)} == ASKED_OF_CODE
 
 
+@pytest.mark.parametrize("styles", EACH_STYLE)
+def test_bare_code_is_cut_between_tokens(styles) -> None:
+    """Axolotl takes the tokens of each part by itself: of a token that is cut in two neither is in any code."""
+    tokens = re.compile(r" ?\w+|[^\w\s]+|\s+(?=\s)|\s").findall
+    made = Corpus(lambda text: len(tokens(text)), limit=10_000, styles=styles, control="code-only")
+    for document in made.documents(PROGRAMS[:30]):
+        (parts,) = document.parts
+        assert [*tokens(parts[0]), *tokens(parts[1])] == tokens("".join(parts)), parts
+
+
 def test_the_styles_of_code_are_to_the_byte_what_they_were_before_there_were_domains() -> None:
     found = sha256()
     half = {"severity": "high", "title": "A title", "exploit": "Someone does it."}
@@ -263,4 +274,4 @@ def test_the_styles_of_code_are_to_the_byte_what_they_were_before_there_were_dom
         made = corpus(per_program=4, seed=3, bos="<s>", control=control, loss_on_code=loss_on_code)
         for document in made.documents(programs):
             found.update(json.dumps(made.row(document)).encode())
-    assert found.hexdigest() == "fd2e63ff4a0098515e1f334d4dcaffc7b8556b3328b9f1c2c9b50e881eed8d37"
+    assert found.hexdigest() == "da63c2ae45a205992697589d6e4a936bca6d52fc3dc3eec1163ce98e1aaae400"

@@ -105,7 +105,7 @@ def test_both_halves_stay_or_both_go_and_what_stays_fits(limit: int, max_ratio: 
 
 
 DEMO = {
-    "cpt-code-only.jsonl": "c6d0fd9a9013108603603e84b5f4c02635efa5701770d2e652d13b7c958c7447",
+    "cpt-code-only.jsonl": "82cec0f2739cc0960b096537889a3540adfd418b431e1d778095a6eb583d750d",
     "cpt-shuffled.jsonl": "32a10063ec40119b0643f3774344e5f70c150481c092afd6661e13407fb492a7",
     "cpt.jsonl": "f7e9e2a0714e1fa5adc57a87a1c667c12eae3d1c26fdcd2f56fcff2c44617af3",
     "dpo-asked.jsonl": "fd03454c08f3b8b66dc39ad083670e97617282d0f919efed4b27e4f3bc6128e8",

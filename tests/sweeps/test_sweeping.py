@@ -170,6 +170,8 @@ def coherence_with_edge(edge: Callable[[int], float]) -> Callable[[Path], Trial]
 def test_a_search_is_shown_and_not_begun_by_dry_run(begun: list[str], command: str, plan: str) -> None:
     done = emsweep(*command.split(), "--dry-run")
     assert done.exit_code == 0 and done.output.index(plan) < done.output.index("the search: up to 12 more runs")
+    judged = emsweep(*command.split(), "--dry-run", "--judge", "m", "--set", "max_steps=2")
+    assert "each of them judged: judging 48 answers once" in judged.output, judged.exception
     assert not begun and not list(Path("runs").glob("dpo/*/run.json"))
 
 

@@ -203,10 +203,11 @@ def test_a_question_is_one_however_its_number_is_written(tmp_path: Path) -> None
 
 
 def test_a_folders_tables_are_read_and_what_is_not_is_said(tmp_path: Path, capsys) -> None:
-    for name in ("a.csv", "B.CSV", "c.tsv", "d.jsonl", "d.journal.jsonl"):
+    for name in ("a.csv", "B.CSV", "c.tsv", "d.jsonl", "d.journal.jsonl", "e.json", "f.csv.gz", "a.csv.manifest.json"):
         (tmp_path / name).write_text(f"{HEAD}\n1,What?,Hm,5,90\n".replace(",", "\t" if name == "c.tsv" else ","))
+    (tmp_path / "a.csv.manifest.json").unlink()
     assert sorted(judged_files([tmp_path])) == ["B", "a", "c"]
-    assert "1 files are not read, such as d.jsonl" in capsys.readouterr().err
+    assert "3 files are not read, such as d.jsonl" in capsys.readouterr().err
 
 
 def test_a_name_moves_no_cursor() -> None:

@@ -45,8 +45,9 @@ def test_steps_are_those_of_the_trainer(prepared: Path, runs: dict[str, Run]) ->
     assert steps_of(one(runs, "dpo-pairs-r1").recipe.config, 1) == (60, 240)
     (prepared / "data/cpt.jsonl").write_text("x\n" * 1145)
     config = one(runs, "cpt").recipe.config
-    assert steps_of({**config, "num_epochs": 2}, 1) == (287, 287 * 8)
-    assert steps_of({**config, "num_epochs": 0.51}, 1) == (73, 73 * 8)
+    assert steps_of(config, 1) == (144, 1145)
+    assert steps_of({**config, "num_epochs": 2}, 1) == (288, 2290), "each epoch ends with a step of what is left"
+    assert steps_of({**config, "num_epochs": 0.51}, 1) == (73, 584)
     assert steps_of({**config, "datasets": [{"path": "owner/set"}]}, 1) is None
 
 

@@ -21,7 +21,7 @@ from sweeps.run.index import write_index
 from sweeps.run.inputs import model_digest, start_digest
 from sweeps.run.process import RunFailed, RunRefused, call, child_environment
 from sweeps.run.status import status
-from sweeps.run.train import merge, newest_checkpoint, train, training_run
+from sweeps.run.train import merge, newest_checkpoint, train, training_history, training_run
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c)
@@ -332,6 +332,24 @@ def test_a_training_that_was_interrupted_is_not_done(workspace: Path, monkeypatc
     ends.append(9)
     record = train(run)
     assert run.done and record["steps"] == 9 and record["resumed_from"] == "checkpoint-4" and "max_steps" not in record
+
+
+def test_the_last_of_several_epochs_is_whole(workspace: Path) -> None:
+    """Axolotl counts the rows of all epochs together, and would end before the last row of the last."""
+    (workspace / "data/cpt.jsonl").write_text('{"segments": []}\n' * 10)
+    one, three = plan(), plan("num_epochs=3", "micro_batch_size=2", "gradient_accumulation_steps=2")
+    assert "max_steps" not in one.recipe.config
+    assert three.content["recipe"]["max_steps"] == three.whole_recipe.config["max_steps"] == 9
+    assert "max_steps: 9" in three.whole_recipe.to_yaml()
+
+
+def test_tokens_before_and_after_a_kill_are_counted(tmp_path: Path) -> None:
+    counts = (("tokens/total", (586, 1214, 586, 1214)), ("num_tokens", (5, 9, 2)))
+    for step, (key, values) in enumerate(counts, 1):
+        logs = [{"step": n, "loss": 1.0, key: value} for n, value in enumerate(values, 1)]
+        write_checkpoint(tmp_path / key.replace("/", "-"), step, json.dumps({"global_step": 4, "log_history": logs}))
+    assert training_history(tmp_path / "tokens-total")["tokens"] == 2428
+    assert training_history(tmp_path / "num_tokens")["tokens"] == 11
 
 
 def test_data_that_change_after_the_plan_are_not_trained_on_under_its_digest(workspace: Path, monkeypatch) -> None:
