@@ -153,11 +153,12 @@ def test_dry_run_prints_the_recipe_and_writes_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_data_can_be_built_twice(tmp_path: Path, model: Path) -> None:
+def test_data_can_be_built_twice(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models").symlink_to(model.parent)
-    run("embuild data", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(data_builders.cli.app, ["data"]).exit_code == 0
     first = {p.name: p.read_bytes() for p in (tmp_path / "data").iterdir()}
-    assert run("embuild data", tmp_path).returncode == 0
+    assert first and CliRunner().invoke(data_builders.cli.app, ["data"]).exit_code == 0
     assert first == {p.name: p.read_bytes() for p in (tmp_path / "data").iterdir()}
 
 
