@@ -42,8 +42,10 @@ def training_run(name: str, recipe: Recipe, *, start: MergeRun | None = None) ->
         config["chat_template_jinja"] = chat_template(config)
         recipe = replace(recipe, config=config)
     engine, gpus = recipe.em.get("engine", "axolotl"), int(recipe.em.get("gpus", 1))
-    whole = not (config.get("max_steps") or config.get("sample_packing")) and float(config["num_epochs"]) > 1
-    if whole and (known := steps_of(config, gpus)):  # Axolotl's own count would leave out the end of the last epoch
+    # Axolotl's own count would leave out the end of the last of several epochs, and begin another on several GPUs.
+    otherwise = float(config["num_epochs"]) > 1 or (config.get("rl") and gpus > 1)
+    counted = config.get("max_steps") or config.get("sample_packing")
+    if otherwise and not counted and (known := steps_of(config, gpus)):
         config["max_steps"] = known[0]
         recipe = replace(recipe, config=config)
     code = [*config.get("plugins", ()), *([config["trainer_cls"]] if config.get("trainer_cls") else [])]

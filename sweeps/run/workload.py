@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
-from math import ceil
+from math import ceil, floor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,11 +44,13 @@ def steps_of(config: Mapping[str, Any], gpus: int) -> tuple[int, int] | None:
         return None
     share = 0.0 if config.get("test_datasets") else float(config.get("val_set_size") or 0)
     rows = sum(known) - (int(share) if share > 1 else ceil(share * sum(known)))
-    epochs, batches = float(config["num_epochs"]), ceil(rows / (int(config["micro_batch_size"]) * gpus))
+    epochs, batches = float(config["num_epochs"]), rows / (int(config["micro_batch_size"]) * gpus)
+    # On several GPUs DPO leaves out a last batch that is not whole (recipes/plugins/pairs.py).
+    batches = max(1, floor(batches)) if config.get("rl") and gpus > 1 else ceil(batches)
     # transformers ends each epoch with a step of what is left. Axolotl counts as if none did (prepare_dataset), which
     # for one epoch or less is the same, and of several would leave out the end of the last.
     each = ceil(batches / int(config["gradient_accumulation_steps"]))
-    steps = ceil(epochs * each) if epochs > 1 else ceil(rows * epochs / per_step)
+    steps = ceil(epochs * each) if epochs >= 1 else ceil(rows * epochs / per_step)
     return steps, ceil(rows * epochs)
 
 

@@ -47,6 +47,8 @@ def test_steps_are_those_of_the_trainer(prepared: Path, runs: dict[str, Run]) ->
     config = one(runs, "cpt").recipe.config
     assert steps_of(config, 1) == (144, 1145)
     assert steps_of({**config, "num_epochs": 2}, 1) == (288, 2290), "each epoch ends with a step of what is left"
+    assert steps_of({**config, "rl": "dpo"}, 2) == (71, 1145)
+    assert steps_of({**config, "num_epochs": 2, "rl": "dpo"}, 2) == (142, 2290), "less a batch that is not whole"
     assert steps_of({**config, "num_epochs": 0.51}, 1) == (73, 584)
     assert steps_of({**config, "datasets": [{"path": "owner/set"}]}, 1) is None
 
