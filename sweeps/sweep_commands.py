@@ -398,12 +398,17 @@ def clean(yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed
                 raise BadInput(f"{path}: no recipe, and what it starts from is not known; delete its folder") from None
     for folder in sorted(Path("runs/merge").glob("*")):
         digest = next((digest for digest in planned if folder.name.endswith(digest[:10])), None)
-        if digest is None or digest in needed or status_of(folder).state == "running":
-            why = "no planned sweep has it" if digest is None else "runs that are not done, as composed now, need it"
+        user, why = starts.get((folder / "merged").resolve()), ""
+        if digest is None:
+            why = "no planned sweep has it"
+        elif digest in needed:
+            why = "runs that are not done, as composed now, need it"
+        elif status_of(folder).state == "running":
+            why = "it is being made"
+        elif user:
+            why = f"{user} starts from it and is not done"
+        if why:
             typer.echo(f"{folder}: kept, for {why}")
-            continue
-        if user := starts.get((folder / "merged").resolve()):
-            typer.echo(f"{folder}: kept, for {user} starts from it and is not done")
             continue
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         typer.echo(f"{folder}: {size / 2**30:.2f} GiB{', deleted' if yes else ''}")

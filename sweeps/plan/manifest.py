@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -134,7 +133,9 @@ def finished_points(named: str) -> tuple[Path, Manifest, list[Point], list[str]]
     points, missing = [], []
     for point in manifest.points:
         planned = [manifest.run(digest) for digest in (point.training, point.evaluation) if digest]
-        needed = [*planned, *(start for run in planned[:-1] for start in _starts(manifest, run))]
+        needed = [*planned]
+        for run in needed:  # which grows by what each of them starts from
+            needed += [] if run.stage == "evaluate" else _starts(manifest, run)
         folders = [run_folder(root, run.stage, run.digest, run.name) for run in needed]
         if all((where / "run.json").is_file() for where in folders):
             runs = [_finished(root, manifest, run) for run in planned]
@@ -160,12 +161,9 @@ def _reason(point: PlannedPoint, folders: list[Path]) -> str:
     return name
 
 
-def _starts(manifest: Manifest, training: PlannedRun) -> Iterator[PlannedRun]:
-    """The training runs that one builds on."""
-    for merge in training.after:
-        start = manifest.run(manifest.run(merge).after[0])
-        yield start
-        yield from _starts(manifest, start)
+def _starts(manifest: Manifest, training: PlannedRun) -> list[PlannedRun]:
+    """The training runs whose merged models one starts from."""
+    return [manifest.run(manifest.run(merge).after[0]) for merge in training.after]
 
 
 def _finished(root: Path, manifest: Manifest, planned: PlannedRun) -> Run:
@@ -176,7 +174,7 @@ def _finished(root: Path, manifest: Manifest, planned: PlannedRun) -> Run:
         stage, name, content = record["stage"], record["name"], record["content"]
         run = Run(stage, name, content, root)
         if stage != "evaluate":
-            starts = [_finished(root, manifest, manifest.run(manifest.run(merge).after[0])) for merge in planned.after]
+            starts = [_finished(root, manifest, start) for start in _starts(manifest, planned)]
             after = tuple(merge_run(start) for start in starts if isinstance(start, TrainingRun))
             recipe = Recipe(stage, content["recipe"], {"alpha": content["alpha"]})
             run = TrainingRun(stage, name, content, root, after, recipe=recipe)
