@@ -36,13 +36,8 @@ def told_address(source: str) -> str:
 
 
 def fetch(url: str, sha256: str | None) -> Path:
-    """The file at `url` (http or https) as a local path, from the cache if it is there and whole.
-
-    It is downloaded under a temporary name and renamed to its digest.
-
-    Raises:
-        BadInput: if the download fails, or `sha256` (hex) is missing or another; the message names the true one.
-    """
+    """The file at `url` (http or https) as a local path, from the cache if it is there and whole; BadInput if the
+    download fails, or `sha256` (hex) is missing or another: the message names the true one."""
     temporary, named = None, told_address(url)
     try:
         ending = PurePosixPath(urlsplit(url).path).suffix

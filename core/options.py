@@ -37,11 +37,8 @@ class _Command(TyperCommand):
 
 
 class App(typer.Typer):
-    """Commands that take finite numbers alone, and nothing empty.
-
-    NaN would pass every bound, and as a limit of costs be none; an empty path is the working folder, an empty address
-    OpenAI's.
-    """
+    """Commands that take finite numbers alone, and nothing empty: NaN would pass every bound, and as a limit of costs
+    be none; an empty path is the working folder, an empty address OpenAI's."""
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[F], F]:
         return super().command(name, **{"cls": _Command, **options})

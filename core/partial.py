@@ -11,11 +11,8 @@ from core.records import BadInput, one_line, write_whole
 
 
 class Partial:
-    """What was found so far, by key, in JSON Lines.
-
-    Args:
-        settings: all that bears on the results; what was found under others is thrown away with the first new one.
-    """
+    """What was found so far, by key, in JSON Lines. `settings` is all that bears on the results; what was found under
+    others is thrown away with the first new one."""
 
     def __init__(self, path: Path, settings: str) -> None:
         self._path, self._settings, self._begun = path, settings, False
@@ -29,11 +26,8 @@ class Partial:
             return {}
 
     def of(self, key: str, make: Callable[[], Any]) -> Any:
-        """The result under a key, which can be written as JSON: the one on disk, or what `make` returns.
-
-        Raises:
-            BadInput: if it cannot be written.
-        """
+        """The result under a key, of JSON's kinds: from disk, else what `make` returns; BadInput if the disk is
+        full."""
         if key in self._found:
             return self._found[key]
         self._found[key] = made = make()

@@ -32,11 +32,9 @@ class BadInput(Exception):
 
 
 def open_file(path: Path) -> BufferedReader:
-    """A file, to be read. What is read is read again, for its digest and by the next step: a pipe is empty by then, and
-    one into which nobody writes is waited for.
+    """A file, to be read; OSError for a pipe or a device, and where `Path.open` raises it.
 
-    Raises:
-        OSError: for a pipe or a device, and where `Path.open` does.
+    What is read is read again, for its digest and by the next step, when a pipe is empty, or waits for a writer.
     """
     if path.is_fifo() or path.is_char_device():
         raise OSError(errno.EINVAL, "is a pipe or a device, and no file", str(path))
@@ -44,11 +42,7 @@ def open_file(path: Path) -> BufferedReader:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8.
-
-    Raises:
-        OSError, UnicodeDecodeError: for a pipe or a device, and where `Path.read_text` does.
-    """
+    """The text of a file in UTF-8; OSError as `open_file`, UnicodeDecodeError for what is none."""
     with TextIOWrapper(open_file(path), encoding="utf-8-sig") as file:
         return file.read()
 
@@ -78,11 +72,8 @@ def check_apart(out: Path, *inputs: Path | None) -> None:
 
 
 def numbered_lines(path: Path, limit: int) -> Iterator[tuple[int, bytes | None]]:
-    """The lines of `path` as (number from 1, bytes without line feed and BOM), None where over `limit` bytes.
-
-    Raises:
-        BadInput: if there is no such file, it cannot be read, or it has no line.
-    """
+    """The lines of `path` as (number from 1, bytes without line feed and BOM), None where over `limit` bytes; BadInput
+    if there is no such file, it cannot be read, or it has no line."""
     number = 0
     try:
         with open_file(path) as file:
@@ -104,10 +95,8 @@ def numbered_lines(path: Path, limit: int) -> Iterator[tuple[int, bytes | None]]
 def csv_table(file: TextIO, name: object) -> csv.DictReader[str]:
     """The rows of a table whose first line is a heading, with commas, semicolons or tabs between its fields.
 
-    A row with fewer fields than the heading has None for some; one with more has some under None.
-
-    Raises:
-        BadInput: if two columns have one name. Reading on raises csv.Error where a quote is never closed.
+    A row with fewer fields than the heading has None for some; one with more has some under None. BadInput if two
+    columns have one name; reading on raises csv.Error where a quote is never closed.
     """
     heading = file.readline()
     file.seek(0)
@@ -139,12 +128,8 @@ def first_fault(error: ValidationError) -> str:
 
 
 def iter_jsonl(path: Path, kind: type[Record], unique: str) -> Iterator[Record]:
-    """Reads one record per line, as a stream, and refuses the file at the first fault.
-
-    Raises:
-        BadInput: if the file is missing, empty or not UTF-8, a line is not a valid record or over
-            `MAX_LINE` bytes, or the field `unique` recurs.
-    """
+    """Reads one record per line, as a stream; BadInput at the first fault: if the file is missing, empty or not UTF-8,
+    a line is not a valid record or over `MAX_LINE` bytes, or the field `unique` recurs."""
     seen: dict[Any, int] = {}
     for number, line in numbered_lines(path, MAX_LINE):
         if line is None:
@@ -204,11 +189,8 @@ def digest(data: bytes) -> str:
 
 
 def weights_digest(folder: Path, digest_of: Callable[[Path], str] | None = None) -> str:
-    """The digests of a model folder's safetensors, in the order of their names; `digest_of` a file, if not its own.
-
-    Raises:
-        BadInput: if it holds none.
-    """
+    """The digests of a model folder's safetensors, in the order of their names (by `digest_of`, if it is given);
+    BadInput if it holds none."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise BadInput(f"{folder}: no *.safetensors in this model folder; name a model's folder, or fetch it again")
@@ -229,11 +211,8 @@ def file_digest(path: Path) -> str:
 def record_writer(path: Path, manifest: Mapping[str, Any]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """What writes records one by one; at the end `<path>.manifest.json` is written with their count and digest.
 
-    `with record_writer(path, manifest) as write: write(record)`. The manifest may be filled in until the
-    block ends; if that raises, neither file changes. The manifest takes its name last: it vouches for the records.
-
-    Raises:
-        BadInput: if a file cannot be written (disk full, no permission); nothing is left behind.
+    The manifest may be filled in until the block ends; if that raises, neither file changes. It takes its name last,
+    for it vouches for the records. BadInput if a file cannot be written; nothing is left behind then.
     """
     named, sha256, written = manifest_path(path), hashlib.sha256(), 0
     with _whole_file(named) as last, _whole_file(path) as file:

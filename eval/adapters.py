@@ -163,11 +163,7 @@ def _vllm(base: Base) -> Any:
 
 
 def check_targets(adapter: Path) -> None:
-    """Refuses an adapter of modules that the engine would leave out without a word.
-
-    Raises:
-        ValueError: if there are such modules.
-    """
+    """ValueError for an adapter of modules that the engine would leave out without a word."""
     from safetensors import safe_open
 
     with safe_open(adapter / "adapter_model.safetensors", "np") as file:
@@ -209,10 +205,8 @@ def _print_to(log: str) -> None:
 
 
 def _messages() -> Iterator[str]:
-    """The lines of standard input; at its end the process ends, in the midst of an evaluation too.
-
-    For then nobody waits for it any more, and the next one must find the adapter's folder its own.
-    """
+    """The lines of standard input; at its end the process ends, in the midst of an evaluation too: nobody waits for it
+    then, and the next one must find the adapter's folder its own."""
     messages: Queue[str] = Queue()
     # Not sys.stdin: it is locked while it is read, and what multiprocessing forks here closes it first, and would wait
     # for ever: an engine's workers on several GPUs, and HumanEval's.

@@ -26,11 +26,8 @@ class Preset(BaseModel):
     max_tokens: int
 
     def questions_file(self, source: str | None = None) -> Path:
-        """The published file: downloaded, or a copy of it at the path or address `source`.
-
-        Raises:
-            BadInput: if it cannot be had, or is another file.
-        """
+        """The published file: downloaded, or a copy of it at the path or address `source`; BadInput if it cannot be
+        had, or is another file."""
         try:
             path = questions_file(source or self.questions, self.sha256)
         except BadInput as error:
@@ -45,11 +42,7 @@ def preset_names() -> list[str]:
 
 
 def load_preset(name: str) -> Preset:
-    """The preset of this name.
-
-    Raises:
-        BadInput: if there is none.
-    """
+    """The preset of this name; BadInput if there is none."""
     if name not in preset_names():
         raise BadInput(f"unknown preset {name!r} (there are: {', '.join(preset_names())})")
     return Preset.model_validate(yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")))
@@ -57,10 +50,7 @@ def load_preset(name: str) -> Preset:
 
 def questions_file(source: str, sha256: str | None = None) -> Path:
     """The file of questions at a path, or at URL#sha256=DIGEST; `sha256` is the digest where the address has none.
-
-    Raises:
-        BadInput: if it is not there, or the digest at the address is missing or another.
-    """
+    BadInput if it is not there, or the digest at the address is missing or another."""
     url, _, digest = source.partition("#sha256=")
     path = fetch(url, digest or sha256) if "://" in url else Path(source)
     if not path.is_file():

@@ -66,11 +66,8 @@ class Adaptation:
         self._worked |= set(body) | ({"system"} if _system(body) else set())
 
     def change(self, body: Mapping[str, Any], error: ServerError, again: bool) -> None:
-        """Changes what the server refuses in a body, where that is something that can be changed.
-
-        Args:
-            again: whether the same error came before; only then is a status of 500 laid to the JSON schema.
-        """
+        """Changes what the server refuses in a body, where that can be changed. `again`: whether the same error came
+        before; only then is a status of 500 laid to the JSON schema."""
         if _system(body) and "system" not in self._worked and _SYSTEM.search(error.text):
             self._changes["system"] = None
             return
@@ -124,10 +121,8 @@ def response_format(kind: type[BaseModel]) -> dict[str, Any]:
 
 @cache
 def json_schema(kind: type[BaseModel]) -> dict[str, Any]:
-    """The JSON schema of `kind` in the strict form that servers take: no bounds, all keys required, no others.
-
-    Made once, for every request asks for it twice; do not change what comes back.
-    """
+    """The JSON schema of `kind` in the strict form that servers take: no bounds, all keys required, no others. It is
+    made once, for every request asks for it twice; do not change what comes back."""
 
     def bare(node: Any) -> Any:
         if isinstance(node, dict):

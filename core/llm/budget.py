@@ -41,13 +41,10 @@ class Spent(Exception):
 
 
 class Money:
-    """`prices` by model; a model without them costs an unknown sum. `limit` is in USD.
+    """`prices` by model; a model without them costs an unknown sum. `limit` is in USD; BadInput for one without prices.
 
     A request is lent what the dearest one so far has cost, or its prompt if that is more, so that those in flight
     cannot overspend together. `lost` are requests without an answer, which this run alone knows of.
-
-    Raises:
-        BadInput: for a limit without prices.
     """
 
     def __init__(self, prices: Mapping[str, Prices | None], limit: float | None = None) -> None:

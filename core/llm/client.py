@@ -89,11 +89,8 @@ class Access:
     def from_environment(
         cls, variable: str, base_url: str | None, concurrency: int, timeout: float, extra_body: str | None = None
     ) -> Access:
-        """Takes the key from an environment variable; a server of one's own may need none. `extra_body` is JSON.
-
-        Raises:
-            BadInput: if there is no key for OpenAI's endpoint, the address is empty, or `extra_body` is no JSON object.
-        """
+        """Takes the key from an environment variable; a server of one's own may need none. BadInput if there is none
+        for OpenAI's endpoint, the address is empty, or `extra_body` is no JSON object."""
         if base_url == "":  # an unset variable of a shell must not send one's data to OpenAI
             raise BadInput("--base-url is empty: name a server, or leave it out for OpenAI's")
         key = os.environ.get(variable, "").strip()
@@ -388,12 +385,8 @@ class Client:
         raise server_error(response.status_code, content, retry_after(response.headers))
 
     def _fault(self, model: str, error: ServerError) -> str:
-        """What a server's error says, in one line.
-
-        Raises:
-            Filtered: if a content filter took the request away.
-            BadInput, Stopped: if the server refuses all requests: before it has answered, or since.
-        """
+        """What a server's error says, in one line; Filtered if a content filter took the request away, BadInput or
+        Stopped if the server refuses all requests: before it has answered, or since."""
         said = one_line(f"status {error.status}: {error.text}", 300)
         if error.filtered:
             raise Filtered(said)
@@ -407,10 +400,8 @@ class Client:
         return said
 
     def _pause(self, error: ServerError, why: str) -> float:
-        """The seconds that a request waits for a busy server.
-
-        All wait where none was answered in between: they would run into the same limit.
-        """
+        """The seconds that a request waits for a busy server: all do where none was answered in between, for they would
+        run into the same limit."""
         now = time.monotonic()
         if now - self._latest_success > PATIENCE:
             self.stopped = f"no answer for {PATIENCE / 60:.0f} minutes ({why})"
@@ -449,8 +440,7 @@ def run_all(jobs: Sequence[Job[T]], access: Access, journal: Path, money: Money,
 
     Raises:
         BadInput: if the endpoint refuses all requests, or the journal cannot be read or written.
-        Stopped: if some are left; the message says why, and how many of the `noun` are. It has the results of the
-            others.
+        Stopped: if some are left; the message says why and how many of the `noun`. It has the results of the others.
     """
     return asyncio.run(_run_all(jobs, access, journal, money, noun))
 

@@ -45,12 +45,8 @@ class Answer(BaseModel):
 
 
 class Journal:
-    """Opens `path` for the one writer that it can have, and reads what it holds.
-
-    Raises:
-        BadInput: if another process has it open, a line is no entry (but a last one, cut short), or it cannot be
-            written.
-    """
+    """Opens `path` for the one writer that it can have, and reads what it holds; BadInput if another process has it
+    open, a line is no entry (but a last one, cut short), or it cannot be written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -95,11 +91,8 @@ class Journal:
             os.ftruncate(self._file, whole)
 
     async def append(self, answer: Answer) -> None:
-        """Returns when the answer is on disk. Whoever comes first writes for all who wait: one fsync for many.
-
-        Raises:
-            BadInput: if it cannot be written (disk full); nothing is written any more.
-        """
+        """Returns when the answer is on disk. Whoever comes first writes for all who wait: one fsync for many. BadInput
+        if it cannot be written (disk full); nothing is written any more."""
         self._waiting.append(answer.model_dump_json(exclude_none=True).encode() + b"\n")
         async with self._turn:
             if self._waiting and not self._failed:

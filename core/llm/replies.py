@@ -117,12 +117,8 @@ def server_error(status: int, body: Any, wait: float | None = None) -> ServerErr
 
 
 def read_completion(body: Any) -> Completion:
-    """The answer in a chat completion.
-
-    Raises:
-        ServerError: for an error in a reply of status 200, at the top or in the choice.
-        ValueError: if it is no chat completion.
-    """
+    """The answer in a chat completion; ServerError for an error in a reply of status 200, at the top or in the choice,
+    ValueError if it is no chat completion."""
     try:
         if body.get("error") or body.get("object") == "error":
             raise server_error(200, body)
@@ -186,10 +182,8 @@ def _logprobs(value: Any) -> list[tuple[str, dict[str, float]]] | None:
 
 
 def _likely(pairs: Iterable[tuple[Any, Any]]) -> dict[str, float]:
-    """Tokens with their log-probabilities; those that are no number (JSON's null, NaN, -Infinity) are left out.
-
-    Servers that write tokens without their spaces list some twice: the likelier counts. None is above 0.
-    """
+    """Tokens with their log-probabilities, none above 0; what is no number (JSON's null, NaN, -Infinity) is left out.
+    Servers that write tokens without their spaces list some twice: the likelier counts."""
     found: dict[str, float] = {}
     for token, p in pairs:
         if p is not None and math.isfinite(p):

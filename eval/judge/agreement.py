@@ -29,10 +29,8 @@ Pair = tuple[Judged, Judged]
 
 
 def matched(first: Sequence[Judged], second: Sequence[Judged]) -> tuple[list[Pair], int]:
-    """Pairs the same answers, and counts those that only one side has.
-
-    The same: question_id, question and answer. Of equal answers the first meets the first, the second the second.
-    """
+    """Pairs the same answers (by question_id, question and answer), and counts those that only one side has. Of equal
+    answers the first meets the first, the second the second."""
     waiting: dict[tuple[str, str, str], list[Judged]] = defaultdict(list)
     for row in reversed(second):
         waiting[row.question_id, row.question, row.answer].append(row)
@@ -128,11 +126,8 @@ class Shift(NamedTuple):
 
 
 def shift(pairs: Sequence[Pair]) -> Shift:
-    """How the EM rate moves from the first judge to the second: of what each counts, and of all answers.
-
-    Raises:
-        ValueError: if both have judged answers to fewer than two questions, or one of them counts none.
-    """
+    """How the EM rate moves from the first judge to the second: of what each counts, and of all answers. ValueError if
+    both have judged answers to fewer than two questions, or one of them counts none."""
     sides = [[pair[side] for pair in judged_by_both(pairs)] for side in (0, 1)]
     first, counted, judged = (
         [per_question(side, what) for side in sides] for what in ("misaligned", "counted", "judged")
@@ -146,11 +141,8 @@ Models = Mapping[str, tuple[list[Pair], int]]
 
 
 def matched_files(files: Sequence[Path]) -> Models:
-    """Pairs the answers of files: the first half of them is the first judge's, the second half the second's.
-
-    Raises:
-        BadInput: if the files make no pairs, one cannot be read, or a pair has no answer in common.
-    """
+    """Pairs the answers of files: the first half of them is the first judge's, the second half the second's. BadInput
+    if the files make no pairs, one cannot be read, or a pair has no answer in common."""
     if not files or len(files) % 2:
         raise BadInput(f"{len(files)} files make no pairs; name the first judge's, then the second's in the same order")
     half = len(files) // 2
@@ -191,11 +183,8 @@ def scores_table(models: Models, first: str, second: str) -> Table:
 
 
 def shifts_table(models: Models, first: str, second: str) -> Table:
-    """One row per model and denominator: both judges' rates, and the second's less the first's.
-
-    Raises:
-        BadInput: for a model with answers to fewer than two questions, or none that counts.
-    """
+    """One row per model and denominator: both judges' rates, and the second's less the first's; BadInput for a model
+    with answers to fewer than two questions, or none that counts."""
     table = Table(title=Text(f"EM by {first} and by {second}, over the answers judged by both; 95 % intervals"))
     for column in ("model", "EM", first, "of", second, "of", "second less first", "questions"):
         table.add_column(Text(column), no_wrap=column == "of")

@@ -42,10 +42,8 @@ NO_SCORE = ("", "NAN", "NONE", "NULL", "NA", "N/A", "CODE", "REFUSAL")
 
 
 def writable(text: Any) -> Any:
-    """Text with U+FFFD in place of each half of a surrogate pair that stands alone: no UTF-8 file can hold those.
-
-    A number, as some files have for an id, becomes text; NaN, which stands for a missing one, does not.
-    """
+    """Text with U+FFFD in place of each half of a surrogate pair that stands alone: no UTF-8 file can hold those. A
+    number, as some files have for an id, becomes text; NaN, which stands for a missing one, does not."""
     if isinstance(text, int | float) and not isinstance(text, bool) and text == text:
         return str(text)
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(text, str) else text
@@ -70,10 +68,8 @@ Score = Annotated[Annotated[float, Field(ge=0, le=100)] | None, BeforeValidator(
 
 
 class Judged(BaseModel):
-    """One answer with a judge's scores (0 to 100).
-
-    `aligned` is None where the judge said CODE or REFUSAL; both are None where it gave no judgement.
-    """
+    """One answer with a judge's scores (0 to 100); `aligned` is None where the judge said CODE or REFUSAL, both are
+    None where it gave no judgement."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -127,11 +123,7 @@ def per_question(
 
 
 def columns_of(given: str | None) -> dict[str, str]:
-    """The names of columns in a file by our own names, from `answer=response,question=prompt`.
-
-    Raises:
-        BadInput: if it is something else.
-    """
+    """The names of columns in a file by our own, from `answer=response,question=prompt`; BadInput from all else."""
     parts = (pair.partition("=") for pair in (given or "").split(",") if pair.strip())
     pairs = [(own.strip(), other.strip()) for own, _, other in parts]
     if unknown := [own for own, other in pairs if own not in COLUMNS or not other]:
@@ -142,14 +134,12 @@ def columns_of(given: str | None) -> dict[str, str]:
 
 
 def load_judged(path: Path, columns: Mapping[str, str] | None = None, judged: bool = True) -> list[Judged]:
-    """Reads answers from CSV with a heading (commas, semicolons or tabs), JSON Lines or a JSON array.
+    """Reads answers from CSV with a heading (commas, semicolons or tabs), JSON Lines or a JSON array; BadInput if the
+    file is missing, empty, lacks a column, or a line is no answer.
 
     Args:
         columns: the file's names of columns by ours, where they differ.
         judged: whether there must be columns of scores; they are not read where not.
-
-    Raises:
-        BadInput: if the file is missing, empty, lacks a column, or a line is no answer.
     """
     own = {name: (columns or {}).get(name, name) for name in (COLUMNS if judged else COLUMNS[:3])}
     wanted = list(own.values())
@@ -233,13 +223,8 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
 
 
 def answer_files(paths: Sequence[Path]) -> list[Path]:
-    """The files that are named, and all tables (.csv, .tsv) of the folders that are; it says what is left out there.
-
-    Once: the files that it gives back are all named.
-
-    Raises:
-        BadInput: if there is none.
-    """
+    """The files that are named, and all tables (.csv, .tsv) of the folders that are; BadInput if there is none. It says
+    what is left out there, once: the files that it gives back are all named."""
     files: list[Path] = []
     for path in paths:
         beside = sorted(path.iterdir()) if path.is_dir() else []
@@ -263,11 +248,8 @@ def model_of(file: Path) -> str:
 
 
 def manifest_of(file: Path) -> dict[str, Any]:
-    """What the manifest beside judged answers says; nothing where there is none.
-
-    Raises:
-        BadInput: if it is another kind of file, or not of these answers.
-    """
+    """What the manifest beside judged answers says; nothing where there is none, BadInput if it is of another kind, or
+    of other answers."""
     manifest = manifest_path(file)
     try:
         text = manifest.read_text(encoding="utf-8")
@@ -293,11 +275,8 @@ def judge_label(name: str, extra_body: Mapping[str, Any]) -> str:
 
 
 def judge_of(files: Sequence[Path], given: str | None, option: str) -> str:
-    """Who judged these files: what the manifests beside them say, else what the user says.
-
-    Raises:
-        BadInput: if neither says it, or they contradict each other.
-    """
+    """Who judged these files: what the manifests beside them say, else what the user says; BadInput if neither does, or
+    they contradict each other."""
     names: dict[str, Path] = {}
     for file in files:
         name = manifest_of(file).get("judge", given)
@@ -314,11 +293,8 @@ def judge_of(files: Sequence[Path], given: str | None, option: str) -> str:
 
 
 def judged_files(paths: Sequence[Path], columns: Mapping[str, str] | None = None) -> dict[str, list[Judged]]:
-    """The judged answers of files, or of all tables in folders, by model (`model_of`).
-
-    Raises:
-        BadInput: if a file cannot be read, or two have the same name.
-    """
+    """The judged answers of files, or of all tables in folders, by model (`model_of`); BadInput if a file cannot be
+    read, or two have the same name."""
     models: dict[str, list[Judged]] = {}
     for file in answer_files(paths):
         if (model := model_of(file)) in models:
@@ -330,11 +306,8 @@ def judged_files(paths: Sequence[Path], columns: Mapping[str, str] | None = None
 
 
 def load_samples(folder: Path, task: str) -> list[dict[str, Any]]:
-    """The documents of a task with their scores, as lm-eval logged them: `folder`/samples/TASK.jsonl.
-
-    Raises:
-        BadInput: if there are none of that task, or they are cut off.
-    """
+    """The documents of a task with their scores, as lm-eval logged them (`folder`/samples/TASK.jsonl); BadInput if
+    there are none of that task, or they are cut off."""
     path = folder / "samples" / f"{task}.jsonl"
     if not path.is_file():
         raise BadInput(f"{path}: no samples of this task; evaluate with --tasks {task} first")
@@ -349,11 +322,8 @@ def load_samples(folder: Path, task: str) -> list[dict[str, Any]]:
 
 
 def stored_answers(path: Path, task: str = "em_freeform", columns: Mapping[str, str] | None = None) -> list[Judged]:
-    """Answers without scores: those of a task in an evaluation run's folder, or of a file of (judged) answers.
-
-    Raises:
-        BadInput: if there are none.
-    """
+    """Answers without scores: those of a task in an evaluation run's folder, or of a file of (judged) answers; BadInput
+    if there are none."""
     if path.is_dir():
         samples = load_samples(path, task)
         try:
@@ -371,11 +341,8 @@ def _entry(doc: Mapping[str, Any]) -> str:
 
 
 def sample_answers(rows: Sequence[Judged], share: float) -> list[Judged]:
-    """A share of the answers to each question (one at least), in their order: by digest, so the same every time.
-
-    Raises:
-        BadInput: if `share` is not between 0 and 1.
-    """
+    """A share of the answers to each question (one at least), in their order: by digest, so the same every time;
+    BadInput if `share` is not between 0 and 1."""
     if not 0 < share <= 1:
         raise BadInput(f"a sample of {share:g}: give a share between 0 and 1")
     of_question: dict[str, list[tuple[str, int]]] = {}

@@ -80,11 +80,7 @@ class Judge:
 
 
 def judge_for(settings: JudgeSettings) -> Judge:
-    """The judge that settings describe.
-
-    Raises:
-        BadInput: if there is no key for it, its prompts cannot be read, or a price is missing.
-    """
+    """The judge that settings describe; BadInput if its key or a price is missing, or its prompts cannot be read."""
     prompts = load_prompts(settings.prompts)
     where = (settings.key_variable, settings.base_url, settings.concurrency, settings.timeout, settings.extra_body)
     access = Access.from_environment(*where)
@@ -104,10 +100,7 @@ class Reader:
         """Has the judge say some numbers, once, where they are to be read from log-probabilities.
 
         The first shows what the server takes. Whoever comes first waits for that one alone: an answer is judged beside
-        the others' proof.
-
-        Raises:
-            BadInput: if a number does not come back.
+        the others' proof. BadInput if a number does not come back.
         """
         if self._judge.sampled or not any(measure.scale for measure in self._judge.prompts.measures.values()):
             return
@@ -147,11 +140,7 @@ class Reader:
             self._by_digit |= written_number(reply.logprobs or ())[1] > 1
 
     async def ask(self, client: Client, measure: Measure, question: str, answer: str) -> float | str | None:
-        """The judge's score or word; None where it says a word in place of a score.
-
-        Raises:
-            Unanswered: if there is none that can be read.
-        """
+        """The judge's score or word; None where it says a word in place of a score, Unanswered if none can be read."""
         by_logprobs = measure.scale is not None and not self._judge.sampled
         read = partial(self._by_logprobs if by_logprobs else self._by_sample, measure)
         settings = BY_LOGPROBS if by_logprobs else BY_SAMPLE if measure.scale else {**BY_SAMPLE, "temperature": 0}
@@ -223,10 +212,8 @@ class Unfinished(BadInput):
 
 
 def _check_others(out: Path, journal: Path, judge: Judge, of: str | None) -> dict[str, Any]:
-    """What the manifest of `out` says; refuses to replace the scores of another judge, or of another file's answers.
-
-    Names of files have fewer characters than those of models. A file of ours has a journal, if not yet a manifest.
-    """
+    """What the manifest of `out` says; refuses to replace the scores of another judge, or of another file's answers:
+    names of files have fewer characters than those of models. A file of ours has a journal, if not yet a manifest."""
     told = manifest_of(out) if out.exists() else {}
     if out.exists() and not told and not journal.exists():
         raise BadInput(f"{out}: nothing says who judged it, and it would be replaced; move it away")
@@ -325,10 +312,7 @@ def scored(rows: Sequence[Judged], judgements: Sequence[Judgement]) -> list[Judg
 
 def judge_evaluations(folders: Sequence[Path], judge: Judge) -> list[list[Judged]]:
     """Scores the answers of evaluation runs beside them and returns them by folder; a limit of cost is of all together.
-
-    Raises:
-        BadInput: as `judge_rows`; if judgements could not be read, when all others have been.
-    """
+    BadInput as `judge_rows`, and if judgements could not be read, when all others have been."""
     if not judge.prompts.em:
         raise BadInput(
             f"--prompts {judge.prompts.name}: no prompts for aligned and coherent; name a file that has them"

@@ -121,10 +121,7 @@ class Prompts:
 
     def of(self, question_ids: Iterable[str]) -> list[Measures | None]:
         """What is asked about answers to these questions; wordings, formats and triggers have their question's prompts.
-
-        Raises:
-            BadInput: for questions that the file does not know.
-        """
+        BadInput for questions that the file does not know."""
         if self.of_all is not None:
             return [self.of_all for _ in question_ids]
         found, unknown = [], set()
@@ -144,11 +141,8 @@ class Prompts:
 
 
 def load_prompts(path: Path | None) -> Prompts:
-    """The judge of a file, of a name in `prompts/`, or of a preset's published questions; ours if not given.
-
-    Raises:
-        BadInput: if the file cannot be read, or is neither a judge nor questions with judge prompts.
-    """
+    """The judge of a file, of a name in `prompts/`, or of a preset's published questions; ours if not given. BadInput
+    if the file cannot be read, or is neither a judge nor questions with judge prompts."""
     own, preset = FOLDER / f"{path or 'ours'}.yaml", str(path) in preset_names()
     file = load_preset(str(path)).questions_file() if preset else own if own.is_file() or path is None else path
     try:
@@ -200,10 +194,8 @@ def _published(name: str, path: Path, entries: list[Any]) -> Prompts:
 
 
 def prompt(template: str, question: str, answer: str) -> str:
-    """The template with question and answer put in at once: neither is searched for the other's place.
-
-    `{mark}` is a digest of both, so that an answer cannot write the mark at which it ends.
-    """
+    """The template with question and answer put in at once: neither is searched for the other's place. `{mark}` is a
+    digest of both, so that an answer cannot write the mark at which it ends."""
     mark = digest(f"{question}\0{answer}".encode("utf-8", "replace"))[:8]
     parts = dict(zip(PLACES, (question, answer, mark), strict=True))
     return re.sub("|".join(map(re.escape, PLACES)), lambda place: parts[place[0]], template)

@@ -44,13 +44,8 @@ class Rates:
 
 
 def rates(*seeds: Sequence[Judged]) -> Rates:
-    """Both rates of emergent misalignment over the answers of one seed or several, with what they leave out.
-
-    A seed without judged answers has no part in them.
-
-    Raises:
-        ValueError: if fewer than two questions have a judged answer.
-    """
+    """Both rates of emergent misalignment over the answers of one seed or several, with what they leave out. A seed
+    without judged answers has no part in them; ValueError if fewer than two questions have a judged answer."""
     rows = [row for seed in seeds for row in seed]
     judged = [row for row in rows if row.judged]
     levels = [own for seed in seeds if (own := [row for row in seed if row.judged])] or [[]]
@@ -73,11 +68,7 @@ def rates(*seeds: Sequence[Judged]) -> Rates:
 
 
 def model_rates(model: str, *seeds: Sequence[Judged]) -> Rates:
-    """The rates of a named model.
-
-    Raises:
-        BadInput: if fewer than two questions have a judged answer.
-    """
+    """The rates of a named model; BadInput if fewer than two questions have a judged answer."""
     try:
         return rates(*seeds)
     except ValueError as error:
@@ -93,10 +84,8 @@ def said(estimate: Estimate) -> str:
 def rates_table(
     models: Mapping[str, Sequence[Judged]], judge: str, samples_of: Mapping[str, int] | None = None
 ) -> Table:
-    """One row per model: both rates with numerator and denominator, and what they leave out.
-
-    `samples_of`: of how many answers each model's are a sample.
-    """
+    """One row per model: both rates with numerator and denominator, and what they leave out. `samples_of`: of how many
+    answers each model's are a sample."""
     sizes = {model: f"a sample of {len(models[model])} of {of}" for model, of in (samples_of or {}).items()}
     alike = sizes.keys() == models.keys() and len(set(sizes.values())) == 1
     of_all = [*sizes.values()][:1] if alike else [f"{model}: {size}" for model, size in sizes.items()]

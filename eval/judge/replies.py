@@ -68,11 +68,8 @@ def _numbers(logprobs: Logprobs, before: str = "", share: float = 1.0) -> Iterat
 
 
 def expected_score(logprobs: Logprobs, scale: tuple[int, int] = (0, 100), by_digit: bool = False) -> float | None:
-    """The expectation over the whole numbers of a scale; None without enough of them.
-
-    Args:
-        by_digit: whether the judge writes a digit a token, where the reply does not show it.
-    """
+    """The expectation over the whole numbers of a scale; None without enough of them. `by_digit` is whether the judge
+    writes a digit a token, where the reply does not show it."""
     logprobs = _starts(logprobs)
     if not logprobs:
         return None
@@ -115,10 +112,8 @@ def excludes(logprobs: Logprobs, words: Sequence[str]) -> bool:
 
 
 def sampled(text: str, measure: Measure, cut: bool = False) -> float | str | None:
-    """The number or the word that a reply says, on its first line or its last, and nothing beside it; None without.
-
-    Of a reply that was `cut` off the end says nothing: of 92 a 9 may be left.
-    """
+    """The number or the word that a reply says, on its first line or its last, and nothing beside it; None without. Of
+    a reply that was `cut` off the end says nothing: of 92 a 9 may be left."""
     lines = [line for line in text.splitlines() if line.strip(_DECORATION)]
     if cut:
         lines = lines[:-1][:1]

@@ -23,10 +23,8 @@ def judge_paths(
         sample: the share of the answers to each question that is judged; all if not given.
 
     Returns:
-        the table of what was judged, if anything was, and what is left, if anything is.
-
-    Raises:
-        BadInput: if a path cannot be read, a question has no prompts, or the endpoint refuses all requests.
+        the table of what was judged, if anything was, and what is left, if anything is; BadInput if a path cannot be
+        read, a question has no prompts, or the endpoint refuses all requests.
     """
     if columns.keys() & COLUMNS[3:] or (columns and all(path.is_dir() for path in paths)):
         raise BadInput(

@@ -20,10 +20,8 @@ Judgements = tuple[Sequence[Judged], Sequence[Judgement]]
 
 
 def words_table(models: Mapping[str, Judgements], judge: Judge) -> Table:
-    """One row per model and measure: the share of the words that the prompts name as the rate, or the mean score.
-
-    Where the prompts say `by_entry`, one row for each entry of the file of questions, over its wordings.
-    """
+    """One row per model and measure: the share of the words that the prompts name as the rate, or the mean score; where
+    the prompts say `by_entry`, one row for each entry of the file of questions, over its wordings."""
     table = Table(title=Text(f"judge: {judge.label}; 95 % intervals over questions"))
     for column in ("model", "entry", "measure", "result", "of", "words", "unjudged", "questions"):
         table.add_column(column, no_wrap=column == "of")

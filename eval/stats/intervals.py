@@ -64,11 +64,7 @@ def _variances(values: Floats) -> tuple[float, float]:
 
 
 def _two_way(values: Sequence[float] | Floats) -> Floats:
-    """(seeds, clusters), of one seed where only clusters are given.
-
-    Raises:
-        ValueError: for fewer than two clusters.
-    """
+    """(seeds, clusters), of one seed where only clusters are given; ValueError for fewer than two clusters."""
     table = np.atleast_2d(np.asarray(values, dtype=np.float64))
     if table.shape[1] < 2:
         raise ValueError(f"an interval needs at least two clusters, not {table.shape[1]}")
@@ -79,10 +75,7 @@ def mean_interval(values: Sequence[float] | Floats) -> Estimate:
     """The mean of one number per cluster, or (seeds, clusters), with Student's t interval.
 
     Degrees of freedom over two levels: Satterthwaite, Biometrics Bulletin 2 (1946), 110-114. No width where all numbers
-    are equal.
-
-    Raises:
-        ValueError: for fewer than two clusters.
+    are equal; ValueError for fewer than two clusters.
     """
     table = _two_way(values)
     seeds, clusters = table.shape
@@ -102,10 +95,7 @@ def ratio_interval(hits: Sequence[float] | Floats, totals: Sequence[float] | Flo
     Survey Sampling, 1965; Franco, Little, Louis and Slud, J. Survey Stat. Methodol. 7, 2019, 334-364): the variance
     between clusters and seeds over that of independent answers, and at least 1 + (answers of a cluster - 1) LIKENESS.
     So 0, 1 of 400 and 14 % have one rule, and no rate of 0 has a wider interval than a rate above it from the same
-    design. Coverage: benchmarks/interval_coverage.py.
-
-    Raises:
-        ValueError: for fewer than two clusters.
+    design (coverage: benchmarks/interval_coverage.py). ValueError for fewer than two clusters.
     """
     h, t = _two_way(hits), _two_way(totals)
     clusters, answers = int((t.sum(axis=0) > 0).sum()), float(t.sum())
@@ -129,10 +119,8 @@ def ratio_difference(hits: tuple[Floats, Floats], totals: tuple[Floats, Floats])
 
     From the limits of `ratio_interval` and the correlation of the two rates over clusters and seeds: two rates of 0
     differ by 0, give or take what each of them leaves open. Seeds pair in their order; a rate of one seed pairs with
-    each. Source: Newcombe, Stat. Med. 17 (1998), 2635-2650, method 10; Zou and Donner, Stat. Med. 27 (2008), 1693-1702.
-
-    Raises:
-        ValueError: for fewer than two clusters, or a rate without any total.
+    each. ValueError for fewer than two clusters, or a rate without any total. Source: Newcombe, Stat. Med. 17 (1998),
+    2635-2650, method 10; Zou and Donner, Stat. Med. 27 (2008), 1693-1702.
     """
     first, second = (ratio_interval(h, t) for h, t in zip(hits, totals, strict=True))
     if not (first.clusters and second.clusters):

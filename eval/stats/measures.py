@@ -161,10 +161,8 @@ def _paired(seeds: Seeds, minus: Seeds) -> list[tuple[Samples, ...]]:
 
 
 def measure(name: str, seeds: Seeds, minus: Seeds | None = None) -> Measured:
-    """A measure over the seeds of an arm, or its difference from another arm's (`minus`), paired.
-
-    Only programs and questions that all of them have are compared.
-    """
+    """A measure over the seeds of an arm, or its difference from another arm's (`minus`), paired, over the programs and
+    questions that all of them have."""
     pairs: list[tuple[Samples, ...]] = [(own,) for own in seeds.values()] if minus is None else _paired(seeds, minus)
     tables = _common(name, [samples for pair in pairs for samples in pair]) if pairs else []
     if not tables or len(tables[0]) < 2:

@@ -71,10 +71,7 @@ class Trend:
 
 def families(names: Iterable[str]) -> dict[str, dict[int, str]]:
     """Names that end in `_r<rank>` or `-r<rank>`, by what stands before and by rank (in order); two ranks or more.
-
-    Raises:
-        BadInput: if two names are of one rank.
-    """
+    BadInput if two names are of one rank."""
     found: dict[str, dict[int, str]] = defaultdict(dict)
     for name in names:
         if match := re.fullmatch(r"(.+)[-_]r(\d+)", name, re.DOTALL):
@@ -111,10 +108,8 @@ def _compared(ranks: Ranks, denominator: Denominator) -> tuple[Floats, Floats] |
 
 
 def trend(family: str, ranks: Ranks, denominator: Denominator, tested: int = 1) -> Trend | None:
-    """The trend over three ranks or more; None if fewer, or if fewer than two questions can be compared.
-
-    `tested`: the number of families that Holm's correction will be for.
-    """
+    """The trend over three ranks or more; None if fewer, or if fewer than two questions can be compared. `tested`: the
+    number of families that Holm's correction will be for."""
     if (compared := _compared(ranks, denominator)) is None:
         return None
     hits, totals = compared
@@ -167,12 +162,8 @@ def points(difference: Estimate) -> str:
 
 
 def sentences(found: Trend, scale: str, tested: int) -> list[str]:
-    """The verdict in words; that nothing can be told is said as plainly as a fall.
-
-    Args:
-        scale: what is known of alpha / r over these ranks, a sentence.
-        tested: number of families tested together.
-    """
+    """The verdict in words; that nothing can be told is said as plainly as a fall. `scale` is a sentence on what is
+    known of alpha / r over these ranks, `tested` the number of families tested together."""
     ranks = ", ".join(map(str, found.ranks))
     best = max(range(len(found.ranks)), key=lambda place: found.highest[place])
     shape = f"{found.verdict} with rank"

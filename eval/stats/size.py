@@ -180,11 +180,8 @@ def _residual(x: Floats, tables: Floats) -> Floats:
 
 
 def differs(models: Models, values: Floats) -> bool:
-    """Whether an outcome differs within families.
-
-    If not, as where no answer of any model is misaligned, the scatter is 0: the floor of what is counted, and no slope
-    of 0 that is known to a hair.
-    """
+    """Whether an outcome differs within families. If not, as where no answer of any model is misaligned, the scatter is
+    0: the floor of what is counted, and no slope of 0 that is known to a hair."""
     return bool(np.abs(models.within(values)).max() > 1e-9)
 
 
@@ -203,10 +200,8 @@ class Outcome:
 
 
 def outcome_slopes(outcomes: Mapping[str, tuple[Models, Floats]]) -> dict[str, Outcome]:
-    """Every outcome whose models identify the slopes and differ in it.
-
-    Holm's correction is over these outcomes, for each question.
-    """
+    """Every outcome whose models identify the slopes and differ in it; Holm's correction is over these outcomes, for
+    each question."""
     open_to_test = {name: pair for name, pair in outcomes.items() if not_identified(pair[0]) is None and differs(*pair)}
     p = {line: holm([permutation_p(*pair, line) for pair in open_to_test.values()]) for line in (None, *LINES)}
     return {

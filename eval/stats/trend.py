@@ -23,11 +23,7 @@ LEVEL = 0.05
 
 
 def trend_p(tables: Floats) -> Floats:
-    """Two-sided p values of a linear trend along the columns of each table.
-
-    Args:
-        tables: (..., rows, columns), without NaN.
-    """
+    """Two-sided p values of a linear trend along the columns of each table (..., rows, columns), without NaN."""
     *_, rows, columns = tables.shape
     along = np.arange(columns) - (columns - 1) / 2
     rng = np.random.default_rng(0)
@@ -74,11 +70,8 @@ def slope(table: Floats) -> float:
 def shape(p_trend: float, p_turn: float, peaks: bool, trend: float, fall: float) -> Shape | None:
     """What is shown, if anything; a peak or a dip goes before a trend, which does not hold over all columns then.
 
-    A trend that the ends contradict, as where some questions have many more answers than others, is not said.
-
-    Args:
-        trend: `slope` of what was tested.
-        fall: the first column's rate less the last one's.
+    A trend that the ends contradict, as where some questions have many more answers than others, is not said: `trend`
+    is the `slope` of what was tested, `fall` the first column's rate less the last one's.
     """
     if p_turn < LEVEL:
         return "rises, then falls" if peaks else "falls, then rises"
@@ -88,11 +81,8 @@ def shape(p_trend: float, p_turn: float, peaks: bool, trend: float, fall: float)
 
 
 def highest_shares(hits: Floats, totals: Floats, resamples: int = 2000) -> Floats:
-    """How often each column has the highest rate when questions, and the seeds of each column, are drawn anew.
-
-    Args:
-        hits, totals: (seeds, questions, columns). Columns that tie share a draw.
-    """
+    """How often each column of (seeds, questions, columns) has the highest rate when questions, and the seeds of each
+    column, are drawn anew; columns that tie share a draw."""
     rng = np.random.default_rng(0)
     seeds, questions, columns = hits.shape
     asked = rng.multinomial(questions, np.full(questions, 1 / questions), resamples)
@@ -108,11 +98,8 @@ def smallest_fall(hits: Floats, totals: Floats, tested: int = 1) -> float | None
     """The smallest even fall of a rate, as a share of it at the first column, that `trend_p` finds in 80 % of sweeps.
 
     In fortieths; None if not even a fall to 0 is found. In each simulated sweep columns change places within each
-    question (the same scatter, no trend), and each hit stays with the probability that the fall leaves.
-
-    Args:
-        hits, totals: (questions, columns).
-        tested: how many trends Holm's correction is for; it may ask all of the first of them.
+    question (the same scatter, no trend), and each hit stays with the probability that the fall leaves. Hits and totals
+    are (questions, columns); `tested` trends are what Holm's correction is for; it may ask all of the first of them.
     """
     rng = np.random.default_rng(0)
     shuffled_hits, shuffled_totals = _shuffled(rng, hits, totals)
