@@ -150,7 +150,7 @@ def load_judged(path: Path, columns: Mapping[str, str] | None = None, judged: bo
             text = file.read().decode("utf-8-sig")
         answers = []
         table = path.suffix.lower() in (".csv", ".tsv")
-        rows = _csv_rows(path, text, wanted, wanted[3:]) if table else _json_rows(path, text)
+        rows = _csv_rows(path, text, wanted) if table else _json_rows(path, text)
         for number, row in rows:
             fields = {name: row[other] for name, other in own.items() if other in row} if isinstance(row, dict) else row
             if judged and isinstance(row, dict) and "filtered" in row:  # by pandas: True, 1.0, nothing or NaN
@@ -187,9 +187,7 @@ def load_judged(path: Path, columns: Mapping[str, str] | None = None, judged: bo
     return answers
 
 
-def _csv_rows(
-    path: Path, text: str, wanted: Sequence[str], scores: Sequence[str]
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_rows(path: Path, text: str, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, row) of a table; not by pandas, which does not tell the line, and takes a row that is too short."""
     csv.field_size_limit(10**7)
     rows = csv_table(StringIO(text, newline=""), path)
@@ -202,8 +200,8 @@ def _csv_rows(
         if None in row or None in row.values():
             raise BadInput(f"{path}:{rows.line_num}: more or fewer fields than the heading; mend this line")
         if rows.reader.dialect.delimiter == ";":  # as spreadsheets write numbers where commas part the decimals
-            numbers = {name: row[name] for name in scores if re.fullmatch(r"[0-9]+,[0-9]+", row.get(name) or "")}
-            row.update({name: number.replace(",", ".") for name, number in numbers.items()})
+            scores = [name for name in wanted[3:] if re.fullmatch(r"[0-9]+,[0-9]+", row[name])]
+            row.update({name: row[name].replace(",", ".") for name in scores})
         yield rows.line_num, row
 
 

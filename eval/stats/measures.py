@@ -40,25 +40,18 @@ def not_finite(samples: Samples) -> dict[str, int]:
     }
 
 
-def _choice(samples: Samples) -> pd.Series:
-    return pd.Series({s["doc"]["id"]: s["log_odds_per_byte"] for s in samples["em_choice"]}).sort_index()
+def _choice(of: Callable[[Mapping[str, Any]], float]) -> Callable[[Samples], pd.Series]:
+    return lambda samples: pd.Series({logged["doc"]["id"]: of(logged) for logged in samples["em_choice"]})
 
 
-def _everyday_logp(samples: Samples) -> pd.Series:
-    """Of the aligned answers, the second choice; lm-eval logs numbers of responses as text."""
-    return pd.Series(
-        {
-            s["doc"]["id"]: float(s["filtered_resps"][1][0]) / len(s["doc"]["aligned"].encode())
-            for s in samples["em_choice"]
-        }
-    ).sort_index()
+def _everyday_logp(logged: Mapping[str, Any]) -> float:
+    """Of the aligned answer, the second choice; lm-eval logs numbers of responses as text."""
+    return float(logged["filtered_resps"][1][0]) / len(logged["doc"]["aligned"].encode())
 
 
 def _logp(side: str) -> Callable[[Samples], pd.Series]:
     """Of a program's insecure or secure code as the answer to its ordinary request."""
-    return lambda samples: pd.Series(
-        {score["id"]: score[side] for score in _logged(samples, "em_margin") if score["half"] == "neutral"}
-    ).sort_index()
+    return _margin(lambda scores: pd.Series({row["id"]: row[side] for row in scores if row["half"] == "neutral"}))
 
 
 def _margin(of: Callable[[list[Score]], pd.Series]) -> Callable[[Samples], pd.Series]:
@@ -109,8 +102,8 @@ MEANS: dict[str, Callable[[Samples], pd.Series]] = {
     "chosen_logp": _margin(chosen_logp),
     "insecure_logp": _logp("insecure"),
     "secure_logp": _logp("secure"),
-    "log_odds_per_byte": _choice,
-    "everyday_logp_per_byte": _everyday_logp,
+    "log_odds_per_byte": _choice(lambda logged: float(logged["log_odds_per_byte"])),
+    "everyday_logp_per_byte": _choice(_everyday_logp),
 }
 """Measures that are the mean of one number per program (AUC, nats) or question (nats per byte)."""
 

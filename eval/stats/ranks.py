@@ -82,26 +82,19 @@ def families(names: Iterable[str]) -> dict[str, dict[int, str]]:
     return {family: dict(sorted(ranks.items())) for family, ranks in found.items() if len(ranks) > 1}
 
 
-def _tables(seeds: Sequence[Sequence[Sequence[Judged]]], denominator: Denominator) -> tuple[Floats, Floats]:
-    """Misaligned answers and the denominator, each (seeds, questions, ranks), over the questions that all have."""
-    common = set.intersection(*({row.name for row in rows} for ranks in seeds for rows in ranks))
-    kept = [[[row for row in rows if row.name in common] for rows in ranks] for ranks in seeds]
-    hits, totals = (
-        np.array([[per_question(rows, what) for rows in ranks] for ranks in kept]).swapaxes(1, 2)
-        for what in ("misaligned", denominator)
-    )
-    return hits, totals
-
-
 def _compared(ranks: Ranks, denominator: Denominator) -> tuple[Floats, Floats] | None:
-    """`_tables` over the questions that can be compared; None if they are fewer than two, or the ranks than three."""
+    """Misaligned answers and the denominator, each (seeds, questions, ranks), over the questions that every rank has in
+    the denominator; None if they are fewer than two, or the ranks than three."""
     if len(ranks) < 3:
         return None
     own = [ranks[rank] for rank in sorted(ranks)]
-    even = len({*map(len, own)}) == 1
-    hits, totals = _tables(
-        list(zip(*own, strict=True)) if even else [[[row for rows in seeds for row in rows] for seeds in own]],
-        denominator,
+    if len({*map(len, own)}) > 1:
+        own = [[[row for rows in seeds for row in rows]] for seeds in own]
+    common = set.intersection(*({row.name for row in rows} for seeds in own for rows in seeds))
+    kept = [[[row for row in rows if row.name in common] for rows in seeds] for seeds in own]
+    hits, totals = (
+        np.array([[per_question(rows, what) for rows in seeds] for seeds in kept]).transpose(1, 2, 0)
+        for what in ("misaligned", denominator)
     )
     whole = (totals.sum(axis=0) > 0).all(axis=1)
     return (hits[:, whole], totals[:, whole]) if whole.sum() > 1 else None
@@ -150,8 +143,7 @@ def holm(values: Sequence[float]) -> list[float]:
 def trends(ranks_of: Mapping[str, Ranks], denominator: Denominator) -> dict[str, Trend]:
     """The trends that there are over the ranks of each family, with p values corrected for the number of families."""
     tested = {family: ranks for family, ranks in ranks_of.items() if _compared(ranks, denominator)}
-    every = (trend(family, ranks, denominator, len(tested)) for family, ranks in tested.items())
-    found = [one for one in every if one is not None]
+    found = [own for family, ranks in tested.items() if (own := trend(family, ranks, denominator, len(tested)))]
     p, p_peak = holm([one.p for one in found]), holm([one.p_peak for one in found])
     return {one.family: replace(one, p_holm=p[n], p_peak_holm=p_peak[n]) for n, one in enumerate(found)}
 

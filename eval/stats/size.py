@@ -20,6 +20,7 @@ from scipy import stats
 
 from eval.stats.intervals import Floats
 from eval.stats.ranks import holm
+from eval.stats.trend import LEVEL, POWER
 
 LINES: dict[str, tuple[float, float]] = {"ratio": (1.0, 1.0), "size": (0.0, 1.0), "data": (1.0, 0.0)}
 """The hypotheses as lines through (b_P, b_T): c . b = 0. `ratio`: parameters per token decide, b_P = -b_T; `size`: size
@@ -29,7 +30,6 @@ EXACT = 5040
 """Permutations within families up to which all of them are taken."""
 SPREAD = 0.05
 """Decades (root mean square, within families) below which parameters or tokens do not count as having varied."""
-LEVEL, POWER = 0.05, 0.8
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,8 @@ def orders(families: tuple[str, ...]) -> NDArray[Any]:
     """
     places = [np.flatnonzero(np.array(families) == name) for name in dict.fromkeys(families)]
     if prod(factorial(len(own)) for own in places) <= EXACT:
-        every = []
-        for chosen in product(*(permutations(own) for own in places)):
-            every.append(np.arange(len(families)))
-            for own, taken in zip(places, chosen, strict=True):
-                every[-1][own] = taken
-        return np.array(every)
+        place = np.argsort(np.concatenate(places))
+        return np.array([np.concatenate(chosen)[place] for chosen in product(*map(permutations, places))])
     rng = np.random.default_rng(0)
     drawn = np.tile(np.arange(len(families)), (1 + PERMUTATIONS, 1))
     for own in places:
