@@ -164,7 +164,6 @@ def _whole_file(path: Path) -> Iterator[IO[bytes]]:
             _to_disk(file)
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
-        temporary = ""
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}; free some space or choose another folder") from None
     finally:

@@ -57,7 +57,7 @@ class Adaptation:
                     body[field] = {"type": value}
                 elif value is not None:
                     body[field] = value
-        if "logprobs" not in body or body["logprobs"] is not True:
+        if body.get("logprobs") is not True:
             body.pop("top_logprobs", None)
         return body
 

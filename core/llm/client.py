@@ -16,10 +16,11 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel
+from pydantic_core import from_json
 
 from core.llm.adapt import Adaptation, json_schema, response_format
 from core.llm.budget import Money, Spent, prompt_tokens
@@ -99,7 +100,7 @@ class Access:
         if not key.isascii() or not key.isprintable():
             raise BadInput(f"the API key in {variable} holds characters that no key has; set it again")
         try:
-            extra = json.loads(extra_body or "{}", parse_constant=_no_number)
+            extra = from_json(extra_body or "{}", allow_inf_nan=False)
         except ValueError:
             extra = None
         if not isinstance(extra, dict) or extra.keys() & {"model", "messages", "stream", "n"}:
@@ -117,11 +118,6 @@ class Access:
     def told_body(self) -> dict[str, Any]:
         """`extra_body` without what may be secret in it: some servers take keys there."""
         return {name: _told(name, value, self.key) for name, value in self.extra_body.items()}
-
-
-def _no_number(name: str) -> None:
-    """Refuses NaN and Infinity, which are no JSON."""
-    raise ValueError(name)
 
 
 def _told(name: str, value: Any, key: str) -> Any:
@@ -238,8 +234,7 @@ class Client:
             try:
                 return await self._usable(key, request, problem, attempts, proof)
             except Spent:
-                self.stopped = SPENT
-                raise Stopped(self.stopped) from None
+                self._stop(SPENT)
             except Unanswered as error:
                 self._note_failure(model, error)
                 raise
@@ -285,27 +280,29 @@ class Client:
             self._note_useless(model, f"replies that cannot be used: {why}")
         raise Unanswered(why)
 
+    def _stop(self, why: str, kind: type[Exception] = Stopped) -> NoReturn:
+        self.stopped = why
+        raise kind(why) from None
+
     def _note_failure(self, model: str, error: Unanswered) -> None:
         if isinstance(error, Filtered):
             self._filtered[model] += 1
             enough = self._filtered[model] >= FILTERS and self._sent[model] >= MOST
             if enough and model not in self._heard:
                 took = f"a content filter took {self._filtered[model]} requests, the latest: {error}"
-                self.stopped = f"{model} has answered nothing: {took}; take another server, or have the filter lifted"
-                raise BadInput(self.stopped) from None
+                remedy = "take another server, or have the filter lifted"
+                self._stop(f"{model} has answered nothing: {took}; {remedy}", BadInput)
         elif isinstance(error, Refused):
             self._note_useless(model, f"refusals: {error}; mend the model, the settings or --extra-body")
         elif isinstance(error, Unreachable):
             self._failures += 1
             if self._failures == FAILURES_IN_A_ROW or model not in self._heard:
-                self.stopped = f"the endpoint does not answer ({error})"
-                raise Stopped(self.stopped) from None
+                self._stop(f"the endpoint does not answer ({error})")
 
     def _note_useless(self, model: str, words: str) -> None:
         self._useless[model] += 1
         if model not in self._heard and (self._useless[model] >= FEW or self._sent[model] >= MOST):
-            self.stopped = f"{model} has answered nothing, after {self._useless[model]} {words}"
-            raise BadInput(self.stopped) from None
+            self._stop(f"{model} has answered nothing, after {self._useless[model]} {words}", BadInput)
 
     async def _send(self, wanted: Mapping[str, Any], loan: list[float]) -> tuple[Completion, tuple[str, ...]]:
         """The reply to a request, in the form that the server takes, with what is changed in it for that."""
@@ -393,10 +390,7 @@ class Client:
         gone = error.status < 400 or error.status in (403, 404)
         if error.refuses_all or (gone and model not in self._answering):
             reason = f"the endpoint refuses all requests ({error.status}): {said}; mend the key, credit, URL or model"
-            if model not in self._heard:
-                raise BadInput(reason)
-            self.stopped = reason
-            raise Stopped(reason)
+            self._stop(reason, Stopped if model in self._heard else BadInput)
         return said
 
     def _pause(self, error: ServerError, why: str) -> float:
@@ -404,8 +398,7 @@ class Client:
         run into the same limit."""
         now = time.monotonic()
         if now - self._latest_success > PATIENCE:
-            self.stopped = f"no answer for {PATIENCE / 60:.0f} minutes ({why})"
-            raise Stopped(self.stopped)
+            self._stop(f"no answer for {PATIENCE / 60:.0f} minutes ({why})")
         if now >= self._resume:
             self._busy += 1
         own = min(FIRST_WAIT * 2**self._busy, 60.0) if error.wait is None or self._busy > FEW else 0.0
