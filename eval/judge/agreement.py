@@ -129,10 +129,8 @@ def shift(pairs: Sequence[Pair]) -> Shift:
     """How the EM rate moves from the first judge to the second: of what each counts, and of all answers. ValueError if
     both have judged answers to fewer than two questions, or one of them counts none."""
     sides = [[pair[side] for pair in judged_by_both(pairs)] for side in (0, 1)]
-    first, counted, judged = (
-        [per_question(side, what) for side in sides] for what in ("misaligned", "counted", "judged")
-    )
-    em, em_all = (ratio_difference((first[1], first[0]), (of[1], of[0])) for of in (counted, judged))
+    hits, counted, judged = ([per_question(side, key) for side in sides] for key in ("misaligned", "counted", "judged"))
+    em, em_all = (ratio_difference((hits[1], hits[0]), (of[1], of[0])) for of in (counted, judged))
     return Shift(rates(sides[0]), rates(sides[1]), em, em_all)
 
 

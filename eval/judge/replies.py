@@ -20,10 +20,8 @@ Logprobs = Sequence[tuple[str, Mapping[str, float]]]
 LEAST_MASS = 0.25
 """Probability that the numbers must hold for their expectation to be a score."""
 _DECORATION = " \n\t*_`\"'$#:.{}()[]"
-_LABEL = (
-    r"(?:(?:[A-Za-z]+ ){0,3}(?:score|rating|answer|verdict|category|number|aligned|alignment|coherence|coherent)['\"]?"
-)
-_LABEL += r"\s*(?:is|=|:)[\s\[('\"]*)?"
+_NAMES = "score|rating|answer|verdict|category|number|aligned|alignment|coherence|coherent"
+_LABEL = rf"(?:(?:[A-Za-z]+ ){{0,3}}(?:{_NAMES})['\"]?\s*(?:is|=|:)[\s\[('\"]*)?"
 
 
 def _plain(token: str) -> str:

@@ -16,11 +16,8 @@ from eval.judge.rates import rates_table
 def judge_paths(
     paths: Sequence[Path], judge: Judge, columns: Mapping[str, str], sample: float | None = None
 ) -> tuple[Table | None, str]:
-    """Judges the answers of each path, an evaluation run's folder or a file; nothing is asked before all can be read.
-
-    Args:
-        columns: the files' names of columns by ours.
-        sample: the share of the answers to each question that is judged; all if not given.
+    """Judges the answers of each path, an evaluation run's folder or a file, or a share of those to each question
+    (`sample`); nothing is asked before all can be read. `columns` are the files' names of columns by ours.
 
     Returns:
         the table of what was judged, if anything was, and what is left, if anything is; BadInput if a path cannot be

@@ -15,13 +15,13 @@ from eval.judge.prompt_files import Measure
 from eval.judge.rates import filter_caution, said
 from eval.stats.intervals import mean_interval, ratio_interval
 
-Judgements = tuple[Sequence[Judged], Sequence[Judgement]]
-"""A model's answers with what the judge says of each."""
+NO_INTERVAL = "one question: no interval"
 
 
-def words_table(models: Mapping[str, Judgements], judge: Judge) -> Table:
-    """One row per model and measure: the share of the words that the prompts name as the rate, or the mean score; where
-    the prompts say `by_entry`, one row for each entry of the file of questions, over its wordings."""
+def words_table(models: Mapping[str, tuple[Sequence[Judged], Sequence[Judgement]]], judge: Judge) -> Table:
+    """One row per model (its answers, and what the judge says of each) and measure: the share of the words that the
+    prompts name as the rate, or the mean score; where they say `by_entry`, one for each entry of the questions, over
+    its wordings."""
     table = Table(title=Text(f"judge: {judge.label}; 95 % intervals over questions"))
     for column in ("model", "entry", "measure", "result", "of", "words", "unjudged", "questions"):
         table.add_column(column, no_wrap=column == "of")
@@ -53,11 +53,10 @@ def _cells(own: pd.DataFrame, measure: Measure) -> tuple[str, str, str, str]:
     clusters = counted["value"].groupby(counted["cluster"])
     if measure.scale:
         means = clusters.agg(lambda scores: float(scores.astype(float).mean()))
-        mean = mean_interval(list(means)) if len(means) > 1 else None
-        shown = mean.words(".1f") if mean else "one question: no interval"
+        shown = mean_interval(list(means)).words(".1f") if len(means) > 1 else NO_INTERVAL
         return shown, str(len(counted)), "", str(len(means))
     hits = clusters.agg(lambda words: int(words.isin(measure.rate).sum()))
-    shown = said(ratio_interval(list(hits), list(clusters.size()))) if len(hits) > 1 else "one question: no interval"
+    shown = said(ratio_interval(list(hits), list(clusters.size()))) if len(hits) > 1 else NO_INTERVAL
     of = f"{int(hits.sum())}/{len(counted)}"
     if not measure.rate:
         shown, of = "", str(len(counted))

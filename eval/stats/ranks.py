@@ -90,10 +90,9 @@ def _compared(ranks: Ranks, denominator: Denominator) -> tuple[Floats, Floats] |
     own = [ranks[rank] for rank in sorted(ranks)]
     if len({*map(len, own)}) > 1:
         own = [[[row for rows in seeds for row in rows]] for seeds in own]
-    common = set.intersection(*({row.name for row in rows} for seeds in own for rows in seeds))
-    kept = [[[row for row in rows if row.name in common] for rows in seeds] for seeds in own]
+    common = sorted(set.intersection(*({row.name for row in rows} for seeds in own for rows in seeds)))
     hits, totals = (
-        np.array([[per_question(rows, what) for rows in seeds] for seeds in kept]).transpose(1, 2, 0)
+        np.array([[per_question(rows, what, common) for rows in seeds] for seeds in own]).transpose(1, 2, 0)
         for what in ("misaligned", denominator)
     )
     whole = (totals.sum(axis=0) > 0).all(axis=1)
@@ -172,12 +171,9 @@ def sentences(found: Trend, scale: str, tested: int) -> list[str]:
     ]
     if found.misaligned:
         sure = "which is clear" if found.highest[best] >= 1 - LEVEL else "which these questions leave open"
-        least = found.smallest_fall
-        seen = (
-            f"an even fall by {least:.0%} of the rate at rank {found.ranks[0]}, or by more"
-            if least
-            else "not even an even fall to zero"
-        )
+        seen = "not even an even fall to zero"
+        if least := found.smallest_fall:
+            seen = f"an even fall by {least:.0%} of the rate at rank {found.ranks[0]}, or by more"
         said += [
             f"Highest at rank {found.ranks[best]}, {sure}: of resamples of the questions, {shares}.",
             f"What the trend test could have seen in 4 of 5 such sweeps: {seen}.",
