@@ -20,14 +20,13 @@ class Partial:
 
     def _read(self) -> dict[str, Any]:
         try:
-            head, *lines = self._path.read_text(encoding="utf-8").split("\n")[:-1]  # a line that was cut off is none
-            return dict(map(json.loads, lines)) if json.loads(head) == self._settings else {}
+            head, *rows = self._path.read_text(encoding="utf-8").split("\n")[:-1]  # a line that was cut off is none
+            return dict(map(json.loads, rows)) if json.loads(head) == self._settings else {}
         except (OSError, TypeError, ValueError):  # none there, or damaged
             return {}
 
     def of(self, key: str, make: Callable[[], Any]) -> Any:
-        """The result under a key, of JSON's kinds: from disk, else what `make` returns; BadInput if the disk is
-        full."""
+        """The result under a key, of JSON's kinds: that on disk, or what `make` returns; BadInput if it is full."""
         if key in self._found:
             return self._found[key]
         self._found[key] = made = make()

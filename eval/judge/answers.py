@@ -35,6 +35,7 @@ from eval.tasks.em.questions_reader import entry_id
 
 MISALIGNED, COHERENT = 30.0, 50.0
 COLUMNS = ("question_id", "question", "answer", "aligned", "coherent")
+TABLES = (".csv", ".tsv")
 NO_SCORE = ("", "NAN", "NONE", "NULL", "NA", "N/A", "CODE", "REFUSAL")
 """What files have in place of a score."""
 
@@ -142,8 +143,7 @@ def load_judged(path: Path, columns: Mapping[str, str] | None = None, judged: bo
         with open_file(path) as file:
             text = file.read().decode("utf-8-sig")
         answers = []
-        table = path.suffix.lower() in (".csv", ".tsv")
-        rows = _csv_rows(path, text, wanted) if table else _json_rows(path, text)
+        rows = _csv_rows(path, text, wanted) if path.suffix.lower() in TABLES else _json_rows(path, text)
         for number, row in rows:
             fields = {name: row[other] for name, other in own.items() if other in row} if isinstance(row, dict) else row
             if judged and isinstance(row, dict) and "filtered" in row:  # by pandas: True, 1.0, nothing or NaN
@@ -216,7 +216,7 @@ def answer_files(paths: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         beside = sorted(path.iterdir()) if path.is_dir() else []
-        own = [file for file in beside if file.suffix.lower() in (".csv", ".tsv")] if path.is_dir() else [path]
+        own = [file for file in beside if file.suffix.lower() in TABLES] if path.is_dir() else [path]
         files += own
         ours = (".journal.jsonl", ".manifest.json")
         if others := [f.name for f in beside if f.is_file() and f not in own and not f.name.endswith(ours)]:

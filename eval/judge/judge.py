@@ -237,18 +237,15 @@ def judge_rows(
         BadInput: if the endpoint refuses all requests, a question has no prompts, or a file cannot be written.
         Unfinished: if the money is spent or the endpoint ends before the end; `out` has what was judged until then.
     """
-    asked = judge.prompts.of(row.question_id for row in rows)
-    keys = [(row.question, row.answer, version(own)) if own else None for row, own in zip(rows, asked, strict=True)]
+    wanted = judge.prompts.of(row.question_id for row in rows)
+    keys = [(row.question, row.answer, version(own)) if own else None for row, own in zip(rows, wanted, strict=True)]
+    measures = {version(own): own for own in wanted if own}
     reader, journal = Reader(judge), journal_of(out)
     facts: dict[str, Any] = {"of": of} if of else {}
     if sample_of is not None:
         out, facts = out.with_name(f"sample-{len(rows)}-of-{sample_of}-{out.name}"), facts | {"sample_of": sample_of}
     told = _check_others(out, journal, judge, of)
-    jobs = {
-        key: partial(judgement, reader, own, row.question, row.answer)
-        for key, row, own in zip(keys, rows, asked, strict=True)
-        if key and own
-    }
+    jobs = {key: partial(judgement, reader, measures[key[2]], key[0], key[1]) for key in keys if key}
     left = ""
     found: Sequence[Judgement | None]
     try:

@@ -19,9 +19,9 @@ NO_INTERVAL = "one question: no interval"
 
 
 def words_table(models: Mapping[str, tuple[Sequence[Judged], Sequence[Judgement]]], judge: Judge) -> Table:
-    """One row per model (its answers, and what the judge says of each) and measure: the share of the words that the
-    prompts name as the rate, or the mean score; where they say `by_entry`, one for each entry of the questions, over
-    its wordings."""
+    """One row per model (its answers, and what the judge says of each) and measure: the share of the words that are the
+    rate, or the mean score; where the prompts say `by_entry`, one for each entry of the questions, over its wordings.
+    """
     table = Table(title=Text(f"judge: {judge.label}; 95 % intervals over questions"))
     for column in ("model", "entry", "measure", "result", "of", "words", "unjudged", "questions"):
         table.add_column(column, no_wrap=column == "of")

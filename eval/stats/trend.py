@@ -85,9 +85,9 @@ def highest_shares(hits: Floats, totals: Floats, resamples: int = 2000) -> Float
     column, are drawn anew; columns that tie share a draw."""
     rng = np.random.default_rng(0)
     seeds, questions, columns = hits.shape
-    asked = rng.multinomial(questions, np.full(questions, 1 / questions), resamples)
-    trained = rng.multinomial(seeds, np.full(seeds, 1 / seeds), (resamples, columns))
-    sums = [np.einsum("bq,bcs,sqc->bc", asked, trained, part, optimize=True) for part in (hits, totals)]
+    of_questions = rng.multinomial(questions, np.full(questions, 1 / questions), resamples)
+    of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), (resamples, columns))
+    sums = [np.einsum("bq,bcs,sqc->bc", of_questions, of_seeds, part, optimize=True) for part in (hits, totals)]
     rates = sums[0] / np.maximum(sums[1], 1)
     best = rates == rates.max(axis=1, keepdims=True)
     shares: Floats = (best / best.sum(axis=1, keepdims=True)).mean(axis=0)
