@@ -239,7 +239,7 @@ def judge_rows(
     """
     wanted = judge.prompts.of(row.question_id for row in rows)
     keys = [(row.question, row.answer, version(own)) if own else None for row, own in zip(rows, wanted, strict=True)]
-    measures = {version(own): own for own in wanted if own}
+    measures = {key[2]: own for key, own in zip(keys, wanted, strict=True) if key and own}
     reader, journal = Reader(judge), journal_of(out)
     facts: dict[str, Any] = {"of": of} if of else {}
     if sample_of is not None:
