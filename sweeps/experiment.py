@@ -159,10 +159,10 @@ def experiment(
         with _stand_ins(sources, judged.request(sweep, ranks).declared) as folder:
             planned = replace(judged, data=str(folder)).request(sweep, ranks)
             planned.show_plan(judged=True)
-        if annotation and sets is None:
-            console.print(annotation.plan(), highlight=False, soft_wrap=True)
-        if retune:
-            show_search(search, planned, retune.split(",")[0])
+            if annotation and sets is None:
+                console.print(annotation.plan(), highlight=False, soft_wrap=True)
+            if retune:
+                show_search(search, planned, retune.split(",")[0])
         if starting.dry_run:
             return
     if sets is None:

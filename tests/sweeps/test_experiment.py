@@ -104,6 +104,11 @@ def test_the_plan_comes_first_and_a_dry_run_leaves_nothing(begun: list[str], fak
     assert {path.name for path in Path().iterdir()} == {"models", "mine.jsonl", "fake0"}  # the last is the endpoint's
 
 
+def test_the_plan_of_a_search_that_a_judge_scores_is_shown_before_the_sets_are_there(begun: list[str]) -> None:
+    done = experiment("--annotator", "a", "--judge", "j", "--retune", "1e-5,1e-3", "--dry-run")
+    assert done.exit_code == 0 and "each of them judged: judging 48 answers once" in done.output, done.exception
+
+
 def test_sets_of_one_size_are_as_many_runs_in_the_first_plan(begun: list[str]) -> None:
     sets = ["--values", "1", "--axis", "data=sft,secure,educational", "--dry-run"]
     done = CliRunner().invoke(app, ["experiment", *sets])
