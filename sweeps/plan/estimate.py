@@ -13,6 +13,7 @@ from math import ceil, inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from rich.table import Table
 
 from core.llm.budget import Prices
@@ -49,38 +50,35 @@ Range = tuple[float, float]
 class RunCost:
     seconds: Range
     measured: bool
-    gib: float | None
+    gib: float | None = None
     """Memory on each GPU."""
-    limit: float | None
+    limit: float | None = None
 
 
 class History:
     """Rates of finished runs (rows of sweeps/run/index.py), by what is alike; a resumed run's time is not whole."""
 
     def __init__(self, index: Iterable[Mapping[str, Any]]) -> None:
-        self._seconds: dict[tuple[Any, ...], float] = defaultdict(float)
-        self._tokens: dict[tuple[Any, ...], float] = defaultdict(float)
-        self._rows: dict[tuple[Any, ...], list[Range]] = defaultdict(list)
+        self._time: dict[tuple[Any, ...], Any] = defaultdict(lambda: np.zeros(2))  # seconds, tokens
+        self._size: dict[tuple[Any, ...], Any] = defaultdict(lambda: np.zeros(2))  # tokens, rows
         for row in index:
             if row["resumed_from"] is not None or not row["wall_seconds"] or not row["tokens"]:
                 continue
             own = (row["engine"], row["data"]) if row["stage"] == "evaluate" else ()
-            kind = (row["stage"], row["model"], row["hardware"], *own)
-            self._seconds[kind] += row["wall_seconds"]
-            self._tokens[kind] += row["tokens"]
+            self._time[row["stage"], row["model"], row["hardware"], *own] += row["wall_seconds"], row["tokens"]
             if row["rows"]:
-                self._rows[row["stage"], row["data_digest"]].append((row["tokens"], row["rows"]))
+                self._size[row["stage"], row["data_digest"]] += row["tokens"], row["rows"]
 
     def seconds_per_token(self, run: Run) -> float | None:
         own = evaluation_kind(run.content) if run.stage == "evaluate" else ()
         kind = (run.stage, run.about.get("model"), run.about.get("hardware"), *own)
-        return self._seconds[kind] / self._tokens[kind] if kind in self._seconds else None
+        return float(np.divide(*self._time[kind])) if kind in self._time else None
 
     def tokens_per_row(self, run: TrainingRun) -> float:
         """Of finished runs on the same data; else from its bytes."""
         data = run.content["data"]
-        if seen := self._rows.get((run.stage, " ".join(digest[:10] for digest in data.values()))):
-            return sum(tokens for tokens, _ in seen) / sum(rows for _, rows in seen)
+        if (alike := (run.stage, " ".join(digest[:10] for digest in data.values()))) in self._size:
+            return float(np.divide(*self._size[alike]))
         sizes = [rows_and_bytes(Path(path)) for path in data]
         return sum(size for _, size in sizes) / max(1, sum(rows for rows, _ in sizes)) / BYTES_PER_TOKEN
 
@@ -88,30 +86,24 @@ class History:
 def run_cost(run: Run, history: History) -> RunCost | None:
     """What a run takes; None where that cannot be said."""
     if run.stage == "merge":
-        return RunCost((START, START), False, None, None)
+        return RunCost((START, START), False)
+    need = limit = None
+    if isinstance(run, TrainingRun):
+        config, em, gpus = run.recipe.config, run.recipe.em, int(run.recipe.em.get("gpus", 1))
+        known = steps_of(config, gpus)
+        if known is None:
+            return None
+        need, limit = estimate(Shape(**em["shape"]), int(em["parameters"]), config, gpus).gib, em.get("memory_gib")
+        tokens = known[1] * history.tokens_per_row(run)
+        modelled = _computed({**em, "gpus": gpus}, (6 if config.get("gradient_checkpointing") else 4) * tokens)
+    else:
+        work, model, hardware = workload(run.content), run.about["model"], run.about["hardware"]
+        cards = run.about.get("gpus", 1) if run.content.get("backend") == "vllm" else 1  # hf: one after another
+        facts = {**load_layer("models", model)["em"], **load_layer("hardware", hardware)["em"], "gpus": cards}
+        tokens, modelled = work.tokens, _evaluated(facts, work, run.content)
     rate = history.seconds_per_token(run)
-    if not isinstance(run, TrainingRun):
-        work = workload(run.content)
-        if rate is not None:
-            return RunCost((work.tokens * rate,) * 2, True, None, None)
-        facts = {
-            **load_layer("models", run.about["model"])["em"],
-            **load_layer("hardware", run.about["hardware"])["em"],
-            "gpus": run.about.get("gpus", 1) if run.content.get("backend") == "vllm" else 1,  # hf: one after another
-        }
-        seconds = _evaluated(facts, work, run.content)
-        return None if seconds is None else RunCost(seconds, False, None, None)
-    config, em, gpus = run.recipe.config, run.recipe.em, int(run.recipe.em.get("gpus", 1))
-    known = steps_of(config, gpus)
-    if known is None:
-        return None
-    need = estimate(Shape(**em["shape"]), int(em["parameters"]), config, gpus).gib if "shape" in em else None
-    tokens = known[1] * history.tokens_per_row(run)
-    if rate is not None:
-        return RunCost((tokens * rate,) * 2, True, need, em.get("memory_gib"))
-    times = 6 if config.get("gradient_checkpointing") else 4
-    seconds = _computed({**em, "gpus": gpus}, times * tokens)
-    return None if seconds is None else RunCost(seconds, False, need, em.get("memory_gib"))
+    seconds = modelled if rate is None else (tokens * rate, tokens * rate)
+    return None if seconds is None else RunCost(seconds, rate is not None, need, limit)
 
 
 def _computed(em: Mapping[str, Any], passes: float) -> Range | None:
@@ -120,7 +112,7 @@ def _computed(em: Mapping[str, Any], passes: float) -> Range | None:
     Training takes 2 for each token forward, as many back through a frozen model, and again forward where activations
     are recomputed (Kaplan et al., arXiv 2001.08361, section 2.1); scoring takes 2.
     """
-    if not em.get("tflops") or not em.get("parameters"):
+    if not em.get("tflops"):
         return None
     ideal = float(em["parameters"]) * passes / (float(em["tflops"]) * 1e12 * int(em.get("gpus", 1)))
     return START + ideal / MFU[0], START + ideal / MFU[1]
@@ -174,18 +166,13 @@ QUESTION = 40
 def judging(evaluations: Iterable[Run], prompts: Prompts) -> JudgingCost:
     """Answers x measures: a request holds the measure's prompt, a question and an answer, of a third of its longest or
     all."""
-    answers, requests, best, worst = 0, 0, 0.0, 0.0
-    for run in evaluations:
-        sampled = workload(run.content).sampled.get(prompts.task)
-        if sampled is None:
-            continue
-        answers += sampled.answers
-        for measure in prompts.measures.values():
-            requests += sampled.answers
-            frame = len(measure.prompt) / BYTES_PER_TOKEN + QUESTION
-            best += sampled.answers * (frame + WRITTEN[0] * sampled.longest)
-            worst += sampled.answers * (frame + WRITTEN[1] * sampled.longest)
-    return JudgingCost(answers, requests, (best, worst), JUDGEMENT * requests)
+    found = (workload(run.content).sampled.get(prompts.task) for run in evaluations)
+    sampled = [one for one in found if one]
+    answers, longest = sum(one.answers for one in sampled), sum(one.answers * one.longest for one in sampled)
+    count = len(prompts.measures)
+    frames = sum(len(measure.prompt) / BYTES_PER_TOKEN + QUESTION for measure in prompts.measures.values())
+    best, worst = (answers * frames + count * share * longest for share in WRITTEN)
+    return JudgingCost(answers, count * answers, (best, worst), JUDGEMENT * count * answers)
 
 
 def disk_gb(runs: Iterable[Run]) -> float:
@@ -194,7 +181,7 @@ def disk_gb(runs: Iterable[Run]) -> float:
     total = beside = 0.0
     for run in runs:
         training = run.training if isinstance(run, MergeRun) else run
-        if not isinstance(training, TrainingRun) or "shape" not in training.recipe.em:
+        if not isinstance(training, TrainingRun):
             continue
         em, config = training.recipe.em, training.recipe.config
         if isinstance(run, MergeRun):
@@ -213,14 +200,14 @@ def disk_gb(runs: Iterable[Run]) -> float:
 def plan_table(runs: Graph, index: Sequence[Mapping[str, Any]], at_once: int) -> tuple[Table, str]:
     """What a sweep will take, by stage, and a sentence on the whole; `at_once` runs are done at a time."""
     table = Table("stage", "runs", "done", "to do", "hours to do", "from", "GiB on each GPU", box=None, pad_edge=False)
-    total, unknown, history, left = (0.0, 0.0), 0, History(index), wanted(runs)
+    total, unknown, history, left = np.zeros(2), 0, History(index), wanted(runs)
     for stage in dict.fromkeys(run.stage for run in runs.values()):
         own = [run for run in runs.values() if run.stage == stage]
         todo = [run for run in own if run.digest in left]
-        views = [run_cost(run, history) for run in todo]
-        known = [view for view in views if view]
-        seconds = sum(view.seconds[0] for view in known), sum(view.seconds[1] for view in known)
-        total, unknown = (total[0] + seconds[0], total[1] + seconds[1]), unknown + len(views) - len(known)
+        known = [view for run in todo if (view := run_cost(run, history))]
+        seconds = np.sum([view.seconds for view in known] or [(0, 0)], axis=0)
+        total += seconds
+        unknown += len(todo) - len(known)
         measured = sum(view.measured for view in known)
         source = "measured" if measured == len(known) else "modelled" if not measured else "measured and modelled"
         need = max((view.gib for view in known if view.gib), default=None)
