@@ -14,14 +14,10 @@ from sweeps.run.graph import wanted
 
 
 def write_slurm(request: Request, manifest: Path) -> Path:
-    """Writes slurm.sh with the runs that are not done, in the sweep's folder; returns its path.
-
-    Args:
-        manifest: the sweep.json that its jobs read.
-    """
-    environment = Environment(
-        loader=PackageLoader("sweeps.plan", ""), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
-    )
+    """Writes slurm.sh with the runs that are not done, in the sweep's folder, and returns its path; `manifest` is the
+    sweep.json that its jobs read."""
+    loader = PackageLoader("sweeps.plan", "")
+    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     environment.filters["quote"] = shlex.quote
     todo = wanted(request.runs)
 
@@ -30,13 +26,10 @@ def write_slurm(request: Request, manifest: Path) -> Path:
             return 0
         return int((run.recipe.em if isinstance(run, TrainingRun) else run.about).get("gpus", 1))
 
-    text = environment.get_template("slurm.sh.j2").render(
-        folder=request.folder,
-        manifest=manifest,
-        runs=[run for digest, run in request.runs.items() if digest in todo],
-        after=lambda run: [before.digest for before in run.after if before.digest in todo],
-        gpus=gpus,
-    )
-    path = request.folder / "slurm.sh"
-    write_whole(path, text)
+    def after(run: Run) -> list[str]:
+        return [before.digest for before in run.after if before.digest in todo]
+
+    runs = [run for digest, run in request.runs.items() if digest in todo]
+    template, path = environment.get_template("slurm.sh.j2"), request.folder / "slurm.sh"
+    write_whole(path, template.render(folder=request.folder, manifest=manifest, runs=runs, after=after, gpus=gpus))
     return path

@@ -51,28 +51,17 @@ class Manifest(Strict):
 
 def write_manifest(request: Request, command: str) -> Path:
     """Writes sweep.json, which `report`, `status` and `exec` read; returns its path."""
-    points = [
-        PlannedPoint(
-            arm=p.arm,
-            seed=p.seed,
-            training=p.training.digest if p.training else None,
-            evaluation=p.evaluation.digest,
-            along=p.along,
-        )
-        for p in request.points
-    ]
+    points = []
+    for p in request.points:
+        training, evaluation = p.training.digest if p.training else None, p.evaluation.digest
+        points.append(PlannedPoint(arm=p.arm, seed=p.seed, training=training, evaluation=evaluation, along=p.along))
     runs = [
         PlannedRun(stage=run.stage, digest=digest, name=run.name, after=tuple(before.digest for before in run.after))
         for digest, run in request.runs.items()
     ]
+    sweep, declared = _kept(request.sweep), _kept(request.declared)
     manifest = Manifest(
-        command=command,
-        name=request.name,
-        full=request.full,
-        sweep=_kept(request.sweep),
-        declared=_kept(request.declared),
-        points=points,
-        runs=runs,
+        command=command, name=request.name, full=request.full, sweep=sweep, declared=declared, points=points, runs=runs
     )
     path = request.folder / "sweep.json"
     write_whole(path, json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")
@@ -86,11 +75,8 @@ def _kept(sweep: Sweep) -> Sweep:
 
 
 def sweep_folder(named: str) -> Path:
-    """The folder of a sweep: by that, its sweep.json, or a name under runs/sweeps (its first words will do).
-
-    Raises:
-        BadInput: if there is none, or more than one is called so (they are listed).
-    """
+    """The folder of a sweep: by that, its sweep.json, or a name under runs/sweeps (its first words will do). BadInput
+    if there is none, or more than one is called so (they are listed)."""
     path = Path(named)
     found = [folder for folder in (path, path.parent) if (folder / "sweep.json").is_file()][:1]
     if not found:
@@ -99,35 +85,25 @@ def sweep_folder(named: str) -> Path:
         found = found or [f for f in folders if f.name.startswith(named)]  # a digest may be cut
     if len(found) != 1:
         nobody = f"none in {SWEEPS}; `emsweep run`, `rank` and `lr` write one"
-        listed = ", ".join(map(str, found)) or (
-            f"there are {', '.join(f.name for f in folders)}" if folders else nobody
-        )
-        raise BadInput(f"{named}: {len(found)} sweeps are called so: {listed}")
+        there = f"there are {', '.join(folder.name for folder in folders)}" if folders else nobody
+        raise BadInput(f"{named}: {len(found)} sweeps are called so: {', '.join(map(str, found)) or there}")
     return found[0]
 
 
 def find_manifest(named: str) -> tuple[Path, Manifest]:
-    """The folder of a sweep, as `sweep_folder` finds it, and its manifest.
-
-    Raises:
-        BadInput: as that; if its sweep.json cannot be read.
-    """
+    """The folder of a sweep (see `sweep_folder`), and its manifest; BadInput as there, or if it cannot be read."""
     folder = sweep_folder(named)
     try:
         return folder, Manifest.model_validate_json((folder / "sweep.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         fault = first_fault(error) if isinstance(error, ValidationError) else "cannot be read"
-        raise BadInput(
-            f"{folder / 'sweep.json'}: {fault}; start the sweep again, or take it off: `emsweep status --forget`"
-        ) from None
+        ways = "start the sweep again, or take it off: `emsweep status --forget`"
+        raise BadInput(f"{folder / 'sweep.json'}: {fault}; {ways}") from None
 
 
 def finished_points(named: str) -> tuple[Path, Manifest, list[Point], list[str]]:
-    """A sweep's folder and manifest, the points that are done, and the names of the others with the reason.
-
-    Raises:
-        BadInput: as `find_manifest`; if a run.json cannot be read, or the base model is not evaluated.
-    """
+    """A sweep's folder and manifest, the points that are done, and the names of the others with the reason. BadInput
+    as `find_manifest`; if a run.json cannot be read, or the base model is not evaluated."""
     folder, manifest = find_manifest(named)
     root = folder.parent.parent
     points, missing = [], []

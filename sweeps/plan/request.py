@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,7 @@ from sweeps.run.executor import places
 from sweeps.run.folder import Run, TrainingRun, content_digest
 from sweeps.run.graph import Graph
 from sweeps.run.index import write_index
-from sweeps.run.process import console
+from sweeps.run.process import console, say
 from sweeps.run.tasks import task_configs
 
 SWEEPS = Path("runs/sweeps")
@@ -31,11 +32,8 @@ FREEFORM = "em_freeform"
 
 
 def check_report(sweep: Sweep) -> None:
-    """Refuses a sweep whose claims its evaluations could not decide.
-
-    Raises:
-        BadInput: naming the tasks that are missing, or the claim that needs a judge.
-    """
+    """Refuses a sweep whose claims its evaluations could not decide: BadInput names the tasks that are missing, or the
+    claim that needs a judge."""
     needed = {TASKS[claim.measure]: f"the measure {claim.measure}" for claim in sweep.claims}
     if measure := needed.pop(JUDGED, None):
         if not sweep.judge:
@@ -62,12 +60,8 @@ class Request:
 
     @cached_property
     def declared(self) -> Sweep:
-        """With an arm for each combination of the axes.
-
-        Raises:
-            BadInput: if its report would lack a task or a judge, or a model is too large for a machine that nobody
-                named, beside what `vary` refuses.
-        """
+        """With an arm for each combination of the axes; BadInput if its report would lack a task or a judge, or a model
+        is too large for a machine that nobody named, beside what `vary` refuses."""
         check_report(self.sweep)
         declared = vary(self.sweep, self.sweep.grid)
         if self.found and self.sweep.memory_gib is None:
@@ -85,11 +79,8 @@ class Request:
 
     @cached_property
     def places(self) -> list[dict[str, str]]:
-        """The environment of each process that may run at once on this machine; none where every GPU is busy.
-
-        Raises:
-            BadInput: if several runs do not fit on one GPU.
-        """
+        """The environment of each process that may run at once on this machine; none where every GPU is busy. BadInput
+        if several runs do not fit on one."""
         if self.sweep.per_gpu > 1:
             self._check_shares()
         return places(self.sweep.hardware, self.sweep.gpus, self.sweep.per_gpu, self.folder.parent.parent)
@@ -102,9 +93,13 @@ class Request:
             raise BadInput(f"{told}: runs share a GPU where each needs one; not with --gpus, nor on a CPU")
         if self.sweep.evaluation.batch_size == "auto" and self.sweep.evaluation.backend != "vllm":
             raise BadInput(f"{told}: evaluation.batch_size: auto fills a GPU; give a number")
-        for run in self.runs.values():
-            need = _needed_gib(run)
-            if not run.done and need * count > limit:
+        for run in (run for run in self.runs.values() if run.stage != "merge" and not run.done):
+            if isinstance(run, TrainingRun):
+                em = run.recipe.em
+                need = estimate(Shape(**em["shape"]), int(em["parameters"]), run.recipe.config).gib
+            else:
+                need = evaluation_gib(run.about["model"])
+            if need * count > limit:
                 raise BadInput(
                     f"{told}: {run.stage} {run.name} needs about {need:.1f} GiB, {count} of them {need * count:.0f} of"
                     f" {limit:g}; --per-gpu {max(1, int(limit / need))} fits"
@@ -122,7 +117,7 @@ class Request:
         """Prints what the sweep will take, of a judge too where there is one, or where `judged` asks for it."""
         self.show_runs(self.runs, f"{len(self.points)} points, ")
         for line in (*self._left_out(), *self._built_for_others()):
-            console.print(printable(line), style="yellow", markup=False, highlight=False, soft_wrap=True)
+            say(printable(line), "yellow")
         if judged or self.sweep.judge:
             self.show_judging([run for run in self.runs.values() if run.stage == "evaluate"], prices)
 
@@ -130,34 +125,28 @@ class Request:
         """Prints what runs will take, behind `what` they are of."""
         table, words = plan_table(runs, write_index(), max(1, len(self.places)))
         for note in self.notes:
-            console.print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
+            say(note, "dim")
         console.print(table)
-        console.print(f"{what}{words}", highlight=False, soft_wrap=True)
+        say(f"{what}{words}")
 
-    def _left_out(self) -> list[str]:
+    def _left_out(self) -> Iterator[str]:
         """A line for each arm that is left out."""
-        lines = []
         for name, arm in self.declared.arms.items():
             if left_out(self.declared, arm):
                 path, model = needed_file(self.declared, arm), arm.model or self.declared.model
-                lines.append(f"{name} is left out: {f'there is no {path}' if path else f'{model} knows chats already'}")
-        return lines
+                yield f"{name} is left out: {f'there is no {path}' if path else f'{model} knows chats already'}"
 
-    def _built_for_others(self) -> list[str]:
+    def _built_for_others(self) -> Iterable[str]:
         """A line for each set that was counted in the tokens of another model than the one that it trains."""
-        lines = {}
+        told = {}
         for run in (run for run in self.runs.values() if isinstance(run, TrainingRun)):
             base = run.recipe.config["base_model"]
             for path in run.content["data"]:
-                try:
+                with suppress(OSError, ValueError, KeyError, TypeError):
                     built_for = json.loads(manifest_path(Path(path)).read_text(encoding="utf-8"))["tokenizer"]
-                except (OSError, ValueError, KeyError, TypeError):
-                    continue
-                if built_for != base:
-                    lines[path] = (
-                        f"{path} was built for {built_for}, not for {base}; `emsweep experiment` builds its own"
-                    )
-        return list(lines.values())
+                    if built_for != base:
+                        told[path] = f"{path} was built for {built_for}, not for {base}"
+        return (f"{words}; `emsweep experiment` builds its own" for words in told.values())
 
     def show_judging(self, evaluations: Sequence[Run], prices: Prices | None = None, what: str = "") -> None:
         """Prints what judging evaluations once takes, by `prices` or those of its judge, behind `what` they are."""
@@ -170,18 +159,8 @@ class Request:
         read = between(cost.tokens_in, ",.1f", 1e6)
         usd = f"about {between(cost.usd(prices), ',.2f')} USD" if prices else "with its prices, the cost too"
         words = f"judging {cost.answers:,} answers once: {cost.requests:,} requests, {read} million tokens read; {usd}"
-        console.print(f"{what}{words}", highlight=False, soft_wrap=True)
+        say(f"{what}{words}")
 
     def show_scales(self) -> None:
         scales = dict.fromkeys(point.training.recipe.scale for point in self.points if point.training)
-        console.print(f"LoRA: {', '.join(scales)}", highlight=False, soft_wrap=True)
-
-
-def _needed_gib(run: Run) -> float:
-    """What a run needs of a GPU: the estimate of a training, the weights of a model that is evaluated; 0 of a merge."""
-    if isinstance(run, TrainingRun):
-        em = run.recipe.em
-        return estimate(Shape(**em["shape"]), int(em["parameters"]), run.recipe.config).gib
-    if run.stage != "evaluate":
-        return 0.0
-    return evaluation_gib(run.about["model"])
+        say(f"LoRA: {', '.join(scales)}")
