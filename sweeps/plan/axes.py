@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import combinations, product
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,10 +56,8 @@ def vary(sweep: Sweep, grid: Mapping[str, Sequence[Any]]) -> Sweep:
     """The sweep with one arm for each combination of values in place of each arm that varies.
 
     Claims follow their arms. `model` concerns every arm; `cpt` those that the varying ones start from, and `seed` is
-    the sweep's seeds.
-
-    Raises:
-        BadInput: for an unknown axis or value (the valid ones are listed), a value that recurs, or if no arm varies.
+    the sweep's seeds. BadInput for an unknown axis or value (the valid ones are listed), a value that recurs, or if no
+    arm varies.
     """
     for axis, other in combinations(grid, 2):
         if same_key(AXES.get(axis, axis), AXES.get(other, other)) and {axis, other} != {"model", "cpt"}:
@@ -67,11 +66,10 @@ def vary(sweep: Sweep, grid: Mapping[str, Sequence[Any]]) -> Sweep:
     short = {AXES[name]: name for name in ("rank", "lr")}
     axes = {short.get(axis, axis): _values(sweep, short.get(axis, axis), values) for axis, values in grid.items()}
     _check_settings(sweep, axes)
-    sweep = sweep.model_copy(update={"grid": {**sweep.grid, **axes}})
+    update: dict[str, Any] = {"grid": {**sweep.grid, **axes}, "model": axes.get("model", [sweep.model])[0]}
     if "seed" in axes:
-        sweep = sweep.model_copy(update={"seeds": [int(seed) for seed in axes.pop("seed")]})
-    if "model" in axes:
-        sweep = sweep.model_copy(update={"model": axes["model"][0]})
+        update["seeds"] = [int(seed) for seed in axes.pop("seed")]
+    sweep = sweep.model_copy(update=update)
     if not axes:
         return sweep
     varied = {name for name, arm in sweep.arms.items() if arm.vary}
@@ -105,12 +103,10 @@ def vary(sweep: Sweep, grid: Mapping[str, Sequence[Any]]) -> Sweep:
 
     points = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
     arms: dict[str, Arm] = {}
-    for name, arm in sweep.arms.items():
-        for point in points:
-            if (called := label(name, point)) and called not in arms:
-                start = label(arm.start, point) if arm.start else None
-                at = own(name, point)
-                arms[called] = _settled(arm, at, start, sweep.tuned)
+    for (name, arm), point in product(sweep.arms.items(), points):
+        if (called := label(name, point)) and called not in arms:
+            start = label(arm.start, point) if arm.start else None
+            arms[called] = _settled(arm, own(name, point), start, sweep.tuned)
 
     def following(claims: Sequence[AnyClaim]) -> list[AnyClaim]:
         """Claims at each combination that concerns their arms."""
@@ -186,24 +182,19 @@ def _values(sweep: Sweep, axis: str, values: Sequence[Any]) -> list[str]:
     except ValueError as error:
         raise BadInput(f"{axis} {one_line(','.join(texts))}: {error}; mend the value") from None
     if not texts or len(distinct) < len(texts):
-        raise BadInput(
-            f"{axis} {','.join(map(str, values))}: {'a value stands twice; name each once' if texts else 'no value'}"
-        )
+        fault = "a value stands twice; name each once" if texts else "no value"
+        raise BadInput(f"{axis} {','.join(map(str, values))}: {fault}")
     return texts
 
 
 def _text(sweep: Sweep, axis: str, text: str) -> str:
-    """A value as it is named: the same for 0.005 and 5e-3.
-
-    Raises:
-        BadInput: if the axis or the value is unknown.
-    """
+    """A value as it is named, the same for 0.005 and 5e-3; BadInput if the axis or the value is unknown."""
     if axis in LEAST:
         try:
             number = float(text) if axis == "lr" else int(text)
         except ValueError:
             number = -1
-        if not (number > 0 if axis == "lr" else number >= LEAST[axis]) or number == float("inf"):
+        if not (0 < number < inf if axis == "lr" else number >= LEAST[axis]):
             what = "a number above 0" if axis == "lr" else f"a whole number of {LEAST[axis]} or more"
             raise BadInput(f"{text!r} is no {axis}; give {what}")
         if axis != "lr":
@@ -225,16 +216,12 @@ def _text(sweep: Sweep, axis: str, text: str) -> str:
 
 
 def _in_recipe(sweep: Sweep, key: str) -> Any:
-    """The value of a key in the recipe of the arms that vary.
-
-    Raises:
-        BadInput: if no recipe of theirs has it.
-    """
-    known: dict[str, None] = {}
+    """The value of a key in the recipe of the arms that vary; BadInput if no recipe of theirs has it."""
+    known: set[str] = set()
     for arm in [arm for arm in sweep.arms.values() if arm.vary]:
         recipe = arm_recipe(sweep, arm)
         keys = {**recipe.config, "em": recipe.em}
-        known |= dict.fromkeys(keys)
+        known |= keys.keys()
         if (found := at(keys, key)) is not ABSENT:
             return found
     raise BadInput(

@@ -64,8 +64,8 @@ def plan(sweep: Sweep, full: bool) -> list[Point]:
             rows = evaluation_batch(Shape(**em["shape"]), em["parameters"] // cards, own)
             evaluation_settings["batch_size"] = rows
         own_backend = {} if adapts(load_layer("models", model)) else {"backend": "hf"}
-        run = evaluation_run("base", model, sweep.tasks, **{**evaluation_settings, **own_backend})
         about = {"model": model, "hardware": sweep.hardware, **({"gpus": cards} if cards > 1 else {})}
+        run = evaluation_run("base", model, sweep.tasks, **{**evaluation_settings, **own_backend})
         bases[model] = replace(run, about=about)
         points.append(Point("base" if model == sweep.model else f"base-{model}", None, None, bases[model]))
     starts = {arm.start for arm in sweep.arms.values()}
@@ -98,9 +98,8 @@ def plan(sweep: Sweep, full: bool) -> list[Point]:
             points.append(Point(name, seed, trained, made.setdefault(evaluation.digest, evaluation)))
             if sweep.checkpoints > 1:
                 _check_checkpoints(trained)
-            for place in range(1, sweep.checkpoints):
-                midway = at_point(of_checkpoint(base, trained, called), place, sweep.checkpoints)
-                along = (place, sweep.checkpoints)
+            for along in ((place, sweep.checkpoints) for place in range(1, sweep.checkpoints)):
+                midway = at_point(of_checkpoint(base, trained, called), *along)
                 points.append(Point(name, seed, trained, made.setdefault(midway.digest, midway), along))
     return points
 
@@ -125,13 +124,11 @@ def _check_checkpoints(run: TrainingRun) -> None:
     """Refuses more points of training than it has steps for, and a run that is done and has not kept its adapters."""
     count, known = run.checkpoints, steps_of(run.recipe.config, int(run.recipe.em.get("gpus", 1)))
     if run.done and not all(run.checkpoint(place, count).is_dir() for place in range(1, count)):
-        raise BadInput(
-            f"checkpoints {count}: {run.folder} was trained without keeping them; delete it, and it is trained again"
-        )
+        why = f"{run.folder} was trained without keeping them; delete it, and it is trained again"
+        raise BadInput(f"checkpoints {count}: {why}")
     if known and save_step(known[0], count) * (count - 1) >= known[0]:
-        raise BadInput(
-            f"checkpoints {count}: {run.stage} {run.name} has {known[0]} steps, too few to part so; take fewer"
-        )
+        why = f"{run.stage} {run.name} has {known[0]} steps, too few to part so; take fewer"
+        raise BadInput(f"checkpoints {count}: {why}")
 
 
 def _check_room(model: str, sweep: Sweep, cards: int) -> None:
