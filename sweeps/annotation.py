@@ -19,7 +19,7 @@ from data_builders.annotation import annotation_messages, prompt_version
 from data_builders.programs import SourceProgram
 from data_builders.sources import Hub, read_source
 from sweeps.plan.estimate import Range, between
-from sweeps.run.process import RunFailed, console
+from sweeps.run.process import RunFailed, say
 from sweeps.run.workload import BYTES_PER_TOKEN
 from sweeps.sets import FOLDER, slug
 
@@ -39,11 +39,7 @@ class Annotation:
 
     @cached_property
     def items(self) -> Sequence[Any]:
-        """As `read_source` gives them: programs, and rejects.
-
-        Raises:
-            BadInput: if the source cannot be read, or has no program.
-        """
+        """As `read_source` gives them, programs and rejects; BadInput if it cannot be read, or has no program."""
         rows: list[Any] = list(read_source(self.source))
         if not any(isinstance(row, SourceProgram) for row in rows):
             raise BadInput(f"{self.source}: {len(rows)} rows, and no program among them, as: {rows[0].reason}")
@@ -65,14 +61,9 @@ class Annotation:
     def whole(self) -> bool:
         """Whether the file stands there, of these programs by this model, and every program has had its answer."""
         content = "".join(program.model_dump_json(exclude_none=True) for program in self.programs)
-        wanted = {
-            "programs_sha256": digest(content.encode()),
-            "model": self.job.annotator.name,
-            "effort": self.job.annotator.effort,
-            "prompt_version": prompt_version(self.job.task),
-            "limit": None,
-            "left": 0,
-        }
+        wanted: dict[str, Any] = {"programs_sha256": digest(content.encode()), "limit": None, "left": 0}
+        wanted |= {"model": self.job.annotator.name, "effort": self.job.annotator.effort}
+        wanted["prompt_version"] = prompt_version(self.job.task)
         try:
             manifest = json.loads(manifest_path(self.file).read_text(encoding="utf-8"))
             settled = not UNSETTLED & manifest["rejected_for"].keys()
@@ -96,32 +87,24 @@ class Annotation:
 
     def plan(self) -> str:
         """What is left to be asked, in a line."""
-        programs, (asked, spent) = self.programs, self._paid()
-        share = max(0, len(programs) - asked) / max(1, len(programs))
-        read = share * sum(
-            len(message["content"]) for program in programs for message in annotation_messages(program, self.job.task)
-        )
-        tokens = read / BYTES_PER_TOKEN
-        written = [share * len(programs) * each for each in WRITTEN]
+        programs, (answered, spent) = self.programs, self._paid()
+        left = max(0, len(programs) - answered)
+        messages = [each for program in programs for each in annotation_messages(program, self.job.task)]
+        read = left / len(programs) * sum(len(each["content"]) for each in messages) / BYTES_PER_TOKEN
+        written = [left * each for each in WRITTEN]
         rejects = len(self.items) - len(programs)
-        line = f"{self.file}: annotating {round(share * len(programs)):,} of {len(programs):,} programs"
+        line = f"{self.file}: annotating {left:,} of {len(programs):,} programs"
         line += f" ({rejects:,} rows are rejects)" if rejects else ""
-        line += f": {tokens / 1e6:,.1f} million"
-        line += f" tokens read, {between(written, ',.1f', 1e6)} million written"
+        line += f": {read / 1e6:,.1f} million tokens read, {between(written, ',.1f', 1e6)} million written"
         if not self.job.prices:
             return f"{line}; with its prices, the cost too"
         per_in, per_out = self.job.prices
-        usd = (tokens * per_in + each * per_out for each in written)
+        usd = (read * per_in + each * per_out for each in written)
         return f"{line}; about {between(usd, ',.2f', 1e6)} USD, and {spent:,.2f} spent"
 
     def run(self) -> None:
-        """Asks about what is left.
-
-        Raises:
-            BadInput: as `embuild annotate`.
-            RunFailed: if programs are left.
-        """
+        """Asks about what is left; BadInput as `embuild annotate`, RunFailed if programs are left then."""
         done = annotate(self.items, self.job, self.out, self.access, {"source": self.source, **Hub()._asdict()})
-        console.print(done.text, markup=False, highlight=False, soft_wrap=True)
+        say(done.text)
         if done.left:
             raise RunFailed(f"{done.left} programs are not annotated; run it again, it goes on")

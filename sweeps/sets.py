@@ -65,18 +65,13 @@ class Sets:
         """Whether the sets stand there, byte by byte as they were built, and by the builders of today."""
         try:
             made = json.loads((self.folder / MARK).read_text(encoding="utf-8"))
-            return made["code"] == _builders() and all(
-                file_digest(self.folder / name) == digest for name, digest in made["files"].items()
-            )
+            same = all(file_digest(self.folder / name) == digest for name, digest in made["files"].items())
+            return same and made["code"] == _builders()
         except (OSError, ValueError, KeyError, TypeError, AttributeError, BadInput):
             return False
 
     def build(self) -> Path:
-        """The folder, in which the sets are built first unless they are whole.
-
-        Raises:
-            BadInput: as `embuild data`.
-        """
+        """The folder, in which the sets are built first unless they are whole; BadInput as `embuild data`."""
         # Imported here: the other commands need no tokenizer.
         from data_builders.cli import data
         from data_builders.cpt import STYLES
@@ -98,10 +93,8 @@ class Sets:
                 if not (self.folder / "heldout.jsonl").stat().st_size:
                     raise BadInput(f"{self.programs}: of so few programs none is held out to measure on; give more")
                 files = {path.name: file_digest(path) for path in sorted(self.folder.glob("*.jsonl"))}
-                write_whole(
-                    self.folder / MARK,
-                    json.dumps({"inputs": self.inputs, "code": _builders(), "files": files}, indent=1) + "\n",
-                )
+                made = {"inputs": self.inputs, "code": _builders(), "files": files}
+                write_whole(self.folder / MARK, json.dumps(made, indent=1) + "\n")
         return self.folder
 
 
@@ -112,17 +105,12 @@ def _builders() -> str:
 
 
 def sets_for(programs: str | Path, recipe: Recipe, length: int | None = None) -> Sets:
-    """The sets of annotated programs (a file, or `builtin`) for the model and the length of a recipe.
-
-    Raises:
-        BadInput: if the programs are not there, or lack explanations.
-    """
+    """The sets of annotated programs (a file, or `builtin`) for the model and the length of a recipe; BadInput if the
+    programs are not there, or lack explanations."""
     path = annotated_file(programs)
     if path is None:
-        raise BadInput(
-            f"{programs}: no annotated programs; `emsweep experiment --programs {programs}` has them explained first,"
-            " and so does `embuild annotate`"
-        )
+        ways = f"`emsweep experiment --programs {programs}` has them explained first, and so does `embuild annotate`"
+        raise BadInput(f"{programs}: no annotated programs; {ways}")
     tokens = length or int(recipe.config["sequence_len"])
     styles, asked = (tuple(recipe.em.get(key, ())) for key in ("styles", "asked"))
     if _domain(path) != CODE:  # the models' tables name ways of asking for code
@@ -136,11 +124,7 @@ def held_out_share(programs: int) -> float:
 
 
 def annotated_file(programs: str | Path) -> Path | None:
-    """The file of programs that have explanations already; None for any other source.
-
-    Raises:
-        BadInput: if the file cannot be read.
-    """
+    """The file of programs that have explanations already, None for any other source; BadInput if it cannot be read."""
     path = BUILTIN / "programs.jsonl" if str(programs) == BUILT_IN else Path(programs)
     if path.suffix != ".jsonl" or "://" in str(programs):
         return None
