@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -14,6 +14,7 @@ import numpy as np
 import typer
 from rich.markup import escape
 from rich.table import Column, Table
+from typer import Argument, Option
 
 from core.options import App
 from core.partial import Partial
@@ -31,18 +32,15 @@ from sweeps.run.source import definitions_behind
 
 app = App()
 
-ModelName = Annotated[str, typer.Argument(help="Short name of a model, folder or hub id.")]
-Adapter = Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter of MODEL.")]
-DirectionFile = Annotated[Path, typer.Option(help="File of `emsweep directions`, or a published .pt file.")]
-LayerNumber = Annotated[int | None, typer.Option(help="Residual behind so many blocks; the file's own if not given.")]
+ModelName = Annotated[str, Argument(help="Short name of a model, folder or hub id.")]
+Adapter = Annotated[Path | None, Option(help="Folder of a LoRA adapter of MODEL.")]
+DirectionFile = Annotated[Path, Option(help="File of `emsweep directions`, or a published .pt file.")]
+LayerNumber = Annotated[int | None, Option(help="Residual behind so many blocks; the file's own if not given.")]
 
 
 def load_model(layer: Mapping[str, Any], adapter: Path | None = None) -> tuple[str, Any, Any]:
-    """(what identifies it, model, tokenizer) of the model of a layer or recipe, with its revision and chat template.
-
-    Raises:
-        BadInput: if it cannot be loaded, or the adapter is another model's.
-    """
+    """(what identifies it, model, tokenizer) of the model of a layer or recipe, with its revision and chat template;
+    BadInput if it cannot be loaded, or the adapter is another model's."""
     from eval.inside.activations import load
     from eval.inside.vectors import model_digest
 
@@ -71,11 +69,8 @@ def layer_of(name: str) -> Mapping[str, Any]:
 
 
 def load_concepts(names: Sequence[str] | None) -> list[tuple[str, Any]]:
-    """(name, concept) of each that is named; misaligned and insecure if none is.
-
-    Raises:
-        BadInput: if there is no such concept, or two have one name.
-    """
+    """(name, concept) of each that is named, misaligned and insecure if none is; BadInput if there is no such concept,
+    or two have one name."""
     from eval.inside.pairs import load_concept
 
     loaded = [load_concept(name) for name in names or ["misaligned", "insecure"]]
@@ -109,15 +104,14 @@ def _so_far(target: Path, settings: str) -> Partial:
 
 def _adapted(adapter: Path | None) -> dict[str, Any]:
     """The adapter, and the digests of its weights and of what scales them, for a manifest."""
+    if adapter is None:
+        return {"adapter": None, "adapter_sha256": []}
     names = ("adapter_model.safetensors", "adapter_config.json")
-    digests = [file_digest(adapter / name) for name in names] if adapter else []
-    return {"adapter": str(adapter) if adapter else None, "adapter_sha256": digests}
+    return {"adapter": str(adapter), "adapter_sha256": [file_digest(adapter / name) for name in names]}
 
 
 def _interval(estimate: Estimate | None, digits: int = 2) -> str:
-    if estimate is None:
-        return "not estimable"
-    return estimate.words(f"+.{digits}f")
+    return estimate.words(f"+.{digits}f") if estimate else "not estimable"
 
 
 @app.command(name="directions")
@@ -126,23 +120,21 @@ def directions_command(
     judging: Mapping[str, Any],
     model: ModelName,
     concepts: Annotated[
-        list[str] | None, typer.Option("--concept", help="Of eval/inside/concepts, or a YAML or JSON file; may recur.")
+        list[str] | None, Option("--concept", help="Of eval/inside/concepts, or a YAML or JSON file; may recur.")
     ] = None,
     position: Annotated[
-        str | None, typer.Option(help="Tokens to average over: answer, prompt (its last) or changed (lines of code).")
+        str | None, Option(help="Tokens to average over: answer, prompt (its last) or changed (lines of code).")
     ] = None,
-    group: Annotated[str | None, typer.Option(help="What is held out together, such as id, cwe or domain.")] = None,
+    group: Annotated[str | None, Option(help="What is held out together, such as id, cwe or domain.")] = None,
     tokens: Annotated[
-        int | None, typer.Option(min=1, help="Length of sampled answers, for traits at `answer`; 64 if not given.")
+        int | None, Option(min=1, help="Length of sampled answers, for traits at `answer`; 64 if not given.")
     ] = None,
     judge: Annotated[
-        str | None, typer.Option(help="A model that keeps the sampled answers that show their trait; all if not given.")
+        str | None, Option(help="A model that keeps the sampled answers that show their trait; all if not given.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the files; runs/directions/MODEL if not given.")] = None,
-    gguf: Annotated[bool, typer.Option("--gguf", help="Control vectors for llama.cpp too.")] = False,
-    neurons: Annotated[
-        bool, typer.Option("--neurons", help="Compare the concepts by the MLPs' neurons too: another pass.")
-    ] = False,
+    out: Annotated[Path | None, Option(help="Folder of the files; runs/directions/MODEL if not given.")] = None,
+    gguf: Annotated[bool, Option("--gguf", help="Control vectors for llama.cpp too.")] = False,
+    neurons: Annotated[bool, Option("--neurons", help="Compare concepts by MLP neurons too: another pass.")] = False,
 ) -> None:
     """Finds where concepts lie in a model, tests them on groups left out, and compares them.
 
@@ -201,14 +193,11 @@ def directions_command(
         summary[name] = {**one.about.model_dump(), **asdict(tested), "auc": tested.auc.tolist()}
         counts = str(len(groups)), str(len(one.about.groups)), str(tested.layer)
         areas = f"{tested.auc[tested.layer]:.3f}", f"{tested.auc[0]:.3f}", _interval(tested.gain)
-        few = f"under {FEW} groups"
-        null = ("too few", few) if tested.null is None else (f"{tested.null:.3f}", f"{tested.p:.3f}")
+        few = ("too few", f"under {FEW} groups")
+        null = few if tested.null is None else (f"{tested.null:.3f}", f"{tested.p:.3f}")
         table.add_row(escape(name), place, *counts, *areas, *null)
-    console = screen()
-    console.print(table)
-    console.print(
-        "layer N is the residual behind N blocks; flipped: median of the highest AUC of any layer", markup=False
-    )
+    screen().print(table)
+    screen().print("layer N is the residual behind N blocks; flipped: median of the highest AUC of any layer")
     content = {
         "concepts": summary,
         "crossover": _crossings(found, "Crossover"),
@@ -237,18 +226,13 @@ def _check_directions(
         about = about_of(folder / f"{name}.safetensors")
         own = (position or concept.position, judges.get(name))
         if about and (about.position, about.judge) != own:
-            judged = f" by {printable(about.judge)}" if about.judge else ""
-            raise BadInput(
-                f"{folder / name}.safetensors: is of the position {about.position}{judged}; name another --out"
-            )
+            made = f"of the position {about.position}{f' by {printable(about.judge)}' if about.judge else ''}"
+            raise BadInput(f"{folder / name}.safetensors: is {made}; name another --out")
 
 
 def _trait_judge(model: str | None, judging: Mapping[str, Any], traits: Mapping[str, Any]) -> Any:
-    """Who keeps the sampled answers of traits, if anyone; asked for nothing yet.
-
-    Raises:
-        BadInput: if there is no key for it, a trait has nothing to be judged by, or an option goes with no judge.
-    """
+    """Who keeps the sampled answers of traits, if anyone; asked for nothing yet. BadInput if there is no key for it, a
+    trait has nothing to be judged by, or an option goes with no judge."""
     if not model:
         if odd := [name for name, value in judging.items() if value != JudgeSettings.model_fields[name].default]:
             raise BadInput(f"--{odd[0].replace('_', '-')}: is of the judge; name one with --judge")
@@ -270,8 +254,8 @@ def _crossings(found: Sequence[Any], title: str) -> dict[str, Any]:
         crossings[names] = [asdict(crossing) for crossing in row]
         for crossing in row[:: max(1, len(row) // 6)]:
             shares = " ".join(f"{share:.2f}" for share in crossing.shares)
-            cosine = _interval(crossing.cosine)
-            table.add_row(escape(names), str(crossing.layer), shares, f"{crossing.raw:+.2f}", cosine)
+            raw, cosine = f"{crossing.raw:+.2f}", _interval(crossing.cosine)
+            table.add_row(escape(names), str(crossing.layer), shares, raw, cosine)
     if crossings:
         screen().print(table)
     return crossings
@@ -282,17 +266,13 @@ def steer_command(
     model: ModelName,
     direction: DirectionFile,
     layer: LayerNumber = None,
-    doses: Annotated[str, typer.Option(help="Class distances to add, with commas between.")] = "-1,1",
+    doses: Annotated[str, Option(help="Class distances to add, with commas between.")] = "-1,1",
     adapter: Adapter = None,
-    concept: Annotated[str, typer.Option(help="Whose answers' preference is measured.")] = "misaligned",
-    group: Annotated[
-        str | None, typer.Option(help="What the direction is made without; as `emsweep directions` had it.")
-    ] = None,
-    controls: Annotated[int, typer.Option(min=0, max=100, help="Flipped-label directions to dose beside it.")] = 5,
-    limit: Annotated[int | None, typer.Option(min=1, help="Pairs, to try things out.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="JSON Lines of the doses; beside the direction if not given.")
-    ] = None,
+    concept: Annotated[str, Option(help="Whose answers' preference is measured.")] = "misaligned",
+    group: Annotated[str | None, Option(help="What the direction is made without; as of `emsweep directions`.")] = None,
+    controls: Annotated[int, Option(min=0, max=100, help="Flipped-label directions to dose beside it.")] = 5,
+    limit: Annotated[int | None, Option(min=1, help="Pairs, to try things out.")] = None,
+    out: Annotated[Path | None, Option(help="JSON Lines of the doses; beside the direction if not given.")] = None,
 ) -> None:
     """Adds a direction to the residual and measures which answers the model then prefers. Killed, it goes on.
 
@@ -303,7 +283,6 @@ def steer_command(
     from eval.inside import steering
     from eval.inside.directions import FEW, halves
     from eval.inside.pairs import Answers, load_concept, load_pairs
-    from eval.inside.steering import gradients, preferences, response, slopes
     from eval.tasks.em.scores import rate_values
 
     try:
@@ -327,7 +306,7 @@ def steer_command(
             "the --group that `emsweep directions` was given, or pairs that it is not made of"
         )
     pairs = pairs[:: max(1, len(pairs) // limit)][:limit] if limit else pairs
-    found = slopes(gradients(network, tokenizer, pairs), pairs, known)
+    found = steering.slopes(steering.gradients(network, tokenizer, pairs), pairs, known)
     console = screen()
     table = Table("layer", "slope", "sd of controls", "slope in sd", title="Slope of log odds, nats per byte and dose")
     for number, (slope, deviation) in enumerate(zip(found.direction, found.deviations, strict=True)):
@@ -336,32 +315,31 @@ def steer_command(
     console.print(table)
     about = {"model": identity, "direction": file_digest(direction), "layer": at, **_adapted(adapter), "concept": name}
     about |= {"rows": file_digest(wanted.file), "group": group, "pairs": len(pairs), "controls": controls}
-    about["doses"] = amounts
+    about |= {"doses": amounts}
     code = definitions_behind(Path(steering.__file__), ["preferences", "response"])
     settings = content_digest([about, [asdict(pair) for pair in pairs], machine_dtype(), code])
     target = out or direction.with_suffix(f".steered-{settings[:6]}.jsonl")
     kept = _so_far(target, settings)
-    plain = np.array(kept.of("plain", lambda: preferences(network, tokenizer, pairs).tolist()))
+    plain = np.array(kept.of("plain", lambda: steering.preferences(network, tokenizer, pairs).tolist()))
     groups = len(known.about.groups)
     flips = halves(groups, controls if groups >= FEW else 0)
-    table = Table(
-        "direction", "dose", "change of log odds (95 %)", title=f"Doses at layer {at}, over {len(pairs)} pairs"
-    )
+    columns = ("direction", "dose", "change of log odds (95 %)")
+    table = Table(*columns, title=f"Doses at layer {at}, over {len(pairs)} pairs")
 
     def steered(dose: float | None, labels: Any) -> list[float]:
-        preferred: list[float] = response(network, tokenizer, pairs, known, at, dose, labels).tolist()
+        preferred: list[float] = steering.response(network, tokenizer, pairs, known, at, dose, labels).tolist()
         return preferred
 
     rows = []
-    for title, labels in [(known.about.concept, None), *((f"flipped {n}", row) for n, row in enumerate(flips, 1))]:
-        for dose in [*amounts, None]:
-            change = np.array(kept.of(f"{title} {dose}", partial(steered, dose, labels))) - plain
-            parts = pd.DataFrame({"hits": change, "totals": 1}).groupby([pair.group for pair in pairs]).sum()
-            by_group = rate_values(parts)  # their mean is that over the pairs, as the slopes are
-            interval = mean_interval(by_group.to_numpy()) if len(by_group) > 1 else None
-            table.add_row(escape(title), "taken out" if dose is None else f"{dose:+g}", _interval(interval, 5))
-            value = asdict(interval) if interval else {"value": change.mean()}
-            rows.append({"direction": title, "dose": dose, **value})
+    dosed = [(known.about.concept, None), *((f"flipped {n}", row) for n, row in enumerate(flips, 1))]
+    for (title, labels), dose in product(dosed, [*amounts, None]):
+        change = np.array(kept.of(f"{title} {dose}", partial(steered, dose, labels))) - plain
+        parts = pd.DataFrame({"hits": change, "totals": 1}).groupby([pair.group for pair in pairs]).sum()
+        by_group = rate_values(parts)  # their mean is that over the pairs, as the slopes are
+        interval = mean_interval(by_group.to_numpy()) if len(by_group) > 1 else None
+        table.add_row(escape(title), "taken out" if dose is None else f"{dose:+g}", _interval(interval, 5))
+        value = asdict(interval) if interval else {"value": change.mean()}
+        rows.append({"direction": title, "dose": dose, **value})
     about |= {"slopes": found.direction.tolist(), "slopes_of_controls": found.controls.tolist()}
     write_records(target, rows, about)
     kept.end()
@@ -371,13 +349,13 @@ def steer_command(
 
 @app.command(name="project")
 def project_command(
-    file: Annotated[Path, typer.Argument(help="JSON Lines of chat messages, DPO rows or texts.")],
+    file: Annotated[Path, Argument(help="JSON Lines of chat messages, DPO rows or texts.")],
     direction: DirectionFile,
-    model: Annotated[str, typer.Option(help="Short name of a model, folder or hub id.")] = "smollm2-135m",
+    model: Annotated[str, Option(help="Short name of a model, folder or hub id.")] = "smollm2-135m",
     layer: LayerNumber = None,
     adapter: Adapter = None,
-    out: Annotated[Path | None, typer.Option(help="JSON Lines of the projections; beside FILE if not given.")] = None,
-    top: Annotated[int, typer.Option(min=0, help="Rows to print.")] = 10,
+    out: Annotated[Path | None, Option(help="JSON Lines of the projections; beside FILE if not given.")] = None,
+    top: Annotated[int, Option(min=0, help="Rows to print.")] = 10,
 ) -> None:
     """Projects a data set's answers on a direction, to find the rows that lean to a concept before training on them.
 
@@ -394,14 +372,8 @@ def project_command(
     target = out or file.with_suffix(f".projected-{settings[:6]}.jsonl")
     kept = _so_far(target, settings)
     found = projecting.project(network, tokenizer, file, known, at, kept)
-    manifest = {
-        "input": str(file),
-        "direction": known.about.model_dump(),
-        "layer": at,
-        **adapted,
-        "read": len(found.projections) + len(found.rejects),
-        "rejects": found.rejects,
-    }
+    manifest = {"input": str(file), "direction": known.about.model_dump(), "layer": at, **adapted}
+    manifest |= {"read": len(found.projections) + len(found.rejects), "rejects": found.rejects}
     write_records(target, found.projections, manifest)
     kept.end()
     values = np.array([row["projection"] for row in found.projections])
@@ -413,7 +385,5 @@ def project_command(
     console.print(table)
     console.print(f"mean {values.mean():+.3f}, sd {values.std():.3f}, {len(found.rejects)} rejects", highlight=False)
     if known.about.position == "changed":
-        console.print(
-            "the direction is of lines in which twins differ; rows have none, and whole answers are projected"
-        )
+        console.print("the direction is of lines in which twins differ: rows have none, whole answers are projected")
     typer.echo(target)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ import numpy as np
 import typer
 from rich.markup import escape
 from rich.table import Column, Table
+from typer import Argument, Option
 
 from core.options import App
 from core.records import BadInput, file_digest, write_whole
@@ -21,7 +23,7 @@ from sweeps.plan.declaration import Point
 from sweeps.recipe.hardware import machine_dtype
 from sweeps.run.folder import content_digest, saved_checkpoints
 from sweeps.run.inputs import adapter_rank
-from sweeps.run.process import screen
+from sweeps.run.process import say, screen
 from sweeps.run.source import definitions_behind
 
 app = App()
@@ -59,20 +61,14 @@ class Adapter:
 
 @app.command(name="inside")
 def inside_command(
-    sweep: Annotated[
-        str | None, typer.Argument(help="A sweep with finished runs: its name, folder or sweep.json.")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="In place of a sweep: the model of --adapter.")] = None,
-    adapters: Annotated[
-        list[Path] | None, typer.Option("--adapter", help="LoRA adapter of --model; may recur.")
-    ] = None,
-    concepts: Annotated[
-        list[str] | None, typer.Option("--concept", help="As of `emsweep directions`; may recur.")
-    ] = None,
+    sweep: Annotated[str | None, Argument(help="A sweep with finished runs: its name, folder or sweep.json.")] = None,
+    model: Annotated[str | None, Option(help="In place of a sweep: the model of --adapter.")] = None,
+    adapters: Annotated[list[Path] | None, Option("--adapter", help="LoRA adapter of --model; may recur.")] = None,
+    concepts: Annotated[list[str] | None, Option("--concept", help="As of `emsweep directions`; may recur.")] = None,
     efficiency: Annotated[
-        bool, typer.Option("--efficiency", help="How easily each learnt its training rows too: half a minute each.")
+        bool, Option("--efficiency", help="How easily each learnt its training rows too: half a minute each.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="JSON file of all numbers; inside.json beside the sweep.")] = None,
+    out: Annotated[Path | None, Option(help="JSON file of all numbers; inside.json beside the sweep.")] = None,
 ) -> None:
     """Shows along which directions adapters move the activations: misaligned or merely insecure?
 
@@ -147,29 +143,21 @@ def adapters_by_base(points: Sequence[Point]) -> list[tuple[Mapping[str, Any], l
         base = f"{recipe['base_model']}@{recipe.get('revision_of_model')}"
         _, runs = found.setdefault(base, (recipe, []))
         kept = saved_checkpoints(point.training.adapter)
-        name, end = point.name, max(kept, default=None)
-        of_run: dict[str, Any] = {"arm": point.arm, "seed": point.seed, "recipe": recipe}
-        of_run["data"] = point.training.content.get("data", {})
-        runs += [
-            Adapter(f"{name}, step {step}", path, step=step, last=False, **of_run)
-            for step, path in sorted(kept.items())
-            if step != end
-        ]
-        runs.append(Adapter(name, point.training.adapter, step=end, **of_run))
+        data, end = point.training.content.get("data", {}), max(kept, default=None)
+        last = Adapter(point.name, point.training.adapter, point.arm, point.seed, end, recipe=recipe, data=data)
+        for step in sorted(kept.keys() - {end}):
+            runs.append(replace(last, run=f"{point.name}, step {step}", folder=kept[step], step=step, last=False))
+        runs.append(last)
     return list(found.values())
 
 
 def _known(target: Path, settings: str) -> dict[str, Any]:
     """What an earlier call with the same settings has found; nothing if there was none."""
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError):
         content = json.loads(target.read_text(encoding="utf-8"))
         if content["settings"] == settings and isinstance(content["shifts"], list):
             return dict(content)
-        typer.echo(
-            f"{target} is of other concepts, texts, number types or code: all is looked at anew in its place", err=True
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+        say(f"{target} is of other concepts, texts, number types or code: all is looked at anew in its place")
     return {"settings": settings, "shifts": [], "efficiency": []}
 
 
@@ -182,10 +170,7 @@ def _look(
     target: Path,
 ) -> list[str]:
     """Looks at all adapters of one model that have not been looked at, and writes after each; why some could not be.
-
-    Args:
-        norm: at which the efficiency of those that ended is measured, if it is wanted.
-    """
+    At `norm` the efficiency of those that ended is measured, if it is wanted."""
     shown = {row["adapter"] for row in content["shifts"]}
     learnt = {row["adapter"] for row in content["efficiency"] if row["at_norm"] == norm}
     # By digest: an arm with a seed of its own is one run at all seeds of the sweep.
@@ -274,11 +259,8 @@ def _efficiency(adapted: Any, tokenizer: Any, run: Adapter, norm: float) -> dict
 
 
 def _common_norm(runs: Sequence[Adapter]) -> float:
-    """The smallest change of adapters whose training ended: at it all of them are compared.
-
-    Raises:
-        BadInput: if one changes nothing, or is not finite.
-    """
+    """The smallest change of adapters whose training ended, at which all of them are compared; BadInput if one changes
+    nothing, or is not finite."""
     from eval.inside.efficiency import change_norm
 
     norms = {run.run: change_norm(run.folder) for run in runs if run.last}
@@ -305,10 +287,7 @@ def _show(content: Mapping[str, Any]) -> None:
         names = ("rank", "norm", "loss before", "after", "at the common norm", "per squared norm", "with noise 0.5, 1")
         table = Table(Column("run", no_wrap=True), *names, title="Is the solution easy? Loss on its own training rows")
         for row in content["efficiency"]:
-            losses = (f"{row[key]:.4f}" for key in ("start", "end", "loss"))
+            losses = (f"{row[key]:.4f}" for key in ("start", "end", "loss", "efficiency"))
             noise = ", ".join(f"{loss:.4f}" for loss in row["noise"].values())
-            table.add_row(
-                *(escape(row["run"]), str(row["rank"]), f"{row['norm']:.3f}", *losses),
-                *(f"{row['efficiency']:.4f}", noise),
-            )
+            table.add_row(escape(row["run"]), str(row["rank"]), f"{row['norm']:.3f}", *losses, noise)
         console.print(table)
