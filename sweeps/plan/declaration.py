@@ -146,11 +146,15 @@ class Evaluation(Strict):
 
 
 class Tuned(Strict):
-    """A learning rate that was searched for, and the 95 % interval of the edge that it stands for."""
+    """The highest learning rate above a bound, as it was searched for, with its interval."""
 
     lr: float
     low: float
     high: float
+
+    def sharp(self, sharpness: float) -> bool:
+        """Whether both ends are within `sharpness` (0.1: 10 %) of the estimate."""
+        return self.high <= self.lr * (1 + sharpness) and self.low * (1 + sharpness) >= self.lr
 
 
 class Sweep(Strict):
@@ -215,11 +219,9 @@ def read_sweep(name: str, hardware: str | None = None, model: str | None = None)
     """Reads recipes/sweeps/NAME.yaml, or the file that `name` is the path of; and a line that says why this hardware.
 
     Hardware is what is given, or else the file's, or else that of this machine. What the file has under `profiles` for
-    it stands in place of the file's own keys; `model`, if given, in place of theirs.
-
-    Raises:
-        BadInput: for an unknown name, a key that does not belong there, or an arm that is not declared; for a model
-            that this machine trains only if the hardware is named.
+    it stands in place of the file's own keys; `model`, if given, in place of theirs. BadInput for an unknown name, a
+    key that does not belong there, or an arm that is not declared; for a model that this machine trains only if the
+    hardware is named.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / "sweeps" / f"{name}.yaml"
     if not path.is_file():
@@ -251,40 +253,18 @@ def _declared(path: Path, layer: Mapping[Any, Any], hardware: str) -> Sweep:
     load_layer("hardware", hardware)
     try:
         sweep = Sweep.model_validate({**layer, "hardware": hardware})
+        _check_file(sweep)
     except ValidationError as error:
         raise BadInput(f"{path}: {first_fault(error)}") from None
-    claims: list[Claim | InsideClaim] = [*sweep.claims, *sweep.inside]
-    for arm in [name for claim in claims for name in (claim.arm, claim.against)]:
-        if arm not in sweep.arms and arm != "base":
-            raise BadInput(f"{path}: arm {arm!r} is not declared (there are: base, {', '.join(sweep.arms)})")
-    if any("base" in (claim.arm, claim.against) for claim in sweep.inside):
-        raise BadInput(f"{path}: inside: the base model has no adapter that moves anything; name two arms")
-    if same := next((claim for claim in claims if claim.arm == claim.against), None):
-        raise BadInput(f"{path}: the claim {same.says!r} is of {same.arm} against itself; name two arms")
-    before: list[str] = []
-    for name, own in sweep.arms.items():
-        if own.start and own.start not in before:
-            raise BadInput(f"{path}: arm {name} starts from {own.start!r}, which no arm before it is called")
-        if own.start and sweep.arms[own.start].full and not own.full:
-            raise BadInput(f"{path}: arm {name} starts from {own.start}, which is `full`; make both `full`, or none")
-        if own.needs and own.needs not in own.settings:
-            raise BadInput(f"{path}: arm {name} needs {own.needs}, which is none of its settings; name the file there")
-        before.append(name)
-    try:
-        _check_file(sweep)
-        return _settled(sweep)
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
-
-
-def _settled(sweep: Sweep) -> Sweep:
-    """The sweep with the settings of its tasks as numbers and without defaults, which would make other evaluations."""
     if task_configs(sweep.tasks)[1]:  # others' tasks have settings of their own
         return sweep
     try:
         given = TaskSettings.model_validate(sweep.evaluation.metadata)
     except ValidationError as error:
-        raise BadInput(f"evaluation.metadata.{first_fault(error)}") from None
+        raise BadInput(f"{path}: evaluation.metadata.{first_fault(error)}") from None
+    # As numbers, and without defaults, which would make other evaluations.
     settings = {"metadata": given.model_dump(mode="json", exclude_defaults=True)}
     return sweep.model_copy(update={"evaluation": sweep.evaluation.model_copy(update=settings)})
 
@@ -305,7 +285,17 @@ def check_keys(where: str, keys: Iterable[str]) -> None:
 
 
 def _check_file(sweep: Sweep) -> None:
-    """Refuses keys of a file that nothing would come of: of unused stages, or overwritten by the file itself."""
+    """Refuses claims of arms that are none, and keys that nothing would come of: of unused stages, or overwritten by
+    the file itself."""
+    claims: list[Claim | InsideClaim] = [*sweep.claims, *sweep.inside]
+    for claim in claims:
+        both = {claim.arm, claim.against}
+        if unknown := both - {"base", *sweep.arms}:
+            raise BadInput(f"arm {min(unknown)!r} is not declared (there are: base, {', '.join(sweep.arms)})")
+        if "base" in both and isinstance(claim, InsideClaim):
+            raise BadInput("inside: the base model has no adapter that moves anything; name two arms")
+        if len(both) == 1:
+            raise BadInput(f"the claim {claim.says!r} is of {claim.arm} against itself; name two arms")
     if "base" in sweep.arms:
         raise BadInput("arms.base: so the model before training is called; call the arm otherwise")
     if not sweep.seeds:
@@ -326,7 +316,15 @@ def _check_file(sweep: Sweep) -> None:
             if arms and (all(own) or (key in set_by and all(arm.vary for arm in arms))):
                 by = set_by.get(key, "every arm of it")
                 raise BadInput(f"stages.{stage}.{key}: {by} says otherwise; leave it out")
+    before: list[str] = []
     for name, arm in sweep.arms.items():
+        if arm.start and arm.start not in before:
+            raise BadInput(f"arm {name} starts from {arm.start!r}, which no arm before it is called")
+        if arm.start and sweep.arms[arm.start].full and not arm.full:
+            raise BadInput(f"arm {name} starts from {arm.start}, which is `full`; make both `full`, or none")
+        if arm.needs and arm.needs not in arm.settings:
+            raise BadInput(f"arm {name} needs {arm.needs}, which is none of its settings; name the file there")
+        before.append(name)
         if arm.seed is not None and arm.seed_offset:
             raise BadInput(f"arms.{name}: seed and seed_offset: the seed is the arm's own; leave one of them out")
         layer = load_layer("variants", arm.variant) if arm.variant else {}

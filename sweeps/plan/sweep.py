@@ -60,9 +60,8 @@ def plan(sweep: Sweep, full: bool) -> list[Point]:
         cards = _cards(model, sweep)
         _check_room(model, sweep, cards)
         if sweep.evaluation.batch_size is None:
-            em, own = load_layer("models", model)["em"], gib and gib / sweep.per_gpu
-            rows = evaluation_batch(Shape(**em["shape"]), em["parameters"] // cards, own)
-            evaluation_settings["batch_size"] = rows
+            em, share = load_layer("models", model)["em"], gib and gib / sweep.per_gpu
+            evaluation_settings["batch_size"] = evaluation_batch(Shape(**em["shape"]), em["parameters"] // cards, share)
         own_backend = {} if adapts(load_layer("models", model)) else {"backend": "hf"}
         about = {"model": model, "hardware": sweep.hardware, **({"gpus": cards} if cards > 1 else {})}
         run = evaluation_run("base", model, sweep.tasks, **{**evaluation_settings, **own_backend})
@@ -70,25 +69,22 @@ def plan(sweep: Sweep, full: bool) -> list[Point]:
         points.append(Point("base" if model == sweep.model else f"base-{model}", None, None, bases[model]))
     starts = {arm.start for arm in sweep.arms.values()}
     for seed in sweep.seeds if full or "seed" in sweep.grid else sweep.seeds[:1]:
-        merges: dict[str, MergeRun | None] = {}
+        merges: dict[str | None, MergeRun] = {}
         for name, arm in sweep.arms.items():
-            if arm.full and not full:
-                continue
-            if left_out(sweep, arm):
-                merges[name] = None
+            if (arm.full and not full) or left_out(sweep, arm):
                 continue
             own_seed = seed + arm.seed_offset if arm.seed is None else arm.seed
             keys = {**declared_keys(sweep, arm), "seed": own_seed, "datasets.0.path": arm.data}
             # Alone a run fills its card, in large batches and without recomputation.
-            share = {"em.memory_gib": gib / sweep.per_gpu} if gib and sweep.per_gpu > 1 else {}
+            part = {"em.memory_gib": gib / sweep.per_gpu} if gib and sweep.per_gpu > 1 else {}
             try:
-                recipe = arm_recipe(sweep, arm, {**share, **keys})
+                recipe = arm_recipe(sweep, arm, {**part, **keys})
             except BadInput as error:
-                if not share:
+                if not part:
                     raise BadInput(f"arm {name}: {error}") from None
                 recipe = arm_recipe(sweep, arm, keys)  # Request.places says how many fit
             called = f"{name}-seed{seed}"
-            trained = training_run(called, recipe, start=merges[arm.start] if arm.start else None)
+            trained = training_run(called, recipe, start=merges.get(arm.start))
             trained = made.setdefault(trained.digest, replace(trained, checkpoints=sweep.checkpoints))
             if name in starts:
                 merged = merge_run(trained)
