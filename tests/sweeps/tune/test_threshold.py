@@ -5,7 +5,7 @@ from math import exp, log
 import numpy as np
 import pytest
 
-from sweeps.tune.threshold import Edge, Range, Trial, search
+from sweeps.tune.threshold import Range, Trial, Tuned, search
 
 WHERE = Range(1e-5, 1e-2, bound=0.9, confidence=0.9)
 GRID = log(WHERE.high / WHERE.low) / log(1.1**2)
@@ -18,7 +18,7 @@ def response(lr: float, edge: float, slope: float, ceiling: float) -> float:
     return ceiling / (1 + (ceiling - 0.9) / 0.9 * (lr / edge) ** slope)
 
 
-def find(seed: int, where: Range = WHERE, most: int = int(GRID / 3)) -> tuple[float, Edge, list[Trial]]:
+def find(seed: int, where: Range = WHERE, most: int = int(GRID / 3)) -> tuple[float, Tuned, list[Trial]]:
     draw = np.random.default_rng(seed)
     edge, slope, ceiling = exp(draw.uniform(log(2e-5), log(5e-3))), draw.uniform(3, 12), draw.uniform(0.94, 1)
 
