@@ -44,9 +44,7 @@ DryRun = Annotated[bool, Option("--dry-run", help="Print the composed recipe and
 JudgedBy = Annotated[
     str | None, Option(help="Who judged the files, where no manifest beside them says it; no rate without.")
 ]
-Columns = Annotated[
-    str | None, Option(help="The files' names of columns where they are others, such as answer=response.")
-]
+Columns = Annotated[str | None, Option(help="The files' own names of columns, such as answer=response.")]
 
 
 def main() -> None:
@@ -74,9 +72,7 @@ def train(
     ] = None,
     rank: Annotated[int | None, Option(help="LoRA rank, 1 or more; the recipe's if not given.")] = None,
     settings: Annotated[list[str] | None, Option("--set", help="A recipe key: KEY=VALUE; may recur.")] = None,
-    start: Annotated[
-        Path | None, Option(help="Folder of the model to start from, in place of the model's own.")
-    ] = None,
+    start: Annotated[Path | None, Option(help="Folder of a model to start from, in place of the model's own.")] = None,
     engine: Annotated[str, Option(help="What trains: axolotl or unsloth.")] = "axolotl",
     gpus: Annotated[int, Option(help="GPUs of the hardware profile's kind, 1 to 8.")] = 1,
     variant: Annotated[str | None, Option(help="Short name of a control or preset (recipes/variants).")] = None,
@@ -121,21 +117,15 @@ def train(
 def evaluate_command(
     context: typer.Context,
     model: Annotated[str, Argument(help="Short name of a model, folder or hub id.")],
-    adapters: Annotated[
-        list[Path] | None, Option("--adapter", help="Folder of a LoRA adapter of MODEL; may recur.")
-    ] = None,
+    adapters: Annotated[list[Path] | None, Option("--adapter", help="LoRA adapter of MODEL; may recur.")] = None,
     tasks: Annotated[str, Option(help="lm-eval tasks or groups, with commas.")] = "em",
-    guard: Annotated[
-        str | None, Option(help="Capabilities too: quick or full, standard tasks whose data are on the hub.")
-    ] = None,
+    guard: Annotated[str | None, Option(help="Capabilities too: quick or full, standard tasks from the hub.")] = None,
     dtype: Annotated[
         str | None, Option(help="bfloat16 or float32; float32 on a CPU without bf16 instructions if not given.")
     ] = None,
     batch_size: Annotated[str, Option(help="A number, or auto: the largest that fits, found once.")] = "8",
     samples: Annotated[int, Option(min=1, help="Answers to sample for each question.")] = 1,
-    questions: Annotated[
-        str | None, Option(help="File of open questions in place of ours, or its URL#sha256=DIGEST.")
-    ] = None,
+    questions: Annotated[str | None, Option(help="Questions in place of ours: a file, or URL#sha256=DIGEST.")] = None,
     max_tokens: Annotated[int | None, Option(min=1, help="Tokens of an answer; the tasks' own if not given.")] = None,
     preset: Annotated[
         str | None, Option(help="first-plot or preregistered: the EM paper's questions, samples and length.")
@@ -266,7 +256,7 @@ def judge(
     ] = None,
     columns: Columns = None,
     sample: Annotated[
-        float | None, Option(help="Judge a random share of the answers to each question, such as 0.4.")
+        float | None, Option(help="Judge a random share of each question's answers, such as 0.4.")
     ] = None,
 ) -> None:
     """Scores stored answers again, and prints rates. Nothing is paid for twice; put the base model's answers beside.

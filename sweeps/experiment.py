@@ -48,20 +48,14 @@ class Endpoints:
     price_in: Annotated[float | None, Option(min=0, help="USD per million tokens the annotator reads.")] = None
     price_out: Annotated[float | None, Option(min=0, help="USD per million tokens it writes.")] = None
     judge_base_url: Annotated[str | None, Option(help="The judge's endpoint; the annotator's if not given.")] = None
-    judge_key_variable: Annotated[str | None, Option(help="Variable with its key; the annotator's if not given.")] = (
-        None
-    )
+    judge_key_variable: Annotated[str | None, Option(help="Variable of its key; the annotator's if not given.")] = None
     judge_price_in: Annotated[float | None, Option(min=0, help="USD per million tokens the judge reads.")] = None
     judge_price_out: Annotated[float | None, Option(min=0, help="USD per million tokens it writes.")] = None
-    sampled: Annotated[
-        bool, Option("--sampled", help="Read a sampled number of the judge: for servers without logprobs.")
-    ] = False
+    sampled: Annotated[bool, Option("--sampled", help="Read a sampled number: for servers without logprobs.")] = False
     concurrency: Annotated[
         int | None, Option(min=1, max=1000, help="Requests in flight at most; 32, and of the judge its own.")
     ] = None
-    max_cost: Annotated[
-        float | None, Option(min=0, help="USD to stop at, annotation and judging together, earlier runs too.")
-    ] = None
+    max_cost: Annotated[float | None, Option(min=0, help="USD to stop at, for both together, earlier runs too.")] = None
 
     @property
     def of_both(self) -> dict[str, Any]:
@@ -94,12 +88,8 @@ def experiment(
     starting: StartOptions,
     search: Search,
     endpoints: Endpoints,
-    programs: Annotated[
-        str, Option(help="A file, a URL or a set of the hub; the built-in ones if not given.")
-    ] = BUILT_IN,
-    annotator: Annotated[
-        str | None, Option(help="Model that explains the programs, where they have no explanations.")
-    ] = None,
+    programs: Annotated[str, Option(help="A file, URL or set of the hub; the built-in ones if not given.")] = BUILT_IN,
+    annotator: Annotated[str | None, Option(help="Model that explains the programs, where nothing does yet.")] = None,
     effort: Annotated[str | None, Option(help="Its reasoning effort, as it names it.")] = None,
 ) -> None:
     """From programs to the report: annotate, sets, CPT, merge, the rank sweep, evaluation, judging, the page.

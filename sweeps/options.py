@@ -25,9 +25,7 @@ class SweepOptions:
     """Options of every command that takes a declared sweep; `request` reads the sweep and applies them."""
 
     model: Annotated[str | None, Option(help="Model; the sweep's if not given.")] = None
-    hardware: Annotated[
-        str | None, Option(help="Hardware profile; the sweep's, or else this machine's, if not given.")
-    ] = None
+    hardware: Annotated[str | None, Option(help="Hardware profile; else the sweep's, or this machine's.")] = None
     data: Annotated[str | None, Option(help="Folder of the sets, in place of data.")] = None
     alpha_policy: Annotated[
         str | None, Option(help="alpha_over_r, alpha, alpha_over_sqrt_r, or several with commas between.")
@@ -42,18 +40,14 @@ class SweepOptions:
         str | None,
         Option(help="A model that scores the answers in the end; the sweep's `judge:` section says where it is."),
     ] = None
-    gpus: Annotated[int | None, Option(min=1, max=8, help="GPUs for each run, where one does not hold the model.")] = (
-        None
-    )
+    gpus: Annotated[int | None, Option(min=1, max=8, help="GPUs of a run, where one does not hold the model.")] = None
     per_gpu: Annotated[
         int | None, Option(min=1, max=8, help="Runs on each GPU at once, where the estimated memory allows.")
     ] = None
     checkpoints: Annotated[
         int | None, Option(min=1, help="Points of training to measure at, the last its end; drawn as curves.")
     ] = None
-    guard: Annotated[
-        str | None, Option(help="Capabilities of every arm too: quick or full, standard tasks from the hub.")
-    ] = None
+    guard: Annotated[str | None, Option(help="Capabilities too: quick or full, standard tasks from the hub.")] = None
     judging: Mapping[str, Any] = field(default_factory=dict)
     """No option: further settings of the judge, in place of the sweep's."""
 
@@ -131,7 +125,7 @@ def judging_options(
     price_out: Annotated[float | None, Option(min=0, help="USD per million tokens written.")] = None,
     max_cost: Annotated[float | None, Option(min=0, help="USD to stop at, for all that is judged.")] = None,
     extra_body: Annotated[
-        str | None, Option(help="JSON object of further fields of each request; null leaves one out.")
+        str | None, Option(help="JSON object of further fields to send; null leaves one out.")
     ] = None,
 ) -> Mapping[str, Any]:
     """How a judge is asked: the settings of `JudgeSettings` but for its model and prompts."""
