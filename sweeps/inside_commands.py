@@ -315,7 +315,7 @@ def steer_command(
     console.print(table)
     about = {"model": identity, "direction": file_digest(direction), "layer": at, **_adapted(adapter), "concept": name}
     about |= {"rows": file_digest(wanted.file), "group": group, "pairs": len(pairs), "controls": controls}
-    about |= {"doses": amounts}
+    about["doses"] = amounts
     code = definitions_behind(Path(steering.__file__), ["preferences", "response"])
     settings = content_digest([about, [asdict(pair) for pair in pairs], machine_dtype(), code])
     target = out or direction.with_suffix(f".steered-{settings[:6]}.jsonl")
