@@ -24,11 +24,7 @@ def lora_alpha(policy: str, value: float, rank: int, rslora: bool = False) -> fl
 
 
 def whole_alpha(alpha: Mapping[str, Any], config: Mapping[str, Any]) -> int:
-    """lora_alpha by a recipe's policy.
-
-    Raises:
-        BadInput: if it is no whole number, which is what Axolotl takes: rounded, it would change the scale.
-    """
+    """lora_alpha by a recipe's policy; BadInput if it is not whole, as Axolotl has it: rounded it is another scale."""
     policy, value, rank = alpha["policy"], alpha["value"], config["lora_r"]
     number = value if isinstance(value, int | float) else 0
     exact = lora_alpha(policy, number, rank, bool(config.get("peft_use_rslora")))

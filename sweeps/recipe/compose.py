@@ -54,8 +54,7 @@ def compose(
         variant: a layer of recipes/variants that belongs to the stage.
         data: the folder in place of `data/` in the layers' data sets.
 
-    Raises:
-        BadInput: for unknown names, a rank below 1, settings that cannot be merged or would not be in the recipe.
+    BadInput for unknown names, a rank below 1, settings that cannot be merged or would not be in the recipe.
     """
     for kind, name, names in (("stage", stage, STAGES), ("engine", engine, ENGINES)):
         if name not in names:
@@ -171,11 +170,7 @@ def _check_layers(variant: str, layers: int, model: str) -> None:
 
 
 def _variant(stage: str, name: str) -> dict[str, Any]:
-    """The keys of a variant, in dot notation, without what `em` says of the variant itself.
-
-    Raises:
-        BadInput: if it is unknown, or a variant of another stage.
-    """
+    """The keys of a variant of this stage (else BadInput), in dot notation, without what `em` says of itself."""
     layer = load_layer("variants", name)
     if stage not in layer["em"]["stage"]:  # one, or a list
         own = [n for n in layer_names("variants") if stage in load_layer("variants", n)["em"]["stage"]]

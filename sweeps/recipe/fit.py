@@ -13,11 +13,8 @@ from sweeps.recipe.memory import Shape, estimate, fitted, smallest_batch, spread
 
 def in_memory(config: dict[str, Any], em: Mapping[str, Any], model: str, hardware: str, free: bool) -> dict[str, Any]:
     """The recipe in micro-batches that fit the hardware; without gradient checkpointing, if that is `free` to choose,
-    where its own micro-batch fits so: recomputing the activations takes a third of the time again.
-
-    Raises:
-        BadInput: if none does, with the estimated need and what would fit.
-    """
+    where its own micro-batch fits so: recomputing the activations takes a third of the time again. BadInput if none
+    fits, with the estimated need and what would fit."""
     gib, gpus = em.get("memory_gib"), int(em["gpus"])
     if not 1 <= gpus <= 8 or (gpus > 1 and gib is None):
         raise BadInput(f"--gpus {gpus}: 1 to 8, and 1 where the hardware layer names no GPU memory ({hardware})")
@@ -66,9 +63,6 @@ def _shares(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _largest_that_fits(config: dict[str, Any], gib: float) -> str | None:
     layers = {name: load_layer("models", name)["em"] for name in layer_names("models")}
-    fit = [
-        (em["parameters"], name)
-        for name, em in layers.items()
-        if estimate(Shape(**em["shape"]), em["parameters"], config).gib <= gib
-    ]
-    return max(fit)[1] if fit else None
+    sizes = {name: em["parameters"] for name, em in layers.items()}
+    fit = (name for name in sizes if estimate(Shape(**layers[name]["shape"]), sizes[name], config).gib <= gib)
+    return max(fit, key=lambda name: (sizes[name], name), default=None)

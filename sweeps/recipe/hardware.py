@@ -31,9 +31,7 @@ class Gpu(NamedTuple):
 def visible_gpus() -> list[Gpu]:
     """The cards that nvidia-smi shows and CUDA_VISIBLE_DEVICES leaves; none where there is no nvidia-smi.
 
-    Raises:
-        BadInput: if nvidia-smi is there and fails, or CUDA_VISIBLE_DEVICES names a card twice, or one that it does
-            not show, such as a part (MIG).
+    BadInput if it fails, or CUDA_VISIBLE_DEVICES names a card twice, or one that it does not show, as a part (MIG).
     """
     query = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total,memory.used", "--format=csv,noheader,nounits"]
     try:
@@ -85,11 +83,7 @@ def machine_dtype() -> str:
 
 
 def profile_of(cards: list[Gpu]) -> tuple[str, str]:
-    """The profile of the smallest visible card and a line that says why.
-
-    Raises:
-        BadInput: if the card is smaller than every profile's.
-    """
+    """The profile of the smallest card and a line that says why; BadInput if it is smaller than every profile's."""
     if not cards:
         return "cpu", "no GPU here: hardware profile cpu"
     card = min(cards, key=lambda gpu: gpu.gib)
@@ -121,8 +115,7 @@ def of_kind(cards: list[Gpu], hardware: str) -> list[Gpu]:
 def this_machine(model: str | None = None) -> tuple[str, str]:
     """The profile of this machine for a model, by its short name, or for any; and a line that says why.
 
-    Raises:
-        BadInput: if there is no GPU and the model is too large for a CPU, or the card is smaller than every profile's.
+    BadInput if there is no GPU and the model is too large for a CPU, or the card is smaller than every profile's.
     """
     name, why = profile_of(visible_gpus())
     parameters = load_layer("models", model)["em"]["parameters"] if model else 0

@@ -130,11 +130,7 @@ def layer_names(kind: str) -> tuple[str, ...]:
 
 
 def load_layer(kind: str, name: str) -> dict[str, Any]:
-    """One layer; do not change what comes back.
-
-    Raises:
-        BadInput: for an unknown name, listing the valid ones.
-    """
+    """One layer; do not change what comes back. BadInput for an unknown name, listing the valid ones."""
     names = layer_names(kind)
     if name not in names:
         near = get_close_matches(name, names, n=1)

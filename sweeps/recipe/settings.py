@@ -20,25 +20,14 @@ from sweeps.recipe.schema import fault
 
 ABSENT = object()
 FACTS = {
-    "family",
-    "hub_id",
-    "parameters",
-    "pretrained",
-    "shape",
-    "training_tokens",
-    "tflops",
-    "bandwidth",
-    "accelerator",
+    *("family", "hub_id", "parameters", "pretrained", "shape", "training_tokens"),
+    *("tflops", "bandwidth", "accelerator"),
 }
 """What `em` says of a model and a card: another value would train the same and tell another."""
 
 
 def given_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """The keys and values of `key=value` settings.
-
-    Raises:
-        BadInput: if one is none, or a key is given twice.
-    """
+    """The keys and values of `key=value` settings; BadInput if one is none, or a key is given twice."""
     given: dict[str, Any] = {}
     for setting in settings:
         key, separator, text = setting.partition("=")
@@ -56,11 +45,7 @@ def given_settings(settings: Sequence[str]) -> dict[str, Any]:
 
 @lru_cache(maxsize=10_000)
 def parsed(text: str) -> Any:
-    """The value that a setting's text means, by the YAML of the layers: `1e-4` is a number.
-
-    Raises:
-        ValueError: if it is none; the message is one line.
-    """
+    """What a setting's text means, by the YAML of the layers: `1e-4` is a number. ValueError, in a line, if nothing."""
     try:
         value = OmegaConf.select(OmegaConf.create(f"value: {text}"), "value")
         return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
@@ -69,11 +54,7 @@ def parsed(text: str) -> Any:
 
 
 def put(config: dict[str, Any], key: str, given: Any) -> Any:
-    """Sets a key that is known, to a value that it can have; returns that as it stands there.
-
-    Raises:
-        BadInput: for another.
-    """
+    """Sets a key that is known, to a value that it can have (BadInput for others); returns that as it stands there."""
     top, *below = key.split(".")
     try:
         old = at(config, key)
@@ -131,10 +112,8 @@ def holds(there: Any, value: Any) -> bool:
 def set_key(config: dict[str, Any], key: str, value: Any) -> None:
     """Sets `a.b.0.c`, making the mappings that are not there; a mapping is merged into one that is there.
 
-    OmegaConf.update does the same in forty times the time.
-
-    Raises:
-        TypeError, ValueError, IndexError: if the key leads through something that is no mapping or list.
+    OmegaConf.update does the same in forty times the time. TypeError, ValueError or IndexError if the key leads through
+    something that is no mapping or list.
     """
     node: Any = config
     parts = key.split(".")

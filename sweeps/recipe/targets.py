@@ -21,10 +21,8 @@ OTHER_TOWERS = re.compile(r"vision|visual|audio|multi_modal")
 def own_targets(named: Any, shape: Shape, model: str) -> Any:
     """LoRA's targets, which stages, variants and axes call by Llama's names, by those of a family that has others.
 
-    A module takes the place of all that it stands for; the gate that an MLP lacks goes with the whole MLP.
-
-    Raises:
-        BadInput: for a target that is but a part of a module there, or is not there at all.
+    A module takes the place of all that it stands for; the gate that an MLP lacks goes with the whole MLP. BadInput for
+    a target that is but a part of a module there, or is not there at all.
     """
     if not shape.modules or not isinstance(named, list):
         return named
@@ -38,15 +36,11 @@ def own_targets(named: Any, shape: Shape, model: str) -> Any:
 
 
 def check_targets(config: Mapping[str, Any], em: Mapping[str, Any], tabled: bool) -> None:
-    """Refuses layers that the model does not have, targets that match nothing, and ones outside the language model.
+    """Refuses (BadInput) layers that the model lacks, targets that match nothing, and ones outside the language model.
 
     Args:
-        config: a recipe.
-        em: what the table says of its model: `shape`, and `other_modules`, names outside the language model.
+        em: what the table says of a recipe's model: `shape`, and `other_modules`, names outside the language model.
         tabled: whether the recipe starts from the model of the table, and not from another folder or hub id.
-
-    Raises:
-        BadInput: naming the layer or the target.
     """
     layers, targets = config.get("peft_layers_to_transform"), config.get("lora_target_modules") or []
     try:

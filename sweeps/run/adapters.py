@@ -23,12 +23,10 @@ class ResidentBase:
     def evaluate(
         self, title: str, base: dict[str, Any], adapter: str | None, out: Path, log: Path, local_model: bool
     ) -> None:
-        """Evaluates an adapter of a base (the fields of eval.adapters.Base); lm-eval's files are in `out` then.
+        """Evaluates an adapter (None: nothing but the base) of a base (the fields of eval.adapters.Base) into `out`.
 
-        Or the base itself (None); vLLM's engine stays for adapters of lower ranks than those it was made for.
-
-        Raises:
-            RunFailed: if the evaluation fails or the process dies.
+        vLLM's engine stays for adapters of lower ranks than those it was made for. RunFailed if the evaluation fails or
+        the process dies.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
         start = log.stat().st_size if log.exists() else 0

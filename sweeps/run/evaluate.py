@@ -57,9 +57,7 @@ def evaluation_run(
     `gen_kwargs` take the place of the tasks' own, such as `max_gen_toks`; `limit` is how many documents of each task
     are taken, to try things out. The digest covers the model, what the tasks do, the held-out programs and all that.
 
-    Raises:
-        BadInput: if the model is not there, or programs that a variable or `metadata` names; if the adapter is another
-            model's.
+    BadInput if the model is not there, or programs that a variable or `metadata` names; if the adapter is another's.
     """
     vllm, others = backend == "vllm", task_configs(tasks)[1]
     layer = load_layer("models", model) if model in layer_names("models") else {"base_model": model}
@@ -166,9 +164,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     """Executes an evaluation run, once; one of an adapter in the process that keeps its base.
 
     The folder then holds results.json (lm-eval's rates) and samples/TASK.jsonl (each document with its scores).
-
-    Raises:
-        RunFailed: if lm-eval fails or leaves a task without samples.
+    RunFailed if lm-eval fails or leaves a task without samples.
     """
     return execute_once(run, lambda: _evaluate(run))
 

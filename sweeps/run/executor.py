@@ -65,12 +65,8 @@ def _turn(run: Run) -> tuple[str, int]:
 
 
 def execute(run: Run) -> dict[str, Any]:
-    """Does one run in this thread; the runs that it builds on must be done.
-
-    Raises:
-        RunFailed: if it fails, or one of those is not done.
-        RunHeld: if another process is at work on it.
-    """
+    """Does one run in this thread. RunFailed if it fails, or one that it builds on is not done; RunHeld if another
+    process is at work on it."""
     for before in run.after:
         if not before.done:
             raise RunFailed(f"{run.folder} builds on {before.folder}, which is not done")
@@ -89,9 +85,6 @@ def places(hardware: str, gpus: int = 1, per_gpu: int = 1, root: Path = Path("ru
     Args:
         gpus: cards for each run.
         per_gpu: runs on each card at once.
-
-    Raises:
-        BadInput: as `visible_gpus`.
     """
     if load_layer("hardware", hardware)["em"]["memory_gib"] is None:
         return [{}]
@@ -172,10 +165,7 @@ def launch(
         on_success: called after each run that ends well.
 
     Returns:
-        why, by digest, for each run that failed.
-
-    Raises:
-        KeyboardInterrupt: on SIGINT or SIGTERM, when all processes have ended.
+        why, by digest, for each run that failed. KeyboardInterrupt on SIGINT or SIGTERM, when all processes have ended.
     """
     todo = wanted(runs)
     states: dict[str, State] = {digest: "waiting" if digest in todo else "done" for digest in runs}
@@ -262,11 +252,7 @@ def _twice(do: Callable[[Run], object], run: Run, slot: Mapping[str, str]) -> ob
 def execute_all(
     runs: Sequence[Run], do: Callable[[Run], object] = execute, slots: Sequence[Mapping[str, str]] = ({},)
 ) -> None:
-    """Does runs that build on nothing but each other, or on what is done.
-
-    Raises:
-        RunFailed: if one fails twice, or builds on one that is not done; the others are done then.
-    """
+    """Does runs that build on nothing but each other, or on what is done; RunFailed at the end if any failed twice."""
     try:
         reasons = launch({run.digest: run for run in runs}, do, slots)
     except KeyboardInterrupt:

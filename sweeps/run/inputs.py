@@ -35,11 +35,7 @@ def _digest(path: Path, _stamp: tuple[int, int] | None) -> str:
 
 
 def check_unchanged(planned: Mapping[str, str]) -> None:
-    """Refuses files that have become others since a run was planned, by whose digests it would be found.
-
-    Raises:
-        RunRefused: naming the first.
-    """
+    """Refuses (RunRefused) files that became others since a run was planned, by whose digests it would be found."""
     for path, digest in planned.items():
         if digest_of(Path(path)) != digest:
             raise RunRefused(f"{path} has changed since this run was planned; start it again, or put the file back")
@@ -59,8 +55,7 @@ def is_local(path: str) -> bool:
 def model_digest(model: str) -> str:
     """What identifies a model: the digest of its weights, and of how it reads text, in a local folder; else its hub id.
 
-    Raises:
-        BadInput: if it is a folder without weights, or a local path that does not exist.
+    BadInput if it is a folder without weights, or a local path that does not exist.
     """
     folder = Path(model)
     if not folder.is_dir():
@@ -79,11 +74,7 @@ def start_digest(model: Path) -> str:
 
 
 def adapter_rank(adapter: Path) -> int:
-    """lora_r of a saved adapter, the largest where modules have their own.
-
-    Raises:
-        BadInput: if the folder holds none.
-    """
+    """lora_r of a saved adapter, the largest where modules have their own; BadInput if the folder holds none."""
     path = adapter / "adapter_config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -93,11 +84,7 @@ def adapter_rank(adapter: Path) -> int:
 
 
 def check_trained_on(adapter: Path, model: str, revision: str | None) -> None:
-    """Refuses an adapter of another model than `model`, or of another revision of it where that is known.
-
-    Raises:
-        BadInput: naming the model that it was trained on.
-    """
+    """Refuses (BadInput) an adapter of another model than `model`, or of another revision of it where that is known."""
     try:
         config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
         base = str(config["base_model_name_or_path"] or "")
@@ -171,8 +158,7 @@ def hub_commits(recipe: Mapping[str, Any]) -> dict[str, str | None]:
 def chat_template(recipe: Mapping[str, Any]) -> str | None:
     """The text of a recipe's (or a model layer's) chat template; None where it is the tokenizer's own.
 
-    Raises:
-        BadInput: for a name that Axolotl has no template of.
+    BadInput for a name that Axolotl has no template of.
     """
     choice = recipe.get("chat_template") or "tokenizer_default"
     if choice.startswith("tokenizer_default"):
@@ -196,10 +182,8 @@ def tokenizer_folder(root: Path, model: str, revision: str | None, template: str
 def write_tokenizer(folder: Path, model: str, revision: str | None, template: str) -> None:
     """Copies the files of a model's tokenizer, from its folder or the hub, and gives it a chat template; once.
 
-    lm-eval takes a template from the tokenizer alone, and a model before instruction tuning has none.
-
-    Raises:
-        BadInput: if the hub does not give it.
+    lm-eval takes a template from the tokenizer alone, and a model before instruction tuning has none. BadInput if the
+    hub does not give it.
     """
     if folder.is_dir():
         return

@@ -69,11 +69,7 @@ stopping = threading.Event()
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds a lock, and has the processes that `call` starts meanwhile hold it too.
-
-    Raises:
-        RunHeld: if another process has it.
-    """
+    """Holds a lock (RunHeld if another process does), and has the processes that `call` starts hold it too."""
     lock = FileLock(path, blocking=False)
     try:
         lock.acquire()
@@ -124,11 +120,7 @@ def child_environment(local_model: bool) -> dict[str, str]:
 
 
 def call(title: str, command: Sequence[str], log: Path, local_model: bool) -> None:
-    """Runs a command with its output in `log` (appended). It inherits the locks that this thread holds.
-
-    Raises:
-        RunFailed: if it does not end well.
-    """
+    """Runs a command with its output in `log` (appended), which inherits this thread's locks; RunFailed if it fails."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         output.write(f"$ {shlex.join(command)}\n".encode())
@@ -150,11 +142,7 @@ def call(title: str, command: Sequence[str], log: Path, local_model: bool) -> No
 
 
 def spawn(title: str, command: Sequence[str], local_model: bool, **options: Any) -> subprocess.Popen[bytes]:
-    """Starts a process that `stop_children` ends; `options` are Popen's own arguments.
-
-    Raises:
-        RunFailed: if no process may be started any more.
-    """
+    """Starts a process that `stop_children` ends, by Popen's `options`; RunFailed if none may be started any more."""
     if stopping.is_set():
         raise RunFailed(f"{title} was stopped")
     process = subprocess.Popen(command, env=child_environment(local_model), **options)

@@ -22,11 +22,8 @@ def on_ray(
     process of the lost node that still lives, and what was done stays done.
 
     Args:
-        address: of the cluster; None starts one on this machine.
-        gpus: for each run; 0 on a CPU.
-
-    Raises:
-        BadInput: if Ray is not installed, there is no cluster at the address, or it has too few GPUs.
+        address: of the cluster; None starts one on this machine. BadInput if none is there, or Ray is not installed.
+        gpus: for each run (BadInput if no node has them); 0 on a CPU.
     """
     try:
         import ray

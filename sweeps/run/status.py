@@ -100,11 +100,7 @@ def status(folder: Path) -> Progress:
 
 
 def planned(manifest: Path) -> list[Path]:
-    """The folders of the runs that a sweep.json names.
-
-    Raises:
-        BadInput: if it cannot be read.
-    """
+    """The folders of the runs that a sweep.json names; BadInput if it cannot be read."""
     root = manifest.parent.parent.parent
     try:
         runs = json.loads(manifest.read_text(encoding="utf-8"))["runs"]

@@ -28,13 +28,8 @@ def guard_tasks(guard: str | None, longest: int | None = None) -> tuple[list[str
     """The tasks of a capability guard, and what is to be said of it; none for None.
 
     HumanEval runs what a model writes: it belongs to the full guard where the user has allowed that, by the variable
-    that lm-eval's own metric asks for.
-
-    Args:
-        longest: `max_gen_toks` of the evaluation, which lm-eval puts in place of every task's own.
-
-    Raises:
-        BadInput: for an unknown guard.
+    that lm-eval's own metric asks for. `longest` is the evaluation's max_gen_toks, which lm-eval puts in place of every
+    task's own. BadInput for an unknown guard.
     """
     if guard is None:
         return [], ""

@@ -27,8 +27,7 @@ def check_adapter(weights: Path, recipe: Mapping[str, Any], base: Path | None) -
         weights: adapter_model.safetensors.
         base: folder of the model beneath, whose modules must all be there; None where it is not on this machine.
 
-    Raises:
-        ValueError: naming the first tensor that should not be there, is missing, or has another shape.
+    ValueError names the first tensor that should not be there, is missing, or has another shape.
     """
     shapes = {name: tensor["shape"] for name, tensor in tensors(weights).items()}
     count = sum(map(math.prod, shapes.values()))
@@ -89,8 +88,7 @@ def _modules(base: Path, targets: Any, found: Mapping[str, Any]) -> dict[tuple[i
 def tensors(path: Path) -> dict[str, dict[str, Any]]:
     """A safetensors file's header: of each tensor its dtype, its shape, and where its bytes begin and end in the file.
 
-    Raises:
-        ValueError: if the file is cut short or is none.
+    ValueError if the file is cut short or is none.
     """
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -112,11 +110,7 @@ def _stored(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
 
 
 def changed_tensors(base: Path, merged: Path) -> int:
-    """How many tensors of the merged model differ from the base's.
-
-    Raises:
-        BadInput: if the merged folder has no weights.
-    """
+    """How many tensors of the merged model differ from the base's; BadInput if the merged folder has no weights."""
     before, after = _stored(base), _stored(merged)
     if not after:
         raise BadInput(f"{merged}: no *.safetensors in this model folder; delete the run and start again")

@@ -34,8 +34,7 @@ from sweeps.run.workload import steps_of
 def training_run(name: str, recipe: Recipe, *, start: MergeRun | None = None) -> TrainingRun:
     """Makes the run of a recipe; `start` is the merged model that it begins with, else the recipe's base model.
 
-    Raises:
-        BadInput: if a data file or the base model is not there.
+    BadInput if a data file or the base model is not there.
     """
     config = dict(recipe.config)
     if config.get("chat_template") == "jinja":  # its text: under the name of a file another template may stand later
@@ -71,8 +70,7 @@ def training_run(name: str, recipe: Recipe, *, start: MergeRun | None = None) ->
 def train(run: TrainingRun) -> dict[str, Any]:
     """Executes a training run, once; a run that was cut off resumes from its newest whole checkpoint, if `resumable`.
 
-    Raises:
-        RunFailed: if the engine fails, ends before the last step, or in losses that are NaN or infinite.
+    RunFailed if the engine fails, ends before the last step, or in losses that are NaN or infinite.
     """
     return execute_once(run, lambda: _train(run), lambda: _tidy(run))
 
@@ -128,8 +126,7 @@ def _tidy(run: TrainingRun) -> None:
 def merge(run: MergeRun) -> dict[str, Any]:
     """Executes a merge, once: the recipe of the training run, with its adapter and the folder of the merged model.
 
-    Raises:
-        RunFailed: if Axolotl fails, or the merged model equals the model that training started from.
+    RunFailed if Axolotl fails, or the merged model equals the model that training started from.
     """
 
     def work() -> dict[str, Any]:
@@ -207,9 +204,7 @@ def training_history(folder: Path) -> dict[str, Any]:
     """Steps, how many there should be, losses, tokens and (for DPO) the count of whole pairs, of the newest checkpoint.
 
     Tokens of CPT and SFT are places in batches, padding among them (Axolotl's tokens/total); of DPO without (TRL's).
-
-    Raises:
-        ValueError: if the last loss or gradient is NaN or infinite; a loss that is none may be logged as 0.
+    ValueError if the last loss or gradient is NaN or infinite; a loss that is none may be logged as 0.
     """
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:

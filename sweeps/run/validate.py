@@ -22,12 +22,8 @@ from sweeps.run.tasks import task_configs
 def check_runs(runs: Graph, folder: Path) -> None:
     """Has Axolotl look at the recipes that are to be trained; a single one it looks at as soon as it trains it.
 
-    Args:
-        folder: gets the recipes, and the log.
-
-    Raises:
-        BadInput: naming the first recipe that it refuses, and why, or a task that there is not.
-        RunFailed: if the check itself fails.
+    `folder` gets the recipes, and the log. BadInput names the first recipe that it refuses, and why, or a task that
+    there is not; RunFailed if the check itself fails.
     """
     needed = wanted(runs)
     todo = [run for digest, run in runs.items() if digest in needed]

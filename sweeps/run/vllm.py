@@ -22,12 +22,9 @@ MEMORY = 0.9
 
 
 def vllm_environment() -> Path | None:
-    """The folder that EM_VLLM names, or that `make vllm` made beside this environment; None if there is none.
+    """The folder that EM_VLLM names (BadInput if it is none), or that `make vllm` made beside this environment.
 
-    An empty EM_VLLM says that there is none.
-
-    Raises:
-        BadInput: if EM_VLLM names something else.
+    None if there is none, as an empty EM_VLLM says.
     """
     named = os.environ.get(VARIABLE)
     if named is None:
@@ -39,11 +36,7 @@ def vllm_environment() -> Path | None:
 
 
 def needed_environment() -> Path:
-    """The environment.
-
-    Raises:
-        BadInput: if there is none.
-    """
+    """The environment; BadInput if there is none."""
     if (found := vllm_environment()) is None:
         raise BadInput(
             f"backend vllm: no environment with vLLM; `make vllm` makes one, or name it in {VARIABLE}; or take hf"
@@ -57,11 +50,7 @@ def vllm_command() -> list[str]:
 
 
 def chosen_backend(wanted: str | None, gpu: bool) -> str:
-    """What is wanted; if nothing is, vllm on a GPU where it is found, else hf (on a CPU too, where models are small).
-
-    Raises:
-        BadInput: if vllm is wanted and there is none.
-    """
+    """What is wanted (BadInput for vllm where there is none); else vllm on a GPU where it is found, or hf."""
     if wanted == "vllm":
         needed_environment()
     return wanted or ("vllm" if gpu and vllm_environment() else "hf")
@@ -73,11 +62,7 @@ def adapts(layer: Mapping[str, Any]) -> bool:
 
 
 def engine_rank(rank: int) -> int:
-    """The smallest max_lora_rank with which an engine takes adapters of a rank; 0 for no adapter.
-
-    Raises:
-        BadInput: if vLLM has none.
-    """
+    """The smallest max_lora_rank with which an engine takes adapters of a rank (BadInput if none); 0 for no adapter."""
     if rank > LORA_STEPS[-1]:
         raise BadInput(f"rank {rank}: vLLM takes adapters up to rank {LORA_STEPS[-1]}; evaluate with backend hf")
     return next(step for step in LORA_STEPS if step >= rank) if rank else 0

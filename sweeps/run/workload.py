@@ -57,8 +57,7 @@ def steps_of(config: Mapping[str, Any], gpus: int) -> tuple[int, int] | None:
 def _rows(entry: Mapping[str, Any]) -> int | None:
     """The rows that an entry of `datasets` gives; None where its file is none of JSON, or is not on this machine.
 
-    Raises:
-        BadInput: if its split is none of the file's.
+    BadInput if its split is none of the file's.
     """
     path, split, shards = Path(entry["path"]), entry.get("split"), entry.get("shards")
     if not is_local(entry["path"]) or (entry.get("ds_type") or path.suffix).lstrip(".") in OTHER_FORMATS:
@@ -98,11 +97,7 @@ class Workload:
 
 
 def workload(content: Mapping[str, Any]) -> Workload:
-    """The work of an evaluation's content (sweeps/run/evaluate.py).
-
-    Raises:
-        BadInput: if its programs or questions are not there any more.
-    """
+    """The work of an evaluation's content (sweeps/run/evaluate.py); BadInput if its programs or questions are gone."""
     metadata, paths, limit = content["metadata"], content["paths"], content["limit"] or 10**9
     heldout = Path(paths.get("heldout") or EM / "heldout.jsonl")
     work = Workload()
