@@ -5,6 +5,7 @@ recipes/plugins checks the loaded model too, which a sweep would learn of hours 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -62,9 +63,7 @@ def check_targets(config: Mapping[str, Any], em: Mapping[str, Any], tabled: bool
     if beyond := [layer for layer in layers or () if not 0 <= layer < count]:
         raise BadInput(f"peft_layers_to_transform {beyond}: the model has layers 0 to {count - 1}")
     if isinstance(targets, str) and layers is not None:
-        raise BadInput(
-            "peft_layers_to_transform goes with a list of lora_target_modules; name the layers in the pattern"
-        )
+        raise BadInput("peft_layers_to_transform goes with a list of lora_target_modules; name layers in the pattern")
     matched: set[str] = set()
     for target in [targets] if isinstance(targets, str) else targets:
         own = {name for name in names if targeted(target if isinstance(targets, str) else [target], name)}
@@ -83,14 +82,32 @@ def check_targets(config: Mapping[str, Any], em: Mapping[str, Any], tabled: bool
 @lru_cache
 def _stored_modules(folder: Path, _stamp: int) -> tuple[str, ...]:
     """The modules with a matrix in a model's folder; none where a file cannot be read, which training will say."""
-    from safetensors import SafetensorError, safe_open
-
-    names = []
     try:
-        for file in folder.glob("*.safetensors"):
-            with safe_open(file, "numpy") as weights:
-                matrices = [key for key in weights.keys() if len(weights.get_slice(key).get_shape()) == 2]  # noqa: SIM118
-            names += [key.removesuffix(".weight") for key in matrices if "embed" not in key]
-    except SafetensorError:
+        matrices = [name for name, (_, tensor) in stored(folder).items() if len(tensor["shape"]) == 2]
+    except ValueError:
         return ()
-    return tuple(names)
+    return tuple(name.removesuffix(".weight") for name in matrices if "embed" not in name)
+
+
+def tensors(path: Path) -> dict[str, dict[str, Any]]:
+    """A safetensors file's header: of each tensor its dtype, its shape, and where its bytes begin and end in the file.
+
+    ValueError if the file is cut short or is none.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if not 0 < size <= path.stat().st_size - 8:
+            raise ValueError(f"{path}: not a whole safetensors file")
+        header: dict[str, dict[str, Any]] = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    for tensor in header.values():
+        tensor["bytes"] = [8 + size + offset for offset in tensor["data_offsets"]]
+    if max((tensor["bytes"][1] for tensor in header.values()), default=0) > path.stat().st_size:
+        raise ValueError(f"{path}: not a whole safetensors file")
+    return header
+
+
+def stored(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """Of each tensor in a model's folder the file that has it, and what that says of it."""
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: (path, tensor) for path in files for name, tensor in tensors(path).items()}

@@ -5,7 +5,6 @@ Read without torch, which would stay in the memory of `emsweep` beside every tra
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from typing import Any
 
 from core.records import BadInput
 from sweeps.recipe.memory import targeted
-from sweeps.recipe.targets import OTHER_TOWERS
+from sweeps.recipe.targets import OTHER_TOWERS, stored, tensors
 
 LAYER = re.compile(r"\.layers\.(\d+)\.(.+)$")
 LORA = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
@@ -75,7 +74,7 @@ def _modules(base: Path, targets: Any, found: Mapping[str, Any]) -> dict[tuple[i
     trained = {_place(name)[1] for name in found}
     shapes = {
         name.removesuffix(".weight"): tensor["shape"]
-        for name, (_, tensor) in _stored(base).items()
+        for name, (_, tensor) in stored(base).items()
         if len(tensor["shape"]) == 2 and "F" in tensor["dtype"] and not OTHER_TOWERS.search(name)
     }
     return {
@@ -85,33 +84,9 @@ def _modules(base: Path, targets: Any, found: Mapping[str, Any]) -> dict[tuple[i
     }
 
 
-def tensors(path: Path) -> dict[str, dict[str, Any]]:
-    """A safetensors file's header: of each tensor its dtype, its shape, and where its bytes begin and end in the file.
-
-    ValueError if the file is cut short or is none.
-    """
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if not 0 < size <= path.stat().st_size - 8:
-            raise ValueError(f"{path}: not a whole safetensors file")
-        header: dict[str, dict[str, Any]] = json.loads(file.read(size))
-    header.pop("__metadata__", None)
-    for tensor in header.values():
-        tensor["bytes"] = [8 + size + offset for offset in tensor["data_offsets"]]
-    if max((tensor["bytes"][1] for tensor in header.values()), default=0) > path.stat().st_size:
-        raise ValueError(f"{path}: not a whole safetensors file")
-    return header
-
-
-def _stored(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """Of each tensor in a model's folder the file that has it, and what that says of it."""
-    files = sorted(folder.glob("*.safetensors"))
-    return {name: (path, tensor) for path in files for name, tensor in tensors(path).items()}
-
-
 def changed_tensors(base: Path, merged: Path) -> int:
     """How many tensors of the merged model differ from the base's; BadInput if the merged folder has no weights."""
-    before, after = _stored(base), _stored(merged)
+    before, after = stored(base), stored(merged)
     if not after:
         raise BadInput(f"{merged}: no *.safetensors in this model folder; delete the run and start again")
     return sum(_content(*before[name]) != _content(*after[name]) for name in before.keys() & after.keys())

@@ -15,6 +15,7 @@ from core.records import BadInput, write_whole
 from sweeps.recipe.layers import Recipe
 from sweeps.recipe.precision import SLOW_BF16, fast_bf16
 from sweeps.recipe.schema import plugin_files
+from sweeps.recipe.targets import tensors
 from sweeps.run.folder import MergeRun, TrainingRun, content_digest, execute_once, save_step, saved_checkpoints
 from sweeps.run.inputs import (
     chat_template,
@@ -27,7 +28,7 @@ from sweeps.run.inputs import (
 )
 from sweeps.run.process import RunFailed, RunRefused, call, say, tool
 from sweeps.run.source import plugin_source
-from sweeps.run.tensors import changed_tensors, check_adapter, tensors
+from sweeps.run.tensors import changed_tensors, check_adapter
 from sweeps.run.workload import steps_of
 
 
@@ -39,14 +40,13 @@ def training_run(name: str, recipe: Recipe, *, start: MergeRun | None = None) ->
     config = dict(recipe.config)
     if config.get("chat_template") == "jinja":  # its text: under the name of a file another template may stand later
         config["chat_template_jinja"] = chat_template(config)
-        recipe = replace(recipe, config=config)
     engine, gpus = recipe.em.get("engine", "axolotl"), int(recipe.em.get("gpus", 1))
     # Axolotl's own count would leave out the end of the last of several epochs, and begin another on several GPUs.
     otherwise = float(config["num_epochs"]) > 1 or (config.get("rl") and gpus > 1)
     counted = config.get("max_steps") or config.get("sample_packing")
     if otherwise and not counted and (known := steps_of(config, gpus)):
         config["max_steps"] = known[0]
-        recipe = replace(recipe, config=config)
+    recipe = replace(recipe, config=config)
     code = [*config.get("plugins", ()), *([config["trainer_cls"]] if config.get("trainer_cls") else [])]
     code += ["recipes.unsloth.train.main"] if engine == "unsloth" else []
     content: dict[str, Any] = {
