@@ -33,6 +33,7 @@ from sweeps.run.process import (
     RunRefused,
     console,
     cores,
+    held,
     locked,
     say,
     stop_children,
@@ -92,7 +93,7 @@ def places(hardware: str, gpus: int = 1, per_gpu: int = 1, root: Path = Path("ru
     cards = [] if "MIG-" in (named or "") else visible_gpus()  # parts of a card nvidia-smi's table does not list
     if cards:
         kind = of_kind(cards, hardware)
-        devices = [card.number for card in kind if named is not None or card.used_gib <= BUSY_GIB or _held(root, card)]
+        devices = [card.number for card in kind if named is not None or card.used_gib <= BUSY_GIB or _busy(root, card)]
     elif not (devices := list(filter(None, (part.strip() for part in (named or "").split(","))))):
         return [{}]
     groups = [devices[first : first + gpus] for first in range(0, len(devices) - gpus + 1, gpus)]
@@ -116,16 +117,10 @@ def _place_lock(root: Path, card: str) -> Path:
     return root / f".place-{platform.node()}-{card}.lock"
 
 
-def _held(root: Path, card: Gpu) -> bool:
-    """Whether a run of this folder is at work on the card."""
+def _busy(root: Path, card: Gpu) -> bool:
+    """Whether a run of this folder is at work on the card, or on a part of it."""
     one = _place_lock(root, card.number)
-    for path in filter(Path.exists, (one, *root.glob(f"{one.stem}.*.lock"))):
-        try:
-            with locked(path):
-                pass
-        except RunHeld:
-            return True
-    return False
+    return any(map(held, (one, *root.glob(f"{one.stem}.*.lock"))))
 
 
 def in_place(do: Callable[[Run], object], root: Path) -> Callable[[Run], object]:
@@ -225,8 +220,7 @@ def launch(
                             on_success()
                             continue
                         reasons[digest] = error
-                        for other in lost(runs, digest):
-                            states[other] = "blocked"
+                        states |= dict.fromkeys(lost(runs, digest), "blocked")
                         write_whole(runs[digest].folder / "failed.txt", f"{str(error) or repr(error)}\n")
                     except BadInput as unwritten:  # a full disk must not cost what others are at work on
                         say(str(unwritten))
@@ -271,10 +265,8 @@ def _interruptible() -> Iterator[None]:
             stopping.set()
             raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shlex
@@ -82,6 +83,16 @@ def locked(path: Path) -> Iterator[None]:
     finally:
         _LOCKS.reset(token)
         lock.release()
+
+
+def held(lock: Path) -> bool:
+    """Whether a process holds a lock. Not asked of filelock, which opens to write: a lock may be in others' runs."""
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (FileNotFoundError, BlockingIOError) as error:
+        return isinstance(error, BlockingIOError)
+    return False
 
 
 def tool(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 from collections.abc import Iterable
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from core.records import BadInput
 from sweeps.run.folder import read_record, run_folder, saved_checkpoints
-from sweeps.run.process import tail
+from sweeps.run.process import held, tail
 
 _STEP = re.compile(r"(\d+)/(\d+) \[[\d:]+<([\d:?]+),\s*([\d.]+)(s/it|it/s)")
 # A log is flushed in blocks, and may end, or be cut by a bar, in the midst of a number.
@@ -88,12 +87,8 @@ def status(folder: Path) -> Progress:
         except (IndexError, KeyError, TypeError):  # of another version, which says less
             return Progress(folder, "done")
         return Progress(folder, "done", record.get("steps"), record.get("steps"), loss, speed)
-    if (folder / ".lock").is_file():
-        try:  # not by filelock, which opens to write: the runs of others may be looked at too
-            with (folder / ".lock").open("rb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return progress(folder, "running")
+    if held(folder / ".lock"):
+        return progress(folder, "running")
     if (folder / "failed.txt").is_file():
         return progress(folder, "failed")
     return Progress(folder, "waiting", max(saved_checkpoints(folder / "adapter"), default=None))
