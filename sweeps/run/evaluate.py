@@ -12,24 +12,12 @@ from typing import Any
 
 from core.records import BadInput, file_digest
 from sweeps.recipe.layers import layer_names, load_layer
+from sweeps.run import inputs
 from sweeps.run.adapters import resident_base
 from sweeps.run.folder import MergeRun, Run, TrainingRun, content_digest, execute_once
-from sweeps.run.inputs import (
-    adapter_rank,
-    chat_template,
-    check_trained_on,
-    check_unchanged,
-    hub_commit,
-    is_local,
-    model_digest,
-    other_scale,
-    recipe_behind,
-    tokenizer_folder,
-    write_tokenizer,
-)
 from sweeps.run.process import RunFailed, call, tool
 from sweeps.run.tasks import HUMANEVAL, TASKS, task_configs, task_source
-from sweeps.run.vllm import adapts, engine_rank, memory_share, versions, vllm_command
+from sweeps.run.vllm import adapts, engine_rank, memory_share, vllm_command, vllm_versions
 
 PROGRAMS = {"heldout": ("EM_HELDOUT", "data/heldout.jsonl"), "training": ("EM_TRAINING", "data/train.jsonl")}
 """Settings of the tasks: the variable that names a file, and the one that was built here; else the tasks' own."""
@@ -64,7 +52,7 @@ def evaluation_run(
     if vllm and not adapts(layer):
         raise BadInput(f"backend vllm: takes no adapters of a model of the kind of {model}; evaluate with backend hf")
     pretrained = str(layer["base_model"])
-    revision = None if is_local(pretrained) else str(layer.get("revision_of_model") or "main")
+    revision = None if inputs.is_local(pretrained) else str(layer.get("revision_of_model") or "main")
     metadata = dict(metadata or {})
     programs = {key: os.environ.get(variable) or built for key, (variable, built) in PROGRAMS.items()}
     for key, (variable, built) in PROGRAMS.items():
@@ -79,13 +67,13 @@ def evaluation_run(
     named = {key: value for key, value in metadata.items() if isinstance(value, str) and os.path.isfile(value)}  # noqa: PTH113  # as in chat_template
     files = {key: file_digest(Path(path)) for key, path in named.items()}
     weights = {"pretrained": pretrained, **({"peft": str(adapter)} if adapter else {})}
-    checkpoint = "+".join(map(model_digest, weights.values()))
+    checkpoint = "+".join(map(inputs.model_digest, weights.values()))
     if adapter:
-        check_trained_on(adapter, pretrained, revision)
+        inputs.check_trained_on(adapter, pretrained, revision)
     content = {
         "checkpoint": f"{checkpoint}@{revision}" if revision else checkpoint,
         # An adapter is asked as it was taught.
-        "chat_template": chat_template((recipe_behind(adapter) if adapter else {}) or layer),
+        "chat_template": inputs.chat_template((inputs.recipe_behind(adapter) if adapter else {}) or layer),
         # hf's scores in the logits' type would be rounded to bf16: whole nats above 128 (docs/measurements.md).
         "model_args": {"dtype": dtype}
         | ({} if vllm else {"attn_implementation": attention, "softmax_dtype": "float32"}),
@@ -98,7 +86,7 @@ def evaluation_run(
         # Tasks of others leave it unsaid, and hf would take the generation_config's of the model.
         "gen_kwargs": {**({"repetition_penalty": 1.0} if others and not vllm else {}), **(gen_kwargs or {})},
         "limit": limit,
-        **(other_scale(adapter) if adapter else {}),
+        **(inputs.other_scale(adapter) if adapter else {}),
         "paths": {**{key: metadata[key] for key in files}, **weights, **({"revision": revision} if revision else {})},
     }
     return Run("evaluate", name, content)
@@ -111,7 +99,7 @@ def of_checkpoint(evaluation: Run, run: TrainingRun | MergeRun, name: str) -> Ru
         **evaluation.content,
         "checkpoint": run.digest if isinstance(run, TrainingRun) else run.training.digest,
         "merged": isinstance(run, MergeRun),
-        "chat_template": chat_template((run.training if isinstance(run, MergeRun) else run).recipe.config),
+        "chat_template": inputs.chat_template((run.training if isinstance(run, MergeRun) else run).recipe.config),
         "paths": {key: value for key, value in evaluation.content["paths"].items() if key not in left_out},
     }
     # An adapter is loaded onto the merged model that its training started from: that must be there too.
@@ -133,7 +121,7 @@ def model_paths(run: Run) -> dict[str, str]:
         if isinstance(before, TrainingRun):
             recipe = before.whole_recipe.config
             base = str(recipe["base_model"])
-            at = {} if is_local(base) else {"revision": str(recipe.get("revision_of_model") or "main")}
+            at = {} if inputs.is_local(base) else {"revision": str(recipe.get("revision_of_model") or "main")}
             return {"pretrained": base, **at, "peft": str(before.adapter)}
     paths = run.content.get("paths", {})
     return {key: paths[key] for key in ("pretrained", "revision", "peft") if key in paths}
@@ -147,7 +135,7 @@ def model_args(run: Run) -> dict[str, str]:
         paths["peft"] = str(trained.checkpoint(*run.content["point"]))
     tokenizer = {}
     if template := run.content.get("chat_template"):
-        folder = tokenizer_folder(run.root, paths["pretrained"], paths.get("revision"), template)
+        folder = inputs.tokenizer_folder(run.root, paths["pretrained"], paths.get("revision"), template)
         tokenizer = {"tokenizer": str(folder)}
     return {**paths, **tokenizer, **run.content["model_args"]}
 
@@ -157,7 +145,7 @@ def lora_rank(run: Run) -> int:
     if (before := next(iter(run.after), None)) is not None:
         return int(before.recipe.config["lora_r"]) if isinstance(before, TrainingRun) else 0
     adapter = model_paths(run).get("peft")
-    return adapter_rank(Path(adapter)) if adapter else 0
+    return inputs.adapter_rank(Path(adapter)) if adapter else 0
 
 
 def evaluate(run: Run) -> dict[str, Any]:
@@ -223,16 +211,16 @@ def command(run: Run, out: Path) -> list[str]:
 
 def _evaluate(run: Run) -> dict[str, Any]:
     paths, metadata = run.content["paths"], run.content["metadata"]
-    check_unchanged({paths[key]: metadata[key] for key in metadata if key in paths})
+    inputs.check_unchanged({paths[key]: metadata[key] for key in metadata if key in paths})
     raw = run.folder / "raw"
     shutil.rmtree(raw, ignore_errors=True)
     told = model_args(run)
     model, revision = told["pretrained"], told.get("revision")
     # Data of tasks that are not ours come from the hub, though the model may be local.
-    title, log, offline = f"evaluate {run.name}", run.folder / "evaluate.log", is_local(model)
+    title, log, offline = f"evaluate {run.name}", run.folder / "evaluate.log", inputs.is_local(model)
     offline = offline and not task_configs(run.content["tasks"])[1]
     if "tokenizer" in told:
-        write_tokenizer(Path(told["tokenizer"]), model, revision, run.content["chat_template"])
+        inputs.write_tokenizer(Path(told["tokenizer"]), model, revision, run.content["chat_template"])
     vllm, resident = run.content.get("backend") == "vllm", resident_base()
     # Where the batch is to be found a base alone too: lm-eval's own command tries rows of the model's length.
     if run.content["batch_size"] == "auto" or "peft" in told:
@@ -257,6 +245,6 @@ def _evaluate(run: Run) -> dict[str, Any]:
         lines = path.read_bytes().count(b"\n") if path.is_file() else 0
         if lines < documents or lines % max(1, documents):  # of a full disk lm-eval warns, and ends well; filters recur
             raise RunFailed(f"{title}: {path} has {lines} lines for {documents} documents; is the disk full? See {log}")
-    commits = {} if is_local(model) else {"hub_commits": {model: hub_commit(model, revision)}}
-    engine = {"vllm": versions()} if vllm else {}
+    commits = {} if inputs.is_local(model) else {"hub_commits": {model: inputs.hub_commit(model, revision)}}
+    engine = {"vllm": vllm_versions()} if vllm else {}
     return {"results": left["results"], "command": command(run, Path("OUT"))[1:], **commits, **engine}

@@ -15,11 +15,12 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
-from importlib.metadata import distributions, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -110,18 +111,12 @@ def _is_record(path: Path, changed: int) -> bool:
     return True
 
 
-def find_run(root: Path, stage: str, digest: str) -> Path | None:
-    """The folder of a run by its digest alone, whatever it is called; None if there is none."""
-    place = root / stage
-    if not place.is_dir():
-        return None
-    return _folders(place.absolute(), place.stat().st_mtime_ns, place).get(digest[:10])
-
-
 def run_folder(root: Path, stage: str, digest: str, name: str) -> Path:
     """The folder of a run, whatever it is called; a new one has the name, as far as a folder's can hold it."""
+    place = root / stage
+    there = _folders(place.absolute(), place.stat().st_mtime_ns, place) if place.is_dir() else {}
     called = name.replace("/", "_").encode()[:200].decode(errors="ignore")
-    return find_run(root, stage, digest) or root / stage / f"{called}-{digest[:10]}"
+    return there.get(digest[:10]) or place / f"{called}-{digest[:10]}"
 
 
 @lru_cache(maxsize=64)
@@ -202,16 +197,16 @@ def execute_once(
             return run.record()
         (run.folder / "failed.txt").unlink(missing_ok=True)
         began = time.monotonic()
-        record = work()
+        done = work()
         record = {
             "stage": run.stage,
             "name": run.name,
             "digest": run.digest,
             **run.about,
             "content": run.content,
-            **record,
+            **done,
             "wall_seconds": round(time.monotonic() - began, 1),
-            "versions": _versions(),
+            "versions": {"python": platform.python_version(), **dict.fromkeys(PACKAGES), **versions(PACKAGES)},
             "commit": commit(),
             "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
         }
@@ -220,10 +215,10 @@ def execute_once(
         return record
 
 
-def _versions() -> dict[str, str | None]:
-    """Of Python and of the packages that decide a result; None for one that is not installed."""
-    installed = {name: version(name) for name in PACKAGES if next(iter(distributions(name=name)), None)}
-    return {"python": platform.python_version(), **dict.fromkeys(PACKAGES), **installed}
+def versions(packages: Iterable[str], folders: Sequence[str] = sys.path) -> dict[str, str]:
+    """Of the packages that are installed."""
+    found = {name: next(iter(distributions(name=name, path=list(folders))), None) for name in packages}
+    return {name: package.version for name, package in found.items() if package}
 
 
 def commit() -> str | None:

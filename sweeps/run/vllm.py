@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 from core.records import BadInput
 from eval import adapters
+from sweeps.run.folder import versions
 from sweeps.run.process import SHARE, SLOT
 
 VARIABLE = "EM_VLLM"
@@ -38,9 +38,7 @@ def vllm_environment() -> Path | None:
 def needed_environment() -> Path:
     """The environment; BadInput if there is none."""
     if (found := vllm_environment()) is None:
-        raise BadInput(
-            f"backend vllm: no environment with vLLM; `make vllm` makes one, or name it in {VARIABLE}; or take hf"
-        )
+        raise BadInput(f"backend vllm: no environment with it; `make vllm` makes one, {VARIABLE} names one; or take hf")
     return found
 
 
@@ -74,8 +72,6 @@ def memory_share() -> float:
     return round(MEMORY / int(count), 3)
 
 
-def versions() -> dict[str, str]:
+def vllm_versions() -> dict[str, str]:
     """Of the packages in that environment that decide an answer."""
-    folders = [str(path) for path in needed_environment().glob("lib/python*/site-packages")]
-    found = {name: list(distributions(name=name, path=folders)) for name in PACKAGES}
-    return {name: own[0].version for name, own in found.items() if own}
+    return versions(PACKAGES, [str(path) for path in needed_environment().glob("lib/python*/site-packages")])
