@@ -27,8 +27,6 @@ from sweeps.recipe.schema import plugin_files, plugin_keys
 from sweeps.recipe.settings import at, given_settings, holds, put, set_key
 from sweeps.recipe.targets import check_targets, own_targets
 
-TARGETS = "lora_target_modules"
-
 
 def compose(
     stage: str,
@@ -62,29 +60,29 @@ def compose(
     config = deepcopy(_layers(stage, model, hardware, engine, variant))
     if config["em"]["memory_gib"] is None and not fast_bf16():
         config["bf16"] = False  # SLOW_BF16, which is said when the run starts; --set bf16=true insists
-    given, plugins = given_settings(settings), list(config["plugins"])
-    for key, value in (extra or {}).items():
+    given, extra, plugins = given_settings(settings), extra or {}, list(config["plugins"])
+    for key, value in extra.items():
         put(config, key, value)
     # Of all layers; --set stands as it was given, or is refused.
-    config[TARGETS] = own_targets(config[TARGETS], Shape(**config["em"]["shape"]), model)
-    for entry in config["datasets"] if data else ():
+    config["lora_target_modules"] = own_targets(config["lora_target_modules"], Shape(**config["em"]["shape"]), model)
+    for entry in config["datasets"]:
         entry["path"] = in_folder(entry["path"], data)
-    for key, path in plugin_files(config).items() if data else ():
+    for key, path in plugin_files(config).items():
         set_key(config, key, in_folder(path, data))
     for key, value in given.items():
         if key in DECIDED:
             raise BadInput(f"setting {key}: {DECIDED[key]}")
         given[key] = put(config, key, value)
-    if stage != "dpo" and (odd := next(filter(of_dpo, {**(extra or {}), **given}), None)):
+    named = {**extra, **given}
+    if stage != "dpo" and (odd := next(filter(of_dpo, named), None)):
         raise BadInput(f"setting {odd}: has an effect on DPO alone, and this is {stage}; leave it out")
-    declared = {key: at(config, key) for key in extra or () if key not in given and not (rank and key == "lora_r")}
+    shown = {key: given.get(key, at(config, key)) for key in named if key in given or not (rank and key == "lora_r")}
     em = config.pop("em")
     check_values(config, stage)
     if config.get("rl") and config.get("max_steps") and config.get("warmup_steps") is None:
         # Of the epochs' steps, not of these, would Axolotl take its share: another warm-up for a set of more rows.
         config["warmup_steps"] = warmup_of(config["max_steps"], config.pop("warmup_ratio", None))
-        for keys in (declared, given):
-            keys.pop("warmup_ratio", None)
+        shown.pop("warmup_ratio", None)
     for plugin in dict.fromkeys(plugin_keys().values()):
         own = [key for key, its in plugin_keys().items() if its == plugin]
         used = [key for key in own if config.get(key) is not None]
@@ -98,17 +96,17 @@ def compose(
         config["lora_r"] = rank
     for key in COUNTS:
         if type(config[key]) is not int or not 1 <= config[key] <= MOST:
-            named = "lora_r: rank" if key == "lora_r" else key
-            raise BadInput(f"{named} {one_line(config[key], 40)} is not a whole number of 1 or more (up to {MOST:,})")
+            called = "lora_r: rank" if key == "lora_r" else key
+            raise BadInput(f"{called} {one_line(config[key], 40)} is not a whole number of 1 or more (up to {MOST:,})")
     if (rows := config["micro_batch_size"]) % smallest_batch(config):
         raise BadInput(f"micro_batch_size={rows}: a micro-batch of DPO holds whole pairs; give an even number")
     config["lora_alpha"] = whole_alpha(em["alpha"], config)
-    if variant and "peft_layers_to_transform" not in {**(extra or {}), **given}:
+    if variant and "peft_layers_to_transform" not in named:
         _check_layers(variant, em["shape"]["layers"], model)
     check_targets(config, em, config["base_model"] == load_layer("models", model)["base_model"])
     em.update(gpus=gpus, model=model, hardware=hardware)
-    config = in_memory(config, em, model, hardware, free="gradient_checkpointing" not in {**(extra or {}), **given})
-    for key, value in {**declared, **given}.items():
+    config = in_memory(config, em, model, hardware, free="gradient_checkpointing" not in named)
+    for key, value in shown.items():
         if not holds(at({**config, "em": em}, key), value):
             raise BadInput(
                 f"setting {key}={value}: the recipe has {at(config, key)}, by --rank, another setting, or as what fits"
@@ -137,11 +135,8 @@ def in_folder(path: str, folder: str | None) -> str:
 @cache
 def _layers(stage: str, model: str, hardware: str, engine: str, variant: str | None) -> dict[str, Any]:
     """What all recipes of a stage on a model share; a sweep composes thousands of them."""
-    layers = [
-        *(load_layer(folder, stage) for folder in dict.fromkeys(["axolotl", engine])),
-        load_layer("models", model),
-        load_layer("hardware", hardware),
-    ]
+    named = dict.fromkeys([("axolotl", stage), (engine, stage), ("models", model), ("hardware", hardware)])
+    layers = [load_layer(kind, name) for kind, name in named]
     merged = container(OmegaConf.merge(*layers))
     # A merge replaces lists; of plugins every layer brings its own.
     merged["plugins"] = list(dict.fromkeys(plugin for layer in layers for plugin in layer.get("plugins", [])))

@@ -109,11 +109,9 @@ def adapter_parameters(shape: Shape, config: Mapping[str, Any]) -> int:
 
 def _adapted(shape: Shape, config: Mapping[str, Any]) -> Mapping[str, int]:
     """How many modules of each name have an adapter."""
-    targets, layers = config.get("lora_target_modules") or (), config.get("peft_layers_to_transform")
-    named = targets if isinstance(targets, str) else tuple(targets)
-    return _matched(
-        named, None if layers is None else frozenset(layers), shape.layers, shape.tied, tuple(shape.modules)
-    )
+    targets, only = config.get("lora_target_modules") or (), config.get("peft_layers_to_transform")
+    named, layers = targets if isinstance(targets, str) else tuple(targets), None if only is None else frozenset(only)
+    return _matched(named, layers, shape.layers, shape.tied, tuple(shape.modules))
 
 
 @lru_cache
@@ -125,10 +123,9 @@ def _matched(
         names = [name for name in table_modules(layers, tied, others, own) if targeted(targets, name)]
         if only is not None:
             names = [name for name in names if (place := LAYER.search(name)) and int(place[1]) in only]
-        names = [name for name in names if name not in others]
-        if names:
+        if counts := Counter(name.rpartition(".")[2] for name in names if name not in others):
             break
-    return Counter(name.rpartition(".")[2] for name in names)
+    return counts
 
 
 def targeted(targets: str | Sequence[str], name: str) -> bool:

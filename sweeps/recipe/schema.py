@@ -6,12 +6,12 @@ It stands in a file, for Axolotl takes seconds to import: `python -m sweeps.reci
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from difflib import get_close_matches
 from functools import cache, lru_cache
 from pathlib import Path
 from pydoc import locate
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 FILE = Path(__file__).with_name("axolotl_schema.json")
 PLUGINS = (
@@ -28,10 +28,9 @@ def _schema() -> dict[str, Any]:
     return dict(json.loads(FILE.read_text(encoding="utf-8")))
 
 
-@cache
-def keys() -> frozenset[str]:
+def keys() -> Set[str]:
     """The keys at the top of a recipe."""
-    return frozenset(_schema()["properties"])
+    return cast("Set[str]", _schema()["properties"].keys())
 
 
 @cache
@@ -41,16 +40,14 @@ def _validator() -> Any:
     return Draft202012Validator(_schema())
 
 
-@cache
-def plugin_keys() -> Mapping[str, str]:
+def plugin_keys() -> dict[str, str]:
     """The plugin, by each recipe key that is its own."""
-    return dict(_schema()["x-plugins"])
+    return cast("dict[str, str]", _schema()["x-plugins"])
 
 
 def plugin_files(config: Mapping[str, Any]) -> dict[str, str]:
     """The files that keys of our plugins name in a recipe, by key in dot notation."""
-    schema = _schema()
-    found: dict[str, str] = {}
+    schema, found = _schema(), dict[str, str]()
     for key in sorted(plugin_keys().keys() & config.keys()):
         for option in schema["properties"][key]["anyOf"]:
             parts = schema["$defs"].get(option.get("$ref", "").rpartition("/")[2], {}).get("properties", {})

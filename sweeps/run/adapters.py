@@ -18,7 +18,7 @@ class ResidentBase:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        self._base: dict[str, Any] | None = None
+        self._base: dict[str, Any] = {}
 
     def evaluate(
         self, title: str, base: dict[str, Any], adapter: str | None, out: Path, log: Path, local_model: bool
@@ -33,9 +33,7 @@ class ResidentBase:
         words: list[dict[str, Any]] = [{"peft": adapter, "out": str(out / "lm-eval.json"), "log": str(log)}]
         if not self._serves(base):
             self.close()
-            command = [sys.executable, "-m", "eval.adapters"]
-            if base.get("backend") == "vllm":
-                command = vllm_command()
+            command = vllm_command() if base.get("backend") == "vllm" else [sys.executable, "-m", "eval.adapters"]
             self._process = spawn(title, command, local_model, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             self._base = base
             words.insert(0, base)
@@ -53,7 +51,7 @@ class ResidentBase:
 
     def _serves(self, base: dict[str, Any]) -> bool:
         """Whether the process that is there can take an adapter of this base."""
-        if self._process is None or self._process.poll() is not None or self._base is None:
+        if self._process is None or self._process.poll() is not None:
             return False
         alike = {**self._base, "lora_rank": 0} == {**base, "lora_rank": 0}
         return alike and bool(self._base.get("lora_rank", 0) >= base.get("lora_rank", 0))

@@ -19,6 +19,7 @@ COLUMNS = (
     *("folder", "stage", "name", "digest", "model", "hardware", "engine", "gpus", "rank", "alpha", "lr", "seed"),
     *("data", "data_digest", "steps", "rows", "tokens", "trained_parameters", "loss", "wall_seconds", "resumed_from"),
 )
+FROM_RECIPE = {"rank": "lora_r", "alpha": "lora_alpha", "lr": "learning_rate", "seed": "seed"}
 
 
 def index_row(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
@@ -32,10 +33,7 @@ def index_row(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
         row |= {
             "engine": content.get("engine"),
             "gpus": gpus,
-            "rank": recipe.get("lora_r"),
-            "alpha": recipe.get("lora_alpha"),
-            "lr": recipe.get("learning_rate"),
-            "seed": recipe.get("seed"),
+            **{column: recipe.get(key) for column, key in FROM_RECIPE.items()},
             "data": " ".join(entry["path"] for entry in recipe["datasets"]),
             "data_digest": " ".join(digest[:10] for digest in content.get("data", {}).values()),
             "rows": record["steps"] * per_step if "steps" in record else None,

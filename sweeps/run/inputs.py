@@ -89,15 +89,11 @@ def check_trained_on(adapter: Path, model: str, revision: str | None) -> None:
         config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
         base = str(config["base_model_name_or_path"] or "")
     except (OSError, ValueError, KeyError, TypeError):
-        raise BadInput(
-            f"{adapter}: no adapter_config.json that names its base model; name an adapter's folder"
-        ) from None
+        raise BadInput(f"{adapter}: no adapter_config.json that names a base model; name an adapter's folder") from None
     trained_at = config.get("revision") or recipe_behind(adapter).get("revision_of_model")
     folders = bool(base) and Path(base).is_dir() and Path(model).is_dir()
     if base != model and not (folders and model_digest(base) == model_digest(model)):
-        raise BadInput(
-            f"{adapter}: trained on {base or 'an unnamed model'}, not on {model}; evaluate it on its own model"
-        )
+        raise BadInput(f"{adapter}: trained on {base or 'an unnamed model'}, not on {model}; evaluate it on its own")
     if revision and trained_at and trained_at != revision:
         raise BadInput(f"{adapter}: trained on revision {trained_at} of {model}, not on {revision}; name that one")
 
@@ -168,9 +164,7 @@ def chat_template(recipe: Mapping[str, Any]) -> str | None:
         return Path(text).read_text(encoding="utf-8") if os.path.isfile(text) else text  # noqa: PTH113  # Path.is_file raises for long text
     file = Path(str(resources.files("axolotl")), "utils", "chat_templates", "templates", f"{choice}.jinja")
     if not file.is_file():
-        raise BadInput(
-            f"chat_template {choice}: Axolotl has none of this name; write chat_template: jinja and its text"
-        )
+        raise BadInput(f"chat_template {choice}: Axolotl has none so named; write chat_template: jinja and its text")
     return file.read_text(encoding="utf-8")
 
 

@@ -91,10 +91,10 @@ def _definitions(file: Path, _stamp: int) -> Mapping[str, list[ast.stmt]]:
 def _defined(statement: ast.stmt) -> list[str]:
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return [statement.name]
-    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
     if not isinstance(statement, ast.Assign | ast.AnnAssign):
         return []
-    return [node.id for target in targets if target for node in ast.walk(target) if isinstance(node, ast.Name)]
+    targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+    return [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
 
 
 def _imported(node: ast.ImportFrom, file: Path) -> Path | None:
