@@ -151,11 +151,10 @@ def table_modules(layers: int, tied: bool, others: tuple[str, ...], own: tuple[s
 
 
 def estimate(shape: Shape, parameters: int, config: Mapping[str, Any], gpus: int = 1) -> Memory:
-    """The memory that one GPU of `gpus` needs to train `config`.
+    """The memory that one GPU of `gpus` needs to train a composed recipe.
 
-    Args:
-        parameters: of the whole model, embeddings included.
-        config: a composed recipe. With `fsdp_config` the weights and adapters are shared out between the GPUs.
+    `parameters` are those of the whole model, embeddings included. With `fsdp_config` weights and adapters are shared
+    out between the GPUs.
     """
     body = parameters - (1 if shape.tied else 2) * shape.vocabulary * shape.hidden
     width = 2 if config.get("bf16") else 4

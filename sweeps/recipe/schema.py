@@ -88,10 +88,7 @@ def axolotl_schema() -> dict[str, Any]:
     class Named(GenerateJsonSchema):
         def enum_schema(self, schema: Any) -> dict[str, Any]:
             """By names, for some values are types of torch."""
-            values = [member.value for member in schema["members"]]
-            return {
-                "enum": [value if isinstance(value, str) else str(value).removeprefix("torch.") for value in values]
-            }
+            return {"enum": [str(member.value).removeprefix("torch.") for member in schema["members"]]}
 
     def bare(node: Any, names: bool = False) -> Any:
         if isinstance(node, list):

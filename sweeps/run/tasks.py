@@ -40,8 +40,7 @@ def guard_tasks(guard: str | None, longest: int | None = None) -> tuple[list[str
     cut = f"; IFEval's answers are cut at {longest} tokens (its own: {IFEVAL_TOKENS})" if longest else ""
     if os.environ.get("HF_ALLOW_CODE_EVAL") == "1":
         return [GUARDS[guard], HUMANEVAL], f"HumanEval runs what the model writes, as HF_ALLOW_CODE_EVAL=1 allows{cut}"
-    told = "without HumanEval, which runs what the model writes: HF_ALLOW_CODE_EVAL=1 allows it"
-    return [GUARDS[guard]], told + cut
+    return [GUARDS[guard]], f"without HumanEval, which runs what the model writes: HF_ALLOW_CODE_EVAL=1 allows it{cut}"
 
 
 class _Loader(yaml.SafeLoader):

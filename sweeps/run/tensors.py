@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from core.records import BadInput
-from sweeps.recipe.memory import targeted
+from sweeps.recipe.memory import LAYER, targeted
 from sweeps.recipe.targets import OTHER_TOWERS, stored, tensors
 
-LAYER = re.compile(r"\.layers\.(\d+)\.(.+)$")
 LORA = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 
@@ -65,8 +64,8 @@ def _difference(shapes: Mapping[str, list[int]], recipe: Mapping[str, Any], base
 
 def _place(name: str) -> tuple[int, str]:
     """(layer, module in it); -1 for what is in no layer."""
-    match = LAYER.search(f".{name}")
-    return (int(match[1]), match[2]) if match else (-1, name)
+    match = LAYER.search(dotted := f".{name}")
+    return (int(match[1]), dotted[match.end() :]) if match else (-1, name)
 
 
 def _modules(base: Path, targets: Any, found: Mapping[str, Any]) -> dict[tuple[int, str], list[int]]:
