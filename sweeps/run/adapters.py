@@ -51,10 +51,9 @@ class ResidentBase:
 
     def _serves(self, base: dict[str, Any]) -> bool:
         """Whether the process that is there can take an adapter of this base."""
-        if self._process is None or self._process.poll() is not None:
-            return False
+        alive = self._process is not None and self._process.poll() is None
         alike = {**self._base, "lora_rank": 0} == {**base, "lora_rank": 0}
-        return alike and bool(self._base.get("lora_rank", 0) >= base.get("lora_rank", 0))
+        return alive and alike and bool(self._base.get("lora_rank", 0) >= base.get("lora_rank", 0))
 
     def close(self) -> None:
         """Ends the process, so that its memory is free for a training run."""

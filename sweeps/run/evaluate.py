@@ -185,16 +185,13 @@ def command(run: Run, out: Path) -> list[str]:
     model's path, which may be too long for one.
     """
     told, adapter = options(run), model_args(run).get("peft")
-    arguments, lm_eval = dict(told["model_args"]), [tool("lm_eval")]
-    if backend := told.get("backend"):
-        lm_eval = vllm_command()
-        lora = {"lora_local_path": adapter, "max_lora_rank": told["lora_rank"]}
-        arguments |= lora if adapter else {}
-    elif adapter:
-        arguments["peft"] = adapter
+    backend, lora = told.get("backend"), dict[str, Any]()
+    if adapter:
+        lora = {"lora_local_path": adapter, "max_lora_rank": told["lora_rank"]} if backend else {"peft": adapter}
     return [
-        *(*lm_eval, "run", "--model", backend or "hf"),
-        *("--model_args", json.dumps(arguments)),
+        *(vllm_command() if backend else [tool("lm_eval")]),
+        *("run", "--model", backend or "hf"),
+        *("--model_args", json.dumps({**told["model_args"], **lora})),
         *("--include_path", str(TASKS)),
         *("--tasks", ",".join(told["tasks"])),
         "--apply_chat_template",

@@ -138,12 +138,9 @@ def launch(
     One that fails is tried once more (training goes on from its checkpoint), then given up with all that builds on it,
     and its last words are kept in failed.txt. One that another process is at work on is awaited, and others go on.
 
-    Args:
-        slots: environment of the processes at each place; as many runs at once.
-        on_success: called after each run that ends well.
-
-    Returns:
-        why, by digest, for each run that failed. KeyboardInterrupt on SIGINT or SIGTERM, when all processes have ended.
+    At each of `slots`, the environments of their processes, one run is at work; `on_success` is called after each that
+    ends well. Returns why, by digest, for each run that failed; KeyboardInterrupt on SIGINT or SIGTERM, when all
+    processes have ended.
     """
     todo = wanted(runs)
     states: dict[str, State] = {digest: "waiting" if digest in todo else "done" for digest in runs}

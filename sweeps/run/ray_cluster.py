@@ -21,9 +21,8 @@ def on_ray(
     Ray itself starts a run again whose node is lost, on another one. Its lock, in the shared folder, keeps it from a
     process of the lost node that still lives, and what was done stays done.
 
-    Args:
-        address: of the cluster; None starts one on this machine. BadInput if none is there, or Ray is not installed.
-        gpus: for each run (BadInput if no node has them); 0 on a CPU.
+    `address` is the cluster's, None starts one on this machine; `gpus` are those of each run, 0 on a CPU. BadInput if
+    Ray is not installed, there is no cluster at the address, or it has too few GPUs.
     """
     try:
         import ray
