@@ -116,7 +116,9 @@ def check_values(config: Mapping[str, Any], stage: str) -> None:
         if own := next((key for key in ("chat_template", "chat_template_jinja") if entry.get(key)), None):
             raise BadInput(f"datasets.{number}.{own}: would train alone, and not be evaluated under; set {own}")
         if own := next((key for key in TURN_KEYS if entry.get(key)), None):
-            raise BadInput(f"datasets.{number}.{own}: each row is checked by `role` and `content`; name them so in it")
+            raise BadInput(
+                f"datasets.{number}.{own}: each row is checked by `role` and `content`; call them so in the file"
+            )
     for key, (words, holds) in RANGES.items():
         value = config.get(key)
         try:

@@ -93,7 +93,7 @@ def check_trained_on(adapter: Path, model: str, revision: str | None) -> None:
     trained_at = config.get("revision") or recipe_behind(adapter).get("revision_of_model")
     folders = bool(base) and Path(base).is_dir() and Path(model).is_dir()
     if base != model and not (folders and model_digest(base) == model_digest(model)):
-        raise BadInput(f"{adapter}: trained on {base or 'an unnamed model'}, not on {model}; evaluate it on its own")
+        raise BadInput(f"{adapter}: trained on {base or 'an unnamed model'}, not on {model}; evaluate it on that one")
     if revision and trained_at and trained_at != revision:
         raise BadInput(f"{adapter}: trained on revision {trained_at} of {model}, not on {revision}; name that one")
 
