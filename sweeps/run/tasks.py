@@ -60,7 +60,7 @@ def task_configs(tasks: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
         name = todo.pop()
         found = matching(files, name)
         others |= set() if found else {name}
-        for own in set(found) - configs.keys():
+        for own in sorted(set(found) - configs.keys()):
             configs[own] = config = yaml.load(files[own].read_text(encoding="utf-8"), _Loader)
             members = config["task"] if isinstance(config.get("task"), list) else []
             todo += [member["task"] if isinstance(member, dict) else member for member in members]
