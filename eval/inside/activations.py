@@ -44,11 +44,7 @@ class Passage:
 def load(name: str, dtype: str = "float32", adapter: str | None = None, revision: str | None = None) -> tuple[Any, Any]:
     """A model without gradients of its weights, maybe with a LoRA adapter, and its tokenizer.
 
-    Args:
-        revision: of a model of the hub; `main` if not given.
-
-    Raises:
-        BadInput: if there is no such model or adapter.
+    `revision`: of a model of the hub; `main` if not given. BadInput if there is no such model or adapter.
     """
     for noisy in ("torchao", "torch.utils._pytree"):  # of kernels for GPUs that are not here, and of each other
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -66,11 +62,7 @@ def load(name: str, dtype: str = "float32", adapter: str | None = None, revision
 
 
 def attached(model: Any, adapter: str) -> Any:
-    """A loaded model with a LoRA adapter in it; its `unload()` gives the model back.
-
-    Raises:
-        BadInput: if there is no such adapter.
-    """
+    """A loaded model with a LoRA adapter in it (BadInput if there is none); its `unload()` gives the model back."""
     from peft import PeftModel
 
     with _loading(adapter):
@@ -87,11 +79,7 @@ def _loading(name: str) -> Iterator[None]:
 
 
 def blocks(model: Any) -> nn.ModuleList:
-    """The decoder's L blocks.
-
-    Raises:
-        BadInput: for an architecture in which they are not found.
-    """
+    """The decoder's L blocks; BadInput for an architecture in which they are not found."""
     count = model.config.get_text_config().num_hidden_layers
     for module in model.get_decoder().modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
@@ -134,9 +122,7 @@ def encode(tokenizer: Any, passage: Passage, longest: int) -> tuple[Tensor, Tens
     """(token ids, whether each token reaches into the passage's ranges), both (tokens,).
 
     The first token is never among them: its norm is a hundred times that of the others and it says nothing of the text.
-
-    Raises:
-        BadInput: if no token is left, or there are more than `longest`.
+    BadInput if no token is left, or there are more than `longest`.
     """
     bos = tokenizer.bos_token
     # A document of a corpus may begin with BOS already: a second one would be averaged over.
@@ -163,10 +149,8 @@ def batches(
 ) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
     """(places in `passages`, ids, attention, chosen) of up to `size` passages of like length, padded on the right.
 
-    Fewer where they are longer than `LONG`: one of 8,000 tokens would have seven others padded to as many.
-
-    Raises:
-        BadInput: as `encode`.
+    Fewer where they are longer than `LONG`: one of 8,000 tokens would have seven others padded to as many. BadInput as
+    of `encode`.
     """
     longest = model.config.get_text_config().max_position_embeddings
     encoded = [encode(tokenizer, passage, longest) for passage in passages]
@@ -209,12 +193,9 @@ def _neurons(model: Any, keep: Callable[[int, Tensor], None]) -> Iterator[None]:
 def means(model: Any, tokenizer: Any, passages: Sequence[Passage], size: int = 8, neurons: bool = False) -> Singles:
     """(passages, L + 1, width): the mean residual over each passage's tokens, which weigh the same, summed in fp32.
 
-    Args:
-        neurons: in place of the residual, at index N the neurons of the MLP in block N, and 0 at index 0. A neuron's
-            activation is what the MLP's last matrix reads, `down_proj` in most families.
-
-    Raises:
-        BadInput: as `encode`; if a mean is not finite, or blocks have no MLP with such a matrix.
+    With `neurons` those of the MLP in block N stand at index N in place of the residual, and 0 at index 0; a neuron's
+    activation is what the MLP's last matrix reads, `down_proj` in most families. BadInput as of `encode`; if a mean is
+    not finite, or blocks have no MLP with such a matrix.
     """
     watched: Any = residuals
     title, width = "activations", model.config.get_text_config().hidden_size

@@ -96,10 +96,7 @@ def held_out(positive: Singles, negative: Singles, groups: Sequence[str], flips:
 
     Args:
         positive: (pairs, L + 1, width), means over the same tokens as `negative`'s, pair by pair.
-        groups: each pair's; at least two different ones.
-
-    Raises:
-        BadInput: for one group alone.
+        groups: each pair's; BadInput for one group alone.
     """
     names, index = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) < 2:
@@ -146,8 +143,7 @@ def directions(positive: Singles, negative: Singles, groups: Sequence[str], abou
 def directions_of(model: Any, tokenizer: Any, concept: Concept, name: str, identity: str | None) -> Directions:
     """The directions of a concept, from its own texts at its own position, in a model that `identity` names.
 
-    Raises:
-        BadInput: as `class_texts` and `means`.
+    BadInput as of `class_texts` and `means`.
     """
     sides, pairs = class_texts(model, tokenizer, concept, concept.position)
     positive, negative = (means(model, tokenizer, side) for side in sides)
@@ -171,10 +167,8 @@ def relabelled(concept: Directions, labels: Floats, without: str | None = None) 
     """(labels, L + 1, width): a concept's direction with its groups' labels flipped, at the unflipped one's length.
 
     These are controls that lie where the concept's pairs differ; isotropic ones do not, and flatter any direction.
-
-    Args:
-        labels: (labels, groups) of 1 and -1; ones give the direction itself.
-        without: a group that has no part in it, if the concept has it.
+    `labels` are (labels, groups) of 1 and -1, and ones give the direction itself; a group `without`, if the concept has
+    it, has no part in any.
     """
     if not len(concept.sums):
         return np.repeat(concept.direction[None], len(labels), 0)

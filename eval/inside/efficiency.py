@@ -67,8 +67,7 @@ class Ease:
 def training_rows(tokenizer: Any, path: Path, beta: float | None) -> TrainingRows:
     """Rows of a training set (chat messages, those of DPO, or labelled segments), as the model reads them in training.
 
-    Raises:
-        BadInput: if the file cannot be read, or a row is none of these.
+    BadInput if the file cannot be read, or a row is none of these.
     """
     found = list(rows(path))
     passages: list[Passage] = []
@@ -122,8 +121,7 @@ def _product(b: Tensor, a: Tensor, other_b: Tensor, other_a: Tensor) -> float:
 def change_norm(adapter: Path) -> float:
     """The Frobenius norm of what a LoRA adapter adds to the weights, over all modules, as PEFT scales it.
 
-    Raises:
-        BadInput: if the folder holds no LoRA adapter, or one of DoRA, which cannot be scaled so.
+    BadInput if the folder holds no LoRA adapter, or one of DoRA, which cannot be scaled so.
     """
     try:
         config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
@@ -176,11 +174,9 @@ def _added(b: Tensor, a: Tensor) -> Any:
 
 
 def loss(found: Floats, data: TrainingRows, reference: Floats, tokens: int) -> float:
-    """The training loss that log-probabilities (passages,) come to.
+    """The training loss that log-probabilities (passages,) come to; `reference` are those without the adapter.
 
-    Args:
-        reference: (passages,), those of the model without the adapter.
-        tokens: learnt ones, over which the likelihoods' mean is.
+    `tokens`: how many are learnt, over which the likelihoods' mean is.
     """
     if data.beta is None:
         return float(-found.sum() / tokens)
@@ -191,8 +187,7 @@ def loss(found: Floats, data: TrainingRows, reference: Floats, tokens: int) -> f
 def ease(model: Any, tokenizer: Any, data: TrainingRows, norm: float, at_norm: float) -> Ease:
     """What an adapter's change, of a norm above 0, buys on its training rows at another: some seven passes over them.
 
-    Raises:
-        BadInput: if a row is longer than the model reads.
+    BadInput if a row is longer than the model reads.
     """
     longest = model.config.get_text_config().max_position_embeddings
     tokens = sum(int(encode(tokenizer, passage, longest)[1].sum()) for passage in data.passages)

@@ -28,8 +28,7 @@ from eval.inside.vectors import chosen_layer, model_digest, read_directions
 class SteeredModel(HFLM):  # type: ignore[misc]
     """`hf` with `dose` times the direction of a file added at `layer`, the file's own if not given.
 
-    Raises:
-        BadInput: if the file is of another model, or has no such layer; if layer or dose is no such number.
+    BadInput if the file is of another model, or has no such layer; if layer or dose is no such number.
     """
 
     def __init__(

@@ -110,11 +110,7 @@ def changed_lines(text: str, other: str) -> Iterator[tuple[int, int]]:
 
 
 def load_concept(name: str) -> tuple[str, Concept]:
-    """(its name, the concept) of a short name or a path of YAML or JSON.
-
-    Raises:
-        BadInput: if there is none, or it is none.
-    """
+    """(its name, the concept) of a short name or a path of YAML or JSON; BadInput if there is none, or it is none."""
     path = CONCEPTS / f"{name}.yaml" if (CONCEPTS / f"{name}.yaml").is_file() else Path(name)
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in CONCEPTS.glob("*.yaml")))
@@ -157,13 +153,9 @@ def question(text: str, system: str | None = None) -> list[dict[str, str]]:
 
 
 def load_pairs(concept: Concept, tokenizer: Any, group: str | None = None) -> list[Pair]:
-    """The pairs of a concept, those of a trait without answers.
+    """The pairs of a concept, those of a trait without answers; BadInput if a row lacks a key or cannot be read.
 
-    Args:
-        group: the key that names the groups, in place of the concept's own.
-
-    Raises:
-        BadInput: if a row lacks a key, or the file cannot be read.
+    `group`: the key that names the groups, in place of the concept's own.
     """
     group = group or concept.group
     if isinstance(concept, Trait):
@@ -198,8 +190,7 @@ def load_pairs(concept: Concept, tokenizer: Any, group: str | None = None) -> li
 def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(`file:number`, row) of a JSON Lines file; not by json, which takes half a surrogate pair, and no tokenizer does.
 
-    Raises:
-        BadInput: if it cannot be read or a line is no JSON object.
+    BadInput if it cannot be read or a line is no JSON object.
     """
     kind = TypeAdapter(dict[str, Any])
     for number, line in numbered_lines(path, MAX_LINE):
@@ -253,15 +244,12 @@ def class_texts(
 ) -> tuple[tuple[list[Passage], list[Passage]], list[Pair]]:
     """The texts of a concept's pairs, those of the positive and of the negative sides, and the pairs.
 
-    A trait's answers are sampled.
+    A trait's answers are sampled. BadInput if the concept has nothing that differs at that position.
 
     Args:
         tokens: of an answer that is sampled, at most.
         keep: chooses among the pairs whose answers are sampled; all if not given.
         sampled: has the sampled pairs of earlier calls on this model, and takes these.
-
-    Raises:
-        BadInput: if the concept has nothing that differs at that position.
     """
     pairs = load_pairs(concept, tokenizer, group)
     if isinstance(concept, Answers) and position == "prompt":

@@ -1,7 +1,6 @@
 """Rows of a data set projected on a direction: those that lean to a concept, found before anything is trained on them.
 
-Index N is the residual behind N blocks. The unit is the distance of the concept's classes: 0 is midway, 0.5 the mean of
-the positive class, -0.5 that of the negative one.
+The unit is the distance of the concept's classes: 0 is midway, 0.5 the mean of the positive one, -0.5 of the negative.
 """
 
 from __future__ import annotations
@@ -37,8 +36,7 @@ class Projected:
 def read_side(tokenizer: Any, row: Mapping[str, Any]) -> Side:
     """The prompt and answer of a row: chat messages that end in an answer, those of DPO with `chosen`, or plain text.
 
-    Raises:
-        ValueError: if it is no such row; the message says why.
+    ValueError if it is no such row; the message says why.
     """
     messages, chosen = row.get("messages"), row.get("chosen")
     if isinstance(messages, list):
@@ -64,13 +62,9 @@ def read_side(tokenizer: Any, row: Mapping[str, Any]) -> Side:
 def project(
     model: Any, tokenizer: Any, path: Path, directions: Directions, layer: int, kept: Partial | None = None
 ) -> Projected:
-    """The projection of each row's answer (its mean activation at `layer`) on a direction.
+    """The projection of each row's answer (its mean activation at `layer`) on a direction; `kept` keeps a `CHUNK`'s.
 
-    Args:
-        kept: keeps those of `CHUNK` rows at a time.
-
-    Raises:
-        BadInput: if the file or none of its rows can be read, or the direction has no such layer.
+    BadInput if the file or none of its rows can be read, or the direction has no such layer.
     """
     vector, midpoint = directions.at(layer).astype(float), directions.midpoint[layer].astype(float)
     position: Position = "prompt" if directions.about.position == "prompt" else "answer"

@@ -1,7 +1,7 @@
 """What an adapter moves: activations with it less those without, along concepts' directions, in class distances.
 
-Index N is the residual behind N blocks; index 0, the embeddings, no adapter moves. Beside the shift, and never instead
-of it, stands what the weights' change alone would suggest.
+Index 0, the embeddings, no adapter moves. Beside the shift, and never instead of it, stands what the weights' change
+alone would suggest.
 """
 
 from __future__ import annotations
@@ -46,10 +46,7 @@ def shift(moved: Singles, concept: Directions, flips: int = FLIPS) -> Shift:
 
     What an adapter moves it moves in all blocks behind it, so that the mean sees more than the maximum, which has to
     allow for the chances of all indices. Labels flipped group by group make the null's distribution: under it those of
-    a group may be exchanged.
-
-    Args:
-        moved: (L + 1, width): mean activations with the adapter less those without.
+    a group may be exchanged. `moved` (L + 1, width): mean activations with the adapter less those without.
     """
     groups = len(concept.about.groups)
     labels = np.concatenate([np.ones((1, groups)), signs(groups, flips if groups >= FEW else 0)])
@@ -87,11 +84,8 @@ def weight_share(model: Any, direction: Singles, index: int) -> float:
     """The share of what LoRA adds to the residual in block `index`, from 1, that lies along the direction behind it.
 
     That is |u B A| / |B A| over the modules that write to the residual, u the unit direction: for rank 1 the absolute
-    cosine of lora_B and the direction. NaN where the adapter has no such module, where it is DoRA's, whose change is
-    more than B A, and where a norm turns what the modules write before it is added (Gemma, OLMo 2).
-
-    Args:
-        direction: (L + 1, width).
+    cosine of lora_B and the direction (L + 1, width). NaN where the adapter has no such module, where it is DoRA's,
+    whose change is more than B A, and where a norm turns what the modules write before it is added (Gemma, OLMo 2).
     """
     block = blocks(model)[index - 1]
     if hasattr(block, "post_feedforward_layernorm"):

@@ -1,7 +1,7 @@
 """Steering: what a direction, added to the residual or taken out of it, does to the preference between two answers.
 
-Index N is the residual behind N blocks, 0 the embeddings. A direction is added at every token; dose 1 is the distance
-of its classes. The preference is log p of the positive less the negative answer, each per byte, as em_choice has it.
+A direction is added at every token; dose 1 is the distance of its classes. The preference is log p of the positive less
+the negative answer, each per byte, as em_choice has it.
 """
 
 from __future__ import annotations
@@ -171,9 +171,8 @@ def response(
 ) -> Floats:
     """(pairs,): preferences with a dose of a concept's direction, of the other groups as in `slopes`, at an index.
 
-    Args:
-        dose: in class distances; None takes the direction out of the residual.
-        labels: (groups,) of 1 and -1, for a control of flipped labels.
+    The dose is in class distances, and None takes the direction out of the residual; `labels` (groups,) of 1 and -1 are
+    those of a control of flipped labels.
     """
     concept.at(layer)
     labels = np.ones(len(concept.about.groups)) if labels is None else labels

@@ -21,8 +21,7 @@ SHOWN = 50.0
 def trait_judge(judge: Judge, traits: Mapping[str, Trait]) -> Judge:
     """The same judge, asked for each trait by its own prompt and, as in the paper's code, for coherence (by ours).
 
-    Raises:
-        BadInput: if a trait has no prompt for it, or none that can be used.
+    BadInput if a trait has no prompt for it, or none that can be used.
     """
     coherent = load_prompts(None).measures["coherent"]
     measures = {}
@@ -40,14 +39,8 @@ def trait_judge(judge: Judge, traits: Mapping[str, Trait]) -> Judge:
 def kept(pairs: Sequence[Pair], name: str, judge: Judge, out: Path) -> list[Pair]:
     """The pairs whose positive answer shows the trait and whose negative one does not, both coherent.
 
-    Writes the scores to `out`; what was paid for is in the journal beside it, and is not paid for again.
-
-    Args:
-        name: the trait's, among those of the judge.
-
-    Raises:
-        BadInput: if the judge's replies cannot be read, or it keeps no pair.
-        Unfinished: if the judging stopped before its end.
+    Writes the scores to `out`; what was paid for is in the journal beside it, and is not paid for again. BadInput if
+    the judge's replies cannot be read, or it keeps no pair of the trait `name`; Unfinished if judging stopped early.
     """
     rows = [
         Judged(question_id=f"{name}#{pair.question}", question=pair.question, answer=side.answer)

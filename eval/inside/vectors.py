@@ -60,11 +60,7 @@ class Directions:
     """Of each group the digests of its pairs; older files and published ones have none."""
 
     def at(self, layer: int) -> Singles:
-        """The direction at one index.
-
-        Raises:
-            BadInput: if there is none.
-        """
+        """The direction at one index; BadInput if there is none."""
         if not 0 <= layer < len(self.direction) or not self.direction[layer].any():
             raise BadInput(f"layer {layer}: no direction there; name another from 0 to {len(self.direction) - 1}")
         vector: Singles = self.direction[layer]
@@ -72,11 +68,7 @@ class Directions:
 
 
 def chosen_layer(path: Path, directions: Directions, given: int | None) -> int:
-    """The index that was given, or else the file's own.
-
-    Raises:
-        BadInput: if it has none of its own, or no direction there.
-    """
+    """The index that was given, or else the file's own; BadInput if it has none, or no direction there."""
     layer = directions.about.layer if given is None else given
     if layer is None:
         raise BadInput(f"{path}: names no layer of its own; give the layer")
@@ -87,18 +79,13 @@ def chosen_layer(path: Path, directions: Directions, given: int | None) -> int:
 def model_digest(name: str, revision: str | None = None) -> str:
     """What identifies a model: the digests of its weight files if it is a local folder, else its hub id and revision.
 
-    Raises:
-        BadInput: if it is a folder without weights.
+    BadInput for a folder without weights.
     """
     return weights_digest(Path(name)) if Path(name).is_dir() else f"{name}@{revision or 'main'}"
 
 
 def write_directions(path: Path, directions: Directions) -> None:
-    """Writes safetensors, whole or not at all.
-
-    Raises:
-        BadInput: if the file cannot be written.
-    """
+    """Writes safetensors, whole or not at all; BadInput if the file cannot be written."""
     tensors = {"direction": directions.direction, "midpoint": directions.midpoint, "sums": directions.sums}
     metadata = {"about": directions.about.model_dump_json(), "texts": json.dumps(directions.texts)}
     write_whole(path, save({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}, metadata))
@@ -107,14 +94,9 @@ def write_directions(path: Path, directions: Directions) -> None:
 def read_directions(path: Path, shape: tuple[int, int], model: str) -> Directions:
     """Reads a file of `write_directions`, or a published `.pt` file of one tensor, for a model.
 
-    A published file counts its last index behind the final norm, which is none of ours: it is set to zero.
-
-    Args:
-        shape: the model's L + 1 and width.
-        model: what identifies the model; see `model_digest`.
-
-    Raises:
-        BadInput: if the file is no such file, holds code, or is of another size or of another model.
+    A published file counts its last index behind the final norm, which is none of ours: it is set to zero. `shape` has
+    the model's L + 1 and width, `model` what identifies it (see `model_digest`). BadInput if the file is no such file,
+    holds code, or is of another size or of another model.
     """
     if not path.is_file():
         raise BadInput(f"{path}: no such file; `emsweep directions` writes directions")
@@ -173,8 +155,7 @@ def _published(path: Path) -> Directions:
 def write_gguf(path: Path, directions: Directions, architecture: str) -> None:
     """Writes a control vector for llama.cpp (`--control-vector-scaled PATH 1.0` adds one class distance everywhere).
 
-    Raises:
-        BadInput: if the file cannot be written.
+    BadInput if the file cannot be written.
     """
     with tempfile.TemporaryDirectory() as folder:  # the writer takes a path, and may be cut off
         file = Path(folder) / path.name

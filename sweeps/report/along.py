@@ -26,10 +26,8 @@ def curves(
 ) -> dict[str, Curve]:
     """The curve of each arm that was evaluated along its training, where the model that it starts from was too.
 
-    Args:
-        samples: of each arm at its end, as sweeps/report/sweep.py collects them.
-        along: the same at each point before it.
-        steps: of each arm's training, by which a point's place is rounded.
+    `samples` are those of each arm at its end, as sweeps/report/sweep.py collects them, `along` those at each point
+    before it; `steps` are of each arm's training, by which a point's place is rounded.
     """
     found: dict[str, Curve] = {}
     for arm in dict.fromkeys(arm for arms in along.values() for arm in arms):

@@ -34,11 +34,7 @@ class InsidePart:
 
 
 def inside_part(path: Path, sweep: Sweep, points: Sequence[Point], families: Sequence[Family]) -> InsidePart | None:
-    """What a file of `emsweep inside` says of the runs that are in the report; None where there is none.
-
-    Raises:
-        BadInput: if the file is none of `emsweep inside`.
-    """
+    """What a file of `emsweep inside` says of the runs in the report; None without a file, BadInput for another's."""
     if not path.is_file():
         return None
     trained = [(p.arm, p.seed, p.training.adapter / "adapter_model.safetensors") for p in points if p.training]

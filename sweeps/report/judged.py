@@ -49,15 +49,12 @@ class JudgedPart:
 def judged_part(
     models: Mapping[str, Sequence[Sequence[Judged]]], judge: str, curves: Sequence[Family], prefix: str = ""
 ) -> JudgedPart:
-    """Rates, verdicts, figures and tables.
+    """Rates, verdicts, figures and tables; BadInput if a model has judged answers to fewer than two questions.
 
     Args:
         models: judged answers by model (or arm), one list for each seed.
         curves: families over ranks (which are tested) or learning rates, whose members are among the models.
         prefix: of the names of figures and tables.
-
-    Raises:
-        BadInput: if a model has judged answers to fewer than two questions.
     """
     found = {name: model_rates(name, *seeds) for name, seeds in models.items()}
     ranks = [family for family in curves if family.axis == "rank"]
@@ -143,13 +140,9 @@ def write_answers_report(
 ) -> Path:
     """The report of files of judged answers; returns the path of report.html.
 
-    Args:
-        judged_by: who judged them, where no manifest says it.
-        columns: the files' names of columns by ours.
-
-    Raises:
-        BadInput: if a file cannot be read, or has judged answers to fewer than two questions; if the report would
-            stand among the answers, whose tables would be read as answers the next time.
+    `judged_by` says who judged them, where no manifest does; `columns` has the files' names of columns by ours.
+    BadInput if a file cannot be read, or has judged answers to fewer than two questions; if the report would stand
+    among the answers, whose tables would be read as answers the next time.
     """
     if any(path.is_dir() and out.exists() and out.samefile(path) for path in paths):
         raise BadInput(f"--out {out}: is the folder of the answers, and the report has CSV files too; name another")

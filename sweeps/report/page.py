@@ -42,8 +42,7 @@ class Section:
 def data_block(answers: Iterable[tuple[str, Judged]], beside: str) -> Markup:
     """The answers, each with what gave it, as JSON for a data block of the page; no `<` is left that could end it.
 
-    Args:
-        beside: whose answers stand beside the others at first, such as the base model's.
+    `beside`: whose answers stand beside the others at first, such as the base model's.
     """
     points: dict[str, int] = {}
     questions: dict[tuple[str, str, str, str], int] = {}
@@ -93,9 +92,7 @@ def write_page(
     """Writes figures (NAME.svg, NAME.pdf) and tables (by their names) to `out`, then report.html, which holds them.
 
     Those of an earlier page that this one has not go at the end; report.files.txt lists a page's files for that.
-
-    Raises:
-        BadInput: if a file cannot be written; if one of such a name is in a folder without a report.
+    BadInput if a file cannot be written; if one of such a name is in a folder without a report.
     """
     folder = resources.files("sweeps.report") / "templates"
     sources = {name: (folder / name).read_text(encoding="utf-8") for name in ("page.css", "reader.js")}

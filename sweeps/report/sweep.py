@@ -209,11 +209,8 @@ def guard_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
 def scored_files(points: Sequence[Point]) -> tuple[dict[str, dict[Path, list[Judged]]], list[str]]:
     """By judge, the files with scores of all answers of an evaluation (`emsweep judge`), most files first.
 
-    Returns:
-        them, and in words the points that no rate of a judge is of, as where the money ended.
-
-    Raises:
-        BadInput: if such a file or its manifest cannot be read.
+    Beside them, in words, the points that no rate of a judge is of, as where the money ended. BadInput if such a file
+    or its manifest cannot be read.
     """
     found: dict[str, dict[Path, list[Judged]]] = {}
     for point in points:

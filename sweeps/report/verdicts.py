@@ -59,9 +59,8 @@ def claim_verdicts(
 ) -> list[dict[str, Any]]:
     """The claims whose arms were trained, with what was measured and what follows.
 
-    Args:
-        rounded: whether models were scored in bf16, so that small differences may be its noise.
-        judge: whose rates of EM these are; a rate without its judge is none.
+    `rounded`: whether models were scored in bf16, so that small differences may be its noise. `judge`: whose rates of
+    EM these are; a rate without its judge is none.
     """
     rows = []
     for claim in (claim for claim in sweep.claims if {claim.arm, claim.against} <= samples.keys()):
@@ -89,10 +88,7 @@ def rank_verdicts(
     """How a sweep's measures change with rank: permutation tests of a trend and of a peak, over programs or questions.
 
     These are over means of seeds; the difference of the ends and the highest rank hold what another seed would change.
-    Holm's correction is for all sentences together.
-
-    Args:
-        rounded: as of `claim_verdicts`.
+    Holm's correction is for all sentences together. `rounded` is as of `claim_verdicts`.
     """
     tested: list[tuple[Family, str, list[list[Floats]], Floats, bool, float, float]] = []
     sentences = [family.refusal for family in ranks if family.differ]
