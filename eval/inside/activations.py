@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -100,21 +101,18 @@ def residuals(model: Any, edit: Edit, first: bool = False) -> Iterator[None]:
         changed = edit(0, arguments[0])
         return None if changed is None else (changed, *arguments[1:])
 
-    def behind(index: int) -> Callable[..., Any]:
-        def hook(_: nn.Module, __: Any, output: Any) -> Any:
-            # A block returns a tensor here and a tuple in older models; output[0] of a tensor is the first row alone.
-            if isinstance(output, Tensor):
-                return edit(index, output)
-            changed = edit(index, output[0])
-            return None if changed is None else (changed, *output[1:])
-
-        return hook
+    def behind(index: int, _: nn.Module, __: Any, output: Any) -> Any:
+        # A block returns a tensor here and a tuple in older models; output[0] of a tensor is the first row alone.
+        if isinstance(output, Tensor):
+            return edit(index, output)
+        changed = edit(index, output[0])
+        return None if changed is None else (changed, *output[1:])
 
     layers = blocks(model)
     with ExitStack() as hooks:
         hooks.enter_context(layers[0].register_forward_pre_hook(before, prepend=first))
         for n, block in enumerate(layers, 1):
-            hooks.enter_context(block.register_forward_hook(behind(n), prepend=first))
+            hooks.enter_context(block.register_forward_hook(partial(behind, n), prepend=first))
         yield
 
 
@@ -179,13 +177,9 @@ def _down_projections(model: Any) -> list[Any]:
 @contextmanager
 def _neurons(model: Any, keep: Callable[[int, Tensor], None]) -> Iterator[None]:
     """`keep` meets what the MLP's last matrix reads in each block, 1 to L, on each pass."""
-
-    def before(index: int) -> Callable[..., None]:
-        return lambda _, given: keep(index, given[0])
-
     with ExitStack() as hooks:
         for n, output in enumerate(_down_projections(model), 1):
-            hooks.enter_context(output.register_forward_pre_hook(before(n)))
+            hooks.enter_context(output.register_forward_pre_hook(lambda _, given, n=n: keep(n, given[0])))
         yield
 
 

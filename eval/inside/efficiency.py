@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,17 +161,13 @@ def scaled(model: Any, factor: float, noise: float = 0.0, seed: int = 0) -> Iter
                 length = max(_product(noise_b, noise_a, noise_b, noise_a) - along**2 * size, 1e-30) ** 0.5
                 strength = noise * scale * size**0.5 / length
                 module.scaling[name] = scale - strength * along
-                undo.enter_context(module.register_forward_hook(_added(strength * noise_b, noise_a)))
+                undo.enter_context(module.register_forward_hook(partial(_added, strength * noise_b, noise_a)))
         yield
 
 
-def _added(b: Tensor, a: Tensor) -> Any:
-    def hook(_: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor:
-        read = given[0]
-        result: Tensor = output + (read @ a.T.to(read)) @ b.T.to(read)
-        return result
-
-    return hook
+def _added(b: Tensor, a: Tensor, _: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    read = given[0]
+    return output + (read @ a.T.to(read)) @ b.T.to(read)
 
 
 def loss(found: Floats, data: TrainingRows, reference: Floats, tokens: int) -> float:
@@ -196,12 +193,8 @@ def ease(model: Any, tokenizer: Any, data: TrainingRows, norm: float, at_norm: f
         with scaled(model, factor, noise, seed):
             return scores(model, tokenizer, data.passages, title="training loss")
 
-    reference = at(0)
-    start = loss(reference, data, reference, tokens)
-    end = loss(at(1), data, reference, tokens)
-    brought = loss(at(at_norm / norm), data, reference, tokens)
-    noisy = {
-        size: float(np.mean([loss(at(at_norm / norm, size, n), data, reference, tokens) for n in range(DRAWS)]))
-        for size in NOISE
-    }
+    reference, factor = at(0), at_norm / norm
+    start, end, brought = (loss(own, data, reference, tokens) for own in (reference, at(1), at(factor)))
+    draws = {size: [loss(at(factor, size, n), data, reference, tokens) for n in range(DRAWS)] for size in NOISE}
+    noisy = {size: float(np.mean(losses)) for size, losses in draws.items()}
     return Ease(norm, start, end, at_norm, brought, (start - brought) / at_norm**2, noisy)
