@@ -80,14 +80,6 @@ def projections(positive: Floats, negative: Floats, groups: Index, flips: Floats
     return np.where(label > 0, up, down), np.where(label > 0, down, up)
 
 
-def areas(positive: Floats, negative: Floats) -> Floats:
-    """(columns,): AUC of each column of scores, ties counting half."""
-    pairs = len(positive)
-    ranks = stats.rankdata(np.concatenate([positive, negative]), axis=0)
-    result: Floats = (ranks[:pairs].sum(0) - pairs * (pairs + 1) / 2) / pairs**2
-    return result
-
-
 def held_out(positive: Singles, negative: Singles, groups: Sequence[str], flips: int = FLIPS) -> HeldOut:
     """The test of a concept's direction on groups left out, one after another.
 
@@ -106,7 +98,8 @@ def held_out(positive: Singles, negative: Singles, groups: Sequence[str], flips:
         projections(positive[:, n].astype(float), negative[:, n].astype(float), index, labels)
         for n in range(positive.shape[1])
     ]
-    table = np.array([areas(up, down) for up, down in sides])
+    wins = [stats.mannwhitneyu(up, down, method="asymptotic").statistic for up, down in sides]  # ties count half
+    table = np.array(wins) / len(index) ** 2
     best = table[1:].max(0)
     layer = 1 + int(table[1:, 0].argmax())
     member = np.eye(len(names))[index]
@@ -118,7 +111,7 @@ def held_out(positive: Singles, negative: Singles, groups: Sequence[str], flips:
 
     value = gain(np.arange(len(names)))
     margin = float(stats.t.ppf(0.975, len(names) - 1)) * jackknife_stderr(gain, len(names))
-    tested = flips > 0 and len(names) >= FEW
+    tested = len(labels) > 1
     return HeldOut(
         table[:, 0],
         layer,
@@ -134,9 +127,8 @@ def directions(positive: Singles, negative: Singles, groups: Sequence[str], abou
     difference = positive - negative
     sums = np.zeros((len(names), *difference.shape[1:]), np.float32)
     np.add.at(sums, index, difference)
-    about = about.model_copy(
-        update={"pairs": len(groups), "groups": dict(zip(map(str, names), map(int, sizes), strict=True))}
-    )
+    counts = dict(zip(names.tolist(), sizes.tolist(), strict=True))
+    about = about.model_copy(update={"pairs": len(groups), "groups": counts})
     return Directions(about, difference.mean(0), (positive + negative).mean(0) / 2, sums)
 
 
@@ -202,24 +194,22 @@ def crossover(one: Directions, other: Directions, layer: int) -> Crossover:
     statistics; Hoeffding 1948); their ratio is Spearman's correction for attenuation (1904). The interval is the
     delete-one jackknife's over the groups of each concept with Student's t; groups of one name are left out of both.
     """
-    names = list(one.about.groups), list(other.about.groups)
+    names = [np.array(list(concept.about.groups), str) for concept in (one, other)]
     sums = one.sums[:, layer].astype(float), other.sums[:, layer].astype(float)
     sizes = np.array(list(one.about.groups.values()), float), np.array(list(other.about.groups.values()), float)
 
     def product(a: int, b: int) -> tuple[Floats, Floats]:
         """Dot products of groups' sums, and how many pairs of pairs each is over; 0 for groups of one name."""
-        apart = np.array([[left != right for right in names[b]] for left in names[a]], float).reshape(
-            len(names[a]), len(names[b])
-        )
+        apart = (names[a][:, None] != names[b]).astype(float)
         return sums[a] @ sums[b].T * apart, np.outer(sizes[a], sizes[b]) * apart
 
     tables = {pair: product(*pair) for pair in ((0, 0), (1, 1), (0, 1))}
 
-    def mean(pair: tuple[int, int], keep: tuple[Floats, Floats]) -> float:
+    def mean(pair: tuple[int, int], keep: Sequence[Floats]) -> float:
         dots, weights = (keep[pair[0]] @ table @ keep[pair[1]] for table in tables[pair])
         return float(dots / weights) if weights else float("nan")
 
-    def cosine(keep: tuple[Floats, Floats]) -> float:
+    def cosine(keep: Sequence[Floats]) -> float:
         squares = mean((0, 0), keep), mean((1, 1), keep)
         return mean((0, 1), keep) / float(np.sqrt(squares[0] * squares[1])) if min(squares) > 0 else float("nan")
 
@@ -229,15 +219,14 @@ def crossover(one: Directions, other: Directions, layer: int) -> Crossover:
     with np.errstate(invalid="ignore", divide="ignore"):
         shares = tuple(float(mean((k, k), everyone) / lengths[k] ** 2) for k in (0, 1))
         raw = float(vectors[0] @ vectors[1] / (lengths[0] * lengths[1]))
-    found = (shares[0], shares[1])
-    if min(len(names[0]), len(names[1])) < FEW or not min(found) >= SHARE:
+    found, groups = (shares[0], shares[1]), min(map(len, names))
+    if groups < FEW or not min(found) >= SHARE:
         return Crossover(layer, found, raw, None)
     value, variance = cosine(everyone), 0.0
     shared = set(names[0]) & set(names[1])
     for stratum in (shared, set(names[0]) - shared, set(names[1]) - shared):
-        left = [cosine(tuple(np.array([n != out for n in own], float) for own in names)) for out in stratum]  # type: ignore[arg-type]
+        left = [cosine([(own != out).astype(float) for own in names]) for out in stratum]
         variance += (len(left) - 1) * float(np.var(left)) if left else 0.0
-    margin = float(stats.t.ppf(0.975, min(map(len, names)) - 1) * np.sqrt(variance))
-    if not np.isfinite(value + margin):
-        return Crossover(layer, found, raw, None)
-    return Crossover(layer, found, raw, Estimate(value, value - margin, value + margin, min(map(len, names))))
+    margin = float(stats.t.ppf(0.975, groups - 1) * np.sqrt(variance))
+    estimate = Estimate(value, value - margin, value + margin, groups)
+    return Crossover(layer, found, raw, estimate if np.isfinite(value + margin) else None)
