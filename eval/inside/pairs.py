@@ -221,15 +221,11 @@ def sample_answers(model: Any, tokenizer: Any, pairs: Sequence[Pair], tokens: in
         sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
         drawn = model.generate(input_ids=ids, attention_mask=seen, **sampling, max_new_tokens=tokens, pad_token_id=pad)
         answers += tokenizer.batch_decode(drawn[:, ids.shape[1] :], skip_special_tokens=True)
-    filled = [
-        replace(
-            pair,
-            positive=replace(pair.positive, answer=answers[2 * number]),
-            negative=replace(pair.negative, answer=answers[2 * number + 1]),
-        )
-        for number, pair in enumerate(pairs)
+    return [
+        replace(pair, positive=replace(pair.positive, answer=up), negative=replace(pair.negative, answer=down))
+        for pair, up, down in zip(pairs, answers[::2], answers[1::2], strict=True)
+        if up.strip() and down.strip()
     ]
-    return [pair for pair in filled if pair.positive.answer.strip() and pair.negative.answer.strip()]
 
 
 def class_texts(
@@ -262,9 +258,7 @@ def class_texts(
             return [asdict(pair) for pair in sample_answers(model, tokenizer, pairs, tokens)]
 
         key = f"{digest(json.dumps([asdict(pair) for pair in pairs]).encode())} {tokens}"
-        rows = sampled.of(key, sample) if sampled else sample()
-        sides = [{name: Side(**row[name]) for name in ("positive", "negative")} for row in rows]
-        pairs = keep([Pair(**{**row, **own}) for row, own in zip(rows, sides, strict=True)])
+        pairs = keep(TypeAdapter(list[Pair]).validate_python(sampled.of(key, sample) if sampled else sample()))
     if not pairs:
         raise BadInput("no pairs: give questions and system prompts, and a model that answers")
     positive = [pair.positive.passage(position, pair.negative) for pair in pairs]

@@ -123,9 +123,8 @@ class Slopes:
         if not len(self.controls):
             return np.full(len(self.direction), np.nan)
         spread = self.controls.std(0, ddof=1)
-        result: Floats = np.divide(
-            self.direction - self.controls.mean(0), spread, out=np.full_like(spread, np.nan), where=spread > 0
-        )
+        above, unknown = self.direction - self.controls.mean(0), np.full_like(spread, np.nan)
+        result: Floats = np.divide(above, spread, out=unknown, where=spread > 0)
         return result
 
 
