@@ -17,10 +17,11 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import NullFormatter
 
 from core.records import printable
-from eval.stats.intervals import Estimate, Floats
+from eval.stats.intervals import Estimate
+from eval.stats.size import Fit
 from sweeps.report.families import AXES, Family
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
@@ -28,6 +29,8 @@ MARKERS, LINES = "osD^vP*X", ("-", "--", ":", "-.")
 LEVELS = 3
 """Arms beside the curves that are drawn as levels across them; more would hide the curves."""
 WIDTH, PANELS_A_ROW = 11.0, 3
+Model = tuple[float, float, float]
+"""Parameters, training tokens, and an outcome's value."""
 STYLE: Any = {
     "text.parse_math": False,
     "svg.hashsalt": "em-kit",
@@ -66,10 +69,10 @@ def arms_figure(title: str, panels: Sequence[Panel], families: Sequence[Family])
 
     Arms beside the curves are dashed levels where they are few, else rows of dots below.
     """
-    drawn_arms = {arm for panel in panels for arm in panel.values}
-    curves = [family for family in comparable(families) if drawn_arms & set(family.members.values())]
+    every = dict.fromkeys(arm for panel in panels for arm in panel.values)
+    curves = [family for family in comparable(families) if every.keys() & set(family.members.values())]
     on_curves = {arm for family in curves for arm in family.members.values()}
-    others = [arm for arm in dict.fromkeys(a for panel in panels for a in panel.values) if arm not in on_curves]
+    others = [arm for arm in every if arm not in on_curves]
     levels = others if curves and len(others) <= LEVELS else []
     dots = [] if levels else others
     rows = math.ceil(len(panels) / PANELS_A_ROW)
@@ -109,60 +112,48 @@ def shares_figure(
             xs, ys = [x for x, _ in points], [y for _, y in points]
             marks[arm] = _errorbar(axes, xs, ys, number, LINES[number // 8 % 4])
         axes.set(title=name, xlabel="share of training")
-        axes.xaxis.set_major_formatter(FuncFormatter(_percent))
+        axes.xaxis.set_major_formatter(_percent)
         if percent:
-            axes.yaxis.set_major_formatter(FuncFormatter(_percent))
+            axes.yaxis.set_major_formatter(_percent)
     figure.legend(list(marks.values()), [_label(arm) for arm in marks], loc="outside lower center", ncols=3)
     return figure
 
 
 @rc_context(STYLE)
 def slopes_figure(
-    title: str,
-    ellipse: Floats | None,
-    slopes: Floats | None,
-    lines: Mapping[str, tuple[float, float]],
-    series: Mapping[str, Sequence[tuple[float, float]]],
-    y_title: str,
+    title: str, fit: Fit | None, lines: Mapping[str, tuple[float, float]], families: Mapping[str, Sequence[Model]]
 ) -> Figure:
-    """The joint region of two slopes over the hypotheses' lines; beside it an outcome against parameters per token.
+    """The joint region of two slopes over the hypotheses' lines; beside it the outcome against parameters per token.
 
-    Args:
-        ellipse: (2, n), its boundary; None where the slopes cannot be told.
-        lines: c of each line c . b = 0.
-        series: (parameters per token, outcome) of the models of each family.
+    `fit` is None where the slopes cannot be told; `lines` has c of each line c . b = 0.
     """
     figure = Figure(figsize=(WIDTH, 4.4))
     figure.suptitle(title)
     left, right = figure.subplots(1, 2)
-    if ellipse is None or slopes is None:
+    if fit is None:
         left.text(0.5, 0.5, "these models cannot tell the slopes", ha="center", va="center", transform=left.transAxes)
         reach = 1.0
     else:
+        ellipse = fit.ellipse()
         reach = 1.1 * max(float(np.abs(ellipse).max()), 1e-9)
         left.fill(*ellipse, color=COLOURS[0], alpha=0.2, linewidth=0)
         left.plot(*ellipse, color=COLOURS[0], linewidth=1)
-        left.plot(*slopes, "o", color=COLOURS[0], markersize=4)
+        left.plot(*fit.slopes, "o", color=COLOURS[0], markersize=4)
     for number, (name, (c_p, c_t)) in enumerate(lines.items(), 1):
-        along = np.array([-c_t, c_p]) * 2 * reach
-        left.plot(
-            [-along[0], along[0]], [-along[1], along[1]], color=COLOURS[number], linestyle="--", label=_label(name)
-        )
+        end = 2 * reach * np.array([-c_t, c_p])
+        left.plot(*np.transpose([-end, end]), color=COLOURS[number], linestyle="--", label=_label(name))
     left.set(xlabel="b_P, per decade of parameters", ylabel="b_T, per decade of tokens")
     left.set(xlim=(-reach, reach), ylim=(-reach, reach), title="both slopes, 95 % region")
     left.legend(loc="best")
-    _series(right, series, "parameters per token", y_title)
+    per_token = {family: [(p / t, y) for p, t, y in models] for family, models in families.items()}
+    _series(right, per_token, "parameters per token", title)
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
 @rc_context(STYLE)
-def sizes_figure(title: str, outcomes: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]]]]) -> Figure:
-    """A row for each outcome: against parameters, tokens, and parameters per token, families told apart.
-
-    Args:
-        outcomes: by title and family, (parameters, tokens, value) of each model.
-    """
+def sizes_figure(title: str, outcomes: Mapping[str, Mapping[str, Sequence[Model]]]) -> Figure:
+    """A row for each outcome: against parameters, tokens, and parameters per token, families told apart."""
     figure = Figure(figsize=(WIDTH, 0.8 + 2.6 * len(outcomes)))
     figure.suptitle(title)
     grid = figure.subplots(len(outcomes), 3, squeeze=False, sharey="row")
@@ -220,9 +211,8 @@ def heat_figure(title: str, hits: pd.DataFrame, totals: pd.DataFrame) -> Figure:
     axes.set_yticks(np.arange(len(rows)) + 0.5, [_label(name) for name in rows])
     for (y, x), share in np.ndenumerate(shares if len(columns) <= 30 else shares[:0]):
         total = f" / {of[y, x]:g}" if len(columns) <= 12 else ""
-        words, ink = (
-            ("-", "black") if np.isnan(share) else (f"{100 * share:.0f}{total}", "white" if share > 0.5 else "black")
-        )
+        words = "-" if np.isnan(share) else f"{100 * share:.0f}{total}"
+        ink = "white" if share > 0.5 else "black"
         axes.text(x + 0.5, y + 0.5, words, ha="center", va="center", color=ink, fontsize=7)
     return figure
 
@@ -271,7 +261,7 @@ def _reach(estimates: Sequence[Estimate]) -> Any:
     return np.array([[max(0.0, e.value - e.low), max(0.0, e.high - e.value)] for e in estimates]).reshape(-1, 2).T
 
 
-def _percent(value: float, _: int | None = None) -> str:
+def _percent(value: float, _: float) -> str:
     return f"{100 * value:g} %"
 
 
@@ -295,7 +285,7 @@ def _curves(part: SubFigure, panels: Sequence[Panel], families: Sequence[Family]
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.tick_params(axis="x", which="minor", bottom=False)
         if panel.percent:
-            axes.yaxis.set_major_formatter(FuncFormatter(_percent))
+            axes.yaxis.set_major_formatter(_percent)
     part.legend(list(marks.values()), [_label(name) for name in marks], loc="outside lower center", ncols=3)
 
 
@@ -309,4 +299,4 @@ def _dots(axes: Axes, panel: Panel, arms: Sequence[str]) -> None:
     axes.set(title=panel.title, ylim=(len(arms) - 0.5, -0.5))
     axes.set_yticks(range(len(arms)), [_label(arm) for arm in arms])
     if panel.percent:
-        axes.xaxis.set_major_formatter(FuncFormatter(_percent))
+        axes.xaxis.set_major_formatter(_percent)

@@ -12,7 +12,7 @@ from eval.stats.measures import RATES, Seeds, measure
 from eval.stats.size import LINES, Models, Outcome, log_odds, not_identified, outcome_slopes
 from sweeps.plan.declaration import Point, Sweep
 from sweeps.recipe.layers import layer_names, load_layer
-from sweeps.report.figures import sizes_figure, slopes_figure
+from sweeps.report.figures import Model, sizes_figure, slopes_figure
 from sweeps.report.page import Section
 from sweeps.report.verdicts import TITLES
 
@@ -85,16 +85,13 @@ def size_part(sweep: Sweep, points: Sequence[Point], samples: Mapping[str, Seeds
     made = {title: (models_of(list(values)), np.array(list(values.values()))) for title, values in series.items()}
     found = outcome_slopes(made)
     lead = next(iter(found or series))
-    fitted = found[lead].fit if lead in found else None
-    rows: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
+    rows: dict[str, dict[str, list[Model]]] = {}
     for title, (own, ys) in made.items():
         for family, p, t, y in zip(own.families, own.parameters, own.tokens, ys, strict=True):
             rows.setdefault(title, {}).setdefault(family, []).append((p, t, y))
-    per_token = {family: [(p / t, y) for p, t, y in own] for family, own in rows[lead].items()}
-    ellipse, slopes = (fitted.ellipse(), fitted.slopes) if fitted else (None, None)
     lines = {SAID[line]: c for line, c in LINES.items()}
     figures = {
-        "size-slopes": slopes_figure(lead, ellipse, slopes, lines, per_token, lead),
+        "size-slopes": slopes_figure(lead, found[lead].fit if lead in found else None, lines, rows[lead]),
         "size-outcomes": sizes_figure("By parameters without embeddings, training tokens, and their ratio", rows),
     }
     sentences = [sentence(title, own, found.get(title)) for title, (own, _) in made.items()]
