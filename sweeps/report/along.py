@@ -14,20 +14,17 @@ from sweeps.report.page import Section
 from sweeps.report.verdicts import TITLES
 from sweeps.run.folder import save_step
 
+Along = Mapping[tuple[int, int], Mapping[str, Seeds]]
+"""By point before the end of training (1 of 4, ...) what each arm logged there."""
 Curve = list[tuple[float, Seeds]]
 """An arm's samples by share of its training, from the model that it starts from (0) to its end (1)."""
 
 
-def curves(
-    sweep: Sweep,
-    samples: Mapping[str, Seeds],
-    along: Mapping[tuple[int, int], Mapping[str, Seeds]],
-    steps: Mapping[str, int],
-) -> dict[str, Curve]:
+def curves(sweep: Sweep, samples: Mapping[str, Seeds], along: Along, steps: Mapping[str, int]) -> dict[str, Curve]:
     """The curve of each arm that was evaluated along its training, where the model that it starts from was too.
 
-    `samples` are those of each arm at its end, as sweeps/report/sweep.py collects them, `along` those at each point
-    before it; `steps` are of each arm's training, by which a point's place is rounded.
+    `samples` are those of each arm at its end, as sweeps/report/sweep.py collects them; `steps` are of each arm's
+    training, by which a point's place is rounded.
     """
     found: dict[str, Curve] = {}
     for arm in dict.fromkeys(arm for arms in along.values() for arm in arms):
@@ -52,17 +49,12 @@ def first_effect(curve: Curve, name: str) -> float | None:
 
 
 def along_part(
-    sweep: Sweep,
-    samples: Mapping[str, Seeds],
-    along: Mapping[tuple[int, int], Mapping[str, Seeds]],
-    measures: Sequence[str],
-    steps: Mapping[str, int],
+    sweep: Sweep, samples: Mapping[str, Seeds], along: Along, measures: Sequence[str], steps: Mapping[str, int]
 ) -> Section | None:
     """The section on what was measured before the end of training; None if nothing was."""
     if not (of_arms := curves(sweep, samples, along, steps)):
         return None
-    seeds_of = [seeds for curve in of_arms.values() for _, seeds in curve]
-    judged = all(JUDGED in samples for seeds in seeds_of for samples in seeds.values())
+    judged = all(JUDGED in own for curve in of_arms.values() for _, seeds in curve for own in seeds.values())
     measures = [*(["em_rate"] if judged else []), *measures]
     if not measures:  # answers alone, and no judge of all of them
         return None
