@@ -90,9 +90,8 @@ def _figures(
             place = float(row["step"]), float(row["mean"])
             steps.setdefault(f"{row['arm']}, seed {row['seed']}", []).append(place)
     if steps := {name: points for name, points in steps.items() if len(points) > 1}:
-        figures["inside-steps"] = steps_figure(
-            f"Inside: shift along {concepts[0]} while training, {OPEN}", "class distances", steps
-        )
+        title = f"Inside: shift along {concepts[0]} while training, {OPEN}"
+        figures["inside-steps"] = steps_figure(title, "class distances", steps)
     if learnt:
         panels = [
             Panel("loss taken away per squared norm", _by_arm(learnt, lambda row: row["efficiency"])),

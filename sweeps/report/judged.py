@@ -90,17 +90,12 @@ def judged_part(
         *({**asdict(t), "denominator": "all judged", "p_holm": None, "p_peak_holm": None} for t in judged.values()),
     ]
     of_seeds = {name: [rates(seed) for seed in own if len(own) > 1 and enough(seed)] for name, own in models.items()}
-    panels = [
-        Panel(
-            f"{title}\n(judge: {judge})",
-            {
-                name: (getattr(r, key), [getattr(seed, key).value for seed in of_seeds[name]])
-                for name, r in found.items()
-            },
-            percent=True,
-        )
-        for key, title in RATES.items()
-    ]
+    panels = []
+    for key, title in RATES.items():
+        values = {
+            name: (getattr(r, key), [getattr(seed, key).value for seed in of_seeds[name]]) for name, r in found.items()
+        }
+        panels.append(Panel(f"{title}\n(judge: {judge})", values, percent=True))
     texts = {
         f"{prefix}{name}.csv": table_csv({"judge": judge, **row} for row in rows)
         for name, rows in tables.items()

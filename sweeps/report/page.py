@@ -65,8 +65,7 @@ def table_csv(rows: Iterable[Mapping[str, Any]]) -> str:
     """
     table = pd.json_normalize([dict(row) for row in rows], sep="_")
     table.columns = [name.removesuffix("_value") for name in table.columns]
-    table = table.map(_cell)
-    return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    return table.map(_cell).to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
 def _cell(value: Any) -> Any:
@@ -118,18 +117,9 @@ def write_page(
         images[name] = Markup('<img src="{}" alt="{}">').format(source, name)
     for name, text in tables.items():
         write_whole(out / name, text)
-    page = (
-        environment()
-        .get_template(template)
-        .render(
-            **context,
-            images=images,
-            files=files,
-            policy=policy,
-            css=Markup(sources["page.css"]),
-            script=Markup(sources["reader.js"]),
-        )
-    )
+    own = {"images": images, "files": files, "policy": policy}
+    css, script = map(Markup, sources.values())
+    page = environment().get_template(template).render(**context, **own, css=css, script=script)
     write_whole(out / "report.html", page)
     for name in {*before} - {*files}:  # of an earlier page: they would be taken for this one's
         (out / Path(name).name).unlink(missing_ok=True)

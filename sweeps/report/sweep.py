@@ -115,18 +115,17 @@ def arm_rows(points: Sequence[Point], samples: Mapping[str, Seeds], measures: Se
         for run, record in zip(runs, records, strict=True):
             if not {"trained_parameters", "wall_seconds"} <= record.keys():
                 raise BadInput(f"{run.folder / 'run.json'}: not the record of a training; delete the folder")
+        resumed = any(record.get("resumed_from") for record in records)  # of which only the last attempt is known
         row = {
             "arm": arm,
             "seeds": len(seeds),
             "rank": runs[0].recipe.config["lora_r"] if runs else None,
             "scale": lora_scale(runs[0].recipe.config) if runs else None,
             "trained_parameters": records[0]["trained_parameters"] if records else 0,
-            # Of a run that went on after a kill only the last attempt is known.
-            "minutes": None
-            if any(r.get("resumed_from") for r in records)
-            else round(sum(r["wall_seconds"] for r in records) / 60, 1),
+            "minutes": None if resumed else round(sum(record["wall_seconds"] for record in records) / 60, 1),
+            "measures": {name: measure(name, seeds) for name in measures},
         }
-        rows.append({**row, "measures": {name: measure(name, seeds) for name in measures}})
+        rows.append(row)
     return rows
 
 
@@ -149,13 +148,9 @@ def sweep_figures(
     sweep: Sweep,
 ) -> dict[str, Figure]:
     """`arms`, which leads; narrow against broad effects; training losses."""
-    measures = list(rows[0]["measures"])
+    measures, by_arm = list(rows[0]["measures"]), [(row["arm"], row["measures"]) for row in rows]
     panels = [
-        Panel(
-            TITLES[name],
-            {row["arm"]: (m.estimate, m.per_seed) for row in rows for m in [row["measures"][name]]},
-            percent=name in RATES,
-        )
+        Panel(TITLES[name], {arm: (own[name].estimate, own[name].per_seed) for arm, own in by_arm}, name in RATES)
         for name in measures
     ]
     over = f"over {AXES[curves[0].axis]}s" if (curves := comparable(families)) else "by arm"
@@ -165,21 +160,16 @@ def sweep_figures(
     bases = {arm: base_of(sweep, arm) for arm in samples}
     trained = {arm: seeds for arm, seeds in samples.items() if bases[arm] != arm and bases[arm] in samples}
     for narrow in (name for name in NARROW if trained and {name, BROAD} <= set(measures)):
-        effects = {
-            arm: (
-                measure(narrow, seeds, samples[bases[arm]]).estimate.value,
-                measure(BROAD, seeds, samples[bases[arm]]).estimate,
-            )
-            for arm, seeds in trained.items()
-        }
+        effects = {}
+        for arm, seeds in trained.items():
+            of_narrow, of_broad = (measure(name, seeds, samples[bases[arm]]).estimate for name in (narrow, BROAD))
+            effects[arm] = of_narrow.value, of_broad
         title = "Breadth: narrow against broad effect, less the base model"
         figures[f"breadth-{narrow}"] = scatter_figure(title, TITLES[narrow], TITLES[BROAD], effects)
     losses: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for point in points:
         if point.training and (steps := point.training.record().get("losses")):
-            losses.setdefault(point.training.stage, {})[point.name] = [
-                (float(step), float(loss)) for step, loss in steps
-            ]
+            losses.setdefault(point.training.stage, {})[point.name] = steps
     for stage, runs in losses.items():
         figures[f"training-{stage}"] = steps_figure(f"Training loss, {stage}", "loss", runs)
     return figures
@@ -218,14 +208,14 @@ def scored_files(points: Sequence[Point]) -> tuple[dict[str, dict[Path, list[Jud
             if told := manifest_of(file):  # it is written last: without it the file is not whole, or a journal
                 own = found.setdefault(printable(told["judge"]), {})
                 own |= {file: rows} if enough(rows := load_judged(file)) else {}
-    folders = {judge: {file.parent for file in files} for judge, files in found.items()}
     answered = [point for point in points if _logged(point.evaluation.folder, FREEFORM)]
-    without = {judge: [p.name for p in answered if p.evaluation.folder not in own] for judge, own in folders.items()}
-    return dict(sorted(((judge, files) for judge, files in found.items() if files), key=lambda item: -len(item[1]))), [
-        f"without scores of two questions by {judge}: {' and '.join(names)}"
-        for judge, names in without.items()
-        if names
-    ]
+    words = []
+    for judge, files in found.items():
+        folders = {file.parent for file in files}
+        if without := [point.name for point in answered if point.evaluation.folder not in folders]:
+            words.append(f"without scores of two questions by {judge}: {' and '.join(without)}")
+    most_first = sorted(found.items(), key=lambda item: -len(item[1]))
+    return {judge: files for judge, files in most_first if files}, words
 
 
 def judged_parts(
@@ -284,9 +274,8 @@ def write_report(
     judged = {file.parent: rows for file, rows in scored.get(judge, {}).items()}
     samples = collect(points, judged)
     measures = measures_of(samples, sweep)
-    places = sorted({point.along for point in whole if point.along})
     between = {}
-    for at in places:
+    for at in sorted({point.along for point in whole if point.along}):
         there = [point for point in whole if point.along == at]
         rows_of = scored_files(there)[0].get(judge, {})  # one judge for a whole curve
         between[at] = collect(there, {file.parent: rows for file, rows in rows_of.items()})
