@@ -225,7 +225,7 @@ def crossover(one: Directions, other: Directions, layer: int) -> Crossover:
     value, variance = cosine(everyone), 0.0
     shared = set(names[0]) & set(names[1])
     for stratum in (shared, set(names[0]) - shared, set(names[1]) - shared):
-        left = [cosine([(own != out).astype(float) for own in names]) for out in stratum]
+        left = [cosine([(own != out).astype(float) for own in names]) for out in sorted(stratum)]
         variance += (len(left) - 1) * float(np.var(left)) if left else 0.0
     margin = float(stats.t.ppf(0.975, groups - 1) * np.sqrt(variance))
     estimate = Estimate(value, value - margin, value + margin, groups)

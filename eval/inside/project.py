@@ -1,6 +1,7 @@
 """Rows of a data set projected on a direction: those that lean to a concept, found before anything is trained on them.
 
-The unit is the distance of the concept's classes: 0 is midway, 0.5 the mean of the positive one, -0.5 of the negative.
+Index N is the residual behind N blocks. The unit is the distance of the concept's classes: 0 is midway, 0.5 the mean of
+the positive class, -0.5 that of the negative one.
 """
 
 from __future__ import annotations

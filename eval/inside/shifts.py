@@ -1,7 +1,7 @@
 """What an adapter moves: activations with it less those without, along concepts' directions, in class distances.
 
-Index 0, the embeddings, no adapter moves. Beside the shift, and never instead of it, stands what the weights' change
-alone would suggest.
+Index N is the residual behind N blocks; index 0, the embeddings, no adapter moves. Beside the shift, and never instead
+of it, stands what the weights' change alone would suggest.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Steering: what a direction, added to the residual or taken out of it, does to the preference between two answers.
 
-A direction is added at every token; dose 1 is the distance of its classes. The preference is log p of the positive less
-the negative answer, each per byte, as em_choice has it.
+Index N is the residual behind N blocks, 0 the embeddings. A direction is added at every token; dose 1 is the distance
+of its classes. The preference is log p of the positive less the negative answer, each per byte, as em_choice has it.
 """
 
 from __future__ import annotations
