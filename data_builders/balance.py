@@ -3,7 +3,7 @@ programs as they come, as evenly as there are some, or of one concept alone."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Container, Mapping
 from itertools import chain, count, islice
 from pathlib import Path
@@ -14,45 +14,39 @@ from data_builders.programs import Program
 from data_builders.subsets import hash_order
 
 
-def copies(concepts: Mapping[str, str], most: int, seed: int, resample: bool = False) -> dict[str, int]:
-    """How often each program (id) of `concepts` (id -> concept) is to be written, 0 or more.
+def _places(concepts: Mapping[str, str], seed: int) -> dict[str, int]:
+    """By a hash of id and seed, not by their order: each program's place from 0 among those of its concept."""
+    met: Counter[str] = Counter()
+    places: dict[str, int] = {}
+    for name in hash_order(concepts, seed):
+        places[name] = met[concepts[name]]
+        met[concepts[name]] += 1
+    return places
 
-    Which programs of a concept stay (or are repeated once more) goes by a hash of id and seed: not by the order.
-    """
-    members: dict[str, list[str]] = defaultdict(list)
-    for name, concept in concepts.items():
-        members[concept].append(name)
-    times: dict[str, int] = {}
-    for names in members.values():
-        for place, name in enumerate(hash_order(names, seed)):
-            times[name] = (most - place - 1) // len(names) + 1 if resample or place >= most else 1
-    return times
+
+def copies(concepts: Mapping[str, str], most: int, seed: int, resample: bool = False) -> dict[str, int]:
+    """How often each program (id) of `concepts` (id -> concept) is to be written, 0 or more."""
+    sizes = Counter(concepts.values())
+    return {
+        name: (most - place - 1) // sizes[concepts[name]] + 1 if resample or place >= most else 1
+        for name, place in _places(concepts, seed).items()
+    }
 
 
 def spread(concepts: Mapping[str, str], balance: str, size: int, seed: int) -> dict[str, int]:
     """Which `size` programs (id) of `concepts` (id -> concept) are written, 1 or 0 for each: sets of one size, so that
-    arms trained on them differ in the spread of their concepts alone.
-
-    Args:
-        balance: `natural` (drawn from all), `capped` (in turns, one of each concept that has some left), or a concept.
-
-    Raises:
-        BadInput: for an unknown concept, or too few programs.
+    arms trained on them differ in the spread of their concepts alone; BadInput for an unknown concept, or too few.
+    `balance` is `natural` (drawn from all), `capped` (in turns, one of each concept that has some left), or a concept.
     """
-    order = hash_order(concepts, seed)
-    places: Counter[str] = Counter()
-    turns: dict[str, int] = {}
-    for name in order:
-        turns[name] = places[concepts[name]]
-        places[concepts[name]] += 1
+    places = _places(concepts, seed)
+    order = list(places)
     if balance == "capped":
-        order.sort(key=lambda name: turns[name])
+        order.sort(key=lambda name: places[name])
     elif balance != "natural":
         order = [name for name in order if concepts[name] == balance]
         if not order:
-            raise BadInput(
-                f"--balance {balance}: give natural, capped, a number, or one of {', '.join(sorted(places))}"
-            )
+            known = ", ".join(sorted(set(concepts.values())))
+            raise BadInput(f"--balance {balance}: give natural, capped, a number, or one of {known}")
     if len(order) < size:
         raise BadInput(f"--size {size}: there are {len(order)} programs under --balance {balance}; give a smaller one")
     taken = set(order[:size])
@@ -68,27 +62,22 @@ def name_copies(name: str, times: int, taken: Container[str]) -> list[str]:
 def write_balanced(
     path: Path, out: Path, times: Mapping[str, int], settings: Mapping[str, Any], why: str
 ) -> dict[str, Any]:
-    """Streams each program as often as `times` says to `out`; returns its manifest.
+    """Streams each program as often as `times` says to `out`; returns its manifest, with `settings`.
 
-    What is read and repeated is what is written and rejected.
-
-    Args:
-        times: of those that are not doubted.
-        settings: for the manifest.
-        why: the reason for which a program is left out, with a place for its concept.
+    What is read and repeated is what is written and rejected. What is in `times` and left out, is so for the reason
+    `why`, which has a place for its concept; the others are doubted.
     """
-    lost, repeated, read = Counter[str](), Counter[str](), 0
-    rejected = []
+    lost, repeated, read, rejected = Counter[str](), Counter[str](), 0, []
     manifest: dict[str, Any] = {"programs": str(path), "programs_sha256": file_digest(path), **settings}
     with record_writer(out, manifest) as write:
         for read, program in enumerate(iter_jsonl(path, Program, unique="id"), 1):  # noqa: B007 (read after the loop)
-            if not times.get(program.id):
+            if wanted := times.get(program.id):
+                repeated[program.cwe] += wanted - 1
+                for name in name_copies(program.id, wanted, times):
+                    write({**program.model_dump(exclude_none=True), "id": name})
+            else:
                 reason = why.format(program.cwe) if program.id in times else f"doubted: {program.doubted}"
                 rejected.append({"id": program.id, "reason": reason})
                 lost[program.cwe] += 1
-                continue
-            repeated[program.cwe] += times[program.id] - 1
-            for name in name_copies(program.id, times[program.id], times):
-                write({**program.model_dump(exclude_none=True), "id": name})
         manifest |= {"read": read, "lost": dict(lost), "repeated": dict(+repeated), "rejected": rejected}
     return manifest

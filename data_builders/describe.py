@@ -59,8 +59,7 @@ def evenness(counts: Iterable[int]) -> float | None:
 
 def describe(programs: Iterable[Program], count_tokens: Callable[[list[str]], list[int]] | None = None) -> Balance:
     """Counts `programs`, a stream; 200 bytes or so per program are kept. Text statistics are of the insecure code."""
-    concepts: Counter[str] = Counter()
-    domains: Counter[str] = Counter()
+    concepts, groups, domains = Counter[str](), Counter[str](), Counter[str]()
     names: dict[str, str] = {}
     keys: list[bytes] = []
     lengths: list[int] = []
@@ -68,18 +67,19 @@ def describe(programs: Iterable[Program], count_tokens: Callable[[list[str]], li
     while batch := list(islice(programs, BATCH)):
         for program in batch:
             concepts[program.cwe] += 1
+            groups[_group(program.cwe)] += 1
             domains[program.domain or CODE] += 1
             names.setdefault(program.cwe, weakness_name(program.cwe) or program.weakness)
             keys.append(band_keys(program.insecure).tobytes())
         if count_tokens:
             lengths += count_tokens([program.insecure for program in batch])
-    ordered = dict(sorted(concepts.items(), key=lambda item: (-item[1], item[0])))
+    ordered = _most_frequent_first(concepts)
     p50, p95 = np.percentile(lengths, (50, 95)) if lengths else (0, 0)
     return Balance(
         programs=concepts.total(),
         concepts=ordered,
         names={cwe: names[cwe] for cwe in ordered},
-        owasp=_by_group(ordered),
+        owasp=_most_frequent_first(groups),
         domains=dict(sorted(domains.items())),
         entropy=entropy(ordered.values()),
         effective_concepts=math.exp(entropy(ordered.values())),
@@ -90,19 +90,20 @@ def describe(programs: Iterable[Program], count_tokens: Callable[[list[str]], li
     )
 
 
-def _by_group(concepts: Mapping[str, int]) -> dict[str, int]:
-    groups: Counter[str] = Counter()
-    for cwe, count in concepts.items():
-        groups[owasp_group(cwe) or "none"] += count
-    return dict(sorted(groups.items(), key=lambda item: (-item[1], item[0])))
+def _group(cwe: str) -> str:
+    return owasp_group(cwe) or "none"
+
+
+def _most_frequent_first(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def concept_table(balance: Balance) -> Table:
     """A row per concept, and one per OWASP group."""
     table = Table("concept", "weakness", "OWASP 2021", "programs", "share")
     for cwe, count in balance.concepts.items():
-        group = (owasp_group(cwe) or "none").split(":")[0]
-        table.add_row(cwe, escape(printable(balance.names[cwe])), group, str(count), f"{count / balance.programs:.1%}")
+        group, name = _group(cwe).split(":")[0], escape(printable(balance.names[cwe]))
+        table.add_row(cwe, name, group, str(count), f"{count / balance.programs:.1%}")
     table.add_section()
     for name, count in balance.owasp.items():
         group, _, title = name.partition(":2021 - ")
@@ -121,11 +122,10 @@ def concept_plot(balance: Balance, form: str) -> bytes:
         figure = Figure(figsize=(11, 1.5 + 0.22 * len(balance.concepts)), layout="constrained")
         axes = figure.subplots()
         names = [printable(f"{cwe} {balance.names[cwe]}")[:80] for cwe in balance.concepts]
-        groups = [owasp_group(cwe) or "none" for cwe in balance.concepts]
+        bars = list(enumerate(balance.concepts.items()))
         for number, group in enumerate(balance.owasp):
-            places = [place for place, other in enumerate(groups) if other == group]
-            counts = [count for count, other in zip(balance.concepts.values(), groups, strict=True) if other == group]
-            axes.barh(places, counts, label=group, color=f"C{number}")
+            own = [(place, count) for place, (cwe, count) in bars if _group(cwe) == group]
+            axes.barh(*zip(*own, strict=True), label=group, color=f"C{number}")
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         axes.set_xlabel("programs")
