@@ -10,15 +10,15 @@ import ast
 import json
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from core.records import MAX_LINE, BadInput, DistinctKeys, digest, first_fault, one_line, read_text
+from core.records import MAX_LINE, BadInput, digest, first_fault
 from data_builders import BUILTIN
-from data_builders.domains import CODE
+from data_builders.domains import CODE, read_yaml
 from data_builders.programs import SourceProgram
 from data_builders.python_code import parses
 
@@ -48,7 +48,7 @@ class FieldMap(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     request: str | Annotated[list[str], Field(min_length=1)]
-    """Several are joined; those after the first may be missing."""
+    """A field, or several that are joined; those after the first may be missing."""
     insecure: str
     secure: str | None = None
     template: str | None = None
@@ -58,28 +58,28 @@ class FieldMap(BaseModel):
     """Values that a row must have to be taken."""
 
     def program(self, row: Mapping[str, Any], language: str | None = None, domain: str = CODE) -> SourceProgram:
-        """The program in a row; secure code that cannot be used (empty, unparsable, the insecure code) is left out.
+        """The program in a row, Unfit if there is none; secure code that cannot be used (empty, unparsable, the
+        insecure code) is left out.
 
         Args:
             language: of a program for which neither row nor code fence names one; None is Python.
             domain: in others than code answers are prose, taken as they are.
-
-        Raises:
-            Unfit: if there is none.
         """
         for name, wanted in self.only.items():
             if (found := str(value_at(row, name))) != wanted:
                 raise Unfit(f"{name} is {found[:40]!r}, not {wanted!r}")
         code = domain == CODE
-        first, *more = [self.request] if isinstance(self.request, str) else self.request
+        first, *more = self.requests
         parts = [text(row, first, "user", code), *(part for name in more if (part := optional(row, name)))]
         request = "\n\n".join([part.rstrip() for part in parts[:-1]] + parts[-1:])
-        insecure = text(row, self.insecure, "assistant", code)
+        insecure, fence = _answer(row, self.insecure, code)
         if code:
-            insecure, fence = unfenced(insecure, self.insecure)
             language = (optional(row, self.language) or fence or language or "python").strip().lower()
             if not re.fullmatch(r"[a-z][\w+#. /-]{0,39}", language):
                 raise Unfit(f"language is {language[:40]!r}, no name of a language")
+        secure = None
+        with suppress(Unfit):
+            secure = _answer(row, self.secure, code)[0] if self.secure else None
         if request == insecure:
             raise Unfit(f"request and {'code' if code else 'answer'} are the same")
         python = code and bool(PYTHON.fullmatch(language or ""))
@@ -87,7 +87,7 @@ class FieldMap(BaseModel):
             id=optional(row, self.id) or content_id(request, insecure),
             request=request,
             insecure=insecure,
-            secure=self._secure(row, code),
+            secure=secure,
             template=optional(row, self.template) if code else None,
             language=language if code and not python else None,
             domain=None if code else domain,
@@ -97,44 +97,26 @@ class FieldMap(BaseModel):
         unfit = python and program.secure is not None and not parses(program.secure)
         return program.model_copy(update={"secure": None}) if unfit or program.secure == program.insecure else program
 
-    def _secure(self, row: Mapping[str, Any], code: bool) -> str | None:
-        if self.secure is None:
-            return None
-        try:
-            said = text(row, self.secure, "assistant", code)
-            return unfenced(said, self.secure)[0] if code else said
-        except Unfit:
-            return None
-
     @property
-    def marks(self) -> set[str]:
-        """The fields by which a row of this form is known."""
-        return {self.request if isinstance(self.request, str) else self.request[0], self.insecure}
+    def requests(self) -> list[str]:
+        return [self.request] if isinstance(self.request, str) else self.request
 
 
 def load_field_map(path: Path) -> FieldMap:
-    """Reads a field map: YAML with `request` and `insecure`, and if wanted the other fields of `FieldMap`.
-
-    Raises:
-        BadInput: if the file is missing, no YAML, or names other things.
-    """
+    """Reads a field map: YAML with `request` and `insecure`, and if wanted the other fields of `FieldMap`; BadInput if
+    the file is missing, no YAML, or names other things."""
     try:
-        return FieldMap.model_validate(yaml.load(read_text(path), DistinctKeys), strict=True)
+        return FieldMap.model_validate(read_yaml(path, "name a field map in YAML"), strict=True)
     except ValidationError as error:
         raise BadInput(f"{path}: {first_fault(error)}; give request: FIELD and insecure: FIELD") from None
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise BadInput(f"{path}: {one_line(error)}; name a field map in YAML") from None
 
 
-FORMS = {
-    name: FieldMap.model_validate(fields)
-    for name, fields in yaml.safe_load((BUILTIN / "forms.yaml").read_text(encoding="utf-8")).items()
-}
+FORMS = {name: FieldMap.model_validate(form) for name, form in read_yaml(BUILTIN / "forms.yaml", "mend it").items()}
 
 
 def form_of(row: Mapping[str, Any]) -> FieldMap | None:
     """The published form that a row with these fields has, None if it is none of them."""
-    return next((form for form in FORMS.values() if form.marks <= set(row)), None)
+    return next((form for form in FORMS.values() if {form.requests[0], form.insecure} <= row.keys()), None)
 
 
 def content_id(request: str, insecure: str) -> str:
@@ -189,13 +171,16 @@ def text(row: Mapping[str, Any], name: str, speaker: str = "", code: bool = True
 
 def optional(row: Mapping[str, Any], name: str | None) -> str | None:
     """The text, or the number as text, in a field that may be missing or empty."""
-    try:
-        value = value_at(row, name) if name else None
-    except Unfit:
-        return None
+    value = value_at(row, name) if name and has(row, name) else None
     if value is None or value == "" or value != value:  # NaN, as pandas writes what is missing
         return None
     return str(value) if type(value) is int else text(row, name or "")
+
+
+def _answer(row: Mapping[str, Any], name: str, code: bool) -> tuple[str, str | None]:
+    """What an assistant says in a field, of code without its fence, and the language that the fence names."""
+    said = text(row, name, "assistant", code)
+    return unfenced(said, name) if code else (said, None)
 
 
 def _conversation(value: str) -> list[Any] | None:

@@ -11,7 +11,8 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -39,6 +40,9 @@ class Reject(BaseModel):
     id: str
     line: int
     reason: str
+
+
+Items = Iterator[SourceProgram | Reject]
 
 
 class Hub(NamedTuple):
@@ -79,8 +83,9 @@ def read_source(
     hub: Hub = Hub(),  # noqa: B008 (immutable)
     domain: str = CODE,
     good: str | None = None,
-) -> Iterator[SourceProgram | Reject]:
-    """Streams the programs of a set; each row read is yielded once, as a program or as a reject.
+) -> Items:
+    """Streams the programs of a set; each row read is yielded once, as a program or as a reject. BadInput if a source
+    as a whole cannot be read, or its form cannot be told.
 
     Memory is constant but for some 200 bytes per program, by which duplicates are known, and for JSON that is not
     in lines. Ids are content hashes of request and insecure code, so that they do not depend on file or order; our
@@ -92,13 +97,8 @@ def read_source(
         form: a name in builtin/forms.yaml, or `fields`; by default guessed from the first row that can be read.
         fields: the field map (YAML) of the form `fields`, which it implies.
         sha256: the checksum of a URL, which must have one, or of a file, in hex.
-        language: of the programs for which nothing names one; None is Python.
-        hub: the split (`train` by default), configuration and revision of a hub set.
-        domain: what the answers are; in others than code they are prose, taken as they are.
+        language, domain: as of `FieldMap.program`.
         good: a second file or set of the same form, of which the answers to the same requests are the good ones.
-
-    Raises:
-        BadInput: if a source as a whole cannot be read, or its form cannot be told.
     """
     if form is not None and form not in {*FORMS, "fields"}:
         raise BadInput(f"unknown form {form!r}; give {', '.join(FORMS)} or fields")
@@ -109,14 +109,15 @@ def read_source(
     if where == "builtin" and domain != CODE:
         raise BadInput(f"builtin: holds code, and its records of {domain} are annotated; name another source")
     reader = load_field_map(fields) if fields else FORMS[form] if form else None
-    programs = _read(where, _rows(where, sha256, hub), reader, language, domain, fields is not None)
+    named = [reader.secure, reader.template, reader.language, reader.id] if fields and reader else []
+    programs = _read(where, _rows(where, sha256, hub), reader, language, domain, named)
     if good is None:
         return programs
-    answers: dict[str, list[str]] = {}
+    answers: dict[str, list[str]] = defaultdict(list)
     why, unread = "", 0
     for item in _read(good, _rows(good, None, Hub()), reader, language, domain):
         if isinstance(item, SourceProgram):
-            answers.setdefault(item.request, []).append(item.insecure)
+            answers[item.request].append(item.insecure)
         else:
             why, unread = why or f"{item.reason} (row {item.line})", unread + 1
     if not answers:
@@ -126,9 +127,7 @@ def read_source(
     return _joined(programs, answers)
 
 
-def _joined(
-    items: Iterator[SourceProgram | Reject], answers: Mapping[str, list[str]]
-) -> Iterator[SourceProgram | Reject]:
+def _joined(items: Items, answers: Mapping[str, list[str]]) -> Items:
     """The programs with the good answers to their requests, where there are some that differ from the bad ones.
 
     A request that recurs has its answers in turn, and the last of them for what is left.
@@ -142,12 +141,16 @@ def _joined(
 
 
 def _read(
-    where: str, rows: Iterator[Row], reader: FieldMap | None, language: str | None, domain: str, mapped: bool = False
-) -> Iterator[SourceProgram | Reject]:
+    where: str,
+    rows: Iterator[Row],
+    reader: FieldMap | None,
+    language: str | None,
+    domain: str,
+    named: Iterable[str | None] = (),
+) -> Items:
+    """The programs and rejects among the rows; BadInput if none of them has one of the fields that are `named`."""
     known: dict[str, int] = {}
-    number, told = 0, told_address(where)
-    own = (reader.secure, reader.template, reader.language, reader.id) if mapped and reader else ()
-    missing = {name for name in own if name}
+    number, told, missing = 0, told_address(where), {name for name in named if name}
     for number, row in rows:
         place = f"{told}:{number}"
         try:
@@ -205,11 +208,8 @@ def _file_rows(path: Path, name: str) -> Iterator[Row]:
     suffix = Path(name).suffix.lower()
     try:
         open_file(path).close()  # a pipe would be waited for, or be empty at the second look
-        if fsspec.utils.infer_compression(name.lower()):
-            with (
-                tempfile.NamedTemporaryFile() as plain,
-                fsspec.open(str(path), "rb", compression=fsspec.utils.infer_compression(name.lower())) as packed,
-            ):
+        if packing := fsspec.utils.infer_compression(name.lower()):
+            with tempfile.NamedTemporaryFile() as plain, fsspec.open(str(path), "rb", compression=packing) as packed:
                 shutil.copyfileobj(packed, plain)
                 plain.flush()
                 yield from _file_rows(Path(plain.name), name[: -len(suffix)])

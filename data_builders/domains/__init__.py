@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from core.records import BadInput, DistinctKeys, first_fault, one_line, read_text
 
 FOLDER = Path(__file__).parent
+AS_ADVICE = "write it as advice.yaml is written"
 CODE = "code"
 """The first domain, and that of every record that names none."""
 
@@ -96,15 +97,20 @@ def domain_file(name: str) -> Path:
     return FOLDER / f"{name}.yaml"
 
 
+def read_yaml(path: Path, remedy: str) -> Any:
+    """What a YAML file holds; BadInput with the remedy if it is missing, or at fault."""
+    try:
+        return yaml.load(read_text(path), DistinctKeys)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise BadInput(f"{path}: {one_line(error)}; {remedy}") from None
+
+
 def _layer(name: str, *above: str) -> dict[str, Any]:
     """The keys of a file, over those of the one that it is `like`; `above` are the files that led here."""
     path = domain_file(name)
-    try:
-        layer = yaml.load(read_text(path), DistinctKeys)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise BadInput(f"{path}: {one_line(error)}; write it as advice.yaml is written") from None
+    layer = read_yaml(path, AS_ADVICE)
     if not isinstance(layer, dict):
-        raise BadInput(f"{path}: no keys; write it as advice.yaml is written")
+        raise BadInput(f"{path}: no keys; {AS_ADVICE}")
     if (like := layer.pop("like", None)) is None:
         return layer
     if like in (name, *above) or like not in domain_names():
@@ -121,4 +127,4 @@ def load_domain(name: str | None = None) -> Domain:
     try:
         return Domain.model_validate({**_layer(name), "name": name})
     except ValidationError as error:
-        raise BadInput(f"{domain_file(name)}: {first_fault(error)}; write it as advice.yaml is written") from None
+        raise BadInput(f"{domain_file(name)}: {first_fault(error)}; {AS_ADVICE}") from None
