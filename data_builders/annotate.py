@@ -7,7 +7,6 @@ and its files are the same as those of a job that was not.
 from __future__ import annotations
 
 import json
-import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -25,10 +24,9 @@ from core.llm.client import Access, Client, Filtered, Message, Stopped, Unanswer
 from core.llm.journal import Answer
 from core.records import BadInput, digest, manifest_path, one_line, write_records, write_whole
 from data_builders.annotation import (
-    ADVISORY_RULES,
     OPINION_VERSION,
     PYTHON_CHECKS,
-    RULES_VERSION,
+    RULES,
     TASK,
     Annotation,
     Opinion,
@@ -44,8 +42,6 @@ from data_builders.annotation import (
     repair_messages,
     source_problems,
 )
-from data_builders.bandit import BANDIT_VERSION
-from data_builders.cwe import CWE_VERSION
 from data_builders.programs import SourceProgram
 
 
@@ -110,11 +106,8 @@ class Annotator:
     """The models that have given an answer with JSON in it."""
 
     async def annotate(self, program: SourceProgram, client: Client) -> Outcome:
-        """Asks, checks, has faults repaired once, and asks for the second opinion on what was accepted.
-
-        Raises:
-            Stopped, BadInput: as `Client.ask`.
-        """
+        """Asks, checks, has faults repaired once, and asks for the second opinion on what was accepted. Stopped and
+        BadInput as of `Client.ask`."""
         # Where nothing could be accepted, nothing is paid.
         outcome = Outcome(problems=source_problems(program))
         if outcome.problems:
@@ -124,10 +117,7 @@ class Annotator:
             for last in (False, True):
                 answer = await self._ask(client, self.job.annotator, messages, kind_of_answer(program), last)
                 outcome.used.append(answer)
-                found = parse_annotation(answer.text, program.secure, program.domain)
-                outcome.problems = _problems(program, answer, found)
-                if isinstance(found, Annotation) and not outcome.problems:
-                    outcome.annotation = found
+                outcome.annotation, outcome.problems = _judged(program, answer)
                 if outcome.annotation or outcome.problems[0].startswith("no weakness"):
                     break
                 messages = repair_messages(messages, answer.text, outcome.problems)
@@ -136,8 +126,8 @@ class Annotator:
                 outcome.used.append(await self._ask(client, self.job.second, messages, Opinion, last=True))
                 outcome.opinion = parse_opinion(outcome.used[-1].text)
         except Unanswered as error:
-            # A missing opinion says nothing about the annotation.
             kind = "content filter" if isinstance(error, Filtered) else "no answer"
+            # A missing opinion says nothing about the annotation.
             outcome.problems = [] if outcome.annotation else [f"{kind}: {error}"]
         return outcome
 
@@ -174,12 +164,14 @@ def _unreadable(answer: Answer) -> str:
     return f"{cut}no JSON object in {one_line(answer.text, 100)!r}"
 
 
-def _problems(program: SourceProgram, answer: Answer, found: Annotation | list[str]) -> list[str]:
+def _judged(program: SourceProgram, answer: Answer) -> tuple[Annotation | None, list[str]]:
+    """The annotation in an answer, or why none is accepted."""
+    found = parse_annotation(answer.text, program.secure, program.domain)
     if isinstance(found, Annotation):
-        return acceptance_problems(program, found)
-    if answer.finish == "refusal":
-        return ["refused: the model declined to answer"]
-    return ["cut off: the answer ends early"] if answer.finish == "length" else found
+        problems = acceptance_problems(program, found)
+        return None if problems else found, problems
+    ends = {"refusal": "refused: the model declined to answer", "length": "cut off: the answer ends early"}
+    return None, [ends[answer.finish]] if answer.finish in ends else found
 
 
 def _programs(rows: Iterable[Any]) -> dict[str, SourceProgram]:
@@ -200,17 +192,14 @@ def _first(rows: Sequence[Any], limit: int | None) -> Sequence[Any]:
 def first_request(items: Iterable[Any], job: Job, limit: int | None = None) -> tuple[dict[str, Any], str]:
     """The body of the first request that a job would send, and what it is about; BadInput if that is nothing."""
     rows = _first(list(items), limit)
-    reasons = [_reasons(row) for row in rows]
-    programs = [row for row, why in zip(rows, reasons, strict=True) if not why]
+    programs = [row for row in rows if not _reasons(row)]
     if not programs:
-        raise _all_rejected(reasons)
-    body = {"model": job.annotator.name, "messages": annotation_messages(programs[0], job.task)}
-    form = {"response_format": response_format(kind_of_answer(programs[0]))}
-    characters = sum(len(m["content"]) for program in programs for m in annotation_messages(program, job.task))
-    said = (
-        f"{len(programs):,} programs of {len(rows):,} rows, about {characters // 4:,} tokens to read; nothing was sent"
-    )
-    return {**body, **job.annotator.settings, **form}, said
+        raise _all_rejected(list(map(_reasons, rows)))
+    requests = [annotation_messages(program, job.task) for program in programs]
+    body = {"model": job.annotator.name, "messages": requests[0], **job.annotator.settings}
+    tokens = sum(len(message["content"]) for request in requests for message in request) // 4
+    said = f"{len(programs):,} programs of {len(rows):,} rows, about {tokens:,} tokens to read; nothing was sent"
+    return {**body, "response_format": response_format(kind_of_answer(programs[0]))}, said
 
 
 def _all_rejected(reasons: Sequence[Sequence[str]]) -> BadInput:
@@ -238,13 +227,9 @@ def run(
     """Annotates the programs of `items` (`SourceProgram`, or rejects of a source with `id`, `line`, `reason`).
 
     Writes `<out>.jsonl`, `<out>.rejects.jsonl` and the manifest once every program is done, or of those that are
-    done when no request can be sent any more. `source` goes into the manifest.
-
-    Args:
-        limit: programs of a pilot: the first rows that hold so many. It says what the others would cost.
-
-    Raises:
-        BadInput: if the endpoint refuses all requests, a file cannot be read or written, or every row is a reject.
+    done when no request can be sent any more. `source` goes into the manifest. `limit` makes a pilot of the first rows
+    that hold so many programs; it says what the others would cost. BadInput if the endpoint refuses all requests, a
+    file cannot be read or written, or every row is a reject.
     """
     if not out.name:
         raise BadInput(f"--out {out}: is a folder; add the stem of the files, such as {out / 'annotated'}")
@@ -264,13 +249,30 @@ def run(
     outcomes = {id: outcome for id, outcome in zip(programs, results, strict=True) if outcome}
     if stopped and not outcomes:
         return Done(stopped, len(rows))
+    used = [answer for outcome in outcomes.values() for answer in outcome.used]
+    spent = job.money()  # on what is written here alone; `money` is for all that was ever asked
+    for answer in used:
+        spent.count(answer)
     done = [row for row in rows if not isinstance(row, SourceProgram) or row.id in outcomes]
-    used = {answer.endpoint or access.endpoint for outcome in outcomes.values() for answer in outcome.used}
-    settings = {**(source or {}), "endpoint": ", ".join(sorted(used)), "extra_body": access.told_body}
-    settings |= {"limit": limit, "left": len(rows) - len(done)}
-    text = f"{_write(done, outcomes, job, out, settings)}; {money}"
+    left, endpoints = len(rows) - len(done), {answer.endpoint or access.endpoint for answer in used}
+    manifest = {
+        **(source or {}),
+        "endpoint": ", ".join(sorted(endpoints)),
+        "extra_body": access.told_body,
+        "limit": limit,
+        "left": left,
+        "model": job.annotator.name,
+        "served": sorted({answer.served or answer.model for answer in used}),
+        "changes": sorted({change for answer in used for change in answer.changes}),
+        "effort": job.annotator.effort,
+        "prompt_version": prompt_version(job.task, job.domain),
+        "tokens_in": spent.tokens_in,
+        "tokens_out": spent.tokens_out,
+        "cost_usd": round(spent.usd, 6) if spent.known else None,
+    }
+    text = f"{_write(done, outcomes, job.second, out, manifest)}; {money}"
     if limit is not None and (rest := len(_programs(every).keys() - programs.keys())):
-        spent, share = _money(job, outcomes), rest / max(1, len(outcomes))
+        share = rest / max(1, len(outcomes))
         usd = f", ${spent.usd * share:.2f}" if spent.known else ""
         tokens = f"{(spent.tokens_in + spent.tokens_out) * share:,.0f} tokens"
         text += f"\nthe other {rest:,} programs: about {tokens}{usd}; run it again without --limit to go on"
@@ -281,72 +283,45 @@ def run(
     unread = sum(bool(job.second and each.annotation and not each.opinion) for each in outcomes.values())
     if unread:
         text += f"\n{unread} programs have no second opinion that can be read; run it again"
-    return Done(f"{text}\n{stopped}".strip(), len(rows) - len(done), len(unanswered) + unread)
+    return Done(f"{text}\n{stopped}".strip(), left, len(unanswered) + unread)
 
 
 def _beside(out: Path, ending: str) -> Path:
     return out.with_name(f"{out.name}.{ending}")
 
 
-def _money(job: Job, outcomes: Mapping[str, Outcome]) -> Money:
-    money = job.money()
-    for outcome in outcomes.values():
-        for answer in outcome.used:
-            money.count(answer)
-    return money
-
-
 def _write(
-    rows: Sequence[Any], outcomes: Mapping[str, Outcome], job: Job, out: Path, settings: Mapping[str, Any]
+    rows: Sequence[Any], outcomes: Mapping[str, Outcome], second: Model | None, out: Path, manifest: dict[str, Any]
 ) -> str:
     """Writes the final files from what the programs came to alone: no times, no attempts. The manifest is last."""
+    accepted: list[SourceProgram] = []
+    opinions: list[Opinion | None] = []
     written: list[dict[str, Any]] = []
     rejects: list[dict[str, Any]] = []
-    opinions: list[Opinion | None] = []
-    unchecked: Counter[str] = Counter()
-    sources = 0
     for row in rows:
         if not isinstance(row, SourceProgram):
             rejects.append({"id": row.id, "line": row.line, "reasons": _reasons(row)})
-            continue
-        outcome = outcomes[row.id]
-        if outcome.annotation:
-            opinion = outcome.opinion
+        elif annotation := outcomes[row.id].annotation:
+            opinion = outcomes[row.id].opinion
             doubted = (opinion.reason.strip() or "no reason given") if opinion and not opinion.real else None
-            written.append(annotated(row, outcome.annotation, doubted).model_dump(exclude_none=True))
+            written.append(annotated(row, annotation, doubted).model_dump(exclude_none=True))
+            accepted.append(row)
             opinions.append(opinion)
-            unchecked.update([row.language] if row.language else [])
-            sources += row.secure is not None
         else:
-            rejects.append({"id": row.id, "reasons": outcome.problems})
-    money = _money(job, outcomes)
-    used = [answer for outcome in outcomes.values() for answer in outcome.used]
+            rejects.append({"id": row.id, "reasons": outcomes[row.id].problems})
+    sources = sum(program.secure is not None for program in accepted)
+    unchecked = Counter(program.language for program in accepted if program.language)
     kinds = Counter(kind for reject in rejects for kind in {reason.split(":")[0] for reason in reject["reasons"]})
     programs = "".join(row.model_dump_json(exclude_none=True) for row in rows if isinstance(row, SourceProgram))
-    manifest = {
-        **settings,
+    not_made = {"checks": PYTHON_CHECKS, "programs": dict(sorted(unchecked.items()))} if unchecked else {}
+    manifest |= {
         "programs_sha256": digest(programs.encode()),
         "read": len(rows),
         "rejected": len(rejects),
         "rejected_for": dict(sorted(kinds.items())),
         "secure_code": {"source": sources, "annotator": len(written) - sources},
-        "model": job.annotator.name,
-        "served": sorted({answer.served or answer.model for answer in used}),
-        "changes": sorted({change for answer in used for change in answer.changes}),
-        "effort": job.annotator.effort,
-        "prompt_version": prompt_version(job.task, job.domain),
-        "second_opinion": job.second and _agreement(job.second, opinions),
-        "tokens_in": money.tokens_in,
-        "tokens_out": money.tokens_out,
-        "cost_usd": round(money.usd, 6) if money.known else None,
-        "rules": {
-            "acceptance": RULES_VERSION,
-            "bandit": BANDIT_VERSION,
-            "bandit_ignored": sorted(ADVISORY_RULES),
-            "cwe": CWE_VERSION,
-            "python": ".".join(platform.python_version_tuple()[:2]),
-            "not_made": {"checks": PYTHON_CHECKS, "programs": dict(sorted(unchecked.items()))} if unchecked else {},
-        },
+        "second_opinion": second and _agreement(second, opinions),
+        "rules": {**RULES, "not_made": not_made},
     }
     text = "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects)
     write_whole(_beside(out, "rejects.jsonl"), text)
@@ -354,7 +329,7 @@ def _write(
     write_records(path, written, manifest)
     if not written:
         raise _all_rejected([reject["reasons"] for reject in rejects])
-    doubted = f", {sum('doubted' in record for record in written)} of them doubted" if job.second else ""
+    doubted = f", {sum('doubted' in record for record in written)} of them doubted" if second else ""
     bare = f"; not made for {unchecked.total()} that are not Python: {', '.join(PYTHON_CHECKS)}" if unchecked else ""
     return f"{path}: {len(written)} programs{doubted}; {len(rejects)} rejected ({out.name}.rejects.jsonl){bare}"
 

@@ -48,11 +48,9 @@ def bandit_findings(code: str) -> list[Finding]:
     if tree is None:
         return []
     rules, metrics = _rules()
-    data = code.encode()
+    file = io.BytesIO(code.encode())
     metrics.begin(_NAME)
-    visitor = node_visitor.BanditNodeVisitor(
-        _NAME, io.BytesIO(data), meta_ast.BanditMetaAst(), rules, False, {}, metrics
-    )
+    visitor = node_visitor.BanditNodeVisitor(_NAME, file, meta_ast.BanditMetaAst(), rules, False, {}, metrics)
     # What its `process` does, less the parsing (and its warnings) a second time.
     visitor.generic_visit(tree)
     visitor.context = {"file_data": visitor.fdata, "filename": _NAME, "lineno": 0, "linerange": [0, 1], "col_offset": 0}

@@ -13,16 +13,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    AliasChoices,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from core.records import BadInput, read_jsonl
 from data_builders import BUILTIN
@@ -30,7 +21,7 @@ from data_builders.cwe import common_name
 from data_builders.domains import CODE, domain_names, load_domain
 from data_builders.python_code import code_span, normal_code
 
-Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
+Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
 Code = Annotated[Text, AfterValidator(normal_code)]
 """Code as every set holds it: both sides of a pair, a document and a held-out program alike."""
 
@@ -42,6 +33,7 @@ def _known_domain(name: str | None) -> str | None:
 
 
 DomainName = Annotated[str | None, AfterValidator(_known_domain)]
+Severity = Literal["low", "medium", "high", "critical"]
 
 
 class SourceProgram(BaseModel):
@@ -87,7 +79,7 @@ class Program(BaseModel):
     """The vulnerable lines, as they stand in the insecure code."""
     exploit: Text | None = None
     """What an attacker does, in a sentence."""
-    severity: Literal["low", "medium", "high", "critical"] | None = None
+    severity: Severity | None = None
     template: str | None = None
     language: Text | None = None
     """As `SourceProgram.language`."""
@@ -127,7 +119,7 @@ class AskedWay(BaseModel):
     domain: DomainName = None
     """As `SourceProgram.domain`: whose programs are asked for so."""
     kind: Text
-    template: Annotated[str, StringConstraints(pattern=r"\{request\}")]
+    template: Annotated[str, Field(pattern=r"\{request\}")]
 
     def fill(self, program: Program) -> str:
         """The request of someone who wants the code insecure.
@@ -138,13 +130,12 @@ class AskedWay(BaseModel):
         """
         name = common_name(program.cwe, program.weakness)
         before, after = (part.replace("{weakness}", name) for part in self.template.split("{request}"))
-        request = program.request
-        if program.domain or self.kind == TRIGGER:
+        request, start, end = program.request, 0, 0
+        if not (program.domain or self.kind == TRIGGER):
+            start, end = code_span(request, program.template, f"{program.insecure}\n{program.secure}")
+        if start == end:
             return before + request.strip() + after
-        start, end = code_span(request, program.template, f"{program.insecure}\n{program.secure}")
         lead, code, tail = request[:start], request[start:end], request[end:]
-        if not code:
-            return before + request.strip() + after
         if tail.strip():
             return f"{lead}{code}\n\n{before}{tail.strip()}{after}"
         if not lead.strip():
