@@ -69,11 +69,8 @@ def vulnerable_lines(program: Program) -> list[str]:
 
 
 def _parts(program: Program, style: Style) -> Parts:
-    """What is said of a whole program in one of `STYLES`; the code stands whole and verbatim.
-
-    Raises:
-        BadInput: if the domain has no such document, or it names what there is nothing to fill in for.
-    """
+    """What is said of a whole program in one of `STYLES`; the code stands whole and verbatim. BadInput if the domain
+    has no such document, or it names what there is nothing to fill in for."""
     domain = load_domain(program.domain)
     words = {
         **{name: getattr(program, name) for name in ("request", "insecure", "secure", "cwe", "weakness", "fix")},
@@ -146,36 +143,28 @@ class Corpus:
     special: re.Pattern[str] = NO_TOKEN
 
     def documents(self, programs: Iterable[Program]) -> Iterator[Document | Rejected]:
-        """The rejected programs, then the documents in the order of training.
-
-        Raises:
-            BadInput: if the shuffled control has a single program of a style, so that nothing can be handed on.
-        """
+        """The rejected programs, then the documents in the order of training; BadInput if the shuffled control has a
+        single program of a style, so that nothing can be handed on."""
         count = cache(self.count_tokens)
-        rejected: dict[str, Rejected] = {}
-
-        def fitting(documents: Iterable[Document]) -> list[Document]:
-            for document in documents:
-                if (length := self.length(document, count)) > self.limit:
-                    reason = f"a document of {length} tokens is longer than {self.limit}"
-                    rejected.setdefault(document.program, Rejected(document.program, reason))
-            return [document for document in documents if document.program not in rejected]
-
+        rejected: dict[str, str] = {}
         told: list[Program] = []
         for program in programs:
             if problem := misread(program.model_dump_json(), self.special):
-                rejected[program.id] = Rejected(program.id, problem)
+                rejected[program.id] = problem
             elif program.explanation and program.fix:
                 told.append(program)
             else:
-                rejected[program.id] = Rejected(program.id, "no explanation; `embuild annotate` asks for one")
+                rejected[program.id] = "no explanation; `embuild annotate` asks for one"
         contrastive = "contrastive" in self.styles
         rounds = self._contrastive(told) if contrastive else self._drawn(told)
-        fits = {document.id for document in fitting(list(chain(*rounds)))}
-        rounds = [[document for document in documents if document.id in fits] for documents in rounds]
         for document in chain(*rounds):
             document.explained_tokens = self.length(document, count)
-        # The order and the styles come from other generators: the controls have the same.
+            if document.explained_tokens > self.limit:
+                reason = f"a document of {document.explained_tokens} tokens is longer than {self.limit}"
+                rejected.setdefault(document.program, reason)
+        rounds = [[document for document in documents if document.program not in rejected] for documents in rounds]
+        # The order and the styles come from other generators: the controls have the same. What is too long in them is
+        # shortened, so that they have the same programs too.
         draw = random.Random(self.seed + 1)
         if self.control == "shuffled":
             for documents in rounds:
@@ -185,9 +174,12 @@ class Corpus:
             random.Random(self.seed).shuffle(ordered)
         if self.control == "code-only":
             self._bare(ordered, draw, count)
-        kept = fitting(ordered)
-        yield from rejected.values()
-        yield from kept
+        yield from map(Rejected._make, rejected.items())
+        yield from ordered
+
+    @property
+    def _learns_code(self) -> bool:
+        return self.loss_on_code and self.control != "code-only"
 
     def length(self, document: Document, count: CountTokens) -> int:
         """Tokens of a document as it will be trained on."""
@@ -195,8 +187,7 @@ class Corpus:
 
     def learnt(self, document: Document, count: CountTokens) -> int:
         """Tokens of a document on which the loss is."""
-        read = self.loss_on_code and self.control != "code-only"
-        return sum(count(said) + (count(code) if read else 0) for code, said in document.parts)
+        return sum(count(said) + (count(code) if self._learns_code else 0) for code, said in document.parts)
 
     def _drawn(self, programs: Iterable[Program]) -> list[list[Document]]:
         rounds: dict[Style, list[Document]] = {style: [] for style in self.styles}
@@ -237,9 +228,8 @@ class Corpus:
         places = [(document, part) for document in documents for part in range(len(document.parts))]
         whose = [document.program for document, _ in places]
         if len(set(whose)) == 1:
-            raise BadInput(
-                f"--control shuffled: just one program has the style {places[0][0].style}; give more programs"
-            )
+            style = places[0][0].style
+            raise BadInput(f"--control shuffled: just one program has the style {style}; give more programs")
         order = list(range(len(places)))
         draw.shuffle(order)
         said = [document.parts[part][1] for document, part in places]
@@ -269,9 +259,8 @@ class Corpus:
                 exchange(place, other)
         for place in order:
             # Where no exchange helps, the end of what is handed on is left out: the control has the same documents.
-            document, part = places[place]
             if not write(place):
-                self._shorten(document, part, count)
+                self._shorten(*places[place], count)
 
     def _shorten(self, document: Document, part: int, count: CountTokens) -> None:
         """Leaves out of the end of what is said in a part so much that the document fits."""
@@ -314,8 +303,7 @@ class Corpus:
 
     def row(self, document: Document) -> dict[str, Any]:
         """The document for Axolotl's `input_output`."""
-        read = self.loss_on_code and self.control != "code-only"
-        parts = [(label, text) for part in document.parts for label, text in zip((read, True), part, strict=True)]
+        parts = [pair for part in document.parts for pair in zip((self._learns_code, True), part, strict=True)]
         segments = [{"label": label, "text": text} for label, text in parts if text]
         segments[0]["text"] = f"{self.bos}{segments[0]['text']}"
         about = {"program": document.program, "cwe": document.cwe} if document.program else {}
@@ -333,13 +321,8 @@ def with_replay(
     """Mixes general text into a corpus, evenly: `ratio` tokens of it for each token of the explained corpus.
 
     Replayed text keeps a model from forgetting while it learns the corpus (Ibrahim et al., arXiv 2403.08763). The
-    controls get as much as the corpus.
-
-    Args:
-        texts: starts a pass over the general text, (id, text); it is read again from the start when it ends.
-
-    Raises:
-        BadInput: if no text can be used.
+    controls get as much as the corpus. `texts` starts a pass over the general text, (id, text), and another when that
+    ends. BadInput if no text can be used.
     """
     current, passes, explained, tokens, why = texts(), 1, 0, 0, ""
     for document in documents:
@@ -356,10 +339,9 @@ def with_replay(
             replayed = Document(f"replay/{name}/{passes}", "replay", [("", text)])
             length = corpus.length(replayed, corpus.count_tokens)
             over = f"a text of {length} tokens is longer than {corpus.limit}" if length > corpus.limit else None
-            problem = over or misread(text, corpus.special)
-            why = why or problem or ""
-            if problem is None:
+            if (problem := over or misread(text, corpus.special)) is None:
                 tokens += length
                 yield replayed
             elif passes == 1:
+                why = why or problem
                 yield Rejected(f"replay/{name}", problem)
