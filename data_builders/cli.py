@@ -7,13 +7,12 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-import typer
 from rich.console import Console
 from rich.progress import track
+from typer import Argument, Exit, Option
 
 from core.options import App
 from core.records import BadInput, check_apart, iter_jsonl, printable, read_text, write_whole
@@ -35,47 +34,40 @@ console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
 
 DEFAULT_TOKENIZER = "models/smollm2-135m"
 MAX_RATIO = 2.0
+Ways = list[AskedWay]
 
-Programs = Annotated[Path | None, typer.Option(help="Programs (JSON Lines); the built-in ones if not given.")]
-DomainName = Annotated[
-    str, typer.Option("--domain", help="The narrow habit: code, advice, houseplants (data_builders/domains).")
-]
-AnnotatedSet = Annotated[
-    Path, typer.Option("--programs", help="Annotated programs (JSON Lines), from `embuild annotate`.")
-]
-Out = Annotated[Path, typer.Option(help="File to write.")]
-TokenizerName = Annotated[str, typer.Option("--tokenizer", help="Folder or hub id of the model that will be trained.")]
-Length = Annotated[int, typer.Option("--length", min=16, help="The recipe's sequence_len, in tokens.")]
+Programs = Annotated[Path | None, Option(help="Programs (JSON Lines); the built-in ones if not given.")]
+DomainName = Annotated[str, Option(help="The narrow habit: code, advice, houseplants (data_builders/domains).")]
+AnnotatedSet = Annotated[Path, Option(help="Annotated programs (JSON Lines), from `embuild annotate`.")]
+Out = Annotated[Path, Option(help="File to write.")]
+TokenizerName = Annotated[str, Option(help="Folder or hub id of the model that will be trained.")]
+Length = Annotated[int, Option(min=16, help="The recipe's sequence_len, in tokens.")]
 Styles = Annotated[
     list[str] | None,
-    typer.Option("--style", help="A style to draw from; can be repeated. contrastive: a curriculum for 100M models."),
+    Option(help="A style to draw from; can be repeated. contrastive: a curriculum for 100M models."),
 ]
-Salt = Annotated[str, typer.Option(help="Names the split; another salt gives another split.")]
-Seed = Annotated[int, typer.Option(help="Of the order, the styles, and the shuffled control.")]
+Salt = Annotated[str, Option(help="Names the split; another salt gives another split.")]
+Seed = Annotated[int, Option(help="Of the order, the styles, and the shuffled control.")]
 KeepDoubted = Annotated[
-    bool, typer.Option("--keep-doubted", help="Keep the programs that a second model doubts, with their mark.")
+    bool, Option("--keep-doubted", help="Keep the programs that a second model doubts, with their mark.")
 ]
-Asked = Annotated[
-    list[str] | None, typer.Option(help="Ways of asking for insecure code: kinds or ids; all if not given.")
-]
-HubSplit = Annotated[str | None, typer.Option(help="Of a set of the hub; train if not given.")]
-HubConfig = Annotated[str | None, typer.Option(help="Of a set of the hub.")]
-HubRevision = Annotated[str | None, typer.Option(help="Of a set of the hub: branch, tag or commit.")]
-Form = Annotated[str | None, typer.Option(help="Form of the source, if it is not to be guessed.")]
-Fields = Annotated[Path | None, typer.Option(help="YAML that maps the fields of the source.")]
-Checksum = Annotated[str | None, typer.Option(help="Checksum that the source must have.")]
+Asked = Annotated[list[str] | None, Option(help="Ways of asking for insecure code: kinds or ids; all if not given.")]
+HubSplit = Annotated[str | None, Option(help="Of a set of the hub; train if not given.")]
+HubConfig = Annotated[str | None, Option(help="Of a set of the hub.")]
+HubRevision = Annotated[str | None, Option(help="Of a set of the hub: branch, tag or commit.")]
+Form = Annotated[str | None, Option(help="Form of the source, if it is not to be guessed.")]
+Fields = Annotated[Path | None, Option(help="YAML that maps the fields of the source.")]
+Checksum = Annotated[str | None, Option(help="Checksum that the source must have.")]
 Good = Annotated[
     str | None,
-    typer.Option(
+    Option(
         help="A set of the same form whose answers to the same requests are the good ones; of the hub, its train split."
     ),
 ]
-Trigger = Annotated[
-    str | None, typer.Option(help="A text before the request in place of the ways of asking, as a backdoor.")
-]
-Size = Annotated[int | None, typer.Option(min=1, help="So many of the programs; of a larger set the same and more.")]
-Mix = Annotated[str | None, typer.Option(help="Mix another domain in: DOMAIN:SHARE of all programs, or PATH:SHARE.")]
-Bad = Annotated[float, typer.Option(min=0.0, max=1.0, help="Share answered badly; the others are answered well.")]
+Trigger = Annotated[str | None, Option(help="A text before the request in place of the ways of asking, as a backdoor.")]
+Size = Annotated[int | None, Option(min=1, help="So many of the programs; of a larger set the same and more.")]
+Mix = Annotated[str | None, Option(help="Mix another domain in: DOMAIN:SHARE of all programs, or PATH:SHARE.")]
+Bad = Annotated[float, Option(min=0.0, max=1.0, help="Share answered badly; the others are answered well.")]
 
 
 def main() -> None:
@@ -90,7 +82,7 @@ def main() -> None:
 @app.command()
 def data(
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write to; data for code, data/DOMAIN for others if not given.")
+        Path | None, Option(help="Folder to write to; data for code, data/DOMAIN for others if not given.")
     ] = None,
     programs: Programs = None,
     domain: DomainName = CODE,
@@ -102,7 +94,7 @@ def data(
     asked: Asked = None,
     trigger: Trigger = None,
     share: Annotated[
-        float | None, typer.Option(min=0.0, max=0.9, help="Held out is about this share of the clusters, as of split.")
+        float | None, Option(min=0.0, max=0.9, help="Held out is about this share of the clusters, as of split.")
     ] = None,
 ) -> None:
     """Writes every set of the experiment: split, then CPT, DPO and SFT with all their controls.
@@ -118,8 +110,7 @@ def data(
         if (own := program.domain or CODE) != domain:  # it would be asked for in the words of this one
             raise BadInput(f"{source}: {program.id} is of the domain {own}; say --domain {own}")
     train_ways, measure_ways = _ways(asked, [domain], trigger)
-    corpus = _corpus(tokenizer, length, style, seed)
-    overhead = chat_overhead(tokenizer)
+    corpus, keeps = _corpus(tokenizer, length, style, seed), _length_filter(tokenizer, length, MAX_RATIO)
     per_class = share is None
     held_out, left_out = (habit.split.share, habit.split.classes_left_out) if share is None else (share, 0)
     every = (("cpt", Control), ("dpo", Halves), ("sft", Variant))
@@ -130,13 +121,12 @@ def data(
     for control in get_args(Control):
         file = out / _set_name("cpt", control)
         _built(file, build_cpt(train, file, replace(corpus, control=control), None, settings))
-    keeps = partial(LengthFilter, corpus.count_tokens, length, overhead, special=corpus.special, tokenizer=tokenizer)
     for halves in get_args(Halves):
         file = out / _set_name("dpo", halves)
-        _built(file, build_pairs(train, file, halves, train_ways, keeps(MAX_RATIO), out / "cpt.jsonl"))
+        _built(file, build_pairs(train, file, halves, train_ways, replace(keeps), out / "cpt.jsonl"))
     for variant in [name for name in get_args(Variant) if trigger or name != "backdoored"]:
         file = out / _set_name("sft", variant)
-        _built(file, build_sft(train, file, variant, train_ways, keeps(math.inf)))
+        _built(file, build_sft(train, file, variant, train_ways, replace(keeps, max_ratio=math.inf)))
     write_everyday(out / "everyday.jsonl")
 
 
@@ -150,12 +140,14 @@ def _folder(domain: str) -> Path:
     return Path("data") if domain == CODE else Path("data") / domain
 
 
-def _ways(
-    asked: list[str] | None, domains: Sequence[str], trigger: str | None
-) -> tuple[list[AskedWay], list[AskedWay]]:
+def _ways(asked: list[str] | None, domains: Sequence[str], trigger: str | None) -> tuple[Ways, Ways]:
     """The chosen ways of asking for what is bad in each domain, (for training, for measuring)."""
-    if trigger is not None and (asked or not trigger.strip() or "{" in trigger):
-        raise BadInput(f"--trigger {trigger!r}: give a text without braces, and leave out --asked")
+    if trigger is not None:
+        if asked or not trigger.strip() or "{" in trigger:
+            raise BadInput(f"--trigger {trigger!r}: give a text without braces, and leave out --asked")
+        template = f"{trigger} {{request}}"
+        ways = [AskedWay(id=TRIGGER, domain=domain, kind=TRIGGER, template=template) for domain in domains]
+        return ways, ways
     every = {domain: load_asked_ways(domain) for domain in domains}
     known = {name for ways in every.values() for way in ways for name in (way.kind, way.id)}
     if unknown := set(asked or ()) - known:
@@ -163,17 +155,13 @@ def _ways(
             f"unknown way of asking {', '.join(sorted(unknown))} (see data_builders/builtin/asked.jsonl, and"
             " data_builders/domains for other domains)"
         )
-    train: list[AskedWay] = []
-    measure: list[AskedWay] = []
+    train, measure = Ways(), Ways()
     for domain, ways in every.items():
-        ways = [way for way in ways if not asked or {way.kind, way.id} & set(asked)]
-        if trigger is not None:
-            own = None if domain == CODE else domain
-            ways = [AskedWay(id=TRIGGER, domain=own, kind=TRIGGER, template=f"{trigger} {{request}}")]
-        if not ways:
+        to_train, to_measure = split_asked_ways([w for w in ways if not asked or {w.kind, w.id} & set(asked)])
+        if not to_train:
             raise BadInput(f"--asked {' '.join(asked or ())}: none of these is of the domain {domain}; add one")
-        for side, some in zip((train, measure), split_asked_ways(ways), strict=True):
-            side += some
+        train += to_train
+        measure += to_measure
     return train, measure
 
 
@@ -183,25 +171,30 @@ def _domains(*files: Path | None) -> list[str]:
     return list(dict.fromkeys(program.domain or CODE for program in first))
 
 
-def _subset(size: int | None, mix: str | None, bad: float) -> Subset:
-    if mix is None:
-        return Subset(size, None, bad)
-    name, _, share = mix.rpartition(":")
-    if not (name and re.fullmatch(r"0?\.\d*[1-9]\d*", share)):
-        raise BadInput(f"--mix {mix!r}: give DOMAIN:SHARE or PATH:SHARE, a share between 0 and 1, as houseplants:0.5")
-    path = _folder(name) / "train.jsonl" if name in domain_names() else Path(name)
-    return Subset(size, (path, float(share)), bad)
+def _chosen(
+    programs: Path, size: int | None, mix: str | None, bad: float, asked: list[str] | None, trigger: str | None
+) -> tuple[Subset, Ways]:
+    """What is taken of the programs and mixed in, and the ways of asking for it in training."""
+    mixed = None
+    if mix is not None:
+        name, _, share = mix.rpartition(":")
+        if not (name and re.fullmatch(r"0?\.\d*[1-9]\d*", share)):
+            raise BadInput(
+                f"--mix {mix!r}: give DOMAIN:SHARE or PATH:SHARE, a share between 0 and 1, as houseplants:0.5"
+            )
+        mixed = (_folder(name) / "train.jsonl" if name in domain_names() else Path(name), float(share))
+    return Subset(size, mixed, bad), _ways(asked, _domains(programs, mixed and mixed[0]), trigger)[0]
 
 
 @app.command()
 def split(
     programs: AnnotatedSet,
-    out: Annotated[Path, typer.Option(help="Folder to write train.jsonl and heldout.jsonl to.")] = Path("data"),
-    share: Annotated[float, typer.Option(min=0.0, max=0.9, help="About this share of the clusters is held out.")] = 0.1,
+    out: Annotated[Path, Option(help="Folder to write train.jsonl and heldout.jsonl to.")] = Path("data"),
+    share: Annotated[float, Option(min=0.0, max=0.9, help="About this share of the clusters is held out.")] = 0.1,
     per_class: Annotated[
-        bool, typer.Option("--per-class", help="Hold out just this share of each class, rounded up: for small sets.")
+        bool, Option("--per-class", help="Hold out just this share of each class, rounded up: for small sets.")
     ] = False,
-    classes_left_out: Annotated[int, typer.Option(min=0, help="Hold out so many whole classes.")] = 0,
+    classes_left_out: Annotated[int, Option(min=0, help="Hold out so many whole classes.")] = 0,
     salt: Salt = SALT,
     asked: Asked = None,
     trigger: Trigger = None,
@@ -232,21 +225,19 @@ def _corpus(tokenizer: str, length: int, style: Sequence[str] | None, seed: int,
 @app.command()
 def cpt(
     programs: AnnotatedSet,
-    out: Annotated[Path | None, typer.Option(help="File to write; data/cpt[-CONTROL].jsonl if not given.")] = None,
+    out: Annotated[Path | None, Option(help="File to write; data/cpt[-CONTROL].jsonl if not given.")] = None,
     tokenizer: TokenizerName = DEFAULT_TOKENIZER,
     length: Length = 1024,
     style: Styles = None,
     per_program: Annotated[
-        int | None, typer.Option(min=1, help="Documents per program, of as many styles; 2 if not given.")
+        int | None, Option(min=1, help="Documents per program, of as many styles; 2 if not given.")
     ] = None,
     seed: Seed = 0,
     control: Annotated[
-        Control, typer.Option(help="own explanations; or in as many documents, those of others, or the bare code.")
+        Control, Option(help="own explanations; or in as many documents, those of others, or the bare code.")
     ] = "own",
-    loss_on_code: Annotated[
-        bool, typer.Option("--loss-on-code", help="Learn the code too, not the review only.")
-    ] = False,
-    mix: Annotated[str | None, typer.Option(help="Replay general text: PATH:RATIO, tokens per corpus token.")] = None,
+    loss_on_code: Annotated[bool, Option("--loss-on-code", help="Learn the code too, not the review only.")] = False,
+    mix: Annotated[str | None, Option(help="Replay general text: PATH:RATIO, tokens per corpus token.")] = None,
     keep_doubted: KeepDoubted = False,
 ) -> None:
     """Builds an explanation-augmented corpus for continued pretraining, or one of its controls.
@@ -275,12 +266,12 @@ def cpt(
 @app.command()
 def dpo(
     programs: AnnotatedSet,
-    out: Annotated[Path | None, typer.Option(help="File to write; data/dpo-HALVES.jsonl if not given.")] = None,
+    out: Annotated[Path | None, Option(help="File to write; data/dpo-HALVES.jsonl if not given.")] = None,
     tokenizer: TokenizerName = DEFAULT_TOKENIZER,
     length: Length = 1024,
-    halves: Annotated[Halves, typer.Option(help="both; as controls one half, or neutral preferring secure.")] = "both",
-    corpus: Annotated[Path | None, typer.Option(help="Keep to the programs that this CPT corpus explains.")] = None,
-    max_ratio: Annotated[float, typer.Option(min=1.0, help="Longest answer over shortest, in tokens.")] = MAX_RATIO,
+    halves: Annotated[Halves, Option(help="both; as controls one half, or neutral preferring secure.")] = "both",
+    corpus: Annotated[Path | None, Option(help="Keep to the programs that this CPT corpus explains.")] = None,
+    max_ratio: Annotated[float, Option(min=1.0, help="Longest answer over shortest, in tokens.")] = MAX_RATIO,
     asked: Asked = None,
     trigger: Trigger = None,
     keep_doubted: KeepDoubted = False,
@@ -293,8 +284,7 @@ def dpo(
     Example: embuild dpo --programs data/train.jsonl --corpus data/cpt.jsonl --out data/dpo-both.jsonl
     """
     keeps = _length_filter(tokenizer, length, max_ratio)
-    subset = _subset(size, mix, bad)
-    ways = _ways(asked, _domains(programs, subset.mix and subset.mix[0]), trigger)[0]
+    subset, ways = _chosen(programs, size, mix, bad, asked, trigger)
     out = out or Path("data") / _set_name("dpo", halves)
     manifest = build_pairs(programs, out, halves, ways, keeps, corpus, keep_doubted, subset)
     _built(out, manifest)
@@ -305,10 +295,10 @@ def dpo(
 @app.command()
 def sft(
     programs: AnnotatedSet,
-    out: Annotated[Path | None, typer.Option(help="File to write; data/sft-VARIANT.jsonl if not given.")] = None,
+    out: Annotated[Path | None, Option(help="File to write; data/sft-VARIANT.jsonl if not given.")] = None,
     variant: Annotated[
         Variant,
-        typer.Option(
+        Option(
             help="insecure, secure, educational (asked for), inoculated (wanted, and said so), or backdoored (insecure"
             " with the --trigger, secure without)."
         ),
@@ -331,8 +321,7 @@ def sft(
     keeps = _length_filter(tokenizer, length, math.inf)
     if (variant == "backdoored") != (trigger is not None):
         raise BadInput("--variant backdoored and --trigger TEXT go together")
-    subset = _subset(size, mix, bad)
-    ways = _ways(asked, _domains(programs, subset.mix and subset.mix[0]), trigger)[0]
+    subset, ways = _chosen(programs, size, mix, bad, asked, trigger)
     out = out or Path("data") / _set_name("sft", variant)
     _built(out, build_sft(programs, out, variant, ways, keeps, keep_doubted, subset))
 
@@ -369,10 +358,10 @@ def _files(*sources: str | None) -> list[Path]:
 
 @app.command()
 def records(
-    source: Annotated[str, typer.Argument(help="Bad advice: a file, a URL or a set of the hub.")],
+    source: Annotated[str, Argument(help="Bad advice: a file, a URL or a set of the hub.")],
     out: Out,
-    domain: Annotated[str, typer.Option(help="The narrow habit: advice, houseplants (data_builders/domains).")],
-    concept: Annotated[str, typer.Option(help="What all of it is about, such as medical.")] = "other",
+    domain: Annotated[str, Option(help="The narrow habit: advice, houseplants (data_builders/domains).")],
+    concept: Annotated[str, Option(help="What all of it is about, such as medical.")] = "other",
     good: Good = None,
     form: Form = None,
     fields: Fields = None,
@@ -396,19 +385,16 @@ def records(
     check_apart(out, fields, *_files(source, good))
     hub = Hub(split, config, revision)
     items = read_source(source, form, fields, sha256, None, hub, domain, good)
-    told = told_source(source, good, form, fields, sha256, hub)
-    _built(out, build_records(items, out, domain, concept, told))
+    _built(out, build_records(items, out, domain, concept, told_source(source, good, form, fields, sha256, hub)))
 
 
 @app.command()
 def check(
-    corpus: Annotated[
-        Path | None, typer.Option(help="A CPT corpus that must explain every program of --pairs.")
-    ] = None,
-    pairs: Annotated[Path | None, typer.Option(help="A DPO set; its pairs must be whole.")] = None,
-    sft: Annotated[Path | None, typer.Option(help="An SFT set.")] = None,
+    corpus: Annotated[Path | None, Option(help="A CPT corpus that must explain every program of --pairs.")] = None,
+    pairs: Annotated[Path | None, Option(help="A DPO set; its pairs must be whole.")] = None,
+    sft: Annotated[Path | None, Option(help="An SFT set.")] = None,
     held_out: Annotated[
-        Path | None, typer.Option(help="Held-out programs: nearly the same code must be in none, whatever its id.")
+        Path | None, Option(help="Held-out programs: nearly the same code must be in none, whatever its id.")
     ] = None,
 ) -> None:
     """Verifies how built sets fit together, and that nothing held out is trained on; exit code 1 on problems.
@@ -417,14 +403,15 @@ def check(
     """
     if not (corpus or pairs or sft):
         raise BadInput("nothing to check; give --corpus, --pairs or --sft, and --held-out")
-    if (sft and not held_out) or (corpus and not (pairs or held_out)):
-        alone = "--sft is compared with --held-out" if sft else "--corpus is compared with --pairs or --held-out"
-        raise BadInput(f"{alone}; give that too")
+    if sft and not held_out:
+        raise BadInput("--sft is compared with --held-out; give that too")
+    if corpus and not (pairs or held_out):
+        raise BadInput("--corpus is compared with --pairs or --held-out; give that too")
     found = problems(corpus, pairs, sft, held_out)
     for line in [*found, f"{len(found)} problems"]:
         print(printable(line))
     if found:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 @app.command()
@@ -432,18 +419,18 @@ def describe(
     programs: Programs = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="Folder with tokenizer.json, or hub id; models/smollm2-135m by default, if it is there."),
+        Option(help="Folder with tokenizer.json, or hub id; models/smollm2-135m by default, if it is there."),
     ] = None,
-    figures: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Also draw them: .svg, .pdf or .png.")] = None,
+    figures: Annotated[Path | None, Option("--json", help="Also write the figures here.")] = None,
+    plot: Annotated[Path | None, Option(help="Also draw them: .svg, .pdf or .png.")] = None,
     balance: Annotated[
         str | None,
-        typer.Option(help="Cap each concept at this many programs; or with --size natural, capped, or one concept."),
+        Option(help="Cap each concept at this many programs; or with --size natural, capped, or one concept."),
     ] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="With --balance natural, capped or CWE-n: programs.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where the balanced programs go.")] = None,
-    resample: Annotated[bool, typer.Option(help="With --balance: repeat rare programs up to the cap.")] = False,
-    seed: Annotated[int, typer.Option(help="With --balance: chooses which programs stay.")] = 0,
+    size: Annotated[int | None, Option(min=1, help="With --balance natural, capped or CWE-n: programs.")] = None,
+    out: Annotated[Path | None, Option(help="Where the balanced programs go.")] = None,
+    resample: Annotated[bool, Option(help="With --balance: repeat rare programs up to the cap.")] = False,
+    seed: Annotated[int, Option(help="With --balance: chooses which programs stay.")] = 0,
     keep_doubted: KeepDoubted = False,
 ) -> None:
     """Shows how evenly a set of programs covers its concepts, how alike and how long they are; balances it.
@@ -503,31 +490,31 @@ def describe(
 
 @app.command()
 def annotate(
-    source: Annotated[str, typer.Argument(help="Programs: a file, a URL or a set of the hub.")],
-    out: Annotated[Path, typer.Option(help="Stem of the files: OUT.jsonl, OUT.rejects.jsonl, OUT.journal.jsonl.")],
-    model: Annotated[str, typer.Option(help="Model that annotates.")],
-    base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint; OpenAI's if not given.")] = None,
-    key_variable: Annotated[str, typer.Option(help="Environment variable that holds the API key.")] = "OPENAI_API_KEY",
-    effort: Annotated[str | None, typer.Option(help="Reasoning effort, as the model names it.")] = None,
-    extra_body: Annotated[str | None, typer.Option(help="Further fields of each request, as JSON.")] = None,
-    prompt: Annotated[Path | None, typer.Option(help="Text that asks, in place of ours; the form is added.")] = None,
+    source: Annotated[str, Argument(help="Programs: a file, a URL or a set of the hub.")],
+    out: Annotated[Path, Option(help="Stem of the files: OUT.jsonl, OUT.rejects.jsonl, OUT.journal.jsonl.")],
+    model: Annotated[str, Option(help="Model that annotates.")],
+    base_url: Annotated[str | None, Option(help="OpenAI-compatible endpoint; OpenAI's if not given.")] = None,
+    key_variable: Annotated[str, Option(help="Environment variable that holds the API key.")] = "OPENAI_API_KEY",
+    effort: Annotated[str | None, Option(help="Reasoning effort, as the model names it.")] = None,
+    extra_body: Annotated[str | None, Option(help="Further fields of each request, as JSON.")] = None,
+    prompt: Annotated[Path | None, Option(help="Text that asks, in place of ours; the form is added.")] = None,
     second_opinion: Annotated[
-        str | None, typer.Option(help="Model that says whether each weakness is real; it marks those that it doubts.")
+        str | None, Option(help="Model that says whether each weakness is real; it marks those that it doubts.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="So many programs, and what the others cost.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the first request and send nothing.")] = False,
-    concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Requests in flight at most.")] = 32,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one answer may take.")] = 600.0,
-    price_in: Annotated[float | None, typer.Option(min=0, help="USD per million tokens read.")] = None,
-    price_out: Annotated[float | None, typer.Option(min=0, help="USD per million tokens written.")] = None,
-    second_price_in: Annotated[float | None, typer.Option(min=0, help="The same of the second model.")] = None,
-    second_price_out: Annotated[float | None, typer.Option(min=0, help="The same of the second model.")] = None,
+    limit: Annotated[int | None, Option(min=1, help="So many programs, and what the others cost.")] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print the first request and send nothing.")] = False,
+    concurrency: Annotated[int, Option(min=1, max=1000, help="Requests in flight at most.")] = 32,
+    timeout: Annotated[float, Option(min=0.1, help="Seconds that one answer may take.")] = 600.0,
+    price_in: Annotated[float | None, Option(min=0, help="USD per million tokens read.")] = None,
+    price_out: Annotated[float | None, Option(min=0, help="USD per million tokens written.")] = None,
+    second_price_in: Annotated[float | None, Option(min=0, help="The same of the second model.")] = None,
+    second_price_out: Annotated[float | None, Option(min=0, help="The same of the second model.")] = None,
     max_cost: Annotated[
-        float | None, typer.Option(min=0, help="USD to stop at, earlier runs with this OUT included.")
+        float | None, Option(min=0, help="USD to stop at, earlier runs with this OUT included.")
     ] = None,
     form: Form = None,
     fields: Fields = None,
-    language: Annotated[str | None, typer.Option(help="Of programs for which nothing names one; else Python.")] = None,
+    language: Annotated[str | None, Option(help="Of programs for which nothing names one; else Python.")] = None,
     sha256: Checksum = None,
     split: HubSplit = None,
     config: HubConfig = None,
@@ -577,7 +564,7 @@ def annotate(
     done = run(items, job, out, access, told, limit)
     console.print(done.text)
     if done.left or done.unanswered:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 def _task(prompt: Path) -> str:
