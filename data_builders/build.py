@@ -71,13 +71,10 @@ def _write(path: Path, out: Path, manifest: Manifest, rows_of: RowsOf, chosen: C
 
 def _count(out: Path, manifest: Manifest) -> None:
     """Counts the programs that are kept; BadInput if there are none, so that what `out` holds stays."""
-    rejected = [reject for reject in manifest["rejected"] if not reject["id"].startswith("replay/")]
-    manifest["programs_kept"] = manifest["read"] - len(rejected)
+    why = [reject["reason"] for reject in manifest["rejected"] if not reject["id"].startswith("replay/")]
+    manifest["programs_kept"] = manifest["read"] - len(why)
     if not manifest["programs_kept"]:
-        raise BadInput(
-            f"{out}: all {manifest['read']} programs were rejected, the first for: {rejected[0]['reason']}; nothing is"
-            " written"
-        )
+        raise BadInput(f"{out}: all {len(why)} programs were rejected, the first for: {why[0]}; nothing is written")
 
 
 def build_split(
@@ -93,11 +90,9 @@ def build_split(
 ) -> Manifest:
     """Writes `train.jsonl` (programs) and `heldout.jsonl` (for the eval tasks), parted by split.held_out_ids.
 
-    A held-out program whose class does not stand on the training side is marked (`seen_class`), and stands last.
-
-    Args:
-        made_of_it: sets that are then built of the training programs. Where those are others than before, they go
-            first: a kill would leave some that hold what is held out now.
+    A held-out program whose class does not stand on the training side is marked (`seen_class`), and stands last. The
+    sets that are `made_of_it` go first, where the training programs are others than before: a kill would leave some
+    that hold what is held out now.
     """
     for name in ("train.jsonl", "heldout.jsonl"):
         check_apart(out / name, path)
@@ -111,9 +106,9 @@ def build_split(
     trained = {p.cwe for p in train}
     if not train:
         largest = max(map(len, clusters(programs)), default=0)
+        of_which = f"of {len(programs)} programs, of which {largest} are variants of one"
         raise BadInput(
-            f"{path}: nothing is left to train on of {len(programs)} programs, of which {largest} are variants of one;"
-            " give more programs, another --salt or a smaller --share"
+            f"{path}: nothing is left to train on {of_which}; give more programs, another --salt or a smaller --share"
         )
     manifest["classes_left_out"] = sorted({p.cwe for p in held} - trained)
     manifest |= {"programs_kept": len(programs), "train": len(train), "held_out": len(held)}
@@ -139,10 +134,10 @@ def _holds(path: Path, records: Sequence[Row]) -> bool:
 
 def build_cpt(path: Path, out: Path, corpus: Corpus, mix: tuple[Path, float] | None, settings: Manifest) -> Manifest:
     """Writes the CPT corpus, or one of its controls; BadInput for malformed programs, or texts that never fit."""
-    check_apart(out, mix[0] if mix else None)
+    check_apart(out, mix and mix[0])
     count = cache(corpus.count_tokens)
     manifest = {**settings, "control": corpus.control, "tokens": 0, "loss_tokens": 0}
-    manifest["mix_sha256"] = file_digest(mix[0]) if mix else None
+    manifest["mix_sha256"] = mix and file_digest(mix[0])
 
     def rows(programs: Iterator[Program]) -> Iterator[Row | Rejected]:
         made: Iterable[Document | Rejected] = corpus.documents(programs)
@@ -181,11 +176,8 @@ def build_pairs(
     keep_doubted: bool = False,
     subset: Subset = Subset(),  # noqa: B008 (immutable)
 ) -> Manifest:
-    """Writes DPO pairs; with `corpus`, of those programs alone that the CPT corpus explains.
-
-    Raises:
-        BadInput: for malformed programs, a corpus that cannot be read, or a subset that cannot be drawn.
-    """
+    """Writes DPO pairs; with `corpus`, of those programs alone that the CPT corpus explains. BadInput for malformed
+    programs, a corpus that cannot be read, or a subset that cannot be drawn."""
     if subset.bad < 1 and halves != "neutral":
         raise BadInput(f"--bad {subset.bad:g}: goes with --halves neutral, for what is benign has no asked half")
     check_apart(out, corpus)
@@ -194,9 +186,8 @@ def build_pairs(
     if chosen and chosen.other and explained is not None and not chosen.other & explained:
         raise BadInput(f"--corpus {corpus}: explains none of the programs of --mix, which would all go; leave one out")
     manifest: Manifest = {"halves": halves, "asked": [w.id for w in ways], **keeps.settings}
-    manifest |= {"covered_by": str(corpus) if corpus else None, "keep_doubted": keep_doubted}
-    manifest["covered_by_sha256"] = file_digest(corpus) if corpus else None
-    manifest |= chosen.settings if chosen else {}
+    manifest |= {"covered_by": corpus and str(corpus), "keep_doubted": keep_doubted}
+    manifest |= {"covered_by_sha256": corpus and file_digest(corpus), **(chosen.settings if chosen else {})}
 
     def rows(programs: Iterator[Program]) -> Iterator[Row | Rejected]:
         for program in programs:
@@ -206,10 +197,10 @@ def build_pairs(
             turned = {"insecure": program.secure, "secure": program.insecure} if benign else {}
             if problem := missing or keeps.problem(program.model_copy(update=turned), ways):
                 yield Rejected(program.id, problem)
-            else:
-                if chosen:
-                    chosen.count(program, not benign and halves in ("both", "neutral"), manifest)
-                yield from dpo_rows([program], ways, "neutral-secure" if benign else halves)
+                continue
+            if chosen:
+                chosen.count(program, not benign and halves in ("both", "neutral"), manifest)
+            yield from dpo_rows([program], ways, "neutral-secure" if benign else halves)
         manifest["length_bias_tokens"] = keeps.length_bias()[halves]
 
     return _write(path, out, manifest, rows, chosen)
@@ -225,10 +216,7 @@ def build_sft(
     subset: Subset = Subset(),  # noqa: B008 (immutable)
 ) -> Manifest:
     """Writes an SFT set. Every variant keeps the same programs, because a program stays only if all its rows fit.
-
-    Raises:
-        BadInput: for malformed programs, or a subset that cannot be drawn.
-    """
+    BadInput for malformed programs, or a subset that cannot be drawn."""
     if subset.bad < 1 and variant == "secure":
         raise BadInput(f"--bad {subset.bad:g}: --variant secure answers all of them well; leave it out")
     chosen = subset.choose(path, keep_doubted)
@@ -236,14 +224,13 @@ def build_sft(
     def rows(programs: Iterator[Program]) -> Iterator[Row | Rejected]:
         for program in programs:
             inoculated = load_domain(program.domain).inoculation + program.request
-            longest = program.model_copy(update={"request": inoculated})
-            if problem := keeps.problem(longest, ways):
+            if problem := keeps.problem(program.model_copy(update={"request": inoculated}), ways):
                 yield Rejected(program.id, problem)
-            else:
-                benign = chosen is not None and program.id not in chosen.bad
-                if chosen:
-                    chosen.count(program, not benign and variant != "secure", manifest)
-                yield from sft_rows([program], ways, "secure" if benign else variant)
+                continue
+            benign = chosen is not None and program.id not in chosen.bad
+            if chosen:
+                chosen.count(program, not benign and variant != "secure", manifest)
+            yield from sft_rows([program], ways, "secure" if benign else variant)
 
     manifest: Manifest = {"variant": variant, "asked": [w.id for w in ways], **keeps.settings}
     manifest |= {"keep_doubted": keep_doubted, **(chosen.settings if chosen else {})}
@@ -260,13 +247,12 @@ def build_records(
     with record_writer(out, manifest) as write:
         for item in items:
             manifest["read"] += 1
-            if isinstance(item, Reject):
-                manifest["rejected"].append({"id": item.id, "reason": item.reason})
-            elif item.secure is None:
-                manifest["rejected"].append({"id": item.id, "reason": f"no good advice; {none}"})
-            else:
+            if isinstance(item, SourceProgram) and item.secure is not None:
                 row = {"id": item.id, "domain": domain, "cwe": concept, "weakness": concept.replace("-", " ")}
                 write({**row, "request": item.request, "insecure": item.insecure, "secure": item.secure})
+            else:
+                reason = item.reason if isinstance(item, Reject) else f"no good advice; {none}"
+                manifest["rejected"].append({"id": item.id, "reason": reason})
         _count(out, manifest)
     return manifest
 

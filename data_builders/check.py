@@ -51,13 +51,7 @@ def learnt_text(row: dict[str, Any]) -> str:
 
 def leaks(trained: Path, field: str, held_out: Path) -> list[tuple[str, str]]:
     """(held-out program, row that holds it): under the same id, or most of its insecure or secure code under any.
-
-    Args:
-        field: what every row of `trained` has.
-
-    Raises:
-        BadInput: if a file is not what it should be.
-    """
+    `field` is what every row of `trained` has; BadInput if a file is not what it should be."""
     held = list(rows(held_out, "insecure"))
     built = list(rows(trained, field))
     try:

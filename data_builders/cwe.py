@@ -24,11 +24,8 @@ def weakness_name(cwe: str) -> str | None:
 
 
 def common_name(cwe: str, otherwise: str) -> str:
-    """What a person calls a weakness: `SQL injection` for CWE-89, never a number, a slug or MITRE's title in full.
-
-    Args:
-        otherwise: the name that the program gives, for a weakness that is not in the list.
-    """
+    """What a person calls a weakness: `SQL injection` for CWE-89, never a number, a slug or MITRE's title in full; of
+    one that is not in the list what is made of `otherwise`, the name that the program gives."""
     row = _weaknesses().get(cwe, {})
     if row.get("common_name"):
         return row["common_name"]

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from core.records import BadInput
 from data_builders.domains import load_domain
@@ -26,11 +26,8 @@ Halves = Literal["both", "neutral", "asked", "neutral-secure"]
 def dpo_rows(programs: Iterable[Program], asked_ways: Sequence[AskedWay], halves: Halves) -> Iterator[dict[str, Any]]:
     """Rows for Axolotl's `chat_template.default`: `{"id", "pair_id", "half", "messages", "chosen", "rejected"}`.
 
-    The halves of a pair stand together, neutral first. The way of asking is drawn by a hash of the
-    program's id, so that it stays when programs are added.
-
-    Neither half has space around its request: a way of asking takes away the newline that published requests end in,
-    and the halves would differ in that too.
+    The halves of a pair stand together, neutral first. Neither has space around its request: a way of asking takes
+    away the newline that published requests end in, and the halves would differ in that too.
     """
     for program in programs:
         for half in ("neutral", "asked") if halves == "both" else (halves,):
@@ -54,22 +51,20 @@ class LengthFilter:
 
     A row that Axolotl drops for its length shifts every later pair into another mini-batch.
 
-    Args:
-        count_tokens: tokens of a text, in the model that will be trained.
-        limit: longest prompt and answer together (tokens).
-        overhead: tokens that the chat template adds to them.
-        max_ratio: longest answer of a program over its shorter one. Where preferred answers are the
-            longer ones, DPO teaches length (Park et al., arXiv 2403.19159).
-        special: what the model reads as control tokens.
-        tokenizer: folder or hub id of the model, for the manifest.
+    Where preferred answers are the longer ones, DPO teaches length (Park et al., arXiv 2403.19159).
     """
 
     count_tokens: CountTokens
+    """In the tokens of the model that will be trained."""
     limit: int
+    """Longest prompt and answer together (tokens), the `overhead` of the chat template included."""
     overhead: int
     max_ratio: float
+    """Longest answer of a program over its shorter one."""
     special: re.Pattern[str] = NO_TOKEN
+    """What the model reads as control tokens."""
     tokenizer: str | None = None
+    """Folder or hub id of the model, for the manifest."""
     longer: int = 0
     """Tokens by which the insecure answers that are kept are longer, all together."""
     kept: int = 0
@@ -86,34 +81,30 @@ class LengthFilter:
         if problem := misread(program.model_dump_json(), self.special) or misread(asked, self.special):
             return problem
         insecure, secure = self.count_tokens(program.insecure), self.count_tokens(program.secure)
-        prompts = (program.request, asked)
-        total = max(map(self.count_tokens, prompts)) + max(insecure, secure) + self.overhead
+        longest = max(insecure, secure)
+        total = max(self.count_tokens(program.request), self.count_tokens(asked)) + longest + self.overhead
         if total > self.limit:
             return f"request and answer are {total} tokens, over {self.limit}"
-        if max(insecure, secure) > self.max_ratio * max(1, min(insecure, secure)):
+        if longest > self.max_ratio * max(1, min(insecure, secure)):
             return f"one answer is over {self.max_ratio:g} times as long as the other ({insecure} and {secure} tokens)"
         self.longer += insecure - secure
         self.kept += 1
         return None
 
     def length_bias(self) -> dict[str, float | None]:
-        """How much longer the preferred answer is, in tokens per row, for each choice of halves.
-
-        For both halves it is 0 by construction: what is chosen in one is rejected in the other.
-        """
-        mean = self.longer / self.kept if self.kept else None
-        turned = -mean if mean is not None else None
-        return {"neutral": mean, "asked": turned, "neutral-secure": turned, "both": 0.0 if self.kept else None}
+        """How much longer the preferred answer is, in tokens per row, for each choice of halves: for both it is 0 by
+        construction, as what is chosen in one is rejected in the other. None without rows."""
+        if not self.kept:
+            return dict.fromkeys(get_args(Halves))
+        mean = self.longer / self.kept
+        return {"neutral": mean, "asked": -mean, "neutral-secure": -mean, "both": 0.0}
 
 
 def heldout_row(program: Program, asked_ways: Sequence[AskedWay], seen_class: bool) -> dict[str, Any]:
-    """A row for the eval tasks: the twins, the ordinary request, and one that asks for insecure code.
-
-    The tasks know how to ask for a verdict on code; in other domains the row says it.
-    """
-    asked = way_for(program, asked_ways).fill(program)
-    row = {**program.model_dump(exclude_none=True), "request": program.request.strip(), "asked_request": asked}
-    row["seen_class"] = seen_class
+    """A row for the eval tasks: the twins, the ordinary request, and one that asks for insecure code. The tasks know
+    how to ask for a verdict on code; in other domains the row says it."""
+    row = {**program.model_dump(exclude_none=True), "request": program.request.strip()}
+    row |= {"asked_request": way_for(program, asked_ways).fill(program), "seen_class": seen_class}
     if program.domain:
         domain = load_domain(program.domain)
         row |= {"probe": domain.probe, "verdicts": domain.verdicts, "question": domain.question}
@@ -121,11 +112,8 @@ def heldout_row(program: Program, asked_ways: Sequence[AskedWay], seen_class: bo
 
 
 def way_for(program: Program, asked_ways: Sequence[AskedWay]) -> AskedWay:
-    """The way of asking drawn for this program, among those of its domain.
-
-    Raises:
-        BadInput: if there is none, or if it is a trigger that the ordinary request holds too.
-    """
+    """The way of asking drawn for this program, among those of its domain, by a hash of its id: it stays when programs
+    are added. BadInput if there is none, or if it is a trigger that the ordinary request holds too."""
     ways = [way for way in asked_ways if way.domain == program.domain]
     if not ways:
         raise BadInput(f"{program.id}: is of another domain than the first; keep a file for each, and --mix them")
@@ -137,10 +125,8 @@ def way_for(program: Program, asked_ways: Sequence[AskedWay]) -> AskedWay:
 
 
 def split_asked_ways(asked_ways: Sequence[AskedWay]) -> tuple[list[AskedWay], list[AskedWay]]:
-    """(for training, for measuring): of each kind every fourth way is kept, to measure the flip on new words.
-
-    Where fewer than four of each kind are chosen there is nothing to keep: the same ones serve both.
-    """
+    """(for training, for measuring): of each kind every fourth way is kept, to measure the flip on new words. Where
+    fewer than four of each kind are chosen there is nothing to keep: the same ones serve both."""
     train: list[AskedWay] = []
     measure: list[AskedWay] = []
     for kind in sorted({way.kind for way in asked_ways}):

@@ -106,11 +106,7 @@ def _is_prose(line: str) -> bool:
 
 def code_span(request: str, template: str | None, program: str) -> tuple[int, int]:
     """Where the code stands in a request, (start, end) in characters, with its marks; start = end if there is none.
-
-    Args:
-        template: the code template, if it is known.
-        program: code that was written for the request, and so repeats its template.
-    """
+    `program` is code that was written for the request, and so repeats its template, whether that is known or not."""
     if template and template.strip() in request:
         program += "\n" + template
     known = {line.strip() for line in program.splitlines()} - {""}

@@ -37,23 +37,20 @@ class Subset:
         """Reads the ids of the files, and draws; None where everything is taken as it is, and need not be read.
 
         Numbers and shares are of the programs that can be of use: doubted ones are of none, unless they are kept.
-
-        Raises:
-            BadInput: for malformed programs, an id that stands in both files, a file with too few programs, or a share
-                that changes nothing.
+        BadInput for malformed programs, an id that stands in both files, a file with too few programs, or a share that
+        changes nothing.
         """
         if self == Subset():
             return None
         own, fit = _some(path, self.size, keep_doubted)
         other: set[str] = set()
         if self.mix:
-            other, _ = _some(self.mix[0], round(len(fit) * self.mix[1] / (1 - self.mix[1])), keep_doubted)
+            file, share = self.mix
+            other, _ = _some(file, round(len(fit) * share / (1 - share)), keep_doubted)
             if both := own & other:
-                raise BadInput(f"{self.mix[0]}: the id {min(both)} stands in {path} too; mix in another file")
+                raise BadInput(f"{file}: the id {min(both)} stands in {path} too; mix in another file")
             if not other:
-                raise BadInput(
-                    f"--mix {self.mix[0]}:{self.mix[1]:g}: beside {len(fit)} programs that is none; give a larger share"
-                )
+                raise BadInput(f"--mix {file}:{share:g}: beside {len(fit)} programs that is none; give a larger share")
         fit = fit | other
         bad = round(self.bad * len(fit))
         if 0 < self.bad < 1 and bad in (0, len(fit)):
@@ -92,10 +89,9 @@ class Chosen:
     @property
     def settings(self) -> dict[str, Any]:
         """For the manifest; `count` counts into it."""
-        mix = self.subset.mix
-        about = {"size": self.subset.size, "mix": mix and f"{mix[0]}:{mix[1]:g}", "mixed_in": 0}
-        about["mix_sha256"] = mix and file_digest(mix[0])
-        return {**about, "bad": self.subset.bad, "answered_badly": 0}
+        size, mix, bad = self.subset.size, self.subset.mix, self.subset.bad
+        mixed = {"mix": mix and f"{mix[0]}:{mix[1]:g}", "mixed_in": 0, "mix_sha256": mix and file_digest(mix[0])}
+        return {"size": size, **mixed, "bad": bad, "answered_badly": 0}
 
     def count(self, program: Program, badly: bool, manifest: dict[str, Any]) -> None:
         """Counts a program that is written: what is too long may be all of one domain, so that shares of what was drawn

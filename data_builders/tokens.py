@@ -64,11 +64,8 @@ def _of_model(name: str) -> Any:
 
 
 def chat_overhead(name: str) -> int:
-    """Tokens that the model's chat template adds to one request and one answer, a default system prompt included.
-
-    Raises:
-        BadInput: if the model has no chat template.
-    """
+    """Tokens that the model's chat template adds to one request and one answer, a default system prompt included;
+    BadInput if it has none."""
     chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
     try:
         rendered = _of_model(name).apply_chat_template(chat, tokenize=False)
@@ -79,11 +76,7 @@ def chat_overhead(name: str) -> int:
 
 
 def beginning(name: str) -> str:
-    """The token that the model's tokenizer writes before a text, as the tasks on raw text have it; "" for none.
-
-    Raises:
-        BadInput: if there is no such tokenizer.
-    """
+    """The token that the model's tokenizer writes before a text, as the tasks on raw text have it; "" for none;
+    BadInput if there is no such tokenizer."""
     tokenizer = _of_model(name)
-    first = tokenizer("x").input_ids[0]
-    return str(tokenizer.bos_token) if first == tokenizer.bos_token_id else ""
+    return str(tokenizer.bos_token) if tokenizer("x").input_ids[0] == tokenizer.bos_token_id else ""
