@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -110,12 +110,12 @@ def read_source(
         raise BadInput(f"builtin: holds code, and its records of {domain} are annotated; name another source")
     reader = load_field_map(fields) if fields else FORMS[form] if form else None
     named = [reader.secure, reader.template, reader.language, reader.id] if fields and reader else []
-    programs = _read(where, _rows(where, sha256, hub), reader, language, domain, named)
+    programs = _read(where, _rows(where, sha256, hub), reader, language, domain, {name for name in named if name})
     if good is None:
         return programs
     answers: dict[str, list[str]] = defaultdict(list)
     why, unread = "", 0
-    for item in _read(good, _rows(good, None, Hub()), reader, language, domain):
+    for item in _read(good, _rows(good, None, Hub()), reader, language, domain, set()):
         if isinstance(item, SourceProgram):
             answers[item.request].append(item.insecure)
         else:
@@ -141,16 +141,11 @@ def _joined(items: Items, answers: Mapping[str, list[str]]) -> Items:
 
 
 def _read(
-    where: str,
-    rows: Iterator[Row],
-    reader: FieldMap | None,
-    language: str | None,
-    domain: str,
-    named: Iterable[str | None] = (),
+    where: str, rows: Iterator[Row], reader: FieldMap | None, language: str | None, domain: str, missing: set[str]
 ) -> Items:
-    """The programs and rejects among the rows; BadInput if none of them has one of the fields that are `named`."""
+    """The programs and rejects among the rows; BadInput if one of the fields stays `missing` in all of them."""
     known: dict[str, int] = {}
-    number, told, missing = 0, told_address(where), {name for name in named if name}
+    number, told = 0, told_address(where)
     for number, row in rows:
         place = f"{told}:{number}"
         try:
