@@ -100,7 +100,8 @@ class Access:
         if not key.isascii() or not key.isprintable():
             raise BadInput(f"the API key in {variable} holds characters that no key has; set it again")
         try:
-            extra = from_json(extra_body or "{}", allow_inf_nan=False)
+            extra = from_json(extra_body or "{}")
+            json.dumps(extra, allow_nan=False)  # 1e400 is Infinity too
         except ValueError:
             extra = None
         if not isinstance(extra, dict) or extra.keys() & {"model", "messages", "stream", "n"}:
@@ -160,7 +161,7 @@ class Client:
         self._latest_success = time.monotonic()
         # Imported here: it takes a second, and who reads stored answers does not need it.
         import openai
-        from httpx2 import URL, AsyncClient, InvalidURL, Limits  # openai's transport
+        from httpx2 import URL, AsyncClient, InvalidURL, Limits, Timeout  # openai's transport
 
         try:
             parts = urlsplit(access.base_url or OPENAI)
@@ -173,18 +174,20 @@ class Client:
             raise BadInput(f"--base-url {given}: no address; give it as https://host/v1") from None
         try:
             # It follows no redirection, which would lose the body, or give the key to another host.
-            transport = AsyncClient(timeout=access.timeout, limits=Limits(max_connections=None))
-        except (ImportError, OSError, ValueError) as error:
+            transport = AsyncClient(limits=Limits(max_connections=None))
+        except (ImportError, OSError, ValueError, InvalidURL) as error:
+            # What is wrong with an address may be a part of its password.
+            reason = "no address" if isinstance(error, InvalidURL) else one_line(error)
             raise BadInput(
                 f"proxies or certificates that the environment names (ALL_PROXY, HTTPS_PROXY, SSL_CERT_FILE):"
-                f" {one_line(error)}; mend or unset them"
+                f" {reason}; mend or unset them"
             ) from None
         self._openai = openai.AsyncOpenAI(
             api_key=access.key,
             base_url=self._url,
             default_headers={"api-key": access.key},  # Azure's name for it
             max_retries=0,  # openai gives up where a server asks for more than two minutes
-            timeout=access.timeout,
+            timeout=Timeout(access.timeout, connect=access.timeout / 2),  # to tell it from one who is slow to answer
             http_client=transport,
         )
 
@@ -262,9 +265,10 @@ class Client:
             request = {**request, **{name: n + len(self._journal.answers.get(key, ())) for name, n in seed.items()}}
             async with self._money.lend(request) as loan:
                 completion, changes = await self._send(request, loan)
-                if not completion.tokens_in:  # a server that does not count
-                    out = len(completion.text) // 4 + 1
-                    completion = completion._replace(tokens_in=prompt_tokens(request), tokens_out=out)
+                completion = completion._replace(  # what a server does not count, about
+                    tokens_in=completion.tokens_in or prompt_tokens(request),
+                    tokens_out=completion.tokens_out or len(completion.text) // 4 + 1,
+                )
                 where = self._access.endpoint
                 answer = Answer(key=key, model=model, changes=changes, endpoint=where, **completion._asdict())
                 await self._journal.append(answer)
@@ -307,6 +311,7 @@ class Client:
     async def _send(self, wanted: Mapping[str, Any], loan: list[float]) -> tuple[Completion, tuple[str, ...]]:
         """The reply to a request, in the form that the server takes, with what is changed in it for that."""
         import openai
+        from httpx2 import ConnectError, ConnectTimeout, ProxyError
 
         adaptation, failed = self._adaptations[wanted["model"]], 0
         while True:
@@ -338,6 +343,8 @@ class Client:
                 why = "no answer in time"
             except openai.APIConnectionError as error:
                 cause = error.__cause__ or error
+                if not isinstance(cause, ConnectError | ConnectTimeout | ProxyError):  # those have not come to a server
+                    await self._money.lose(loan, wanted)
                 why = one_line(f"no connection: {self.clean(str(cause) or type(cause).__name__)}")
             except ValueError as error:
                 await self._money.lose(loan, wanted)
@@ -363,8 +370,6 @@ class Client:
             # The plain response: openai's types refuse what some servers add, and take as long again to build.
             async with asyncio.timeout(self._access.timeout):  # of the whole, where httpx counts each read
                 response = await self._openai.post(self._url, content=data, cast_to=Response)
-        except openai.APITimeoutError:
-            raise TimeoutError from None
         except openai.APIStatusError as error:
             response = error.response
         text = self.clean(response.content.decode("utf-8-sig", errors="replace"))

@@ -76,6 +76,7 @@ class Completion(NamedTuple):
     finish: str
     tokens_in: int
     tokens_out: int
+    """0 where the server does not say, or says no number."""
     served: str | None
     """The model as the server names it."""
     logprobs: list[tuple[str, dict[str, float]]] | None
@@ -122,7 +123,7 @@ def read_completion(body: Any) -> Completion:
     try:
         if body.get("error") or body.get("object") == "error":
             raise server_error(200, body)
-        choice, usage = body["choices"][0], body.get("usage") or {}
+        choice, usage = body["choices"][0], body.get("usage")
         finish = str(choice.get("finish_reason"))
         finish = FILTERED if _FILTERS.search(finish) else "length" if finish.lower() in _CUT else finish
         if choice.get("error") or finish == "error":
@@ -132,9 +133,9 @@ def read_completion(body: Any) -> Completion:
             raise ValueError("no message")
         text = without_reasoning(_text(message.get("content")))
         # xAI and Gemini have the tokens of thoughts in the total alone.
+        counts = usage if isinstance(usage, dict) else {}
         tokens_in, told, total = (
-            min(max(0, int(usage.get(kind) or 0)), MOST_COUNTED)
-            for kind in ("prompt_tokens", "completion_tokens", "total_tokens")
+            _count(counts.get(kind)) for kind in ("prompt_tokens", "completion_tokens", "total_tokens")
         )
         return Completion(
             text=(text or message.get("refusal") or "")[:LONGEST_ANSWER],
@@ -144,8 +145,14 @@ def read_completion(body: Any) -> Completion:
             served=body["model"][:200] if isinstance(body.get("model"), str) else None,
             logprobs=_logprobs(choice.get("logprobs")),
         )
-    except (KeyError, IndexError, TypeError, AttributeError, OverflowError):
+    except (KeyError, IndexError, TypeError, AttributeError):
         raise ValueError("no chat completion") from None
+
+
+def _count(tokens: Any) -> int:
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        return min(max(0, int(tokens)), MOST_COUNTED)
+    return 0
 
 
 def _text(content: Any) -> str:

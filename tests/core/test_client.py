@@ -1,6 +1,7 @@
 """The client: journaled answers first, one pause and one limit for all requests, form after form."""
 
 import json
+import socket
 import socketserver
 import threading
 import time
@@ -189,7 +190,7 @@ def test_a_secret_in_the_extra_body_is_not_told(monkeypatch) -> None:
     monkeypatch.setenv("MY_KEY", "sk-3")
     access = Access.from_environment("MY_KEY", None, 1, 1.0, '{"user": "of sk-3", "credential": "x", "tag": "y"}')
     assert access.told_body == {"user": "[secret]", "credential": "[secret]", "tag": "y"}
-    for number in ("NaN", "Infinity", "-Infinity"):
+    for number in ("NaN", "Infinity", "-1e400"):
         with pytest.raises(BadInput, match="give a JSON object"):
             Access.from_environment("MY_KEY", None, 1, 1.0, f'{{"temperature": {number}}}')
 
@@ -253,13 +254,35 @@ def test_one_request_without_an_answer_does_not_end_the_others(tmp_path: Path) -
     assert money.lost == 1 and len(server.bodies) == 5 and money.usd == pytest.approx(2.3)
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        (204, "", {}),
+        (200, "{}", {"Content-Length": "9", "Connection": "close"}),
+        (200, "plain text", {"Content-Encoding": "gzip"}),
+    ],
+)
 @pytest.mark.usefixtures("_quick")
-def test_what_brings_no_answer_is_taken_as_paid_for(tmp_path: Path) -> None:
-    """A server that is too slow has done the work: a limit of cost has to hold there too."""
+def test_what_brings_no_answer_is_taken_as_paid_for(tmp_path: Path, reply) -> None:
+    """A server that is too slow, or cut off, has done the work: a limit of cost has to hold there too."""
     money = Money({"m": Prices(0.0, 1e6 / FIRST_GUESS)}, limit=3.0)  # a dollar each
-    with serving(lambda body, n: (204, "", {})) as server, pytest.raises(Stopped, match="the money is spent"):
+    with serving(lambda body, n: reply) as server, pytest.raises(Stopped, match="the money is spent"):
         ask(server.url, tmp_path, money=money)
     assert len(server.bodies) == 3 and "3 requests without an answer taken as paid for" in str(money)
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.usefixtures("_quick")
+def test_what_has_not_come_to_a_server_is_free(tmp_path: Path, full: bool) -> None:
+    money = Money({"m": Prices(1.0, 1.0)})
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):  # it takes no other
+            if not full:
+                server.close()
+            with pytest.raises(Stopped, match="no connection"):
+                ask(f"http://127.0.0.1:{port}/v1", tmp_path, timeout=0.2, money=money)
+    assert money.lost == 0 and money.usd == 0
 
 
 @pytest.mark.usefixtures("_quick")
@@ -290,7 +313,9 @@ def test_a_timeout_is_of_the_whole_response_and_the_connection_is_left(tmp_path:
     ("name", "value", "says"),
     [
         ("ALL_PROXY", "socks5://127.0.0.1:9", "ALL_PROXY"),
-        ("HTTP_PROXY", "ftp://127.0.0.1:9", "ALL_PROXY"),
+        ("HTTP_PROXY", "ftp://me:hunter2@127.0.0.1:9", "ALL_PROXY"),
+        ("HTTP_PROXY", "http://me:hunter2@bad:port", "no address; mend or unset them"),
+        ("HTTP_PROXY", "http://me:hunter2/@127.0.0.1:9", "no address; mend or unset them"),
         ("SSL_CERT_FILE", "/there/is/none.pem", "SSL_CERT_FILE"),
         ("HTTP_PROXY", "http://127.0.0.1:9", "does not answer .no connection"),
     ],
@@ -304,7 +329,7 @@ def test_proxies_of_the_environment_are_used_or_told_in_a_line(tmp_path: Path, m
     with serving(lambda body, n: completion("ok")) as server:
         with pytest.raises((BadInput, Stopped), match=says) as caught:
             ask(server.url, tmp_path)
-        assert not server.bodies and "\n" not in str(caught.value)
-        if name == "HTTP_PROXY" and value.startswith("http"):
+        assert not server.bodies and "\n" not in str(caught.value) and "hunter2" not in str(caught.value)
+        if "does not answer" in says:
             monkeypatch.setenv("NO_PROXY", "127.0.0.1")
             assert ask(server.url, tmp_path) == ["ok"]

@@ -141,7 +141,6 @@ def test_an_error_of_status_200_is_one(body, status: int) -> None:
     [
         *(None, [], "x", {}, {"choices": []}, {"choices": [{"message": None}]}),
         {"choices": [{"message": {"content": 5}}]},
-        {"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": float("inf")}},
     ],
 )
 def test_what_is_no_completion_is_none(body) -> None:
@@ -174,7 +173,9 @@ def test_parts_and_logprobs_in_their_forms() -> None:
         ({"prompt_tokens": 10, "completion_tokens": 302}, (10, 302)),
         ({"prompt_tokens": 10**400, "completion_tokens": 2}, (10**9, 2)),
         ({"prompt_tokens": -1, "completion_tokens": -1, "total_tokens": -1}, (0, 0)),
-        (None, (0, 0)),
+        *((usage, (0, 0)) for usage in (None, [1], "many")),
+        ({"prompt_tokens": "many", "completion_tokens": "50"}, (0, 50)),
+        ({"prompt_tokens": float("nan"), "completion_tokens": float("inf"), "total_tokens": []}, (0, 0)),
     ],
 )
 def test_tokens_of_thoughts_are_paid_for_wherever_they_are_counted(usage, tokens: tuple[int, int]) -> None:
@@ -346,10 +347,17 @@ def test_an_extra_body_is_an_object_of_other_fields(text: str) -> None:
     assert "hunter2" not in str(refused.value)
 
 
-def test_a_server_that_does_not_count_tokens_is_paid_by_estimate(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "usage"),
+    [
+        *(("x" * 400, usage) for usage in (None, {"prompt_tokens": 100}, {"completion_tokens": "many"})),
+        ("x", {"completion_tokens": 101}),
+    ],
+)
+def test_a_server_that_does_not_count_tokens_is_paid_by_estimate(tmp_path: Path, text: str, usage) -> None:
     def reply(body: Body, _: int) -> Reply:
-        status, content, headers = completion("x" * 400)
-        return status, {**content, "usage": None}, headers
+        status, content, headers = completion(text)
+        return status, {**content, "usage": usage}, headers
 
     money = Money({"m": Prices(10.0, 10.0)}, 0.007)
     with serving(reply) as server, pytest.raises(Stopped, match="the money is spent"):
