@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from codecs import BOM_UTF8
 from collections import defaultdict
 from pathlib import Path
 
@@ -76,19 +77,19 @@ class Journal:
         whole = 0
         for number, line in enumerate(data.splitlines(keepends=True), 1):
             try:
-                answer = Answer.model_validate_json(line)
+                answer = Answer.model_validate_json(line.removeprefix(BOM_UTF8))  # an editor's
             except ValidationError:
                 # Of another file not even the end is cut off.
                 cut = not line.endswith(b"\n") and (line.startswith(START) or START.startswith(line))
                 if whole + len(line) == len(data) and (cut or b"\0" in line):
                     break
                 raise BadInput(f"{self.path}:{number}: no journal entry; delete this line") from None
-            if not line.endswith(b"\n"):
-                break
             self.answers[answer.key].append(answer)
             whole += len(line)
         if whole < len(data):
             os.ftruncate(self._file, whole)
+        elif not data.endswith(b"\n") and data:
+            self._write(b"\n")
 
     async def append(self, answer: Answer) -> None:
         """Returns when the answer is on disk. Whoever comes first writes for all who wait: one fsync for many. BadInput

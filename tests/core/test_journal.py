@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def test_a_last_line_cut_anywhere_is_dropped_and_nothing_else(tmp_path: Path) ->
     path = tmp_path / "j.jsonl"
     data = filled(path, 3)
     lines = data.splitlines(keepends=True)
-    for cut in range(len(lines[0]) + len(lines[1]), len(data)):
+    for cut in range(len(lines[0]) + len(lines[1]), len(data) - 1):
         path.write_bytes(data[:cut])
         journal = Journal(path)
         assert len(journal.answers) == 2
@@ -55,6 +56,15 @@ def test_a_last_line_cut_anywhere_is_dropped_and_nothing_else(tmp_path: Path) ->
     journal = Journal(path)
     journal.close()
     assert len(journal.answers) == 2
+
+
+@pytest.mark.parametrize("edited", [lambda data: data[:-1], lambda data: b"\xef\xbb\xbf" + data])
+def test_what_an_editor_leaves_out_or_adds_costs_no_answer(tmp_path: Path, edited) -> None:
+    path = tmp_path / "j.jsonl"
+    path.write_bytes(edited(filled(path, 2)))
+    filled(path, 1)
+    with closing(Journal(path)) as journal:
+        assert {key: len(answers) for key, answers in journal.answers.items()} == {"0": 2, "1": 1}
 
 
 def test_damage_before_the_last_line_is_refused_with_its_place(tmp_path: Path) -> None:
