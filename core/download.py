@@ -40,7 +40,10 @@ def fetch(url: str, sha256: str | None) -> Path:
     download fails, or `sha256` (hex) is missing or another: the message names the true one."""
     temporary, named = None, told_address(url)
     try:
-        ending = PurePosixPath(urlsplit(url).path).suffix
+        parts = urlsplit(url)
+        if "@" in parts.netloc:
+            raise http.client.InvalidURL
+        ending = PurePosixPath(parts.path).suffix
         kept = cache_folder() / f"{(sha256 or '').lower()}{ending}"
         if sha256 and kept.is_file() and file_digest(kept) == sha256.lower():
             return kept
@@ -56,6 +59,8 @@ def fetch(url: str, sha256: str | None) -> Path:
                 raise BadInput(f"{named}: cut off after {file.tell()} of {promised} bytes; try again")
         actual = file_digest(temporary)
         path = temporary.replace(cache_folder() / f"{actual}{ending}")
+    except http.client.InvalidURL:  # whose message may have a secret in it
+        raise BadInput(f"{named}: no address to download from; give it without user, password and blanks") from None
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = one_line(error) or type(error).__name__
         raise BadInput(f"{named}: {reason}; check the address and the connection") from None

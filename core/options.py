@@ -13,7 +13,7 @@ import click
 import typer
 from typer.core import TyperCommand
 
-from core.records import BadInput
+from core.records import BadInput, one_line
 
 F = TypeVar("F", bound=Callable[..., Any])
 OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -27,6 +27,8 @@ class _Command(TyperCommand):
             if not word or re.fullmatch("--[a-z-]+=", word):
                 empty = word or f"{before} ''"
                 raise click.UsageError(f"{empty.strip()}: an empty value, as of a variable that is not set.", ctx)
+            if re.search("[\ud800-\udfff]", word):
+                raise click.UsageError(f"{one_line(word)}: is no UTF-8; name it, or rename the file, otherwise.", ctx)
         rest = super().parse_args(ctx, args)
         for option in self.params:
             given = ctx.params.get(option.name or "")
@@ -38,7 +40,7 @@ class _Command(TyperCommand):
 
 class App(typer.Typer):
     """Commands that take finite numbers alone, and nothing empty: NaN would pass every bound, and as a limit of costs
-    be none; an empty path is the working folder, an empty address OpenAI's."""
+    be none; an empty path is the working folder, an empty address OpenAI's. Nor what no file that is written holds."""
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[F], F]:
         return super().command(name, **{"cls": _Command, **options})

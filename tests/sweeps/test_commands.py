@@ -41,6 +41,11 @@ def test_no_option_takes_a_number_that_is_none() -> None:
     assert tried > 20
 
 
+def test_a_word_that_no_file_can_hold_is_refused() -> None:
+    done = CliRunner().invoke(data_builders.cli.app, ["annotate", "s.jsonl", "--out", "o", "--model", "m\udcff"])
+    assert done.exit_code == 2 and "m\\udcff: is no UTF-8" in done.output, done.output
+
+
 @pytest.mark.parametrize("empty", [["--programs", ""], ["--programs="], ["--data", ""], [""]])
 def test_nothing_empty_is_taken_for_a_value(empty: list[str]) -> None:
     done = CliRunner().invoke(sweeps.cli.app, ["train", "dpo", *empty, "--dry-run"])
