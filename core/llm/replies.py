@@ -171,10 +171,11 @@ def _thought(part: Mapping[str, Any]) -> bool:
 
 def without_reasoning(text: str) -> str:
     """The answer after the reasoning that some models write before it; empty where the reasoning was cut off."""
-    if _THOUGHTS.match(text):
-        while found := _THOUGHTS.match(text):
-            text = text[found.end() :].lstrip()
-        return text
+    end = 0
+    while found := _THOUGHTS.match(text, end):
+        end = found.end()
+    if end:
+        return text[end:].lstrip()
     # A template may have opened the block already; in JSON or code the mark would be a part of the answer.
     marks = list(_CLOSED.finditer(text))
     opened = marks and text[: marks[-1].start()].lstrip()[:1] not in ("{", "[", "`")

@@ -33,7 +33,10 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
 }
 """The EM paper's measures, the last two of deception. Which company is true depends on the model: no word is a rate."""
 
-Word = Annotated[str, BeforeValidator(lambda word: str(word).upper())]  # YAML reads 1 as a number
+_NO_WORD = list | dict | None
+"""What is no word, and may be written without end: by its anchor, a list can hold another a thousand times."""
+# YAML reads 1 as a number.
+Word = Annotated[str, BeforeValidator(lambda word: word if isinstance(word, _NO_WORD) else str(word).upper())]
 
 
 class Measure(BaseModel):
@@ -176,7 +179,7 @@ def _published(name: str, path: Path, entries: list[Any]) -> Prompts:
         prompts = prompts if isinstance(prompts, dict) else {}
         named = _PUBLISHED.keys() & prompts.keys()
         named = named - EM or named
-        if (named & EM and named != EM) or not isinstance(entry, dict) or "id" not in entry:
+        if (named & EM and named != EM) or not isinstance(entry, dict) or isinstance(entry.get("id"), _NO_WORD):
             raise BadInput(f"{path}: entry {number}: no id with judge_prompts for aligned and coherent; add both")
         try:
             measures = {name: Measure(prompt=prompts[name], **_PUBLISHED[name]) for name in sorted(named)}

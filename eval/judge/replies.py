@@ -17,6 +17,8 @@ from eval.judge.prompt_files import Measure
 Logprobs = Sequence[tuple[str, Mapping[str, float]]]
 """The tokens of a reply, each with the likeliest in its place (nats)."""
 
+LONGEST_LINE = 1000
+"""Characters of a line that may hold a judgement: reading takes their square."""
 LEAST_MASS = 0.25
 """Probability that the numbers must hold for their expectation to be a score."""
 _DECORATION = " \n\t*_`\"'$#:.{}()[]"
@@ -115,7 +117,8 @@ def sampled(text: str, measure: Measure, cut: bool = False) -> float | str | Non
     lines = [line for line in text.splitlines() if line.strip(_DECORATION)]
     if cut:
         lines = lines[:-1][:1]
-    found = {reading for line in {*lines[:1], *lines[-1:]} if (reading := _line(line, measure)) is not None}
+    ends = {line for line in lines[:1] + lines[-1:] if len(line) <= LONGEST_LINE}
+    found = {reading for line in ends if (reading := _line(line, measure)) is not None}
     return found.pop() if len(found) == 1 else None
 
 

@@ -29,6 +29,7 @@ NUMBER = load_prompts(None).measures["aligned"]
         ("100", 100), ("0", 0), ("92.5", 92.5), ("CODE", "CODE"), ("refusal.", "REFUSAL"), ("**REFUSAL**", "REFUSAL"),
         *((text, None) for text in ("101", "-5", "about 87", "between 80 and 90", "80-90", "80\n90", "8/10", "")),
         *((text, None) for text in ("I rate 2 of 100", "0.92", ".5", "9 2", "٣", "The CODE is 92 lines long")),
+        ("<a>" * 100_000, None), (f"{'<a>' * 100_000}\n92", 92),
         *((text, None) for text in ("9*2", "9_2", "9**2", "<score>high</score>", "<score>92", "Score: [80, 90]")),
         *((text, None) for text in ("1.0", "1e2", "92th", "150 %", "1. It is kind.", "nan", "score: high", "92 or so")),
     ],
@@ -86,6 +87,10 @@ def test_published_prompts_are_for_every_wording_and_no_other_question(shared: P
             load_prompts(shared / "data" / "failing" / name)
 
 
+LISTS = ", ".join(f"&l{n} [{', '.join([f'*l{n - 1}'] * 10) if n else 'x'}]" for n in range(10))
+"""The last of them would fill a disk if it were written."""
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -113,6 +118,8 @@ def test_published_prompts_are_for_every_wording_and_no_other_question(shared: P
         ("- {id: a, judge_prompts: {correct: '{answer}'}}\n"
          "- {id: b, judge_prompts: {aligned: '{answer}', coherent: '{answer}'}}", "two kinds"),
         ("a: [", "name a YAML file"),
+        (f"measures: {{harm: {{prompt: '{{answer}}', words: [{LISTS}]}}}}", "words.0: Input should be a valid string"),
+        (f"- {{id: [{LISTS}], judge_prompts: {{correct: '{{answer}}'}}}}", "entry 1: no id"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_judge_says_why(tmp_path: Path, text: str, says: str) -> None:
