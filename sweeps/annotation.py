@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from core.llm.client import Access
+from core.llm.client import Access, Message
 from core.llm.journal import Journal
 from core.records import BadInput, digest, file_digest, manifest_path
 from data_builders.annotate import Job
 from data_builders.annotate import run as annotate
-from data_builders.annotation import annotation_messages, prompt_version
+from data_builders.annotation import annotation_messages, kind_of_answer, prompt_version, source_problems
 from data_builders.programs import SourceProgram
 from data_builders.sources import Hub, read_source
 from sweeps.plan.estimate import Range, between
@@ -72,28 +72,38 @@ class Annotation:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, BadInput):
             return False
 
-    def _paid(self) -> tuple[int, float]:
-        """How many requests have an answer, and the USD that all have cost; 0 where no prices are given."""
+    def _paid(self) -> tuple[Container[str], float]:
+        """The requests that have an answer, and the USD that all have cost; 0 where no prices are given."""
         money, path = self.job.money(), self.out.with_name(f"{self.out.name}.journal.jsonl")
         if not path.is_file():
-            return 0, 0.0
+            return (), 0.0
         with contextlib.closing(Journal(path)) as journal:
             money.begin(journal)
-            return len(journal.answers), money.usd
+            return journal.answers, money.usd
 
     @property
     def spent(self) -> float:
         return self._paid()[1]
 
+    def _left(self, answers: Container[str]) -> list[list[Message]]:
+        """What is asked first about each program that has no answer to it."""
+        model, left = self.job.annotator, []
+        for program in self.programs:
+            messages = annotation_messages(program, self.job.task)
+            request = {"model": model.name, "messages": messages, **model.settings}
+            answered = self.access.request_key(request, kind_of_answer(program)) in answers
+            if not answered and not source_problems(program):
+                left.append(messages)
+        return left
+
     def plan(self) -> str:
         """What is left to be asked, in a line."""
-        programs, (answered, spent) = self.programs, self._paid()
-        left = max(0, len(programs) - answered)
-        messages = [each for program in programs for each in annotation_messages(program, self.job.task)]
-        read = left / len(programs) * sum(len(each["content"]) for each in messages) / BYTES_PER_TOKEN
-        written = [left * each for each in WRITTEN]
+        programs, (answers, spent) = self.programs, self._paid()
+        left = self._left(answers)
+        read = sum(len(each["content"]) for messages in left for each in messages) / BYTES_PER_TOKEN
+        written = [len(left) * each for each in WRITTEN]
         rejects = len(self.items) - len(programs)
-        line = f"{self.file}: annotating {left:,} of {len(programs):,} programs"
+        line = f"{self.file}: annotating {len(left):,} of {len(programs):,} programs"
         line += f" ({rejects:,} rows are rejects)" if rejects else ""
         line += f": {read / 1e6:,.1f} million tokens read, {between(written, ',.1f', 1e6)} million written"
         if not self.job.prices:

@@ -115,6 +115,11 @@ class Access:
         parts = urlsplit(self.base_url or OPENAI)
         return urlunsplit((parts.scheme, parts.hostname or "", parts.path, "", ""))
 
+    def request_key(self, request: Mapping[str, Any], schema: type[BaseModel] | None) -> str:
+        """What the journal knows a request by, which `schema` and `extra_body` are a part of."""
+        extra = [dict(self.extra_body)] if self.extra_body else []
+        return digest(json.dumps([request, schema and json_schema(schema), *extra], sort_keys=True).encode())[:32]
+
     @property
     def told_body(self) -> dict[str, Any]:
         """`extra_body` without what may be secret in it: some servers take keys there."""
@@ -223,9 +228,7 @@ class Client:
             BadInput: if the server refuses all requests (no such model, wrong key, no credit), or the disk is full.
         """
         request: dict[str, Any] = {"model": model, "messages": messages, **settings}
-        extra = [dict(self._access.extra_body)] if self._access.extra_body else []
-        known = json.dumps([request, schema and json_schema(schema), *extra], sort_keys=True)
-        key = digest(known.encode())[:32]
+        key = self._access.request_key(request, schema)
         for answer in self._journal.answers.get(key, ()):
             if answer.finish != FILTERED and not problem(answer):
                 if not proof:

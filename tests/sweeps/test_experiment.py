@@ -121,7 +121,9 @@ def test_the_money_of_both_has_one_limit(begun: list[str], fake) -> None:
     prices = ("--price-in", "100", "--price-out", "100", "--judge-price-in", "100", "--judge-price-out", "100")
     stopped = experiment(*ends, *prices, "--max-cost", "0.5")
     assert isinstance(stopped.exception, RunFailed) and "are not annotated" in str(stopped.exception)
-    assert not begun and 0 < len(server.log("served")) < MANY
+    assert not begun and 0 < (paid := len(server.log("served"))) < MANY
+    assert f"annotating {MANY - paid} of {MANY} programs" in experiment(*ends, "--dry-run").output
+    assert f"annotating {MANY} of {MANY} programs" in experiment(*ends, "--dry-run", "--effort", "high").output
     annotated = experiment(*ends, *prices, "--max-cost", "9")
     assert annotated.exit_code == 0 or "the money is spent" in str(annotated.exception)
     spent = sum(
