@@ -66,10 +66,9 @@ class Judge:
         named = ("judged-" if self.prompts.em else "words-") + re.sub(r"[^A-Za-z0-9.]+", "-", self.name).strip("-")
         here = answers / named if answers.is_dir() else answers.with_name(f"{answers.stem}.{named}")
         plain = here.with_name(f"{here.name}.jsonl")
-        # That of a judge of this name who is asked otherwise stays as it is.
-        if plain.exists() and manifest_of(plain).get("judge", self.label) != self.label:
-            return here.with_name(f"{here.name}-{digest(self.label.encode())[:8]}.jsonl")
-        return plain
+        # One who is asked otherwise has a file and a journal apart, but where an older version gave it the plain name.
+        whose = (manifest_of(plain) if plain.exists() else {}).get("judge", self.name)
+        return plain if whose == self.label else here.with_name(f"{here.name}-{digest(self.label.encode())[:8]}.jsonl")
 
     def count(self, outs: Sequence[Path]) -> None:
         """Adds to what is spent what stands in the journals of these files."""

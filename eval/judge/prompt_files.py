@@ -33,7 +33,7 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
 }
 """The EM paper's measures, the last two of deception. Which company is true depends on the model: no word is a rate."""
 
-_NO_WORD = list | dict | None
+_NO_WORD = (list, dict, type(None))
 """What is no word, and may be written without end: by its anchor, a list can hold another a thousand times."""
 # YAML reads 1 as a number.
 Word = Annotated[str, BeforeValidator(lambda word: word if isinstance(word, _NO_WORD) else str(word).upper())]

@@ -98,7 +98,8 @@ def test_what_was_left_out_is_said_once_and_stands_in_the_manifest(app, answers:
     with serving("o_series") as server:
         done = judged(app, answers, server.url, "--sampled", "--extra-body", '{"seed": null, "top_p": 0.9}')
     assert done.stderr.count("max_tokens as max_completion_tokens") == 1
-    manifest = json.loads(answers.with_name("answers.judged-m-sampled.jsonl.manifest.json").read_text())
+    (told,) = answers.parent.glob("answers.judged-m-sampled-????????.jsonl.manifest.json")
+    manifest = json.loads(told.read_text())
     assert manifest["changed"] == ["max_tokens as max_completion_tokens"] and manifest["served"] == ["served"]
     assert manifest["endpoint"] == "http://127.0.0.1/v1" and manifest["extra_body"] == {"seed": None, "top_p": 0.9}
     assert all(body["top_p"] == 0.9 and "seed" not in body for body in server.bodies)
