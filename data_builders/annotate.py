@@ -227,18 +227,20 @@ def run(
     """Annotates the programs of `items` (`SourceProgram`, or rejects of a source with `id`, `line`, `reason`).
 
     Writes `<out>.jsonl`, `<out>.rejects.jsonl` and the manifest once every program is done, or of those that are
-    done when no request can be sent any more. `source` goes into the manifest. `limit` makes a pilot of the first rows
-    that hold so many programs; it says what the others would cost. BadInput if the endpoint refuses all requests, a
-    file cannot be read or written, or every row is a reject.
+    done when no request can be sent any more, unless more stand there. `source` goes into the manifest. `limit` makes
+    a pilot of the first rows that hold so many programs; it says what the others would cost. BadInput if the endpoint
+    refuses all requests, a file cannot be read or written, or every row is a reject.
     """
     if not out.name:
         raise BadInput(f"--out {out}: is a folder; add the stem of the files, such as {out / 'annotated'}")
     every = list(items)
     rows = _first(every, limit)
+    read = there = 0
     with suppress(OSError, ValueError, KeyError, TypeError):  # of another's making
-        there = json.loads(manifest_path(_beside(out, "jsonl")).read_text(encoding="utf-8"))["read"]
-        if limit is not None and there > len(rows):
-            raise BadInput(f"--limit {limit}: {out}.jsonl is of {there} rows, and would lose some; name another --out")
+        told = json.loads(manifest_path(_beside(out, "jsonl")).read_text(encoding="utf-8"))
+        read, there = int(told["read"]), int(told["written"])
+    if limit is not None and read > len(rows):
+        raise BadInput(f"--limit {limit}: {out}.jsonl is of {read} rows, and would lose some; name another --out")
     programs, money, stopped = _programs(rows), job.money(), ""
     annotator = Annotator(job)
     jobs = [partial(annotator.annotate, program) for program in programs.values()]
@@ -270,7 +272,7 @@ def run(
         "tokens_out": spent.tokens_out,
         "cost_usd": round(spent.usd, 6) if spent.known else None,
     }
-    text = f"{_write(done, outcomes, job.second, out, manifest)}; {money}"
+    text = f"{_write(done, outcomes, job.second, out, manifest, there)}; {money}"
     if limit is not None and (rest := len(_programs(every).keys() - programs.keys())):
         share = rest / max(1, len(outcomes))
         usd = f", ${spent.usd * share:.2f}" if spent.known else ""
@@ -291,9 +293,15 @@ def _beside(out: Path, ending: str) -> Path:
 
 
 def _write(
-    rows: Sequence[Any], outcomes: Mapping[str, Outcome], second: Model | None, out: Path, manifest: dict[str, Any]
+    rows: Sequence[Any],
+    outcomes: Mapping[str, Outcome],
+    second: Model | None,
+    out: Path,
+    manifest: dict[str, Any],
+    there: int,
 ) -> str:
-    """Writes the final files from what the programs came to alone: no times, no attempts. The manifest is last."""
+    """Writes the final files from what the programs came to alone: no times, no attempts. The manifest is last. What
+    stands there is kept where it has more (`there` programs) and nothing is accepted, or something left."""
     accepted: list[SourceProgram] = []
     opinions: list[Opinion | None] = []
     written: list[dict[str, Any]] = []
@@ -323,12 +331,17 @@ def _write(
         "second_opinion": second and _agreement(second, opinions),
         "rules": {**RULES, "not_made": not_made},
     }
-    text = "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects)
-    write_whole(_beside(out, "rejects.jsonl"), text)
     path = _beside(out, "jsonl")
-    write_records(path, written, manifest)
+    kept = len(written) < there and bool(manifest["left"] or not written) and path.is_file()
+    stays = f"; {path} stays as it is, with {there} programs" if kept else ""
+    if not kept:
+        text = "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects)
+        write_whole(_beside(out, "rejects.jsonl"), text)
+        write_records(path, written, manifest)
     if not written:
-        raise _all_rejected([reject["reasons"] for reject in rejects])
+        raise BadInput(f"{_all_rejected([reject['reasons'] for reject in rejects])}{stays}")
+    if kept:
+        return f"{len(written)} programs so far{stays}"
     doubted = f", {sum('doubted' in record for record in written)} of them doubted" if second else ""
     bare = f"; not made for {unchecked.total()} that are not Python: {', '.join(PYTHON_CHECKS)}" if unchecked else ""
     return f"{path}: {len(written)} programs{doubted}; {len(rejects)} rejected ({out.name}.rejects.jsonl){bare}"

@@ -215,6 +215,19 @@ def test_every_row_a_reject_is_bad_input_and_listed(tmp_path, fake, sources) -> 
             first_request(items, JOB)
 
 
+def test_what_stands_there_is_not_replaced_by_less(tmp_path, fake, sources, final_files) -> None:
+    server, sources, out = fake("--latency", "0"), sources[:20], tmp_path / "o"
+    run(sources, Job(Model("m"), prices=CHEAP), out, server.access())
+    whole, cost = final_files(out), json.loads((tmp_path / "o.jsonl.manifest.json").read_text())["cost_usd"]
+    with pytest.raises(BadInput, match=r"all 1 rows are rejects.*o\.jsonl stays as it is, with \d+ programs"):
+        run([SimpleNamespace(id="line-1", line=1, reason="no code")], JOB, out, server.access())
+    job = Job(Model("m", "high"), prices=CHEAP, max_cost=1.6 * cost)
+    said, left, _ = run(sources, job, out, server.access())
+    assert 0 < left < 20 and "o.jsonl stays as it is" in said and final_files(out) == whole
+    run(sources, replace(job, max_cost=3 * cost), out, server.access())
+    assert '"effort": "high"' in final_files(out)[".jsonl.manifest.json"].decode()
+
+
 def test_a_pilot_does_the_first_programs_and_says_what_the_others_cost(tmp_path, fake, sources, final_files) -> None:
     server, job = fake("--latency", "0"), Job(Model("m"), prices=CHEAP)
     items = [SimpleNamespace(id="line-1", line=1, reason="no code"), *sources[:40]]
