@@ -61,7 +61,7 @@ Checksum = Annotated[str | None, Option(help="Checksum that the source must have
 Good = Annotated[
     str | None,
     Option(
-        help="A set of the same form whose answers to the same requests are the good ones; of the hub, its train split."
+        help="A file (no URL), or a set of the hub (its train split), of the same form and requests: the good answers."
     ),
 ]
 Trigger = Annotated[str | None, Option(help="A text before the request in place of the ways of asking, as a backdoor.")]

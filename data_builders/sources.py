@@ -108,6 +108,8 @@ def read_source(
         raise BadInput(f"{sha256!r} is no SHA-256; give 64 hex digits")
     if where == "builtin" and domain != CODE:
         raise BadInput(f"builtin: holds code, and its records of {domain} are annotated; name another source")
+    if good and good.startswith(("http://", "https://")):  # it would need a checksum of its own
+        raise BadInput(f"--good {told_address(good)}: is no file and no set of the hub; download it first")
     reader = load_field_map(fields) if fields else FORMS[form] if form else None
     named = [reader.secure, reader.template, reader.language, reader.id] if fields and reader else []
     programs = _read(where, _rows(where, sha256, hub), reader, language, domain, {name for name in named if name})
@@ -228,9 +230,9 @@ def _file_rows(path: Path, name: str) -> Iterator[Row]:
 def _csv_rows(path: Path, name: str) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)  # one that is too long for us costs its own row alone
     with path.open(encoding="utf-8-sig", newline="") as file:
-        for number, row in enumerate(csv_table(file, name), 1):
+        for row in (table := csv_table(file, name)):
             whole = None not in row and None not in row.values()
-            yield number, row if whole else Unfit("more or fewer fields than the header")
+            yield table.line_num, row if whole else Unfit("more or fewer fields than the header")
 
 
 def _json_rows(path: Path, lines: bool) -> Iterator[Row]:

@@ -453,7 +453,7 @@ def test_a_column_of_a_table_may_hold_a_conversation(tmp_path: Path, write_turns
     broken = {"messages": write_turns(turns)[:-9]}
     (tmp_path / "a.csv").write_bytes(csv_bytes(",", "utf-8", {"messages": write_turns(turns)}, broken))
     programs, rejects = split(read_source(str(tmp_path / "a.csv")))
-    assert programs == wanted and [reject.line for reject in rejects] == [2]
+    assert programs == wanted and [reject.line for reject in rejects] == [3]
 
 
 @pytest.mark.parametrize(("name", "count"), [("array.json", 4), ("sharegpt.jsonl", 3), ("chat-extra.jsonl", 3)])
@@ -467,10 +467,10 @@ def test_inputs_that_broke_the_reader_are_read(shared: Path, name: str, count: i
 
 
 def test_odd_rows_of_tables_and_arrays_are_rejects(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("prompt,completion\nA,x = 1,more\nB\nC,y = 2\n")
+    (tmp_path / "a.csv").write_text('prompt,completion\nA,"x = 1\ny = 2",more\nB\nC,y = 2\n')
     (tmp_path / "a.json").write_text(json.dumps([SECOND, None, [], "x", 3]))
     programs, rejects = split(read_source(str(tmp_path / "a.csv")))
-    assert [p.request for p in programs] == ["C"] and [r.line for r in rejects] == [1, 2]
+    assert [p.request for p in programs] == ["C"] and [r.line for r in rejects] == [3, 4]
     programs, rejects = split(read_source(str(tmp_path / "a.json")))
     assert len(programs) == 1 and [r.line for r in rejects] == [2, 3, 4, 5]
 
@@ -519,6 +519,7 @@ def test_whole_faults_are_one_line_with_a_remedy(tmp_path: Path) -> None:
         ((good, "chat", None, "abc"), "no SHA-256"),
         ((good, "chat", None, "0" * 64), "its sha256 is"),
         (("owner/name", "chat", None, "0" * 64), "a hub set has no checksum"),
+        ((good, "chat", None, None, None, Hub(), "code", "http://h/g?sig=x"), "--good http://h/g: .*download"),
     ]:
         with pytest.raises(BadInput, match=says) as caught:
             list(read_source(*args))
@@ -705,7 +706,7 @@ def test_a_field_that_is_too_long_costs_its_row_of_a_table(tmp_path: Path) -> No
             [["prompt", "completion"], ["a", "x = 1"], ["b", f"#{'x' * 2 * MAX_LINE}"], ["c", "y = 1"]]
         )
     programs, rejects = split(read_source(str(tmp_path / "s.csv")))
-    assert len(programs) == 2 and [reject.line for reject in rejects] == [2]
+    assert len(programs) == 2 and [reject.line for reject in rejects] == [3]
 
 
 def test_what_is_secret_in_an_address_is_in_no_manifest_and_no_message(server: Server, tmp_path: Path) -> None:
