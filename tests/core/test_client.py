@@ -24,18 +24,29 @@ def requests(number: int) -> list[Callable[[Client], Awaitable[Answer]]]:
     return [lambda client, n=n: client.ask("m", [{"role": "user", "content": str(n)}]) for n in range(number)]
 
 
-def test_no_more_are_in_flight_than_may_be_and_nothing_is_asked_twice(tmp_path: Path, fake) -> None:
-    server = fake("--latency", "0.02")
-    first = run_all(requests(30), server.access(4), tmp_path / "j.jsonl", Money({"m": None}), "requests")
-    assert len({answer.key for answer in first}) == 30
-    in_flight, most = 0, 0
-    for entry in server.log():
-        in_flight += 1 if entry["kind"] == "chat" else -1
-        most = max(most, in_flight)
-    assert most == 4
-    money = Money({"m": None})
-    again = run_all(requests(30), server.access(4), tmp_path / "j.jsonl", money, "requests")
-    assert again == first and len(server.log("chat")) == 30
+def test_no_more_are_in_flight_than_may_be_and_nothing_is_asked_twice(tmp_path: Path) -> None:
+    in_flight: set[int] = set()
+    most, four = 0, threading.Event()
+
+    def reply(body: dict, n: int) -> tuple:
+        nonlocal most
+        in_flight.add(n)
+        most = max(most, len(in_flight))
+        if most == 4:
+            four.set()
+        if n:  # the first is alone, then each waits for the others
+            four.wait(10)
+            time.sleep(0.02)  # when a fifth would come
+        in_flight.remove(n)
+        return completion("ok")
+
+    with serving(reply) as server:
+        access = Access(KEY, server.url, 4)
+        first = run_all(requests(30), access, tmp_path / "j.jsonl", Money({"m": None}), "requests")
+        assert len({answer.key for answer in first}) == 30 and most == 4
+        money = Money({"m": None})
+        again = run_all(requests(30), access, tmp_path / "j.jsonl", money, "requests")
+        assert again == first and len(server.bodies) == 30
     assert money.tokens_in == sum(answer.tokens_in for answer in first)
 
 
