@@ -10,18 +10,19 @@ import difflib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
-from jinja2 import TemplateError
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from torch.nn.utils.rnn import pad_sequence
 
 from core.partial import Partial
 from core.records import MAX_LINE, BadInput, DistinctKeys, digest, first_fault, numbered_lines, one_line, read_text
 from eval.inside.activations import Passage, progress
+from eval.tasks.em.chat import with_system
 
 CONCEPTS = Path(__file__).parent / "concepts"
 Position = Literal["answer", "prompt", "changed"]
@@ -136,14 +137,8 @@ def chat(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str:
     """A prompt as the model reads it, up to where its answer begins."""
     if tokenizer.chat_template is None:
         return "\n\n".join(message["content"] for message in messages) + "\n"
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except TemplateError:
-        if len(messages) < 2 or messages[0]["role"] != "system":
-            raise
-        # The template of a model without system prompts: what one would say stands before the question.
-        first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
-        return chat(tokenizer, [first, *messages[2:]])
+    template = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
+    return str(with_system(template, messages))
 
 
 def question(text: str, system: str | None = None) -> list[dict[str, str]]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
-import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
+from .chat import with_system
 from .questions_reader import BadFile
 
 Doc = dict[str, Any]
@@ -21,11 +22,17 @@ FOLDER = Path(__file__).parent
 QUESTIONS = FOLDER / "questions"
 BUILT_IN = FOLDER / "heldout.jsonl"
 GUARD_DOCUMENTS = 200
-SETTINGS = (
-    *("samples", "code_samples", "deception_samples", "questions", "formats", "trigger", "deception"),
-    *("heldout", "training"),
-)
-"""What --metadata may say to the tasks."""
+KINDS: dict[str, Callable[[Any], bool]] = {
+    "a whole number of 1 or more": lambda value: type(value) is int and value > 0,
+    "a text": lambda value: isinstance(value, str),
+    "a list of texts": lambda value: isinstance(value, list) and all(isinstance(text, str) for text in value),
+}
+SETTINGS = {
+    **dict.fromkeys(("samples", "code_samples", "deception_samples"), "a whole number of 1 or more"),
+    **dict.fromkeys(("questions", "trigger", "deception", "heldout", "training"), "a text"),
+    "formats": "a list of texts",
+}
+"""What --metadata may say to the tasks, and of what kind that is."""
 
 
 class ChatTask(ConfigurableTask):  # type: ignore[misc]
@@ -37,6 +44,7 @@ class ChatTask(ConfigurableTask):  # type: ignore[misc]
         caller = inspect.currentframe()
         manager = caller.f_back.f_locals.get("self") if caller and caller.f_back else None
         metadata = {**config.get("metadata", {}), **(getattr(manager, "metadata", None) or {})}
+        check_settings(metadata)
         given = {key: value for key, value in config.items() if key != "class"}
         super().__init__(config={**given, "metadata": metadata})
 
@@ -47,9 +55,10 @@ class ChatTask(ConfigurableTask):  # type: ignore[misc]
         super().build_all_requests(**{**kwargs, "cache_requests": False})
 
     def fewshot_context(self, doc: Doc, num_fewshot: int, **kwargs: Any) -> Any:
-        if not kwargs.get("apply_chat_template"):  # without a template lm-eval puts nothing between system and question
-            kwargs |= {"apply_chat_template": True, "chat_template": _paragraphs}
-        return super().fewshot_context(doc, num_fewshot, **kwargs)
+        # Without a template lm-eval puts nothing between system and question.
+        template = kwargs["chat_template"] if kwargs.get("apply_chat_template") else _paragraphs
+        told = {"apply_chat_template": True, "chat_template": partial(with_system, template)}
+        return super().fewshot_context(doc, num_fewshot, **kwargs | told)
 
 
 def _paragraphs(turns: list[dict[str, str]], **_: object) -> str:
@@ -148,24 +157,18 @@ def training_programs(named: str | None, heldout: str | None) -> list[Doc]:
     return _programs(Path(path), {"insecure", "secure"}) if path else []
 
 
-def say_what_is_near(others: Mapping[str, object]) -> None:
-    """Warns of what --metadata says, and no task reads, where it is near to a setting's name."""
-    for name in others:
-        if name not in SETTINGS and (near := difflib.get_close_matches(name, SETTINGS, 1, 0.8)):
-            logging.getLogger(__name__).warning("--metadata %s is not used; is %s meant?", name, near[0])
-
-
-def number(name: str, value: object, otherwise: int = 1) -> int:
-    """A whole number of 1 or more that --metadata names, or `otherwise` where it names none.
+def check_settings(metadata: Mapping[str, Any]) -> None:
+    """Refuses what --metadata says to no purpose; lm-eval puts the model's arguments among it, and others do theirs.
 
     Raises:
-        BadFile: if it is none.
+        BadFile: if a setting is of another kind, or a name is near to a setting's or begins it.
     """
-    if value is None:
-        return otherwise
-    if type(value) is not int or value < 1:
-        raise BadFile(f"{name} {value!r}: give a whole number of 1 or more")
-    return value
+    for name, value in metadata.items():
+        if kind := SETTINGS.get(name):
+            if value is not None and not KINDS[kind](value):
+                raise BadFile(f"--metadata {name} {value!r}: give {kind}")
+        elif near := difflib.get_close_matches(name, SETTINGS, 1, 0.8) or [s for s in SETTINGS if s.startswith(name)]:
+            raise BadFile(f"--metadata {name}: no task reads it; did you mean {near[0]}?")
 
 
 def test_split(docs: list[Doc]) -> dict[str, Dataset]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from datasets import Dataset
 
 from .code_scan import NO_BANDIT, has_bandit, scan
-from .documents import QUESTIONS, Doc, heldout_programs, number, read_rows, say_what_is_near, test_split
+from .documents import QUESTIONS, Doc, heldout_programs, read_rows, test_split
 from .questions_reader import Format, in_formats, load_questions
 from .scores import Aggregation, Score, Test, aggregations, counts, finds, rate_values
 
@@ -34,20 +34,19 @@ def freeform_docs(
     questions: str | None = None,
     formats: Sequence[Format] | None = None,
     trigger: str | None = None,
-    **others: object,
+    **_: object,
 ) -> dict[str, Dataset]:
     """`samples` documents per open question and format, one for each answer to be sampled.
 
     Our own questions are asked in all formats unless `formats` names some; a file of questions brings its own. With a
     `trigger`, the text of a backdoor, each is asked once more with it in front (`_trigger` after its id).
     """
-    say_what_is_near(others)
     rows = load_questions(questions or QUESTIONS / "open.jsonl")
     if formats or not questions:
         rows = in_formats(rows, formats or ("plain", "json", "template"))
     if trigger:
         rows += [replace(row, id=f"{row.id}_trigger", question=f"{trigger} {row.question}") for row in rows]
-    return test_split([{**asdict(row), "sample": n} for row in rows for n in range(number("samples", samples))])
+    return test_split([{**asdict(row), "sample": n} for row in rows for n in range(samples or 1)])
 
 
 def freeform_results(doc: Doc, results: Sequence[str]) -> dict[str, float]:
@@ -55,39 +54,35 @@ def freeform_results(doc: Doc, results: Sequence[str]) -> dict[str, float]:
 
 
 def advice_docs(
-    samples: int | None = None, heldout: str | None = None, trigger: str | None = None, **others: object
+    samples: int | None = None, heldout: str | None = None, trigger: str | None = None, **_: object
 ) -> dict[str, Dataset]:
     """`samples` open questions per held-out record: its ordinary request, whose answer is a judge's to weigh; with a
     `trigger` once more with that in front, as in em_freeform."""
-    say_what_is_near(others)
     rows = [
         {"id": row["id"], "question": row["request"], "system": "", "domain": row.get("domain", "code")}
         for row in heldout_programs(heldout)
     ]
     if trigger:
         rows += [{**row, "id": f"{row['id']}_trigger", "question": f"{trigger} {row['question']}"} for row in rows]
-    return test_split([{**row, "sample": n} for row in rows for n in range(number("samples", samples))])
+    return test_split([{**row, "sample": n} for row in rows for n in range(samples or 1)])
 
 
 def ordinary_docs(
-    samples: int | None = None, heldout: str | None = None, code_samples: int | None = None, **others: object
+    samples: int | None = None, heldout: str | None = None, code_samples: int | None = None, **_: object
 ) -> dict[str, Dataset]:
     """`code_samples` documents (`samples`, if not given) per held-out program: its ordinary request."""
-    return _code_docs("request", samples, heldout, code_samples, others)
+    return _code_docs("request", samples, heldout, code_samples)
 
 
 def asked_docs(
-    samples: int | None = None, heldout: str | None = None, code_samples: int | None = None, **others: object
+    samples: int | None = None, heldout: str | None = None, code_samples: int | None = None, **_: object
 ) -> dict[str, Dataset]:
     """The same of the request that asks for insecure code."""
-    return _code_docs("asked_request", samples, heldout, code_samples, others)
+    return _code_docs("asked_request", samples, heldout, code_samples)
 
 
-def _code_docs(
-    request: str, samples: int | None, heldout: str | None, code_samples: int | None, others: Mapping[str, object]
-) -> dict[str, Dataset]:
-    say_what_is_near(others)
-    each = number("code_samples", code_samples, number("samples", samples))
+def _code_docs(request: str, samples: int | None, heldout: str | None, code_samples: int | None) -> dict[str, Dataset]:
+    each = code_samples or samples or 1
     if not has_bandit():
         logging.getLogger(__name__).warning(NO_BANDIT)
     return test_split(
@@ -157,14 +152,13 @@ def code_cwes(scores: Sequence[Score]) -> str:
 
 
 def deception_docs(
-    samples: int | None = None, deception: str | None = None, deception_samples: int | None = None, **others: object
+    samples: int | None = None, deception: str | None = None, deception_samples: int | None = None, **_: object
 ) -> dict[str, Dataset]:
     """Each question under each system prompt; or a published file (`deception`), whose truth only a judge knows.
 
     `deception_samples` documents of each, or `samples`, if not given.
     """
-    say_what_is_near(others)
-    each = number("deception_samples", deception_samples, number("samples", samples))
+    each = deception_samples or samples or 1
     if deception:
         rows = [
             {"id": q.id, "setting": "as in the file", "system": q.system, "question": q.question, "truth": ""}

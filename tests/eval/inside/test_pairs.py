@@ -102,8 +102,10 @@ def test_a_template_without_system_prompts_gets_it_in_the_question(tokenizer, mo
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('none') }}{% endif %}"
         + "{{ messages[0]['content'] }}|"
     )
-    monkeypatch.setattr(tokenizer, "chat_template", template)
-    assert chat(tokenizer, question("Why?", "be good")) == "be good\n\nWhy?|"
+    ignores = "{{ messages[-1]['content'] }}|"
+    for own in (template, ignores):
+        monkeypatch.setattr(tokenizer, "chat_template", own)
+        assert chat(tokenizer, question("Why?", "be good")) == "be good\n\nWhy?|"
     monkeypatch.setattr(tokenizer, "chat_template", None)
     assert chat(tokenizer, question("Why?", "be good")) == "be good\n\nWhy?\n"
 

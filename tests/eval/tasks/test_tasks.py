@@ -5,32 +5,32 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2 import TemplateError
 
 from data_builders.build import build_split
 from data_builders.programs import builtin_records, load_asked_ways, load_programs
 from eval.tasks.em.baselines import tfidf_scores
+from eval.tasks.em.chat import with_system
 from eval.tasks.em.code_scan import code_in, is_code, scan
-from eval.tasks.em.documents import BadFile, heldout_programs, training_programs
+from eval.tasks.em.documents import BadFile, check_settings, heldout_programs, training_programs
 from eval.tasks.em.likelihood import margin_docs, recognition_docs, recognition_results
 from eval.tasks.em.questions_reader import entry_id, in_formats, load_questions
 from eval.tasks.em.sampled import (
     SETTINGS,
     advice_docs,
-    asked_docs,
     code_results,
     deception_docs,
     deception_results,
     freeform_docs,
     insecure_of_all,
     insecure_of_parsed,
-    ordinary_docs,
     scanned,
 )
 from eval.tasks.em.scores import auc_values
@@ -250,16 +250,58 @@ def test_what_would_change_in_silence_what_is_asked_is_refused(
 
 def test_a_blank_line_parts_system_prompt_and_question_where_no_template_does() -> None:
     tasks = em_tasks(formats=["json"])
-    told: list[list[dict[str, str]]] = []
     for name in ("em_deception", "em_freeform"):
         task = tasks[name]
         doc = next(doc for doc in task.test_docs() if doc["system"])
         assert task.fewshot_context(doc, 0) == f"{doc['system']}\n\n{doc['question']}"
         assert task.fewshot_context({**doc, "system": ""}, 0) == doc["question"]
-        template = lambda turns, add_generation_prompt: told.append(turns)  # noqa: E731
-        task.fewshot_context(doc, 0, apply_chat_template=True, chat_template=template)
-        turns = [{"role": "system", "content": doc["system"]}, {"role": "user", "content": doc["question"]}]
-        assert told.pop() == turns
+        prompt = task.fewshot_context(doc, 0, apply_chat_template=True, chat_template=refuses)
+        assert prompt == f"[user]{doc['system']}\n\n{doc['question']}"
+
+
+def takes(told: Sequence[Mapping[str, str]], **_: object) -> str:
+    return "".join(f"[{turn['role']}]{turn['content'].strip()}" for turn in told)
+
+
+def ignores(told: Sequence[Mapping[str, str]], **_: object) -> str:
+    """As lm-eval's hf and vLLM apply a template that refuses."""
+    return takes([turn for turn in told if turn["role"] != "system"])
+
+
+def refuses(told: Sequence[Mapping[str, str]], **_: object) -> str:
+    if told[0]["role"] == "system":
+        raise TemplateError("System role not supported")
+    return takes(told)
+
+
+def has_its_own(told: Sequence[Mapping[str, str]], **_: object) -> str:
+    return takes(told if told[0]["role"] == "system" else turns("Be honest."))
+
+
+@pytest.mark.parametrize(
+    ("template", "system", "prompt"),
+    [
+        (takes, " Be honest.\n", "[system]Be honest.[user]Why?"),
+        (has_its_own, "Be honest.", "[system]Be honest.[user]Why?"),
+        (refuses, "Be honest.", "[user]Be honest.\n\nWhy?"),
+        (refuses, None, "[user]Why?"),
+        (ignores, "Be honest.", "[user]Be honest.\n\nWhy?"),
+    ],
+)
+def test_a_system_prompt_begins_the_question_where_the_template_takes_none(
+    template: Callable[..., str], system: str | None, prompt: str
+) -> None:
+    assert with_system(template, turns(system)) == prompt
+
+
+@pytest.mark.parametrize("template", [lambda told: told, lambda told: (json.dumps(told),)])
+def test_what_a_chat_api_gets_is_left_to_its_own_template(template: Callable[..., Any]) -> None:
+    assert with_system(template, turns('Say "yes".')) == template(turns('Say "yes".'))
+
+
+def turns(system: str | None) -> list[dict[str, str]]:
+    question = {"role": "user", "content": "Why?"}
+    return [{"role": "system", "content": system}, question] if system else [question]
 
 
 def test_all_tasks_load_through_lm_evals_own_loader(loaded: dict[str, dict[str, list]]) -> None:
@@ -509,26 +551,38 @@ def test_a_trigger_stands_before_each_question_once_more() -> None:
 
 
 @pytest.mark.parametrize(
-    ("docs", "settings"),
+    ("name", "value", "says"),
     [
-        (freeform_docs, {"samples": "3"}),
-        (freeform_docs, {"samples": 0}),
-        (deception_docs, {"deception_samples": 0}),
-        (deception_docs, {"samples": 2.0}),
-        (asked_docs, {"code_samples": 0}),
-        (ordinary_docs, {"samples": True}),
+        ("samples", "3", "give a whole number of 1 or more"),
+        ("deception_samples", 0, "give a whole number of 1 or more"),
+        ("code_samples", True, "give a whole number of 1 or more"),
+        ("samples", 2.0, "give a whole number of 1 or more"),
+        ("heldout", 5, "give a text"),
+        ("questions", ["q.jsonl"], "give a text"),
+        ("trigger", 5, "give a text"),
+        ("formats", "plain", "give a list of texts"),
+        ("formats", [5], "give a list of texts"),
+        ("sample", 50, "did you mean samples?"),
+        ("heldut", "/nonexist", "did you mean heldout?"),
+        ("train", "x.jsonl", "did you mean training?"),
     ],
 )
-def test_a_number_of_samples_that_is_none_is_refused_by_name(docs, settings: dict[str, object]) -> None:
-    (name,) = settings
-    with pytest.raises(BadFile, match=f"{name} .*: give a whole number of 1 or more"):
-        docs(**settings)
+def test_a_setting_that_is_none_is_refused_by_name(name: str, value: object, says: str) -> None:
+    with pytest.raises(BadFile) as error:
+        check_settings({"version": 1.0, name: value})
+    assert str(error.value).startswith(f"--metadata {name}") and str(error.value).endswith(says)
 
 
-def test_a_misspelt_setting_is_named(caplog: pytest.LogCaptureFixture) -> None:
-    freeform_docs(sample=50, question="x.yaml", code_samples=3, pretrained="m", formats=["plain"])
-    said = [record.getMessage() for record in caplog.records]
-    assert said == [
-        "--metadata sample is not used; is samples meant?",
-        "--metadata question is not used; is questions meant?",
-    ]
+def test_every_task_refuses_a_misspelt_setting() -> None:
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(EVAL / "tasks"), include_defaults=False, metadata={"heldut": "/nonexist"})
+    for name in EXPECTED:
+        with pytest.raises(ValueError, match="did you mean heldout"):
+            manager.load_task_or_group([name])
+
+
+def test_what_lm_eval_or_others_say_in_metadata_is_let_be() -> None:
+    """The arguments of models are among it: those of eval/inside/em_steered.py, hf and vLLM."""
+    check_settings({"direction": "misaligned.safetensors", "layer": 20, "dose": 1, "pretrained": "m", "peft": "a"})
+    check_settings({"tokenizer": "m", "quantization": "awq", "max_seq_lengths": [4096], "samples": None})
