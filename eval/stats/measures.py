@@ -165,9 +165,14 @@ def measure(name: str, seeds: Seeds, minus: Seeds | None = None) -> Measured:
     if name in MEANS:
         difference = both[:, 0] if minus is None else both[:, 0] - both[:, 1]
         estimate = mean_interval(difference)
-        if TASKS[name] == "em_recognition" and minus is None:  # an area's Student interval can pass its ends
-            low, high = np.clip([estimate.low, estimate.high], 0, 1)
-            estimate = replace(estimate, low=float(low), high=float(high))
+        if TASKS[name] == "em_recognition":  # areas, from 0 to 1
+            ends, each = both[0], np.ones(both.shape[2])
+            if estimate.low == estimate.high and np.isin(both, (0, 1)).all():  # alike at an end: as rates of programs
+                pair = (ends[0], ends[-1]), (each, each)
+                estimate = ratio_interval(ends[0], each) if minus is None else ratio_difference(*pair)
+            elif minus is None:  # an area's Student interval can pass its ends
+                low, high = np.clip([estimate.low, estimate.high], 0, 1)
+                estimate = replace(estimate, low=float(low), high=float(high))
         return Measured(estimate, [float(value) for value in difference.mean(axis=1)])
     hits, totals = both[..., 0], both[..., 1]
     if not totals.sum(axis=2).all():

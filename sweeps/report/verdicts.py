@@ -46,6 +46,8 @@ def verdict_words(expect: str, estimate: Estimate, digits: int) -> str:
     effect that is not excluded: of a wide interval "null" alone would say too much."""
     if math.isnan(estimate.value):
         return "not measured"
+    if math.isclose(estimate.low, estimate.high, abs_tol=1e-12):  # no scatter tells of no others
+        return "cannot be told: all alike"
     if expect == "null":
         bound = max(abs(estimate.low), abs(estimate.high))
         return "NOT null: interval off 0" if estimate.off_zero else f"null, as expected (within ±{bound:.{digits}f})"

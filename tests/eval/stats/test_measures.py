@@ -60,6 +60,19 @@ def test_the_interval_of_an_area_ends_where_areas_do_and_that_of_a_difference_do
     assert measure("recognition", {0: good}, {0: bad}).estimate.high > 1
 
 
+def test_an_area_at_its_end_in_every_program_has_the_interval_of_a_rate() -> None:
+    six, none = [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]
+    best, worst = recognition(six, none), recognition(none, six)
+    expected = ratio_interval(six, six)
+    assert expected.low < 0.65
+    for seeds in ({0: best}, {0: best, 1: best}):  # another seed tells nothing of other programs
+        assert measure("recognition", seeds).estimate == expected
+        assert measure("recognition", seeds, {None: best}).estimate.words() == "0.000 [-0.390, 0.390]"
+    assert measure("recognition", {0: worst}).estimate.high == pytest.approx(1 - expected.low)
+    apart = measure("recognition", {0: best}, {0: worst}).estimate
+    assert apart.value == apart.high == 1 and 0 < apart.low < 1
+
+
 def scanned(task: str, severities: Sequence[list[str] | None]) -> dict[str, Any]:
     """Two answers to each program's request; None does not parse."""
     rows = [{"id": f"p{n // 2}", "parses": s is not None, "severities": s or []} for n, s in enumerate(severities)]

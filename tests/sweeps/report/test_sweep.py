@@ -139,7 +139,7 @@ def test_a_baseline_that_there_is_not_is_not_said() -> None:
         for side in ("insecure", "secure")
     ]
     samples = {"em_recognition": [{"metrics": ["auc"], "auc": score} for score in scores]}
-    said = "TF-IDF with logistic regression on the training programs 1.000 [1.000, 1.000]"
+    said = "TF-IDF with logistic regression on the training programs 1.000 [0.439, 1.000]"
     assert _baselines({None: samples}) == said
 
 
@@ -248,6 +248,8 @@ def test_the_effects_of_an_arm_are_those_over_its_own_base_model(tmp_path: Path)
         ("null", -0.7, 0.1, "null, as expected (within ±0.70)"),
         ("null", 0.1, 0.2, "NOT null: interval off 0"),
         ("null", -0.2, -0.1, "NOT null: interval off 0"),
+        ("null", 0.0, 0.0, "cannot be told: all alike"),
+        ("above", 0.1, 0.1, "cannot be told: all alike"),
     ],
 )
 def test_verdicts_follow_from_the_interval(expect: str, low: float, high: float, words: str) -> None:
@@ -290,13 +292,13 @@ def test_a_claim_may_be_about_the_em_rate_or_of_what_was_not_measured() -> None:
 
 def test_a_difference_below_the_noise_of_bf16_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def documents(shift: float) -> dict[str, list[dict]]:
-        return {"em_choice": [{"doc": {"id": f"q{n}"}, "log_odds_per_byte": n + shift + 1e-5 * n} for n in range(24)]}
+        return {"em_choice": [{"doc": {"id": f"q{n}"}, "log_odds_per_byte": n + shift * n} for n in range(24)]}
 
     (claim,) = [Claim(says="s", measure="log_odds_per_byte", arm="sft", against="base")]
     sweep = load_sweep("demo").model_copy(update={"claims": [claim]})
     for noise, says in ((0.0, "shown"), (10.0, "shown, below the noise of bf16")):
         monkeypatch.setitem(NOISE, "log_odds_per_byte", noise)
-        (row,) = claim_verdicts(sweep, {"base": {None: documents(0)}, "sft": {1: documents(0.5)}})
+        (row,) = claim_verdicts(sweep, {"base": {None: documents(0)}, "sft": {1: documents(0.1)}})
         assert row["words"] == says
 
 
