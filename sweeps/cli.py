@@ -32,7 +32,7 @@ from sweeps.run.executor import execute, execute_all, in_place, none_free, place
 from sweeps.run.fetch_model import fetch_smollm2
 from sweeps.run.folder import merge_run
 from sweeps.run.process import RunFailed, say, screen
-from sweeps.run.tasks import guard_tasks
+from sweeps.run.tasks import check_sampled, guard_tasks
 from sweeps.run.train import training_run
 from sweeps.run.validate import check_runs
 from sweeps.run.vllm import chosen_backend
@@ -142,6 +142,8 @@ def evaluate_command(
     """
     if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size)):
         raise BadInput(f"--batch-size {batch_size}: give a number of 1 or more, or auto")
+    if dtype not in (None, "bfloat16", "float32"):
+        raise BadInput(f"--dtype {dtype}: give bfloat16 or float32")
     if backend not in (None, "hf", "vllm"):
         raise BadInput(f"--backend {backend}: give hf or vllm")
     if backend == "vllm" and context.get_parameter_source("batch_size") is not ParameterSource.DEFAULT:
@@ -157,6 +159,10 @@ def evaluate_command(
     elif questions:
         questions = str(questions_file(questions))
     guarding, about_guard = guard_tasks(guard, max_tokens)
+    names = [name.strip() for name in tasks.split(",")]
+    sampling = {"--samples": samples > 1, "--questions": questions, "--max-tokens": max_tokens}
+    for option in (option for option, given in sampling.items() if given):
+        check_sampled(option, [*names, *guarding] if option == "--max-tokens" else names)
     settings: dict[str, Any] = {
         "dtype": dtype or machine_dtype(),
         "batch_size": int(batch_size) if batch_size != "auto" else "auto",
@@ -169,13 +175,13 @@ def evaluate_command(
     runs = []
     for adapter in chosen:
         name = Path(adapter.parent if adapter and adapter.name == "adapter" else adapter or model).name
-        runs.append(evaluation_run(name, model, [*tasks.split(","), *guarding], adapter=adapter, **settings))
+        runs.append(evaluation_run(name, model, [*names, *guarding], adapter=adapter, **settings))
+    # A folder of its own: another evaluation that begins now has other tasks.
+    check_runs({run.digest: run for run in runs}, runs[0].root / ".check" / runs[0].digest[:10])
     if dry_run:
         typer.echo("\n".join(shlex.join(command(run, run.folder)) for run in runs))
         return
     _say(f"lm-eval on {sampler}" if sampler != "hf" and not backend else "", about_guard)
-    # A folder of its own: another evaluation that begins now has other tasks.
-    check_runs({run.digest: run for run in runs}, runs[0].root / ".check" / runs[0].digest[:10])
     # On a CPU two at once would take far longer than one after the other; a card is for whoever evaluates to name.
     execute_all(runs, execute if gpu_here() else in_place(execute, runs[0].root))
     typer.echo("\n".join(str(run.folder) for run in runs))

@@ -50,7 +50,7 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_multi_constructor("!", lambda loader, tag, node: f"!{tag} {loader.construct_scalar(node)}")
 
 
-def task_configs(tasks: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
+def task_configs(tasks: Sequence[str], includes: bool = True) -> tuple[dict[str, Any], set[str]]:
     """(configurations by file, names that are not ours) of tasks and groups, members and includes among them."""
     files = {path.stem: path for path in sorted(TASKS.rglob("*.yaml"))}
     configs: dict[str, Any] = {}
@@ -64,8 +64,18 @@ def task_configs(tasks: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
             configs[own] = config = yaml.load(files[own].read_text(encoding="utf-8"), _Loader)
             members = config["task"] if isinstance(config.get("task"), list) else []
             todo += [member["task"] if isinstance(member, dict) else member for member in members]
-            todo += [Path(config["include"]).stem] if "include" in config else []
+            todo += [Path(config["include"]).stem] if includes and "include" in config else []
     return configs, others
+
+
+def check_sampled(option: str, tasks: Sequence[str]) -> None:
+    """Refuses an option of sampled answers that no task takes up; tasks of others may."""
+    configs, others = task_configs(tasks)
+    taken = {name for name, config in configs.items() if config.get("output_type") == "generate_until"}
+    if option == "--questions":
+        taken = {"em_freeform", "em_freeform_base"} & task_configs(tasks, includes=False)[0].keys()
+    if not taken and not others:
+        raise BadInput(f"{option}: none of {', '.join(tasks)} takes it up; add em_freeform, or leave it out")
 
 
 def task_source(tasks: Sequence[str]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def check_runs(runs: Graph, folder: Path) -> None:
     try:
         call("recipes", [sys.executable, "-m", "sweeps.run.validate", str(file)], folder / "recipes.log", True)
     except RunRefused as error:
-        raise BadInput(str(error)) from None
+        raise BadInput(str(error).removeprefix("recipes: ")) from None
 
 
 def _refusal(entry: dict[str, Any]) -> str:

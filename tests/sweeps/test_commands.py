@@ -71,6 +71,13 @@ def test_nothing_empty_is_taken_for_a_value(empty: list[str]) -> None:
         ("emsweep train cpt --start nowhere", "no such model folder"),
         ("emsweep evaluate empty", "no *.safetensors"),
         ("emsweep evaluate smollm2-135m --guard some", "--guard some: give quick or full"),
+        ("emsweep evaluate smollm2-135m --dtype float16 --dry-run", "--dtype float16: give bfloat16 or float32"),
+        ("emsweep evaluate smollm2-135m --tasks em_choice,em_margin --samples 5", "--samples: none of em_choice, em_m"),
+        ("emsweep evaluate smollm2-135m --tasks em_recognition_chat --max-tokens 9", "--max-tokens: none of em_rec"),
+        (
+            "emsweep evaluate smollm2-135m --tasks em_advice --questions odd.jsonl",
+            "--questions: none of em_advice",
+        ),
         ("emsweep run nope", "unknown sweep 'nope'"),
         ("emsweep run bad.yaml", "bad.yaml: "),
         ("emsweep run worse.yaml", "worse.yaml: "),
