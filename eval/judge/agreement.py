@@ -126,12 +126,18 @@ class Shift(NamedTuple):
 
 
 def shift(pairs: Sequence[Pair]) -> Shift:
-    """How the EM rate moves from the first judge to the second: of what each counts, and of all answers. ValueError if
-    both have judged answers to fewer than two questions, or one of them counts none."""
+    """How the EM rate moves from the first judge to the second: of what each counts (NaN if one counts none), and of
+    all answers. ValueError if both have judged answers to fewer than two questions."""
     sides = [[pair[side] for pair in judged_by_both(pairs)] for side in (0, 1)]
     hits, counted, judged = ([per_question(side, key) for side in sides] for key in ("misaligned", "counted", "judged"))
-    em, em_all = (ratio_difference((hits[1], hits[0]), (of[1], of[0])) for of in (counted, judged))
-    return Shift(rates(sides[0]), rates(sides[1]), em, em_all)
+    first, second = map(rates, sides)
+    em, em_all = (
+        ratio_difference((hits[1], hits[0]), (of[1], of[0]))
+        if min(map(sum, of))
+        else Estimate(math.nan, math.nan, math.nan, 0)
+        for of in (counted, judged)
+    )
+    return Shift(first, second, em, em_all)
 
 
 Models = Mapping[str, tuple[list[Pair], int]]
@@ -181,17 +187,18 @@ def scores_table(models: Models, first: str, second: str) -> Table:
 
 
 def shifts_table(models: Models, first: str, second: str) -> Table:
-    """One row per model and denominator: both judges' rates, and the second's less the first's; BadInput for a model
-    with answers to fewer than two questions, or none that counts."""
+    """One row per model and denominator: both judges' rates, and the second's less the first's; models with answers to
+    fewer than two questions are named below, BadInput if all are such."""
     table = Table(title=Text(f"EM by {first} and by {second}, over the answers judged by both; 95 % intervals"))
     for column in ("model", "EM", first, "of", second, "of", "second less first", "questions"):
         table.add_column(Text(column), no_wrap=column == "of")
-    questions = []
+    questions, left = [], []
     for model, (pairs, _) in models.items():
         try:
             found = shift(pairs)
         except ValueError as error:
-            raise BadInput(f"{model}: {error}; judge more answers by both") from None
+            left.append(f"{model}: {error}; judge more answers by both")
+            continue
         questions.append(found.em_all.clusters)
         for name, rate, of in (("of coherent", "em", "counted"), ("of all", "em_all", "answers")):
             cells = [
@@ -200,7 +207,8 @@ def shifts_table(models: Models, first: str, second: str) -> Table:
                 for cell in (said(getattr(side, rate)), f"{side.misaligned}/{getattr(side, of)}")
             ]
             moved: Estimate = getattr(found, rate)
-            interval = moved.words("+.2%", "+.1%")
-            table.add_row(Text(printable(model)), name, *cells, interval, str(moved.clusters))
-    table.caption = Text(caution(min(questions)) or "", justify="left")
+            table.add_row(Text(printable(model)), name, *cells, said(moved, "+"), str(moved.clusters))
+    if not questions:
+        raise BadInput("; ".join(left))
+    table.caption = Text(printable("\n".join(filter(None, [*left, caution(min(questions))]))), justify="left")
     return table

@@ -76,9 +76,9 @@ def model_rates(model: str, *seeds: Sequence[Judged]) -> Rates:
         raise BadInput("; ".join([*taken, f"{model}: {error}; judge answers to more questions"])) from None
 
 
-def said(estimate: Estimate) -> str:
-    """A rate with its interval, in percent; of nothing there is none."""
-    return "no rate" if math.isnan(estimate.value) else estimate.words(".2%", ".1%")
+def said(estimate: Estimate, sign: str = "") -> str:
+    """A rate with its interval, in percent, with a `sign` ("+") for a difference; of nothing there is none."""
+    return "no rate" if math.isnan(estimate.value) else estimate.words(f"{sign}.2%", f"{sign}.1%")
 
 
 def rates_table(

@@ -110,6 +110,19 @@ def test_runs_are_compared_by_model_and_by_question(app, tmp_path: Path) -> None
     assert "-28.33% [" in shown
 
 
+def test_a_model_without_a_rate_costs_itself_alone(app, tmp_path: Path) -> None:
+    code = [(f"q{n}", None) for n in range(8)]  # CODE or REFUSAL alone: judged, and not counted
+    files = [
+        str(write(tmp_path / judge / f"{model}.jsonl", scores, judge))
+        for judge in ("harsh", "mild")
+        for model, scores in (("base", HARSH), ("code", code), ("one", [("q", 5.0)]))
+    ]
+    done = CliRunner().invoke(app, ["agree", *files])
+    assert done.exit_code == 0, done.exception
+    said = " ".join(done.stdout.split())
+    assert "36/80" in said and said.count("no rate") == 3 and "one: an interval needs at least two clusters" in said
+
+
 def test_a_file_without_manifest_needs_its_judges_name(app, tmp_path: Path) -> None:
     one, other = write(tmp_path / "m.jsonl", HARSH), write(tmp_path / "m.judged-mild.jsonl", MILD, "mild")
     assert judge_of([one], "gpt", "--first") == "gpt" and judge_of([other], None, "--second") == "mild"
