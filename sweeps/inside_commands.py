@@ -373,7 +373,12 @@ def project_command(
     kept = _so_far(target, settings)
     found = projecting.project(network, tokenizer, file, known, at, kept)
     manifest = {"input": str(file), "direction": known.about.model_dump(), "layer": at, **adapted}
-    manifest |= {"read": len(found.projections) + len(found.rejects), "rejects": found.rejects}
+    notes = []
+    if known.about.model is None:
+        notes.append("a published file has no midpoint: levels mean nothing, differences between rows do")
+    if known.about.position == "changed":
+        notes.append("the direction is of lines in which twins differ: rows have none, whole answers are projected")
+    manifest |= {"read": len(found.projections) + len(found.rejects), "rejects": found.rejects, "notes": notes}
     write_records(target, found.projections, manifest)
     kept.end()
     values = np.array([row["projection"] for row in found.projections])
@@ -384,6 +389,6 @@ def project_command(
         table.add_row(str(row["line"]), f"{row['projection']:+.2f}", start)
     console.print(table)
     console.print(f"mean {values.mean():+.3f}, sd {values.std():.3f}, {len(found.rejects)} rejects", highlight=False)
-    if known.about.position == "changed":
-        console.print("the direction is of lines in which twins differ: rows have none, whole answers are projected")
+    for note in notes:
+        console.print(note)
     typer.echo(target)

@@ -1,7 +1,8 @@
 """Rows of a data set projected on a direction: those that lean to a concept, found before anything is trained on them.
 
 Index N is the residual behind N blocks. The unit is the distance of the concept's classes: 0 is midway, 0.5 the mean of
-the positive class, -0.5 that of the negative one.
+the positive class, -0.5 that of the negative one. A published file has no midpoint, and zeros stand in: of its
+projections only differences between rows mean something.
 """
 
 from __future__ import annotations

@@ -88,7 +88,11 @@ def test_directions_are_found_compared_steered_with_and_projected_on(folder: Pat
     (projected,) = folder.glob("data.projected-??????.jsonl.manifest.json")
     manifest = json.loads(projected.read_text())
     assert (manifest["read"], manifest["written"], manifest["rejects"][0]["line"]) == (3, 2, 3)
-    assert "whole answers are projected" not in output
+    assert manifest["notes"] == []
+    torch.save(torch.ones(3, 64), folder / "kind.pt")
+    output = run("project data.jsonl --direction kind.pt --model tiny --layer 1 --out kind.jsonl")
+    (note,) = json.loads((folder / "kind.jsonl.manifest.json").read_text())["notes"]
+    assert note.startswith("a published file has no midpoint") and note in " ".join(output.split())
     run("directions tiny --concept unkind.yaml --position changed --out changed")
     output = run("project data.jsonl --direction changed/unkind.safetensors --model tiny")
     assert "whole answers are projected" in " ".join(output.split())
