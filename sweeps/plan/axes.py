@@ -56,8 +56,8 @@ def vary(sweep: Sweep, grid: Mapping[str, Sequence[Any]]) -> Sweep:
     """The sweep with one arm for each combination of values in place of each arm that varies.
 
     Claims follow their arms. `model` concerns every arm; `cpt` those that the varying ones start from, and `seed` is
-    the sweep's seeds. BadInput for an unknown axis or value (the valid ones are listed), a value that recurs, or if no
-    arm varies.
+    the sweep's seeds. BadInput for an unknown axis or value (the valid ones are listed), a value that recurs, if no arm
+    varies, or if two arms would have one name.
     """
     for axis, other in combinations(grid, 2):
         if same_key(AXES.get(axis, axis), AXES.get(other, other)) and {axis, other} != {"model", "cpt"}:
@@ -104,9 +104,11 @@ def vary(sweep: Sweep, grid: Mapping[str, Sequence[Any]]) -> Sweep:
     points = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
     arms: dict[str, Arm] = {}
     for (name, arm), point in product(sweep.arms.items(), points):
-        if (called := label(name, point)) and called not in arms:
+        if called := label(name, point):
             start = label(arm.start, point) if arm.start else None
-            arms[called] = _settled(arm, own(name, point), start, sweep.tuned)
+            settled = _settled(arm, own(name, point), start, sweep.tuned)
+            if arms.setdefault(called, settled) != settled:
+                raise BadInput(f"arm {name}: on the axes it would be called {called}, as another arm is; rename one")
 
     def following(claims: Sequence[AnyClaim]) -> list[AnyClaim]:
         """Claims at each combination that concerns their arms."""

@@ -16,7 +16,7 @@ from core.records import BadInput, first_fault, one_line
 from eval.judge.settings import JudgeSettings
 from eval.stats.measure_names import MeasureName
 from sweeps.recipe.hardware import this_machine
-from sweeps.recipe.layers import RECIPES, Stage, load_layer
+from sweeps.recipe.layers import RECIPES, Stage, layer_names, load_layer
 from sweeps.recipe.refusals import DECIDED
 from sweeps.recipe.schema import fault
 from sweeps.recipe.schema import keys as schema_keys
@@ -296,8 +296,8 @@ def _check_file(sweep: Sweep) -> None:
             raise BadInput("inside: the base model has no adapter that moves anything; name two arms")
         if len(both) == 1:
             raise BadInput(f"the claim {claim.says!r} is of {claim.arm} against itself; name two arms")
-    if "base" in sweep.arms:
-        raise BadInput("arms.base: so the model before training is called; call the arm otherwise")
+    for name in {"base", *(f"base-{model}" for model in layer_names("models"))} & sweep.arms.keys():
+        raise BadInput(f"arms.{name}: so the model before training is called; call the arm otherwise")
     if not sweep.seeds:
         raise BadInput("seeds: give one at least")
     if len(set(sweep.seeds)) < len(sweep.seeds):

@@ -185,6 +185,19 @@ def test_bad_grids_are_refused(grid: dict, says: str) -> None:
         assert all(name in str(caught.value) for name in (*NAMES, "rl_beta", "learning_rate"))
 
 
+def test_two_arms_that_the_axes_would_give_one_name_are_refused() -> None:
+    """Else the second is not trained, and the claims on it are judged by the first."""
+    fixed = SWEEP.arms["pairs"].model_copy(update={"vary": False})
+    sweep = SWEEP.model_copy(update={"arms": {**SWEEP.arms, "pairs-r1": fixed}})
+    with pytest.raises(BadInput, match="arm pairs-r1: on the axes it would be called pairs-r1, as another arm is"):
+        vary(sweep, {"rank": [1, 2]})
+    assert "pairs-r1" in vary(sweep, {"rank": [2, 4]}).arms
+    copied = SWEEP.model_copy(update={"arms": {"copy": SWEEP.arms["cpt-explained"], **SWEEP.arms}})
+    both = copied.arms | {"more": SWEEP.arms["pairs"].model_copy(update={"start": "copy"})}
+    shared = vary(copied.model_copy(update={"arms": both}), {"cpt": ["code-only"]})
+    assert "cpt-code-only" in shared.arms, "two arms that are the same one by now may have one name"
+
+
 def test_an_arm_must_start_from_one_before_it(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     head = "{model: smollm2-135m, hardware: cpu, tasks: [em], seeds: [1], stages: {}, claims: [], "

@@ -86,6 +86,7 @@ def test_a_command_that_would_overwrite_is_refused(prepared: Path, command: str,
         ("stages: {}, arms: {a: %s, variant: neutral-only, rank: 2}}}", "the variant neutral-only is its data alone"),
         ("stages: {}, arms: {a: %s, rank: true, rank: 2}}}", "rank"),
         ("stages: {}, arms: {base: %s}}", "arms.base: so the model before training is called"),
+        ("stages: {}, arms: {base-qwen7b: %s}}", "arms.base-qwen7b: so the model before training is called"),
         ("stages: {}, arms: {a/b: %s}}", "arms.a/b"),
     ],
 )
