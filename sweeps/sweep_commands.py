@@ -382,6 +382,10 @@ def clean(yes: Annotated[bool, Option("--yes", help="Delete what is listed.")] =
                 starts[Path(yaml.safe_load(path.read_bytes())["base_model"]).resolve()] = path.parent
             except (yaml.YAMLError, LookupError, TypeError, ValueError):
                 raise BadInput(f"{path}: no recipe, and what it starts from is not known; delete its folder") from None
+    # Of an evaluation that was started by hand nothing says, until it is done, which model it reads.
+    planned = tuple(digest[:10] for digest in runs)
+    by_hand = [folder for folder in Path("runs/evaluate").glob("*") if not folder.name.endswith(planned)]
+    reader = next((folder for folder in by_hand if status_of(folder).state == "running"), None)
     for folder in sorted(Path("runs/merge").glob("*")):
         digest = next((digest for digest in merges if folder.name.endswith(digest[:10])), None)
         user = starts.get((folder / "merged").resolve())
@@ -390,6 +394,7 @@ def clean(yes: Annotated[bool, Option("--yes", help="Delete what is listed.")] =
             "runs that are not done, as composed now, need it": digest in needed,
             "it is being made": status_of(folder).state == "running",
             f"{user} starts from it and is not done": user is not None,
+            f"{reader}, which no planned sweep has, is running and may read it": reader is not None,
         }
         if why := next((words for words, holds in reasons.items() if holds), None):
             typer.echo(f"{folder}: kept, for {why}")

@@ -145,6 +145,10 @@ def test_a_merge_that_is_at_work_or_that_a_run_by_hand_starts_from_is_kept(begun
     assert f"{merge}: kept, for {by_hand} starts from it and is not done" in emsweep("clean", "--yes").output
     assert merge.is_dir()
     (by_hand / "run.json").write_text("{}")
+    evaluation = Path("runs/evaluate/merged-0123456789")
+    evaluation.mkdir()
+    with locked(evaluation / ".lock"):
+        assert f"{merge}: kept, for {evaluation}, which no planned sweep has" in emsweep("clean", "--yes").output
     assert emsweep("clean", "--yes").exit_code == 0 and not merge.exists()
 
 
