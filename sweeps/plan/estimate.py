@@ -209,17 +209,19 @@ def plan_table(runs: Graph, index: Sequence[Mapping[str, Any]], at_once: int) ->
         total += seconds
         unknown += len(todo) - len(known)
         measured = sum(view.measured for view in known)
-        source = "measured" if measured == len(known) else "modelled" if not measured else "measured and modelled"
+        counted = {"measured": measured, "modelled": len(known) - measured, "not known": len(todo) - len(known)}
+        source = " and ".join(word for word, count in counted.items() if count)
+        hours = between(seconds, ".2f", 3600) if known or not todo else ""
         need = max((view.gib for view in known if view.gib), default=None)
         limit = next((view.limit for view in known if view.limit), None)
         memory = "" if need is None else f"{need:.1f} of {limit:g}" if limit else f"{need:.1f}"
         counts = map(str, (len(own), len(own) - len(todo), len(todo)))
-        table.add_row(stage, *counts, between(seconds, ".2f", 3600), source, memory)
+        table.add_row(stage, *counts, hours, source, memory)
     done = len(runs) - len(left)
     words = f"{len(runs)} runs ({shared(runs)} shared), {done} runs done, {len(runs) - done} to do"
     if done < len(runs):
-        words += f": about {between(total, '.1f', 3600 * at_once)} hours, {at_once} at a time, and"
-        words += f" {disk_gb(run for run in runs.values() if run.digest in left):.1f} GB of disk"
+        hours = f"about {between(total, '.1f', 3600 * at_once)} hours, {at_once} at a time, and " if total.any() else ""
+        words += f": {hours}{disk_gb(run for run in runs.values() if run.digest in left):.1f} GB of disk"
         words += f", and {unknown} runs of which nothing is known" if unknown else ""
     return table, words
 

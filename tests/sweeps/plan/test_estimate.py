@@ -75,6 +75,24 @@ def test_a_resumed_run_is_no_measure(runs: dict[str, Run]) -> None:
     assert view is not None and not view.measured
 
 
+def test_hours_of_which_nothing_is_known_are_not_said(
+    prepared: Path, runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine whose profile lacks tflops and bandwidth."""
+    monkeypatch.setattr("sweeps.plan.estimate._computed", lambda *_: None)
+    table, words = plan_table(runs, [], at_once=1)
+    cells = {str(column.header): list(column.cells) for column in table.columns}
+    assert dict(zip(cells["stage"], cells["from"], strict=True)) == {
+        "evaluate": "not known",
+        "cpt": "not known",
+        "merge": "modelled",
+        "dpo": "not known",
+    }
+    assert cells["hours to do"] == ["", "", "0.01", ""] and "7 runs of which nothing is known" in words
+    unknown = {digest: run for digest, run in runs.items() if run.stage == "cpt"}
+    assert "1 to do: 0.0 GB of disk, and 1 runs of which nothing is known" in plan_table(unknown, [], at_once=1)[1]
+
+
 def test_memory_stands_beside_that_of_the_hardware(prepared: Path) -> None:
     sweep = load_sweep("rank", "a100-80g")
     runs = graph(plan(vary(sweep, {"rank": [1]}), False))
