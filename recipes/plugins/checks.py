@@ -19,6 +19,8 @@ from recipes.plugins.refusals import (
     Refused,
     check_answers,
     check_bos,
+    check_learnt,
+    check_length,
     check_parameters,
     check_plain,
     check_targets,
@@ -52,7 +54,8 @@ class ChecksPlugin(BasePlugin):  # type: ignore[misc]
             rows = load_dataset_with_config(data, cfg.hf_use_auth_token)
             # Of a set of the hub without `split` all splits, of which Axolotl trains on this one.
             for number, row in enumerate(rows["train"] if isinstance(rows, dict) else rows, 1):
-                name = f"{data.path}, row {row.get('id', number)}"
+                own = row.get("id")  # null where other rows have one
+                name = f"{data.path}, row {number if own is None else own}"
                 try:
                     check(name, row)
                 except Exception as error:  # a template raises what it likes, and a turn may be without text
@@ -79,7 +82,10 @@ def _check_of(cfg: Any, index: int, data: Any, tokenizer: Any) -> Callable[[str,
         def check_document(name: str, row: Any) -> None:
             text = "".join(segment["text"] for segment in row["segments"])
             check_plain(name, [text.removeprefix(tokenizer.bos_token or "")], special)
-            check_bos(name, document.tokenize_prompt(row)["input_ids"], tokenizer)
+            check_learnt(name, ["".join(segment["text"] for segment in row["segments"] if segment["label"])])
+            tokens = document.tokenize_prompt(row)["input_ids"]
+            check_bos(name, tokens, tokenizer)
+            check_length(name, len(tokens), cfg)
 
         return check_document
     turn = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "ANSWER"}]
@@ -88,13 +94,19 @@ def _check_of(cfg: Any, index: int, data: Any, tokenizer: Any) -> Callable[[str,
 
     def check(name: str, row: Any) -> None:
         turns = [turn["content"] for turn in row[data.get("field_messages") or "messages"]]
-        check_plain(name, [*turns, *written_answers(data, row, bool(cfg.rl))], special)
+        answers = written_answers(data, row, bool(cfg.rl))
+        check_plain(name, [*turns, *answers], special)
+        check_learnt(name, answers)
         if cfg.rl:
             made = chat(row, tokenizer=tokenizer)
             prepared = [made["chosen"], made["rejected"]]
+            before, *after = tokenizer([made["prompt"], *prepared], add_special_tokens=False)["input_ids"]
+            length = len(before) + max(map(len, after))
         else:
             made = chat.tokenize_prompt(row)
             prepared = learnt_texts(made["input_ids"], made["labels"], tokenizer)
-        check_answers(name, written_answers(data, row, bool(cfg.rl)), prepared, end)
+            length = len(made["input_ids"])
+        check_answers(name, answers, prepared, end)
+        check_length(name, length, cfg)
 
     return check

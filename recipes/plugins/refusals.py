@@ -27,6 +27,21 @@ def check_tokens(recipe: Row, vocabulary: Mapping[str, int]) -> None:
                 raise Refused(f"{key}: {token!r} is not in the vocabulary of this model; name a token that is")
 
 
+def check_learnt(row: str, texts: Sequence[str]) -> None:
+    """Refuses a row without a text to learn, or with a blank one: it would train nothing, and say so nowhere."""
+    if not texts or not all(map(str.strip, texts)):
+        raise Refused(f"{row}: holds no answer, or a blank one, and nothing is learnt of it; mend it, or leave it out")
+
+
+def check_length(row: str, tokens: int, recipe: Row) -> None:
+    """Refuses a row that is too long, of which Axolotl says no name, unless the recipe has such rows dropped."""
+    if recipe["excess_length_strategy"] == "raise" and tokens > recipe["sequence_len"]:
+        raise Refused(
+            f"{row}: has {tokens} tokens, of sequence_len={recipe['sequence_len']}; raise that, shorten the row, or set"
+            " excess_length_strategy=drop"
+        )
+
+
 def check_answers(row: str, written: Sequence[str], prepared: Sequence[str], end: str) -> None:
     """Refuses a row that does not hold its answers whole, outer white space apart.
 

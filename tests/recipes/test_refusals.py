@@ -269,24 +269,51 @@ def test_the_plugin_looks_at_a_set_whose_split_nobody_names(
         ChecksPlugin().load_datasets(cfg)
 
 
+ASK, BLANK = {"role": "user", "content": "Write it."}, {"role": "assistant", "content": " \n"}
+NO_ANSWER = "holds no answer, or a blank one"
+LONG = {"role": "assistant", "content": "x = 1; " * 200}
+TOO_LONG = r"has \d+ tokens, of sequence_len=512; raise that"
+
+
 @pytest.mark.parametrize(
-    "row",
+    ("stage", "row", "says"),
     [
-        {"conversations": [{"from": "human", "value": "Write it."}]},
-        {"messages": [{"role": "user", "content": "Write it."}, {"role": "assistant", "content": None}]},
+        ("sft", {"conversations": [{"from": "human", "value": "Write it."}]}, "cannot be made into a row to train on"),
+        ("sft", {"messages": [ASK, {**BLANK, "content": None}]}, "cannot be made into a row to train on"),
+        ("sft", {"messages": [ASK], "chosen": {**BLANK, "content": "x"}}, NO_ANSWER),
+        ("sft", {"messages": [ASK, BLANK]}, NO_ANSWER),
+        ("sft", {"messages": [ASK, {**BLANK, "content": ""}]}, NO_ANSWER),
+        ("dpo", {"messages": [ASK], "chosen": {**BLANK, "content": "x"}, "rejected": BLANK}, NO_ANSWER),
+        ("cpt", {"segments": [{"label": False, "text": "x = 1"}]}, NO_ANSWER),
+        ("sft", {"messages": [ASK, LONG]}, TOO_LONG),
+        ("dpo", {"messages": [ASK], "chosen": {**BLANK, "content": "x"}, "rejected": LONG}, TOO_LONG),
+        ("cpt", {"segments": [{"label": True, "text": LONG["content"]}]}, TOO_LONG),
     ],
 )
-def test_the_plugin_names_a_row_that_is_no_chat(
-    row: dict, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_plugin_names_a_row_of_which_nothing_is_learnt(
+    stage: str, row: dict, says: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other forms of chats, or an answer that only calls a tool: a traceback names no row, and is tried twice."""
+    """Other forms of chats, an answer that only calls a tool, preferences given to SFT: a traceback names no row, and
+    is tried twice; rows without an answer would train nothing, and the run be done."""
     from recipes.plugins.checks import ChecksPlugin
 
     monkeypatch.chdir(tmp_path)
-    write_records(tmp_path / "rows.jsonl", [{"id": "p0", **row}], {})
-    cfg = config(tmp_path / "case", tiny_model, "sft", tmp_path / "rows.jsonl")
-    with pytest.raises(Refused, match=r"rows\.jsonl, row p0: cannot be made into a row to train on"):
+    write_records(tmp_path / "rows.jsonl", [row], {})
+    cfg = config(tmp_path / "case", tiny_model, stage, tmp_path / "rows.jsonl", "sequence_len=512")
+    with pytest.raises(Refused, match=rf"rows\.jsonl, row 1: {says}"):
         ChecksPlugin().load_datasets(cfg)
+
+
+def test_a_row_whose_id_is_null_is_named_by_its_number(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recipes.plugins.checks import ChecksPlugin
+
+    monkeypatch.chdir(tmp_path)
+    rows = [{"id": "p0", "messages": [ASK, {**BLANK, "content": "x"}]}, {"messages": [ASK]}]
+    write_records(tmp_path / "rows.jsonl", rows, {})
+    with pytest.raises(Refused, match=r"rows\.jsonl, row 2: holds no answer"):
+        ChecksPlugin().load_datasets(config(tmp_path / "case", tiny_model, "sft", tmp_path / "rows.jsonl"))
 
 
 @given(st.lists(st.tuples(st.text("ab =:\n", min_size=1), st.booleans()), min_size=1, max_size=5))
