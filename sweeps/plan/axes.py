@@ -14,7 +14,7 @@ from core.records import BadInput, one_line
 from sweeps.plan.declaration import AXES, Arm, Claim, InsideClaim, Sweep, Tuned, check_keys, same_key
 from sweeps.plan.sweep import arm_recipe
 from sweeps.recipe.alpha import ALPHA_POLICIES
-from sweeps.recipe.layers import ENGINES, layer_names, load_layer
+from sweeps.recipe.layers import ENGINES, layer_names, learns_preferences, load_layer
 from sweeps.recipe.refusals import of_dpo
 from sweeps.recipe.settings import ABSENT, at, given_settings, parsed
 
@@ -85,7 +85,8 @@ def vary(sweep: Sweep, grid: Mapping[str, Sequence[Any]]) -> Sweep:
         mine = set(point) if name in varied else {"model", "cpt"} if name in corpora else {"model"}
         if name in sweep.arms:
             data = point.get("data", "") if name in varied else ""
-            if variants().get(data, (sweep.arms[name].stage,))[0] != "dpo":  # it would be trained twice alike
+            stage, *_ = variants().get(data, (sweep.arms[name].stage,))
+            if not learns_preferences(stage):  # it would be trained twice alike
                 mine = {axis for axis in mine if not of_dpo(axis)}
         return {axis: value for axis, value in point.items() if axis in mine}
 
@@ -132,7 +133,7 @@ def _check_settings(sweep: Sweep, axes: Mapping[str, Any]) -> None:
         raise BadInput(f"setting {next(iter(given))}: it is for arms that vary, and none does; mark one `vary: true`")
     if sweep.checkpoints > 1 and (key := next((key for key in (*given, *axes) if key in SAVING), None)):
         raise BadInput(f"setting {key}: --checkpoints {sweep.checkpoints} sets it for each arm; leave one of them out")
-    dpo = "data" in axes or any(arm.vary and arm.stage == "dpo" for arm in sweep.arms.values())
+    dpo = "data" in axes or any(arm.vary and learns_preferences(arm.stage) for arm in sweep.arms.values())
     if not dpo and (key := next(filter(of_dpo, given), None)):
         raise BadInput(f"setting {key}: has an effect on DPO alone, and no arm that varies is of it; leave it out")
     keys = {axis: AXES.get(axis, axis) for axis in axes} | ({"lr of --retune": AXES["lr"]} if sweep.tuned else {})

@@ -10,7 +10,7 @@ from typing import Any
 from core.records import BadInput
 from sweeps.plan.declaration import Arm, Point, Sweep, declared_keys, left_out
 from sweeps.recipe.compose import compose, in_folder
-from sweeps.recipe.layers import Recipe, layer_names, load_layer
+from sweeps.recipe.layers import Recipe, layer_names, learns_preferences, load_layer
 from sweeps.recipe.memory import GIB, Shape, evaluation_batch
 from sweeps.recipe.precision import cpu_dtype
 from sweeps.recipe.refusals import of_dpo
@@ -32,7 +32,7 @@ FITTING = {"adapter", "load_in_4bit", "sequence_len", "em.memory_gib"}
 def _settings_for(sweep: Sweep, arm: Arm) -> list[str]:
     """The sweep's settings that concern an arm: none of DPO alone where it trains otherwise."""
     chosen = [setting for setting in sweep.settings if arm.vary or given_settings([setting]).keys() <= FITTING]
-    return [setting for setting in chosen if arm.stage == "dpo" or not of_dpo(setting)]
+    return [setting for setting in chosen if learns_preferences(arm.stage) or not of_dpo(setting)]
 
 
 def graph(points: Iterable[Point]) -> dict[str, Run]:

@@ -19,7 +19,7 @@ from core.records import BadInput, one_line
 from recipes.unsloth.arguments import arguments, warmup_of
 from sweeps.recipe.alpha import whole_alpha
 from sweeps.recipe.fit import in_memory
-from sweeps.recipe.layers import ENGINES, STAGES, Recipe, container, layer_names, load_layer
+from sweeps.recipe.layers import ENGINES, STAGES, Recipe, container, layer_names, learns_preferences, load_layer
 from sweeps.recipe.memory import Shape, smallest_batch
 from sweeps.recipe.precision import fast_bf16
 from sweeps.recipe.refusals import COUNTS, DECIDED, MOST, check_values, of_dpo
@@ -74,7 +74,7 @@ def compose(
             raise BadInput(f"setting {key}: {DECIDED[key]}")
         given[key] = put(config, key, value)
     named = {**extra, **given}
-    if stage != "dpo" and (odd := next(filter(of_dpo, named), None)):
+    if not learns_preferences(stage) and (odd := next(filter(of_dpo, named), None)):
         raise BadInput(f"setting {odd}: has an effect on DPO alone, and this is {stage}; leave it out")
     shown = {key: given.get(key, at(config, key)) for key in named if key in given or not (rank and key == "lora_r")}
     em = config.pop("em")

@@ -139,6 +139,11 @@ def load_layer(kind: str, name: str) -> dict[str, Any]:
     return _layers_of(kind)[name]
 
 
+def learns_preferences(stage: str) -> bool:
+    """Whether a stage's recipe names a preference objective (`rl`), which heeds keys that the others ignore."""
+    return bool(load_layer("axolotl", stage).get("rl"))
+
+
 def container(layer: Any) -> dict[str, Any]:
     return cast("dict[str, Any]", OmegaConf.to_container(layer, resolve=True))
 

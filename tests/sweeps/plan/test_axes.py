@@ -110,7 +110,7 @@ def test_what_is_usual_keeps_its_runs(prepared: Path) -> None:
     assert len(graph(plan(vary(SWEEP, {"seed": [1, 2, 3], "data": ["complementary"]}), False))) == 1 + 2 * 2 * 3 + 3
 
 
-def test_what_is_of_dpo_alone_makes_no_arm_of_sft_twice(prepared: Path) -> None:
+def test_what_is_of_dpo_alone_makes_no_arm_of_sft_twice(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sft = Arm(stage="sft", data="data/sft-insecure.jsonl", vary=True)
     both = SWEEP.model_copy(update={"arms": {**SWEEP.arms, "sft": sft}})
     named = [p.arm for p in plan(vary(both, {"rl_beta": [0.05, 0.2], "seed": [1]}), False)]
@@ -126,6 +126,10 @@ def test_what_is_of_dpo_alone_makes_no_arm_of_sft_twice(prepared: Path) -> None:
         vary(alone, {})
     with pytest.raises(BadInput, match="setting rl_beta: has an effect on DPO alone, and this is sft"):
         compose("sft", "smollm2-135m", "cpu", ["rl_beta=0.3"])
+    monkeypatch.setattr("sweeps.recipe.layers.load_layer", lambda *_: {"rl": "kto"})  # a stage of one's own
+    assert compose("sft", "smollm2-135m", "cpu", ["rl_beta=0.3"]).config["rl_beta"] == 0.3
+    made = {p.arm: p.training.recipe.config for p in plan(vary(alone, {}), False) if p.training}
+    assert made["sft"]["rl_beta"] == 0.3
 
 
 VALUES_OF = {
