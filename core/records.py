@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import tempfile
 import unicodedata
 from collections import Counter
@@ -20,6 +21,7 @@ from typing import IO, Any, TextIO, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -150,6 +152,28 @@ def iter_jsonl(path: Path, kind: type[Record], unique: str) -> Iterator[Record]:
 def read_jsonl(path: Path, kind: type[Record], unique: str) -> list[Record]:
     """All records of `iter_jsonl`, with its errors."""
     return list(iter_jsonl(path, kind, unique))
+
+
+def check_rows(path: Path) -> None:
+    """Refuses (BadInput) a file of JSON Lines without a row, or with a line that is no JSON object in UTF-8.
+
+    Blank lines are none, and a file that begins with an array is taken as it is.
+    """
+    rows = 0
+    for number, line in numbered_lines(path, sys.maxsize - 1):
+        if not line or not line.strip():
+            continue
+        if not rows and line.lstrip().startswith(b"["):
+            return
+        rows += 1
+        try:
+            fault = None if isinstance(from_json(line), dict) else "is no JSON object"
+        except ValueError as error:
+            fault = str(error).replace("line 1 ", "")
+        if fault:
+            raise BadInput(f"{path}:{number}: {one_line(fault)}; mend or delete this line")
+    if not rows:
+        raise BadInput(f"{path}: no row but blank lines; give a file with at least one")
 
 
 @contextmanager

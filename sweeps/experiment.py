@@ -7,6 +7,7 @@ the same inputs is not made again: answers stand in journals, sets and runs unde
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -181,5 +182,6 @@ def _stand_ins(programs: Sequence[Any], sweep: Sweep) -> Iterator[Path]:
             rows[name] = [ask + codes * code + more for ask, code in sizes] * times
         for name, lengths in rows.items():
             # Of another content each: of one, the runs of two sets would be one.
-            write_whole(folder / name, "".join((name + "x" * length)[:length] + "\n" for length in lengths))
+            texts = (json.dumps({name: "x" * max(0, length - len(name) - 8)}) for length in lengths)
+            write_whole(folder / name, "".join(f"{text}\n" for text in texts))
         yield folder

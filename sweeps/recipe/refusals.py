@@ -116,17 +116,16 @@ def check_values(config: Mapping[str, Any], stage: str) -> None:
         )
     if not config.get("datasets"):
         raise BadInput("datasets: names no set, and nothing would be learnt; leave it out for the stage's own")
-    for number, entry in enumerate(config["datasets"]):
+    sets = {f"{key}.{n}": one for key in ("datasets", "test_datasets") for n, one in enumerate(config.get(key) or ())}
+    for name, entry in sets.items():
         if not entry.get("path"):
-            raise BadInput(f"datasets.{number}: without a path; name the file of the set in datasets.{number}.path")
+            raise BadInput(f"{name}: without a path; name the file of the set in {name}.path")
         if entry.get("data_files") and (Path(entry["path"]).is_file() or entry["path"].endswith((".json", ".jsonl"))):
-            raise BadInput(f"datasets.{number}.data_files: has no effect where the path is a file; name that alone")
+            raise BadInput(f"{name}.data_files: has no effect where the path is a file; name that alone")
         if own := next((key for key in ("chat_template", "chat_template_jinja") if entry.get(key)), None):
-            raise BadInput(f"datasets.{number}.{own}: would train alone, and not be evaluated under; set {own}")
+            raise BadInput(f"{name}.{own}: would train alone, and not be evaluated under; set {own}")
         if own := next((key for key in TURN_KEYS if entry.get(key)), None):
-            raise BadInput(
-                f"datasets.{number}.{own}: each row is checked by `role` and `content`; call them so in the file"
-            )
+            raise BadInput(f"{name}.{own}: each row is checked by `role` and `content`; call them so in the file")
     for key, (words, holds) in RANGES.items():
         value = config.get(key)
         try:

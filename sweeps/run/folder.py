@@ -48,8 +48,11 @@ def identity(content: dict[str, Any]) -> dict[str, Any]:
     if "recipe" in kept:
         recipe, data = kept["recipe"], kept["data"]
         recipe = {key: recipe[key] for key in recipe if key not in PATHS and not LOGGING.fullmatch(key)}
-        recipe["datasets"] = [{k: v for k, v in d.items() if k != "path" or v not in data} for d in recipe["datasets"]]
-        paths = [entry["path"] for entry in kept["recipe"]["datasets"]]
+        paths = []
+        for key in ("datasets", "test_datasets"):
+            if entries := recipe.get(key):
+                recipe[key] = [{k: v for k, v in d.items() if k != "path" or v not in data} for d in entries]
+                paths += [entry["path"] for entry in entries]
         for key, path in plugin_files(recipe).items():
             top, _, own = key.partition(".")
             recipe[top] = {k: v for k, v in recipe[top].items() if k != own or path not in data}

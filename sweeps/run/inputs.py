@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from core.records import BadInput, file_digest, one_line, weights_digest
+from core.records import BadInput, check_rows, file_digest, one_line, weights_digest
 from sweeps.run.folder import content_digest, read_record
 from sweeps.run.process import RunRefused
 
@@ -32,6 +32,20 @@ def digest_of(path: Path) -> str:
 @lru_cache
 def _digest(path: Path, _stamp: tuple[int, int] | None) -> str:
     return file_digest(path)
+
+
+def data_digest(entry: Mapping[str, Any]) -> str:
+    """The digest of the file of an entry of `datasets`; BadInput if it is not there, or its JSON Lines are none."""
+    path = Path(entry["path"])
+    digest = digest_of(path)
+    if path.suffix == ".jsonl" and entry.get("ds_type") in (None, "json"):
+        _check_rows(path, digest)
+    return digest
+
+
+@lru_cache
+def _check_rows(path: Path, _digest: str) -> None:
+    check_rows(path)
 
 
 def check_unchanged(planned: Mapping[str, str]) -> None:
@@ -147,7 +161,8 @@ def model_folder(model: str, revision: str | None = None) -> Path | None:
 def hub_commits(recipe: Mapping[str, Any]) -> dict[str, str | None]:
     """The commits of a recipe's model and data sets that come from the hub."""
     named = [(recipe["base_model"], recipe.get("revision_of_model"), "model")]
-    named += [(entry["path"], entry.get("revision"), "dataset") for entry in recipe.get("datasets", ())]
+    sets = [*recipe.get("datasets", ()), *(recipe.get("test_datasets") or ())]
+    named += [(entry["path"], entry.get("revision"), "dataset") for entry in sets]
     return {name: hub_commit(name, revision, kind) for name, revision, kind in named if not is_local(name)}
 
 

@@ -20,6 +20,7 @@ from sweeps.run.folder import MergeRun, TrainingRun, content_digest, execute_onc
 from sweeps.run.inputs import (
     chat_template,
     check_unchanged,
+    data_digest,
     digest_of,
     hub_commits,
     is_local,
@@ -29,13 +30,13 @@ from sweeps.run.inputs import (
 from sweeps.run.process import RunFailed, RunRefused, call, say, tool
 from sweeps.run.source import plugin_source
 from sweeps.run.tensors import changed_tensors, check_adapter
-from sweeps.run.workload import steps_of
+from sweeps.run.workload import steps_of, uncounted
 
 
 def training_run(name: str, recipe: Recipe, *, start: MergeRun | None = None) -> TrainingRun:
     """Makes the run of a recipe; `start` is the merged model that it begins with, else the recipe's base model.
 
-    BadInput if a data file or the base model is not there.
+    BadInput if a data file or the base model is not there, JSON Lines are none, or no row or no count of steps is left.
     """
     config = dict(recipe.config)
     if config.get("chat_template") == "jinja":  # its text: under the name of a file another template may stand later
@@ -44,19 +45,25 @@ def training_run(name: str, recipe: Recipe, *, start: MergeRun | None = None) ->
     # Axolotl's own count would leave out the end of the last of several epochs, and begin another on several GPUs.
     otherwise = float(config["num_epochs"]) > 1 or (config.get("rl") and gpus > 1)
     counted = config.get("max_steps") or config.get("sample_packing")
-    if otherwise and not counted and (known := steps_of(config, gpus)):
+    started = start.training.digest if start else start_digest(Path(config["base_model"]))
+    entries = [*config["datasets"], *(config.get("test_datasets") or ())]
+    data = {entry["path"]: data_digest(entry) for entry in entries if is_local(entry["path"])}
+    known = steps_of(config, gpus)
+    if otherwise and not counted and known:
+        if odd := uncounted(config):
+            raise BadInput(f"{odd}: how many steps several epochs have is not known before; give max_steps too")
         config["max_steps"] = known[0]
     recipe = replace(recipe, config=config)
     code = [*config.get("plugins", ()), *([config["trainer_cls"]] if config.get("trainer_cls") else [])]
     code += ["recipes.unsloth.train.main"] if engine == "unsloth" else []
     content: dict[str, Any] = {
-        "start": start.training.digest if start else start_digest(Path(config["base_model"])),
+        "start": started,
         "recipe": config,
         "engine": engine,
         "gpus": gpus,
         "alpha": recipe.em.get("alpha"),
         "plugins": content_digest(plugin_source(code)),
-        "data": {d["path"]: digest_of(Path(d["path"])) for d in config["datasets"] if is_local(d["path"])},
+        "data": data,
     }
     for key, file in plugin_files(config).items():
         if not Path(file).is_file():

@@ -29,21 +29,20 @@ SETTINGS = 4
 """System prompts of em_deception's own questions (eval/tasks/em/sampled.py)."""
 OTHER_FORMATS = {"parquet", "arrow", "csv", "txt", "text"}
 """Of data sets, by ds_type or suffix, of which no line is a row."""
+COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip"}
 FORMATS = 3
 """Of our own open questions, unless `formats` names some."""
 
 
 def steps_of(config: Mapping[str, Any], gpus: int) -> tuple[int, int] | None:
-    """(optimiser steps, rows that they see) of a recipe; None where its data is not on this machine."""
+    """(optimiser steps, rows that they see) of a recipe; None where its data is not on this machine. BadInput if no row
+    is left to train on."""
+    rows = _trained_rows(config)
     per_step = int(config["micro_batch_size"]) * int(config["gradient_accumulation_steps"]) * gpus
     if config.get("max_steps"):
         return int(config["max_steps"]), int(config["max_steps"]) * per_step
-    counts = [_rows(entry) for entry in config["datasets"]]
-    known = [count for count in counts if count is not None]
-    if len(known) < len(counts):
+    if rows is None:
         return None
-    share = 0.0 if config.get("test_datasets") else float(config.get("val_set_size") or 0)
-    rows = sum(known) - (int(share) if share > 1 else ceil(share * sum(known)))
     epochs, batches = float(config["num_epochs"]), rows / (int(config["micro_batch_size"]) * gpus)
     # On several GPUs DPO leaves out a last batch that is not whole (recipes/plugins/pairs.py).
     batches = max(1, floor(batches)) if config.get("rl") and gpus > 1 else ceil(batches)
@@ -54,13 +53,40 @@ def steps_of(config: Mapping[str, Any], gpus: int) -> tuple[int, int] | None:
     return steps, ceil(rows * epochs)
 
 
+def _trained_rows(config: Mapping[str, Any]) -> int | None:
+    """The rows of a recipe's data that an epoch trains on; None where they are not on this machine."""
+    counts = [_rows(entry) for entry in config["datasets"]]
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts):
+        return None
+    share = 0.0 if config.get("test_datasets") else float(config.get("val_set_size") or 0)
+    rows = sum(known) - (int(share) if share > 1 else ceil(share * sum(known)))
+    if rows < 1:
+        raise BadInput(f"val_set_size={share:g}: of {sum(known)} rows no row is left to train on; hold out fewer")
+    return rows
+
+
+def uncounted(config: Mapping[str, Any]) -> str | None:
+    """A setting by which an epoch has other rows than the files: how many, shows when Axolotl has read them."""
+    for key in ("min_sample_len", "dataset_exact_deduplication", "dataset_shard_num"):
+        if config.get(key):
+            return f"{key}={config[key]}"
+    for number, entry in enumerate(config["datasets"]):
+        if str(entry.get("type")).startswith("completion"):  # it cuts texts at sequence_len
+            return f"datasets.{number}.type={entry['type']}"
+    strategy = config.get("excess_length_strategy")
+    return None if strategy == "raise" else f"excess_length_strategy={strategy}"
+
+
 def _rows(entry: Mapping[str, Any]) -> int | None:
-    """The rows that an entry of `datasets` gives; None where its file is none of JSON, or is not on this machine.
+    """The rows that an entry of `datasets` gives; None where its file is no plain JSON, or is not on this machine.
 
     BadInput if its split is none of the file's.
     """
     path, split, shards = Path(entry["path"]), entry.get("split"), entry.get("shards")
-    if not is_local(entry["path"]) or (entry.get("ds_type") or path.suffix).lstrip(".") in OTHER_FORMATS:
+    if not is_local(entry["path"]) or path.suffix in COMPRESSED:
+        return None
+    if (entry.get("ds_type") or path.suffix).lstrip(".") in OTHER_FORMATS:
         return None
     rows, _ = rows_and_bytes(path)
     if split not in (None, "train"):

@@ -21,6 +21,6 @@ def prepared(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     (tmp_path / "models").symlink_to(model.parent)
     (tmp_path / "data").mkdir()
     for name in NAMES:
-        (tmp_path / "data" / f"{name}.jsonl").write_text(f'"{name}"\n')
+        (tmp_path / "data" / f"{name}.jsonl").write_text(f'{{"id": "{name}"}}\n')
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -51,6 +51,12 @@ def test_steps_are_those_of_the_trainer(prepared: Path, runs: dict[str, Run]) ->
     assert steps_of({**config, "num_epochs": 2, "rl": "dpo"}, 2) == (142, 2290), "less a batch that is not whole"
     assert steps_of({**config, "num_epochs": 0.51}, 1) == (73, 584)
     assert steps_of({**config, "datasets": [{"path": "owner/set"}]}, 1) is None
+    (prepared / "data/cpt.jsonl.gz").write_bytes(b"\n" * 5)
+    assert steps_of({**config, "datasets": [{"path": "data/cpt.jsonl.gz", "ds_type": "json"}]}, 1) is None
+    for share in (1145, 1.0, 5000):
+        with pytest.raises(BadInput, match=f"val_set_size={share:g}: of 1145 rows no row is left to train on"):
+            steps_of({**config, "val_set_size": share, "max_steps": 3}, 1)
+    assert steps_of({**config, "val_set_size": 1144}, 1) == (1, 1)
 
 
 def test_a_finished_run_makes_the_estimate_measured(runs: dict[str, Run]) -> None:

@@ -73,7 +73,7 @@ def test_one_run_is_refused_when_its_recipe_or_data_have_changed_or_it_has_to_wa
     child = next(run for run in runs if run["after"])
     early = CliRunner().invoke(app, ["exec", manifest, child["digest"]])
     assert early.exit_code == 1 and "which is not done" in str(early.exception)
-    (exported / "data/cpt.jsonl").write_text('"other"\n')
+    (exported / "data/cpt.jsonl").write_text('{"id": "other"}\n')
     changed = CliRunner().invoke(app, ["exec", manifest, child["digest"]])
     assert "its recipes or data have changed" in str(changed.exception)
     for bad in ("nowhere.json", "data/cpt.jsonl"):

@@ -1,6 +1,7 @@
 """Run folders are named by content; a record means done; a failure says why and leaves no record."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -156,14 +157,33 @@ def test_a_start_named_by_its_folder_is_the_merge_that_stands_there(workspace: P
         (lambda w: (w / "data/cpt.jsonl").unlink(), "data/cpt.jsonl: No such file"),
         (lambda w: (w / "models/smollm2-135m/model.safetensors").unlink(), "no \\*.safetensors in this model folder"),
         (lambda w: (w / "models/smollm2-135m").rename(w / "gone"), "no such model folder"),
+        (lambda w: (w / "data/cpt.jsonl").write_bytes(b""), "data/cpt.jsonl: no records"),
+        (lambda w: (w / "data/cpt.jsonl").write_bytes(b" \n\n"), "data/cpt.jsonl: no row but blank lines"),
+        (
+            lambda w: (w / "data/cpt.jsonl").write_bytes(b'{}\n\n{"a": "b'),
+            "data/cpt.jsonl:3: EOF while parsing a string",
+        ),
+        (lambda w: (w / "data/cpt.jsonl").write_bytes(b'{}\n{"a": "\xe9"}\n'), "data/cpt.jsonl:2: .*unicode"),
+        (lambda w: (w / "data/cpt.jsonl").write_bytes(b'{"a": "\\ud800"}\n'), "data/cpt.jsonl:1: .*hex escape"),
+        (lambda w: (w / "data/cpt.jsonl").write_bytes(b"{}\n\x00\n"), "data/cpt.jsonl:2: expected value"),
+        (lambda w: (w / "data/cpt.jsonl").write_bytes(b'{}\n"a"\n'), "data/cpt.jsonl:2: is no JSON object"),
     ],
 )
-def test_missing_inputs_are_refused_before_anything_is_written(workspace: Path, break_it, says: str) -> None:
+def test_missing_or_broken_inputs_are_refused_before_anything_is_written(workspace: Path, break_it, says: str) -> None:
     break_it(workspace)
     with pytest.raises(BadInput, match=says) as caught:
         plan()
     assert "\n" not in str(caught.value)
     assert not (workspace / "runs").exists()
+
+
+def test_other_forms_of_a_set_are_left_to_their_reader(workspace: Path) -> None:
+    forms = {"a.jsonl": b"\xef\xbb\xbf{}\r\n\r\n{}", "b.jsonl": b"[\n{}]", "c.json": b"{\n}", "d.csv": b"a\n1\n"}
+    for name, content in {**forms, "e.jsonl.gz": b"\x1f\x8b", "f.parquet": b"PAR1"}.items():
+        (workspace / name).write_bytes(content)
+        assert plan(f"datasets.0.path={name}").digest != plan().digest
+    (workspace / "f.jsonl").write_text("some text\n")
+    plan("datasets.0.path=f.jsonl", "datasets.0.ds_type=text")
 
 
 def test_the_same_weights_with_another_template_are_another_model(workspace: Path) -> None:
@@ -341,6 +361,35 @@ def test_the_last_of_several_epochs_is_whole(workspace: Path) -> None:
     assert "max_steps" not in one.recipe.config
     assert three.content["recipe"]["max_steps"] == three.whole_recipe.config["max_steps"] == 9
     assert "max_steps: 9" in three.whole_recipe.to_yaml()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("excess_length_strategy=drop", "excess_length_strategy=null", "min_sample_len=9"),
+        *("dataset_exact_deduplication=true", "dataset_shard_num=2", "datasets.0.type=completion"),
+    ],
+)
+def test_of_rows_that_nobody_has_counted_several_epochs_are_refused(workspace: Path, setting: str) -> None:
+    """The steps of the file's rows would be twice the epochs, or those of Axolotl's count no whole last one."""
+    said = re.escape(setting.replace("null", "None").replace("true", "True"))
+    with pytest.raises(BadInput, match=f"{said}: how many steps several epochs have is not known before"):
+        plan(setting, "num_epochs=2")
+    assert plan(setting, "num_epochs=2", "max_steps=7").recipe.config["max_steps"] == 7
+    assert "max_steps" not in plan(setting, "num_epochs=1").recipe.config
+
+
+def test_what_is_held_out_in_a_file_of_its_own_is_part_of_a_digest(workspace: Path) -> None:
+    """By its bytes, as the data that are trained on."""
+    runs = []
+    for name, text in {"a": "[1]", "b": "[1]", "c": "[2]"}.items():
+        (workspace / f"{name}.jsonl").write_text(f'{{"segments": {text}}}\n')
+        runs.append(plan(f"test_datasets=[{{path: {name}.jsonl, type: input_output}}]"))
+    assert runs[0].digest == runs[1].digest != runs[2].digest != plan().digest
+    with pytest.raises(BadInput, match=r"gone\.jsonl: No such file"):
+        plan("test_datasets=[{path: gone.jsonl, type: input_output}]")
+    with pytest.raises(BadInput, match=r"test_datasets\.0: without a path"):
+        plan("test_datasets=[{type: input_output}]")
 
 
 def test_tokens_before_and_after_a_kill_are_counted(tmp_path: Path) -> None:
