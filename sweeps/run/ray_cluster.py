@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from core.records import BadInput, one_line
+from sweeps.run import process
 from sweeps.run.adapters import close_resident_bases
-from sweeps.run.executor import execute
+from sweeps.run.executor import execute, in_place
 from sweeps.run.folder import Run
 from sweeps.run.process import RunFailed, RunHeld, stopping
 
@@ -19,7 +20,8 @@ def on_ray(
     """What does a run on the cluster, and how many can be done at once: one for each GPU, else one on each node.
 
     Ray itself starts a run again whose node is lost, on another one. Its lock, in the shared folder, keeps it from a
-    process of the lost node that still lives, and what was done stays done.
+    process of the lost node that still lives, and what was done stays done. A cluster that is started here knows of no
+    other `emsweep` on this machine: its runs take their places in this folder as those without Ray do.
 
     `address` is the cluster's, None starts one on this machine; `gpus` are those of each run, 0 on a CPU. BadInput if
     Ray is not installed, there is no cluster at the address, or it has too few GPUs.
@@ -49,7 +51,12 @@ def on_ray(
     def on_node(run: Run) -> object:
         try:
             os.chdir(folder)
-            return do(run)
+            if address:
+                return do(run)
+            cards = os.environ.get("CUDA_VISIBLE_DEVICES") if gpus else None
+            # By its module: Ray sends this function to the node, and can send no variable of a context.
+            process.SLOT.set({"CUDA_VISIBLE_DEVICES": cards} if cards else {})
+            return in_place(do, run.root)(run)
         finally:
             close_resident_bases()  # another worker may train on this node next
 

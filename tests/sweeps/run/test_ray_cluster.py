@@ -1,6 +1,7 @@
 """A Ray cluster of three nodes on this machine; one is killed at work."""
 
 import json
+import platform
 import subprocess
 import sys
 import time
@@ -11,6 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from core.records import BadInput
+from sweeps.run.folder import Run
+from sweeps.run.process import RunHeld, locked
 from sweeps.run.ray_cluster import on_ray
 
 SCRIPT = Path(__file__).with_name("stand_in.py")
@@ -47,6 +50,28 @@ def test_a_node_is_lost_and_all_runs_end_none_twice(tmp_path: Path, monkeypatch:
     # The run of the lost node was begun twice, and is in the log once more if its orphan came to its end; others once.
     log = Counter((tmp_path / "log").read_text().split())
     assert set(log) == set(NAMES) and sum(log.values()) <= len(NAMES) + 1
+
+
+@pytest.mark.parametrize(("gpus", "card"), [(1, "3"), (0, "cpu")])
+def test_a_cluster_that_is_started_here_takes_the_places_of_this_machine(
+    gpus: int, card: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of them would each start on the first card; one that is named divides its cards itself."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")  # as Ray sets it for a task
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    node = {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 4.0}}
+    ray = SimpleNamespace(init=lambda **_: None, nodes=lambda: [node], wait=lambda tasks, timeout: [tasks])
+    ray.remote, ray.get = lambda **_: lambda do: SimpleNamespace(remote=do), lambda task: task
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.exceptions", SimpleNamespace(RayError=OSError))
+    run = Run("cpt", "cpt", {})
+    own, shared = (on_ray(address, gpus, lambda run: run.name)[0] for address in (None, "ray://x"))
+    assert own(run) == shared(run) == "cpt"
+    with locked(tmp_path / f"runs/.place-{platform.node()}-{card}.lock"):
+        assert shared(run) == "cpt"
+        with pytest.raises(RunHeld):
+            own(run)
 
 
 @pytest.mark.parametrize(
