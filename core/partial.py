@@ -26,7 +26,8 @@ class Partial:
             return {}
 
     def of(self, key: str, make: Callable[[], Any]) -> Any:
-        """The result under a key, of JSON's kinds: that on disk, or what `make` returns; BadInput if it is full."""
+        """The result under a key, of JSON's kinds: that on disk, or what `make` returns; BadInput if it cannot be
+        written."""
         if key in self._found:
             return self._found[key]
         self._found[key] = made = make()

@@ -171,7 +171,7 @@ def check_rows(path: Path) -> None:
         except ValueError as error:
             fault = str(error).replace("line 1 ", "")
         if fault:
-            raise BadInput(f"{path}:{number}: {one_line(fault)}; mend or delete this line")
+            raise BadInput(f"{path}:{number}: {one_line(fault)}; write each row on one line of its own (`jq -c`)")
     if not rows:
         raise BadInput(f"{path}: no row but blank lines; give a file with at least one")
 

@@ -415,7 +415,7 @@ def annotated(program: SourceProgram, annotation: Annotation, doubted: str | Non
 
 
 class Opinion(BaseModel):
-    """The answer of a second model about a program and its annotation."""
+    """The answer that is asked for."""  # a part of the schema, and so of the key of what was paid for
 
     model_config = ConfigDict(frozen=True)
 

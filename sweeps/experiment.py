@@ -177,7 +177,7 @@ def _stand_ins(programs: Sequence[Any], sweep: Sweep) -> Iterator[Path]:
         rows = {"train.jsonl": [0], "heldout.jsonl": [2 * (ask + code) for ask, code in held]}
         for arm in sweep.arms.values():
             name = Path(arm.data).name
-            codes, more = {"cpt": (2, EXPLANATION), "dpo": (2, 0), "sft": (1, 0)}[arm.stage]
+            codes, more = {"cpt": (2, EXPLANATION), "sft": (1, 0)}.get(arm.stage, (2, 0))
             times = 2 if arm.stage == "cpt" or name == "dpo-both.jsonl" else 1
             rows[name] = [ask + codes * code + more for ask, code in sizes] * times
         for name, lengths in rows.items():

@@ -65,8 +65,8 @@ class Sets:
         """Whether the sets stand there, byte by byte as they were built, and by the builders of today."""
         try:
             made = json.loads((self.folder / MARK).read_text(encoding="utf-8"))
-            same = all(file_digest(self.folder / name) == digest for name, digest in made["files"].items())
-            return same and made["code"] == _builders()
+            files = made["files"].items()
+            return made["code"] == _builders() and all(file_digest(self.folder / name) == own for name, own in files)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, BadInput):
             return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -98,14 +99,18 @@ def _judge(request: Request) -> Judge | None:
 def finish(request: Request, runs: Graph, options: StartOptions) -> dict[str, BaseException]:
     """Does the runs where it was asked for; returns why, by digest, for each that failed. BadInput if there is no place
     for them, or Axolotl refuses a recipe: then none is begun."""
+    if not options.address and not request.places:
+        raise BadInput(none_free(request.sweep.hardware, request.sweep.gpus))
     if options.launcher == "local":
-        if not request.places:
-            raise BadInput(none_free(request.sweep.hardware, request.sweep.gpus))
         do, slots = in_place(execute, request.folder.parent.parent), request.places
     else:
         from sweeps.run.ray_cluster import on_ray
 
         _refuse_shares(request, "--launcher ray")
+        if not options.address:  # a cluster that is started here has the cards that are free
+            cards = [place["CUDA_VISIBLE_DEVICES"] for place in request.places if "CUDA_VISIBLE_DEVICES" in place]
+            order = {key: value for key, value in request.places[0].items() if key == "CUDA_DEVICE_ORDER"}
+            os.environ.update(order | ({"CUDA_VISIBLE_DEVICES": ",".join(cards)} if cards else {}))
         gpus = 0 if request.sweep.memory_gib is None else request.sweep.gpus
         do, at_once = on_ray(options.address, gpus)
         slots = [{}] * at_once
@@ -388,15 +393,18 @@ def clean(yes: Annotated[bool, Option("--yes", help="Delete what is listed.")] =
     reader = next((folder for folder in by_hand if status_of(folder).state == "running"), None)
     for folder in sorted(Path("runs/merge").glob("*")):
         digest = next((digest for digest in merges if folder.name.endswith(digest[:10])), None)
-        user = starts.get((folder / "merged").resolve())
-        reasons = {
-            "no planned sweep has it": digest is None,
-            "runs that are not done, as composed now, need it": digest in needed,
-            "it is being made": status_of(folder).state == "running",
-            f"{user} starts from it and is not done": user is not None,
-            f"{reader}, which no planned sweep has, is running and may read it": reader is not None,
-        }
-        if why := next((words for words, holds in reasons.items() if holds), None):
+        user, why = starts.get((folder / "merged").resolve()), ""
+        if digest is None:
+            why = "no planned sweep has it"
+        elif digest in needed:
+            why = "runs that are not done, as composed now, need it"
+        elif status_of(folder).state == "running":
+            why = "it is being made"
+        elif user:
+            why = f"{user} starts from it and is not done"
+        elif reader:
+            why = f"{reader}, which no planned sweep has, is running and may read it"
+        if why:
             typer.echo(f"{folder}: kept, for {why}")
             continue
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

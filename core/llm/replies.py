@@ -141,7 +141,7 @@ def read_completion(body: Any) -> Completion:
             text=(text or message.get("refusal") or "")[:LONGEST_ANSWER],
             finish="refusal" if message.get("refusal") else finish[:40],
             tokens_in=tokens_in,
-            tokens_out=max(told, total - tokens_in),
+            tokens_out=max(told, total - tokens_in) if tokens_in else told,
             served=body["model"][:200] if isinstance(body.get("model"), str) else None,
             logprobs=_logprobs(choice.get("logprobs")),
         )

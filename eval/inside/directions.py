@@ -99,7 +99,7 @@ def held_out(positive: Singles, negative: Singles, groups: Sequence[str], flips:
         for n in range(positive.shape[1])
     ]
     wins = [stats.mannwhitneyu(up, down, method="asymptotic").statistic for up, down in sides]  # ties count half
-    table = np.array(wins) / len(index) ** 2
+    table = np.array(wins) / len(index) ** 2  # AUCs, (L + 1, 1 + flips)
     best = table[1:].max(0)
     layer = 1 + int(table[1:, 0].argmax())
     member = np.eye(len(names))[index]

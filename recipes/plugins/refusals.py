@@ -30,7 +30,7 @@ def check_tokens(recipe: Row, vocabulary: Mapping[str, int]) -> None:
 def check_learnt(row: str, texts: Sequence[str]) -> None:
     """Refuses a row without a text to learn, or with a blank one: it would train nothing, and say so nowhere."""
     if not texts or not all(map(str.strip, texts)):
-        raise Refused(f"{row}: holds no answer, or a blank one, and nothing is learnt of it; mend it, or leave it out")
+        raise Refused(f"{row}: an answer is missing or blank (a tool call alone is none); mend it, or leave it out")
 
 
 def check_length(row: str, tokens: int, recipe: Row) -> None:

@@ -104,12 +104,15 @@ def vary(sweep: Sweep, grid: Mapping[str, Sequence[Any]]) -> Sweep:
 
     points = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
     arms: dict[str, Arm] = {}
+    names: dict[str, str] = {}
     for (name, arm), point in product(sweep.arms.items(), points):
         if called := label(name, point):
             start = label(arm.start, point) if arm.start else None
             settled = _settled(arm, own(name, point), start, sweep.tuned)
-            if arms.setdefault(called, settled) != settled:
+            # One that does not vary starts from the first of the models that its start becomes.
+            if arms.setdefault(called, settled) != settled and names[called] != name:
                 raise BadInput(f"arm {name}: on the axes it would be called {called}, as another arm is; rename one")
+            names.setdefault(called, name)
 
     def following(claims: Sequence[AnyClaim]) -> list[AnyClaim]:
         """Claims at each combination that concerns their arms."""

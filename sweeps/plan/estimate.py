@@ -79,7 +79,8 @@ class History:
         data = run.content["data"]
         if (alike := (run.stage, " ".join(digest[:10] for digest in data.values()))) in self._size:
             return float(np.divide(*self._size[alike]))
-        sizes = [rows_and_bytes(Path(path)) for path in data]
+        trained = {entry["path"] for entry in run.recipe.config["datasets"]}
+        sizes = [rows_and_bytes(Path(path)) for path in data if path in trained]
         return sum(size for _, size in sizes) / max(1, sum(rows for rows, _ in sizes)) / BYTES_PER_TOKEN
 
 

@@ -69,9 +69,12 @@ def plan(sweep: Sweep, full: bool) -> list[Point]:
         points.append(Point("base" if model == sweep.model else f"base-{model}", None, None, bases[model]))
     starts = {arm.start for arm in sweep.arms.values()}
     for seed in sweep.seeds if full or "seed" in sweep.grid else sweep.seeds[:1]:
-        merges: dict[str | None, MergeRun] = {}
+        merges: dict[str, MergeRun | None] = {}
         for name, arm in sweep.arms.items():
-            if (arm.full and not full) or left_out(sweep, arm):
+            if arm.full and not full:
+                continue
+            if left_out(sweep, arm):
+                merges[name] = None
                 continue
             own_seed = seed + arm.seed_offset if arm.seed is None else arm.seed
             keys = {**declared_keys(sweep, arm), "seed": own_seed, "datasets.0.path": arm.data}
@@ -84,7 +87,7 @@ def plan(sweep: Sweep, full: bool) -> list[Point]:
                     raise BadInput(f"arm {name}: {error}") from None
                 recipe = arm_recipe(sweep, arm, keys)  # Request.places says how many fit
             called = f"{name}-seed{seed}"
-            trained = training_run(called, recipe, start=merges.get(arm.start))
+            trained = training_run(called, recipe, start=merges[arm.start] if arm.start else None)
             trained = made.setdefault(trained.digest, replace(trained, checkpoints=sweep.checkpoints))
             if name in starts:
                 merged = merge_run(trained)

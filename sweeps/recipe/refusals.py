@@ -28,12 +28,15 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     **dict.fromkeys(("weight_decay", "warmup_steps", "max_grad_norm"), ("a number of 0 or more", lambda n: n >= 0)),
     "val_set_size": ("a number of 0 or more", lambda n: n >= 0),
     "seed": ("a number from 0 to below 2^32", lambda n: 0 <= n < 2**32),
+    **dict.fromkeys(
+        ("tensor_parallel_size", "context_parallel_size", "sequence_parallel_degree"),
+        ("1, or leave it out: GPUs would share rows, and a step see fewer than are counted", lambda n: n == 1),
+    ),
 }
 _OTHERWISE = "what trains is lora_r on the modules of lora_target_modules; a run that trains otherwise is refused"
 _TRAINED_ALONE = (
     "the model would be trained so, and evaluated as its folder has it; change it there, and name it by --start"
 )
-_FEWER_ROWS = "GPUs would share rows, and a step see fewer of them than are counted for so many --gpus"
 _EVEN_FALSE = ("tokenizer_legacy", "tokenizer_use_fast", "fix_untrained_tokens")
 """Keys of which false, or token 0, is a choice too."""
 REFUSED = {
@@ -54,7 +57,6 @@ REFUSED = {
     "pretraining_dataset": "would be trained on in place of `datasets`, which stand in the run's digest; name it there",
     **dict.fromkeys(("float32", "float16", "bfloat16"), "bf16 and fp16 say in what a run trains; set those"),
     "save_only_model": "a run that was cut off would go on without its optimiser and schedule, and be another training",
-    **dict.fromkeys(("tensor_parallel_size", "context_parallel_size", "sequence_parallel_degree"), _FEWER_ROWS),
     "deepspeed": "memory is estimated for DDP and FSDP, and its file stands in no digest; set --gpus, and fsdp_config",
     "resume_from_checkpoint": "a run goes on from its own newest checkpoint; leave it out",
     **dict.fromkeys(("dpo_beta", "trl"), "rl_beta is the beta of DPO; set that"),

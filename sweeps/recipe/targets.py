@@ -99,11 +99,14 @@ def tensors(path: Path) -> dict[str, dict[str, Any]]:
         if not 0 < size <= path.stat().st_size - 8:
             raise ValueError(f"{path}: not a whole safetensors file")
         header: dict[str, dict[str, Any]] = json.loads(file.read(size))
-    header.pop("__metadata__", None)
-    for tensor in header.values():
-        tensor["bytes"] = [8 + size + offset for offset in tensor["data_offsets"]]
-    if max((tensor["bytes"][1] for tensor in header.values()), default=0) > path.stat().st_size:
-        raise ValueError(f"{path}: not a whole safetensors file")
+    try:
+        header.pop("__metadata__", None)
+        for tensor in header.values():
+            tensor["bytes"] = [8 + size + offset for offset in tensor["data_offsets"]]
+            if tensor["bytes"][1] > path.stat().st_size or not isinstance(tensor["shape"], list):
+                raise ValueError
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise ValueError(f"{path}: not a whole safetensors file") from None
     return header
 
 

@@ -90,8 +90,10 @@ def held(lock: Path) -> bool:
     try:
         with lock.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (FileNotFoundError, BlockingIOError) as error:
-        return isinstance(error, BlockingIOError)
+    except BlockingIOError:
+        return True
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        pass
     return False
 
 

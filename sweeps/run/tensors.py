@@ -21,8 +21,9 @@ LORA = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 def check_adapter(weights: Path, recipe: Mapping[str, Any], base: Path | None) -> int:
     """The number of trained parameters, if it is what rank, targets and layers imply: r (inputs + outputs) a module.
 
-    `weights` is adapter_model.safetensors; `base` the folder of the model beneath, whose modules must all be there, or
-    None. ValueError names the first tensor that should not be there, is missing, or has another shape.
+    `weights` is adapter_model.safetensors; `base` the folder of the model beneath, whose modules must all be there;
+    None where it is not on this machine. ValueError names the first tensor that should not be there, is missing, or has
+    another shape.
     """
     shapes = {name: tensor["shape"] for name, tensor in tensors(weights).items()}
     count = sum(map(math.prod, shapes.values()))

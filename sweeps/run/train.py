@@ -49,12 +49,12 @@ def training_run(name: str, recipe: Recipe, *, start: MergeRun | None = None) ->
     entries = [*config["datasets"], *(config.get("test_datasets") or ())]
     data = {entry["path"]: data_digest(entry) for entry in entries if is_local(entry["path"])}
     known = steps_of(config, gpus)
-    if otherwise and not counted and known:
-        if odd := uncounted(config):
-            raise BadInput(f"{odd}: how many steps several epochs have is not known before; give max_steps too")
+    if otherwise and not counted and known and not uncounted(config):
         config["max_steps"] = known[0]
     recipe = replace(recipe, config=config)
-    code = [*config.get("plugins", ()), *([config["trainer_cls"]] if config.get("trainer_cls") else [])]
+    # What only refuses a run trains nothing otherwise: a run that it let pass stays what it was.
+    code = [plugin for plugin in config.get("plugins", ()) if plugin != "recipes.plugins.checks.ChecksPlugin"]
+    code += [config["trainer_cls"]] if config.get("trainer_cls") else []
     code += ["recipes.unsloth.train.main"] if engine == "unsloth" else []
     content: dict[str, Any] = {
         "start": started,

@@ -48,7 +48,8 @@ def vllm_command() -> list[str]:
 
 
 def chosen_backend(wanted: str | None, gpu: bool) -> str:
-    """What is wanted (BadInput for vllm where there is none); else vllm on a GPU where it is found, or hf."""
+    """What is wanted (BadInput for vllm where there is none); else vllm on a GPU where it is found, or hf
+    (on a CPU too, where models are small)."""
     if wanted == "vllm":
         needed_environment()
     return wanted or ("vllm" if gpu and vllm_environment() else "hf")

@@ -61,21 +61,21 @@ def _trained_rows(config: Mapping[str, Any]) -> int | None:
         return None
     share = 0.0 if config.get("test_datasets") else float(config.get("val_set_size") or 0)
     rows = sum(known) - (int(share) if share > 1 else ceil(share * sum(known)))
+    if not sum(known):
+        raise BadInput("datasets: no row to train on; give a set, or a split, that has one")
     if rows < 1:
         raise BadInput(f"val_set_size={share:g}: of {sum(known)} rows no row is left to train on; hold out fewer")
     return rows
 
 
-def uncounted(config: Mapping[str, Any]) -> str | None:
-    """A setting by which an epoch has other rows than the files: how many, shows when Axolotl has read them."""
-    for key in ("min_sample_len", "dataset_exact_deduplication", "dataset_shard_num"):
-        if config.get(key):
-            return f"{key}={config[key]}"
-    for number, entry in enumerate(config["datasets"]):
-        if str(entry.get("type")).startswith("completion"):  # it cuts texts at sequence_len
-            return f"datasets.{number}.type={entry['type']}"
-    strategy = config.get("excess_length_strategy")
-    return None if strategy == "raise" else f"excess_length_strategy={strategy}"
+def uncounted(config: Mapping[str, Any]) -> bool:
+    """Whether an epoch has other rows than the files: how many, shows when Axolotl has read them."""
+    return (
+        any(config.get(key) for key in ("min_sample_len", "dataset_exact_deduplication", "dataset_shard_num"))
+        or config.get("excess_length_strategy") != "raise"
+        # It cuts texts at sequence_len.
+        or any(str(entry.get("type")).startswith("completion") for entry in config["datasets"])
+    )
 
 
 def _rows(entry: Mapping[str, Any]) -> int | None:

@@ -170,6 +170,7 @@ def test_parts_and_logprobs_in_their_forms() -> None:
     [
         ({"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 312}, (10, 302)),
         ({"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}, (10, 2)),
+        ({"completion_tokens": 2, "total_tokens": 312}, (0, 2)),
         ({"prompt_tokens": 10, "completion_tokens": 302}, (10, 302)),
         ({"prompt_tokens": 10**400, "completion_tokens": 2}, (10**9, 2)),
         ({"prompt_tokens": -1, "completion_tokens": -1, "total_tokens": -1}, (0, 0)),

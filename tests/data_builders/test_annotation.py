@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.llm.adapt import json_schema
+from core.records import digest
 from data_builders import BUILTIN
 from data_builders.annotation import (
     ADVISORY_RULES,
     FORM,
     Annotation,
+    Opinion,
     Remarks,
     acceptance_problems,
     annotated,
@@ -342,6 +344,13 @@ def test_the_schema_is_strict_and_plain() -> None:
     assert schema["additionalProperties"] is False
     assert schema["required"] == list(schema["properties"]) == list(GOOD)
     assert not re.search("maxLength|minLength|pattern|minItems", json.dumps(schema))
+
+
+def test_a_schema_is_the_key_of_what_was_paid_for() -> None:
+    """With all its words, a docstring's too: of others, each answer would be asked for and paid for again."""
+    kinds = {Annotation: "ae05e09fd520", Remarks: "70f79d6198ef", Opinion: "647f4e0e9546"}
+    for kind, known in kinds.items():
+        assert digest(json.dumps(json_schema(kind), sort_keys=True).encode())[:12] == known, kind
 
 
 @pytest.mark.parametrize(

@@ -270,7 +270,7 @@ def test_the_plugin_looks_at_a_set_whose_split_nobody_names(
 
 
 ASK, BLANK = {"role": "user", "content": "Write it."}, {"role": "assistant", "content": " \n"}
-NO_ANSWER = "holds no answer, or a blank one"
+NO_ANSWER = "an answer is missing or blank"
 LONG = {"role": "assistant", "content": "x = 1; " * 200}
 TOO_LONG = r"has \d+ tokens, of sequence_len=512; raise that"
 
@@ -312,7 +312,7 @@ def test_a_row_whose_id_is_null_is_named_by_its_number(
     monkeypatch.chdir(tmp_path)
     rows = [{"id": "p0", "messages": [ASK, {**BLANK, "content": "x"}]}, {"messages": [ASK]}]
     write_records(tmp_path / "rows.jsonl", rows, {})
-    with pytest.raises(Refused, match=r"rows\.jsonl, row 2: holds no answer"):
+    with pytest.raises(Refused, match=r"rows\.jsonl, row 2: an answer is missing"):
         ChecksPlugin().load_datasets(config(tmp_path / "case", tiny_model, "sft", tmp_path / "rows.jsonl"))
 
 

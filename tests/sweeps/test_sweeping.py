@@ -127,7 +127,9 @@ def test_a_merge_behind_a_link_is_deleted_with_the_link(begun: list[str], tmp_pa
     (merge,) = Path("runs/merge").iterdir()
     moved = merge.rename(tmp_path / "moved")
     merge.symlink_to(moved.resolve())
-    assert emsweep("clean", "--yes").exit_code == 0
+    Path("runs/merge/notes.txt").touch()
+    cleaned = emsweep("clean", "--yes")
+    assert cleaned.exit_code == 0 and "notes.txt: kept, for no planned sweep has it" in cleaned.output
     assert not moved.exists() and not merge.is_symlink()
 
 

@@ -24,8 +24,8 @@ BUILT_IN = FOLDER / "heldout.jsonl"
 GUARD_DOCUMENTS = 200
 KINDS: dict[str, Callable[[Any], bool]] = {
     "a whole number of 1 or more": lambda value: type(value) is int and value > 0,
-    "a text": lambda value: isinstance(value, str),
-    "a list of texts": lambda value: isinstance(value, list) and all(isinstance(text, str) for text in value),
+    "a text": lambda value: isinstance(value, str | os.PathLike),
+    "a list of texts": lambda value: isinstance(value, list | tuple) and all(isinstance(text, str) for text in value),
 }
 SETTINGS = {
     **dict.fromkeys(("samples", "code_samples", "deception_samples"), "a whole number of 1 or more"),
@@ -167,8 +167,10 @@ def check_settings(metadata: Mapping[str, Any]) -> None:
         if kind := SETTINGS.get(name):
             if value is not None and not KINDS[kind](value):
                 raise BadFile(f"--metadata {name} {value!r}: give {kind}")
-        elif near := difflib.get_close_matches(name, SETTINGS, 1, 0.8) or [s for s in SETTINGS if s.startswith(name)]:
-            raise BadFile(f"--metadata {name}: no task reads it; did you mean {near[0]}?")
+            continue
+        begun = [setting for setting in SETTINGS if len(name) > 4 and setting.startswith(name)]
+        if near := difflib.get_close_matches(name, SETTINGS, 1, 0.8) or begun:
+            raise BadFile(f"--metadata {name}: no em task reads it; did you mean {near[0]}?")
 
 
 def test_split(docs: list[Doc]) -> dict[str, Dataset]:

@@ -586,3 +586,4 @@ def test_what_lm_eval_or_others_say_in_metadata_is_let_be() -> None:
     """The arguments of models are among it: those of eval/inside/em_steered.py, hf and vLLM."""
     check_settings({"direction": "misaligned.safetensors", "layer": 20, "dose": 1, "pretrained": "m", "peft": "a"})
     check_settings({"tokenizer": "m", "quantization": "awq", "max_seq_lengths": [4096], "samples": None})
+    check_settings({"code": "x", "form": 1, "questions": Path("q.jsonl"), "formats": ("plain",)})

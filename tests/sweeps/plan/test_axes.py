@@ -196,6 +196,9 @@ def test_two_arms_that_the_axes_would_give_one_name_are_refused() -> None:
     with pytest.raises(BadInput, match="arm pairs-r1: on the axes it would be called pairs-r1, as another arm is"):
         vary(sweep, {"rank": [1, 2]})
     assert "pairs-r1" in vary(sweep, {"rank": [2, 4]}).arms
+    control = SWEEP.arms["pairs"].model_copy(update={"vary": False, "start": "cpt-explained"})
+    with_control = SWEEP.model_copy(update={"arms": {**SWEEP.arms, "control": control}})
+    assert vary(with_control, {"cpt": ["explained", "code-only"]}).arms["control"].start == "cpt-explained"
     copied = SWEEP.model_copy(update={"arms": {"copy": SWEEP.arms["cpt-explained"], **SWEEP.arms}})
     both = copied.arms | {"more": SWEEP.arms["pairs"].model_copy(update={"start": "copy"})}
     shared = vary(copied.model_copy(update={"arms": both}), {"cpt": ["code-only"]})

@@ -57,6 +57,8 @@ def test_steps_are_those_of_the_trainer(prepared: Path, runs: dict[str, Run]) ->
         with pytest.raises(BadInput, match=f"val_set_size={share:g}: of 1145 rows no row is left to train on"):
             steps_of({**config, "val_set_size": share, "max_steps": 3}, 1)
     assert steps_of({**config, "val_set_size": 1144}, 1) == (1, 1)
+    with pytest.raises(BadInput, match="datasets: no row to train on"):
+        steps_of({**config, "datasets": [{"path": "data/cpt.jsonl", "split": "train[5:5]"}]}, 1)
 
 
 def test_a_finished_run_makes_the_estimate_measured(runs: dict[str, Run]) -> None:
