@@ -5,7 +5,6 @@ recipes/plugins checks the loaded model too, which a sweep would learn of hours 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from core.records import BadInput
+from sweeps.recipe.headers import stored
 from sweeps.recipe.memory import LAYER, MLP, Shape, table_modules, targeted
 
 OTHER_TOWERS = re.compile(r"vision|visual|audio|multi_modal")
@@ -87,30 +87,3 @@ def _stored_modules(folder: Path, _stamp: int) -> tuple[str, ...]:
     except ValueError:
         return ()
     return tuple(name.removesuffix(".weight") for name in matrices if "embed" not in name)
-
-
-def tensors(path: Path) -> dict[str, dict[str, Any]]:
-    """A safetensors file's header: of each tensor its dtype, its shape, and where its bytes begin and end in the file.
-
-    ValueError if the file is cut short or is none.
-    """
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if not 0 < size <= path.stat().st_size - 8:
-            raise ValueError(f"{path}: not a whole safetensors file")
-        header: dict[str, dict[str, Any]] = json.loads(file.read(size))
-    try:
-        header.pop("__metadata__", None)
-        for tensor in header.values():
-            tensor["bytes"] = [8 + size + offset for offset in tensor["data_offsets"]]
-            if tensor["bytes"][1] > path.stat().st_size or not isinstance(tensor["shape"], list):
-                raise ValueError
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise ValueError(f"{path}: not a whole safetensors file") from None
-    return header
-
-
-def stored(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """Of each tensor in a model's folder the file that has it, and what that says of it."""
-    files = sorted(folder.glob("*.safetensors"))
-    return {name: (path, tensor) for path in files for name, tensor in tensors(path).items()}

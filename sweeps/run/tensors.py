@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from core.records import BadInput
+from sweeps.recipe.headers import stored, tensors
 from sweeps.recipe.memory import LAYER, targeted
-from sweeps.recipe.targets import OTHER_TOWERS, stored, tensors
+from sweeps.recipe.targets import OTHER_TOWERS
 
 LORA = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from core.records import BadInput, write_whole
+from sweeps.recipe.headers import tensors
 from sweeps.recipe.layers import Recipe
 from sweeps.recipe.precision import SLOW_BF16, fast_bf16
 from sweeps.recipe.schema import plugin_files
-from sweeps.recipe.targets import tensors
 from sweeps.run.folder import MergeRun, TrainingRun, content_digest, execute_once, save_step, saved_checkpoints
 from sweeps.run.inputs import (
     chat_template,
