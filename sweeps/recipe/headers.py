@@ -12,16 +12,17 @@ def tensors(path: Path) -> dict[str, dict[str, Any]]:
 
     ValueError if the file is cut short or is none.
     """
+    whole = path.stat().st_size
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
-        if not 0 < size <= path.stat().st_size - 8:
+        if not 0 < size <= whole - 8:
             raise ValueError(f"{path}: not a whole safetensors file")
         header: dict[str, dict[str, Any]] = json.loads(file.read(size))
     try:
         header.pop("__metadata__", None)
         for tensor in header.values():
             tensor["bytes"] = [8 + size + offset for offset in tensor["data_offsets"]]
-            if tensor["bytes"][1] > path.stat().st_size or not isinstance(tensor["shape"], list):
+            if tensor["bytes"][1] > whole or not isinstance(tensor["shape"], list):
                 raise ValueError
     except (ValueError, LookupError, TypeError, AttributeError):
         raise ValueError(f"{path}: not a whole safetensors file") from None

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from core.records import BadInput
+from sweeps.recipe.headers import tensors
 from sweeps.recipe.layers import Recipe
 from sweeps.run.folder import TrainingRun
 from sweeps.run.process import RunRefused
@@ -140,3 +141,13 @@ def test_changes_of_a_merge_are_counted(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match=r"no \*.safetensors"):
         changed_tensors(tmp_path / "base", tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    "header", ["[]", '"x"', '{"a": {"shape": [1]}}', '{"a": {"data_offsets": [0, 1]}}', '{"a": 1}', "{"]
+)
+def test_a_header_that_is_none_is_a_value_error(header: str, tmp_path: Path) -> None:
+    """Of a model's folder training says it; nothing else may end in another error."""
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header.encode() + b"\0")
+    with pytest.raises(ValueError, match="safetensors|Expecting"):
+        tensors(tmp_path / "x.safetensors")
