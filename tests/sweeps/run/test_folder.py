@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from core.download import NO_KERNELS
 from core.records import BadInput
+from sweeps.plan.estimate import History
 from sweeps.recipe.compose import compose
 from sweeps.run.fetch_model import fetch_smollm2
 from sweeps.run.folder import Run, content_digest, execute_once, identity, merge_run
@@ -383,6 +384,8 @@ def test_what_is_held_out_in_a_file_of_its_own_is_part_of_a_digest(workspace: Pa
         (workspace / f"{name}.jsonl").write_text(f'{{"segments": {text}}}\n')
         runs.append(plan(f"test_datasets=[{{path: {name}.jsonl, type: input_output}}]"))
     assert runs[0].digest == runs[1].digest != runs[2].digest != plan().digest
+    (workspace / "a.jsonl").write_text(f'{{"segments": {[1] * 900}}}\n' * 9)
+    assert History([]).tokens_per_row(runs[0]) == History([]).tokens_per_row(plan()), "it is not trained on"
     with pytest.raises(BadInput, match=r"gone\.jsonl: No such file"):
         plan("test_datasets=[{path: gone.jsonl, type: input_output}]")
     with pytest.raises(BadInput, match=r"test_datasets\.0: without a path"):

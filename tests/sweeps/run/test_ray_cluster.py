@@ -1,6 +1,7 @@
 """A Ray cluster of three nodes on this machine; one is killed at work."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 from core.records import BadInput
+from sweeps import sweep_commands
+from sweeps.options import StartOptions
 from sweeps.run.folder import Run
 from sweeps.run.process import RunHeld, locked
 from sweeps.run.ray_cluster import on_ray
@@ -72,6 +75,30 @@ def test_a_cluster_that_is_started_here_takes_the_places_of_this_machine(
         assert shared(run) == "cpt"
         with pytest.raises(RunHeld):
             own(run)
+
+
+def test_a_cluster_that_is_started_here_is_given_the_free_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would give the first one again and again, while it is held, and leave the others idle."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "as it was")
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    seen: list[tuple[str | None, ...]] = []
+
+    def start(address: str | None, gpus: int) -> tuple[object, int]:
+        seen.append((address, os.environ["CUDA_VISIBLE_DEVICES"], os.environ.get("CUDA_DEVICE_ORDER")))
+        return print, gpus
+
+    monkeypatch.setattr("sweeps.run.ray_cluster.on_ray", start)
+    monkeypatch.setattr(sweep_commands, "check_runs", lambda *_: None)
+    monkeypatch.setattr(sweep_commands, "launch", lambda *_, **__: {})
+    sweep = SimpleNamespace(hardware="a100-80g", gpus=1, per_gpu=1, memory_gib=80.0)
+    places = [{"CUDA_VISIBLE_DEVICES": card, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} for card in "13"]
+    request = SimpleNamespace(sweep=sweep, places=places, folder=Path("runs/sweeps/x"))
+    for address in ("ray://x", None):
+        sweep_commands.finish(request, {}, StartOptions(launcher="ray", address=address))
+    assert seen == [("ray://x", "as it was", None), (None, "1,3", "PCI_BUS_ID")]
+    request.places = []
+    with pytest.raises(BadInput, match="a100-80g"):
+        sweep_commands.finish(request, {}, StartOptions(launcher="ray"))
 
 
 @pytest.mark.parametrize(
