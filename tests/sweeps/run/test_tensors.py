@@ -149,5 +149,5 @@ def test_changes_of_a_merge_are_counted(tmp_path: Path) -> None:
 def test_a_header_that_is_none_is_a_value_error(header: str, tmp_path: Path) -> None:
     """Of a model's folder training says it; nothing else may end in another error."""
     (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header.encode() + b"\0")
-    with pytest.raises(ValueError, match="safetensors|Expecting"):
+    with pytest.raises(ValueError, match=r"safetensors|Expecting"):
         tensors(tmp_path / "x.safetensors")
