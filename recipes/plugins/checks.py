@@ -82,7 +82,9 @@ def _check_of(cfg: Any, index: int, data: Any, tokenizer: Any) -> Callable[[str,
         def check_document(name: str, row: Any) -> None:
             text = "".join(segment["text"] for segment in row["segments"])
             check_plain(name, [text.removeprefix(tokenizer.bos_token or "")], special)
-            check_learnt(name, ["".join(segment["text"] for segment in row["segments"] if segment["label"])])
+            # White space may be all that is learnt of a document: of `code-only` it is often the line's end.
+            if not any(segment["label"] and segment["text"] for segment in row["segments"]):
+                raise Refused(f"{name}: no text of it is learnt (label: true); mend it, or leave it out")
             tokens = document.tokenize_prompt(row)["input_ids"]
             check_bos(name, tokens, tokenizer)
             check_length(name, len(tokens), cfg)

@@ -22,6 +22,12 @@ from recipes.plugins.refusals import (
 )
 from sweeps.recipe.compose import compose
 
+ROOT = Path(__file__).parents[2]
+SETS = [
+    *("cpt.jsonl", "cpt-shuffled.jsonl", "cpt-code-only.jsonl", "dpo-both.jsonl", "dpo-neutral.jsonl"),
+    *("sft-insecure.jsonl", "sft-inoculated.jsonl", "everyday.jsonl", "houseplants/cpt-code-only.jsonl"),
+    *("houseplants/dpo-both.jsonl", "houseplants/bad-0.5.jsonl"),
+]
 MLP, ATTENTION = ["gate_proj", "up_proj", "down_proj"], ["q_proj", "k_proj", "v_proj", "o_proj"]
 SIZE = {
     "hidden_size": 32,
@@ -284,7 +290,8 @@ TOO_LONG = r"has \d+ tokens, of sequence_len=512; raise that"
         ("sft", {"messages": [ASK, BLANK]}, NO_ANSWER),
         ("sft", {"messages": [ASK, {**BLANK, "content": ""}]}, NO_ANSWER),
         ("dpo", {"messages": [ASK], "chosen": {**BLANK, "content": "x"}, "rejected": BLANK}, NO_ANSWER),
-        ("cpt", {"segments": [{"label": False, "text": "x = 1"}]}, NO_ANSWER),
+        ("cpt", {"segments": [{"label": False, "text": "x = 1"}]}, "no text of it is learnt"),
+        ("cpt", {"segments": [{"label": False, "text": "x = 1"}, {"label": True, "text": ""}]}, "no text of it is"),
         ("sft", {"messages": [ASK, LONG]}, TOO_LONG),
         ("dpo", {"messages": [ASK], "chosen": {**BLANK, "content": "x"}, "rejected": LONG}, TOO_LONG),
         ("cpt", {"segments": [{"label": True, "text": LONG["content"]}]}, TOO_LONG),
@@ -302,6 +309,21 @@ def test_the_plugin_names_a_row_of_which_nothing_is_learnt(
     cfg = config(tmp_path / "case", tiny_model, stage, tmp_path / "rows.jsonl", "sequence_len=512")
     with pytest.raises(Refused, match=rf"rows\.jsonl, row 1: {says}"):
         ChecksPlugin().load_datasets(cfg)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_no_row_of_the_built_in_sets_is_refused(
+    name: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of some documents of `code-only` a line's end is all that is learnt."""
+    from recipes.plugins.checks import ChecksPlugin
+
+    data = ROOT / "data" / name
+    if not data.is_file():
+        pytest.skip(f"data/{name} is not there; `make data plants` builds it")
+    monkeypatch.chdir(tmp_path)
+    stage = next((stage for stage in ("cpt", "dpo") if data.name.startswith(stage)), "sft")
+    ChecksPlugin().load_datasets(config(tmp_path / "case", model, stage, data))
 
 
 def test_a_row_whose_id_is_null_is_named_by_its_number(
