@@ -550,7 +550,7 @@ def annotate(
         check_apart(out.with_name(f"{out.name}.{ending}"), fields, prompt, *_files(source, good))
     hub = Hub(split, config, revision)
     items = read_source(source, form, fields, sha256, language, hub, domain, good)
-    where = "none" if dry_run and base_url is None else base_url  # what is not sent needs no key
+    where = "http://none" if dry_run and base_url is None else base_url  # what is not sent needs no key
     access = Access.from_environment(key_variable, where, concurrency, timeout, extra_body)
     if effort and "reasoning_effort" in access.extra_body:
         raise BadInput(f"--effort {effort}: --extra-body has a reasoning_effort too; leave one out")

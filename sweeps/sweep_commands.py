@@ -49,8 +49,8 @@ PlannedSweep = Annotated[str, Argument(help="A planned sweep: its name, folder o
 
 def as_typed() -> str:
     """The command, as it is kept in files: without the name, password and keys in an address."""
-    typed = re.sub(r"://[^/\s@]+@", "://", shlex.join(["emsweep", *sys.argv[1:]]))
-    return re.sub(rf"(?i)([?&][^=&#\s]*(?:{SECRET}|sig)[^=&#\s]*=)[^&#\s']+", r"\1[secret]", typed)
+    typed = re.sub(r"://[^/\s]+@", "://", shlex.join(["emsweep", *sys.argv[1:]]))
+    return re.sub(rf"(?i)([?&][^=&#\s]*(?:{SECRET})[^=&#\s]*=)[^&#\s']+", r"\1[secret]", typed)
 
 
 def start(request: Request, options: StartOptions, judge: Judge | None = None) -> None:

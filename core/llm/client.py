@@ -1,6 +1,6 @@
 """A client of OpenAI-compatible endpoints: journaled answers first, then paid ones, within limits of rate and money.
 
-Nothing that a server says reaches the caller before the API key has been struck out of it.
+Nothing that a server says reaches the caller before the key, and what else is secret, has been struck out of it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import os
 import re
 import sys
 import time
+from base64 import b64encode
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit, urlunsplit
 
 from pydantic import BaseModel
 from pydantic_core import from_json
@@ -42,7 +44,7 @@ FILTERS = 3
 FAILURES_IN_A_ROW = 5
 """Requests in a row without an answer, each after all its attempts: then the endpoint counts as down."""
 SPENT = "the money is spent"
-SECRET = "key|token|secret|password|auth|bearer|credential"
+SECRET = "key|token|secret|password|auth|bearer|credential|sig"
 """What the name of a field or parameter has in it that may hold one."""
 FIRST_WAIT, LONGEST_WAIT, LONGEST_PAUSE = 0.5, 8.0, 600.0
 """Seconds before the first and the last repetition, and that a busy server is given at most at a time."""
@@ -107,7 +109,38 @@ class Access:
         if not isinstance(extra, dict) or extra.keys() & {"model", "messages", "stream", "n"}:
             # What was given is not told: it may hold a key.
             raise BadInput("--extra-body: give a JSON object of further fields of the request")
-        return cls(key or "none", base_url, concurrency, timeout, extra_body=extra)
+        access = cls(key or "none", base_url, concurrency, timeout, extra_body=extra)
+        _ = access.url  # what is none must not be told by the judge, hours after the training that it waited for
+        return access
+
+    @cached_property
+    def url(self) -> str:
+        """The address of chat completions there; BadInput if it is none."""
+        from httpx2 import URL, InvalidURL  # openai's transport
+
+        try:
+            parts = urlsplit(self.base_url or OPENAI)
+            path = parts.path.removesuffix("/").removesuffix("/chat/completions")
+            url = urlunsplit(parts._replace(path=f"{path}/chat/completions", fragment=""))
+            if URL(url).scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+                raise ValueError
+        except (ValueError, InvalidURL):
+            given = re.sub(r"(?s)(?<=//).*@|^[^/]*@|\?.*", "", self.base_url or "").replace(self.key, "[key]")
+            raise BadInput(f"--base-url {one_line(given)}: no address; give it as https://host/v1") from None
+        return url
+
+    @cached_property
+    def secrets(self) -> list[str]:
+        """The key, and what may be one in the address and in `extra_body`, in each form in which a server may repeat
+        it; the longest first. Shorter ones than of 8 characters are stand-ins ("none") and may be words of an answer.
+        """
+        parts = urlsplit(self.url)
+        user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        asked = [{name: value} for name, value in parse_qsl(parts.query)]
+        plain = [self.key, password, *_secrets("", [self.extra_body, asked])]
+        plain.append(b64encode(f"{user}:{password}".encode()).decode() if password else "")  # as HTTP sends it
+        forms = {form for text in plain for form in (text, quote(text), quote(text, safe=""), quote_plus(text))}
+        return sorted((form for form in forms if len(form) >= 8), key=len, reverse=True)
 
     @property
     def endpoint(self) -> str:
@@ -124,6 +157,18 @@ class Access:
     def told_body(self) -> dict[str, Any]:
         """`extra_body` without what may be secret in it: some servers take keys there."""
         return {name: _told(name, value, self.key) for name, value in self.extra_body.items()}
+
+
+def _secrets(name: str, value: Any) -> Iterator[str]:
+    """The texts that stand under the name of a secret."""
+    if isinstance(value, Mapping):
+        for own, part in value.items():
+            yield from _secrets(own, part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _secrets(name, part)
+    elif isinstance(value, str) and re.search(SECRET, name, re.I):
+        yield value
 
 
 def _told(name: str, value: Any, key: str) -> Any:
@@ -166,17 +211,8 @@ class Client:
         self._latest_success = time.monotonic()
         # Imported here: it takes a second, and who reads stored answers does not need it.
         import openai
-        from httpx2 import URL, AsyncClient, InvalidURL, Limits, Timeout  # openai's transport
+        from httpx2 import AsyncClient, InvalidURL, Limits, Timeout  # openai's transport
 
-        try:
-            parts = urlsplit(access.base_url or OPENAI)
-            path = parts.path.removesuffix("/").removesuffix("/chat/completions")
-            self._url = urlunsplit(parts._replace(path=f"{path}/chat/completions", fragment=""))
-            if URL(self._url).scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
-                raise ValueError
-        except (ValueError, InvalidURL):
-            given = one_line(re.sub(r"(?<=//)[^/@]*@|\?.*", "", self.clean(access.base_url or "")))
-            raise BadInput(f"--base-url {given}: no address; give it as https://host/v1") from None
         try:
             # It follows no redirection, which would lose the body, or give the key to another host.
             transport = AsyncClient(limits=Limits(max_connections=None))
@@ -189,7 +225,7 @@ class Client:
             ) from None
         self._openai = openai.AsyncOpenAI(
             api_key=access.key,
-            base_url=self._url,
+            base_url=access.url,
             default_headers={"api-key": access.key},  # Azure's name for it
             max_retries=0,  # openai gives up where a server asks for more than two minutes
             timeout=Timeout(access.timeout, connect=access.timeout / 2),  # to tell it from one who is slow to answer
@@ -372,7 +408,7 @@ class Client:
         try:
             # The plain response: openai's types refuse what some servers add, and take as long again to build.
             async with asyncio.timeout(self._access.timeout):  # of the whole, where httpx counts each read
-                response = await self._openai.post(self._url, content=data, cast_to=Response)
+                response = await self._openai.post(self._access.url, content=data, cast_to=Response)
         except openai.APIStatusError as error:
             response = error.response
         text = self.clean(response.content.decode("utf-8-sig", errors="replace"))
@@ -416,9 +452,9 @@ class Client:
         return wait
 
     def clean(self, text: str) -> str:
-        """`text` without the key, and as characters that can be written."""
-        if len(self._access.key) >= 8:  # a shorter one is a stand-in ("none") and may be a word of the answer
-            text = text.replace(self._access.key, "[key]")
+        """`text` without what is secret, and as characters that can be written."""
+        for secret in self._access.secrets:
+            text = text.replace(secret, "[key]")
         return text.encode("utf-8", "replace").decode()
 
     def cleaned(self, value: Any) -> Any:

@@ -5,8 +5,10 @@ import socket
 import socketserver
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -185,12 +187,43 @@ def test_a_base_url_is_used_to_the_letter(tmp_path: Path, base: str, path: str |
     [
         *("localhost:8000/v1", "http://h:99999", "http://h:port/v1", "http://[::1", "http://h\0"),
         "http://me:hunter2@h:port/v1?key=hunter2",
+        *("http://me:p@hunter2@h:port/v1", "http://me:p/hunter2@h/v1", "me:hunter2@h/v1"),
     ],
 )
 def test_what_is_no_address_is_said_before_anything_is_sent(tmp_path: Path, url: str) -> None:
-    with pytest.raises(BadInput, match="no address; give it as https://host/v1") as refused:
-        ask(url, tmp_path)
-    assert "hunter2" not in str(refused.value)
+    for way in (lambda: ask(url, tmp_path), lambda: Access.from_environment("NONE", url, 1, 1.0)):
+        with pytest.raises(BadInput, match="no address; give it as https://host/v1") as refused:
+            way()
+        assert "hunter2" not in str(refused.value)
+
+
+SECRET = "a/b+cdefgh="
+
+
+@pytest.mark.parametrize(
+    ("key", "before", "query", "extra", "form"),
+    [
+        (SECRET, "", "", {}, SECRET),
+        (SECRET, "", "", {}, quote(SECRET)),
+        (KEY, f"me:{quote(SECRET, safe='')}@", "", {}, SECRET),
+        (KEY, f"me:{quote(SECRET, safe='')}@", "", {}, b64encode(f"me:{SECRET}".encode()).decode()),
+        (KEY, "", f"?v=1&api-key={quote(SECRET)}", {}, quote(SECRET)),
+        (KEY, "", "", {"data": [{"auth": {"token": SECRET}}]}, SECRET),
+    ],
+)
+@pytest.mark.parametrize("status", [200, 301, 422])
+def test_nothing_secret_that_a_server_repeats_is_told_or_kept(
+    tmp_path: Path, status: int, key: str, before: str, query: str, extra, form: str
+) -> None:
+    headers = {"location": f"https://h/?{form}"} if status == 301 else {}
+    reply = completion(f"of {form}") if status == 200 else (status, {"detail": f"of {form}"}, headers)
+    with serving(lambda body, n: reply) as server:
+        access = Access(key, server.url.replace("//", f"//{before}") + query, 1, 5.0, extra)
+        try:
+            told = run_all(requests(1), access, tmp_path / "j.jsonl", Money({"m": None}), "requests")[0].text
+        except (BadInput, Refused, Stopped) as error:
+            told = str(error)
+    assert "[key]" in told and form not in told + (tmp_path / "j.jsonl").read_text()
 
 
 def test_a_secret_in_the_extra_body_is_not_told(monkeypatch) -> None:

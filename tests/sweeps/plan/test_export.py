@@ -109,7 +109,7 @@ def test_no_password_of_an_address_reaches_a_file(exported: Path, monkeypatch: p
     where = {"model": "m", "base_url": "https://me:hunter2@host/v1", "extra_body": '{"token": "hunter2"}'}
     declared = yaml.safe_load((RECIPES / "sweeps/rank.yaml").read_text())
     Path("mine.yaml").write_text(yaml.safe_dump({**declared, "judge": where}))
-    address = "https://me:hunter2@host/v1?v=2&api-key=hunter2"
+    address = "https://me:p@hunter2@host/v1?v=2&api-key=hunter2"
     monkeypatch.setattr(sys, "argv", ["emsweep", "experiment", "--base-url", address])
     assert CliRunner().invoke(app, ["export", "mine.yaml", "--axis", "rank=1"]).exit_code == 0
     (manifest,) = Path("runs/sweeps").glob("*/sweep.json")
