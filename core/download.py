@@ -14,6 +14,8 @@ from core.records import BadInput, file_digest, one_line
 
 TIMEOUT = 60
 """Seconds without a byte after which a download is given up."""
+PIN = "#sha256="
+"""Between an address and the checksum of its file."""
 NO_KERNELS = "kernels-community/quantization-bitsandbytes=/dev/null"
 """For LOCAL_KERNELS: bitsandbytes else fetches native code from the hub when it is imported, and runs it, on a CPU with
 AVX512-BF16 (bitsandbytes/backends/cpu/ops.py). What we train is the same: it has a way of its own."""
@@ -36,9 +38,13 @@ def told_address(source: str) -> str:
 
 
 def fetch(url: str, sha256: str | None) -> Path:
-    """The file at `url` (http or https) as a local path, from the cache if it is there and whole; BadInput if the
-    download fails, or `sha256` (hex) is missing or another: the message names the true one."""
+    """The file at `url` (http or https, also URL#sha256=DIGEST) as a local path, from the cache if it is there and
+    whole; BadInput if the download fails, or `sha256` (hex) is missing or another: the message names the true one."""
     temporary, named = None, told_address(url)
+    url, _, pinned = url.partition(PIN)
+    if sha256 and pinned and pinned.lower() != sha256.lower():
+        raise BadInput(f"{named}: two checksums, {one_line(pinned)} and {sha256}; leave one out")
+    sha256 = pinned or sha256
     try:
         parts = urlsplit(url)
         if "@" in parts.netloc:
@@ -68,7 +74,7 @@ def fetch(url: str, sha256: str | None) -> Path:
         if temporary:
             temporary.unlink(missing_ok=True)
     if not sha256:
-        raise BadInput(f"{named}: no checksum; if you trust this file, pin it with sha256 {actual}")
+        raise BadInput(f"{named}: no checksum; if you trust this file, pin it with sha256 {actual} (URL{PIN}DIGEST)")
     if actual != sha256.lower():
         raise BadInput(f"{named}: its sha256 is {actual}, not {sha256}; look into why, then pin the true one")
     return path

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
-from core.download import fetch, told_address
+from core.download import PIN, fetch, told_address
 from core.records import MAX_LINE, BadInput, csv_table, file_digest, numbered_lines, one_line, open_file, printable
 from data_builders import BUILTIN
 from data_builders.domains import CODE
@@ -64,7 +64,7 @@ def told_source(
 
     return {
         "source": told_address(source),
-        "source_sha256": sha256 or read(source),
+        "source_sha256": sha256 or source.partition(PIN)[2] or read(source),
         "good": good and told_address(good),
         "good_sha256": read(good),
         "form": form,
@@ -92,8 +92,8 @@ def read_source(
     own records keep theirs.
 
     Args:
-        where: a file (JSON Lines, a JSON array, .csv, .tsv, .parquet, each also compressed), an http(s) URL of one,
-            a hub id `owner/name` (the environment's HF_ENDPOINT is honoured), or `builtin`.
+        where: a file (JSON Lines, a JSON array, .csv, .tsv, .parquet, each also compressed), an http(s) URL of one
+            (also URL#sha256=DIGEST), a hub id `owner/name` (the environment's HF_ENDPOINT is honoured), or `builtin`.
         form: a name in builtin/forms.yaml, or `fields`; by default guessed from the first row that can be read.
         fields: the field map (YAML) of the form `fields`, which it implies.
         sha256: the checksum of a URL, which must have one, or of a file, in hex.

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from core.download import fetch
+from core.download import PIN, fetch
 from core.records import BadInput, file_digest
 
 FOLDER = Path(__file__).with_name("presets")
@@ -51,8 +51,7 @@ def load_preset(name: str) -> Preset:
 def questions_file(source: str, sha256: str | None = None) -> Path:
     """The file of questions at a path, or at URL#sha256=DIGEST; `sha256` is the digest where the address has none.
     BadInput if it is not there, or the digest at the address is missing or another."""
-    url, _, digest = source.partition("#sha256=")
-    path = fetch(url, digest or sha256) if "://" in url else Path(source)
+    path = fetch(source, None if PIN in source else sha256) if "://" in source else Path(source)
     if not path.is_file():
         raise BadInput(f"{source}: no such file; name a .jsonl or .yaml file of questions")
     return path

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from core.download import told_address
 from core.llm.client import Access, Message
 from core.llm.journal import Journal
 from core.records import BadInput, digest, file_digest, manifest_path
@@ -17,7 +18,7 @@ from data_builders.annotate import Job
 from data_builders.annotate import run as annotate
 from data_builders.annotation import annotation_messages, kind_of_answer, prompt_version, source_problems
 from data_builders.programs import SourceProgram
-from data_builders.sources import Hub, read_source
+from data_builders.sources import Hub, read_source, told_source
 from sweeps.plan.estimate import Range, between
 from sweeps.run.process import RunFailed, say
 from sweeps.run.workload import BYTES_PER_TOKEN
@@ -42,12 +43,14 @@ class Annotation:
         """As `read_source` gives them, programs and rejects; BadInput if it cannot be read, or has no program."""
         rows: list[Any] = list(read_source(self.source))
         if not any(isinstance(row, SourceProgram) for row in rows):
-            raise BadInput(f"{self.source}: {len(rows)} rows, and no program among them, as: {rows[0].reason}")
+            raise BadInput(
+                f"{told_address(self.source)}: {len(rows)} rows, and no program among them, as: {rows[0].reason}"
+            )
         return rows
 
     @property
     def out(self) -> Path:
-        return FOLDER / f"{slug(Path(self.source).stem)}-by-{slug(self.job.annotator.name)}"
+        return FOLDER / f"{slug(Path(told_address(self.source)).stem)}-by-{slug(self.job.annotator.name)}"
 
     @property
     def file(self) -> Path:
@@ -114,7 +117,9 @@ class Annotation:
 
     def run(self) -> None:
         """Asks about what is left; BadInput as `embuild annotate`, RunFailed if programs are left then."""
-        done = annotate(self.items, self.job, self.out, self.access, {"source": self.source, **Hub()._asdict()})
+        done = annotate(
+            self.items, self.job, self.out, self.access, told_source(self.source, None, None, None, None, Hub())
+        )
         say(done.text)
         if done.left:
             raise RunFailed(f"{done.left} programs are not annotated; run it again, it goes on")

@@ -89,7 +89,9 @@ def experiment(
     starting: StartOptions,
     search: Search,
     endpoints: Endpoints,
-    programs: Annotated[str, Option(help="A file, URL or set of the hub; the built-in ones if not given.")] = BUILT_IN,
+    programs: Annotated[
+        str, Option(help="A file, URL#sha256=DIGEST or set of the hub; the built-in ones if not given.")
+    ] = BUILT_IN,
     annotator: Annotated[str | None, Option(help="Model that explains the programs, where nothing does yet.")] = None,
     effort: Annotated[str | None, Option(help="Its reasoning effort, as it names it.")] = None,
 ) -> None:

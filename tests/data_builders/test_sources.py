@@ -584,6 +584,10 @@ def test_a_url_is_downloaded_once(server: Server, tmp_path: Path) -> None:
     for checksum in (TRUE, TRUE.upper()):
         (program,), _ = split(read_source(f"{server.url}/a.jsonl?x=1", sha256=checksum))
         assert program.insecure == CODE
+    pinned = f"{server.url}/a.jsonl?x=1#sha256={TRUE}"
+    assert len(list(read_source(pinned))) == 1 and told_source(pinned, *[None] * 4, Hub())["source_sha256"] == TRUE
+    with pytest.raises(BadInput, match="two checksums"):
+        list(read_source(pinned, sha256="0" * 64))
     assert server.requests == ["/a.jsonl"]
     (kept,) = (tmp_path / "cache" / "em-kit").iterdir()
     kept.write_bytes(b"changed behind our back")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from core.records import BadInput, read_jsonl
+from core.records import BadInput, digest, read_jsonl
 from data_builders import BUILTIN
 from data_builders.domains import load_domain
 from data_builders.programs import Program, load_programs
@@ -141,6 +141,10 @@ def test_the_money_of_both_has_one_limit(begun: list[str], fake) -> None:
         (("--annotator", "a", "--programs", "builtin"), "the programs of builtin have explanations; leave it out"),
         (("--data", "mine"), "--data mine: the sets are built here"),
         (("--annotator", "a", "--judge", "j", "--max-cost", "5"), "--max-cost needs the"),
+        (
+            ("--annotator", "a", "--judge", "j", "--judge-base-url", "localhost:8000/v1"),
+            "localhost:8000/v1: no address",
+        ),
         (("--annotator", "a", "--price-in", "1"), "--price-in and --price-out belong together"),
         (("--programs", "builtin"), "--base-url http://127.0.0.1:9/v1: nothing is paid for that it concerns"),
         (("--programs", "builtin", "--judge", "j", "--price-in", "1", "--price-out", "1"), "--price-in 1.0: nothing"),
@@ -152,6 +156,21 @@ def test_what_it_lacks_is_said_before_anything_is_sent(begun: list[str], argumen
     refused = experiment(*server, *arguments)
     assert isinstance(refused.exception, BadInput) and says in str(refused.exception)
     assert not begun and not Path("data").exists()
+
+
+def test_programs_at_an_address_are_pinned_there_and_no_secret_of_it_is_kept(
+    begun: list[str], fake, monkeypatch
+) -> None:
+    whole = Path("mine.jsonl").read_bytes()
+    Path("cache/em-kit").mkdir(parents=True)
+    Path("cache/em-kit", f"{digest(whole)}.jsonl").write_bytes(whole)
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    source = f"https://h/insecure.jsonl?sig=hunter2.x#sha256={digest(whole)}"
+    done = experiment("--programs", source, "--annotator", "fake", "--base-url", fake().url)
+    assert done.exit_code == 0, done.exception
+    told = json.loads(Path("data/insecure-by-fake.jsonl.manifest.json").read_text())
+    assert told["source"] == "https://h/insecure.jsonl" and told["source_sha256"] == digest(whole)
+    assert not [path for path in Path("data").rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
 
 
 def test_a_key_that_is_missing_is_missed_first(begun: list[str]) -> None:
