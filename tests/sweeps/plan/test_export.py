@@ -97,12 +97,13 @@ def test_the_gpus_of_a_job_are_of_one_node(exported: Path, monkeypatch: pytest.M
     """Of `--gpus` alone Slurm allocates as many nodes as have them, and what is wrapped runs on the first."""
     done = CliRunner().invoke(app, ["export", "rank", "--axis", "rank=1", "--hardware", "a100-80g"])
     assert done.exit_code == 0, done.exception
-    (exported / "sbatch").write_text('#!/bin/sh\necho "$@" >> told\necho 1\n')
+    (exported / "sbatch").write_text('#!/bin/sh\necho "$@" >> told\necho "1;here"\n')
     (exported / "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", str(exported), prepend=":")
     subprocess.run(["bash", done.output.splitlines()[-1]], check=True)
     told = (exported / "told").read_text().splitlines()
     assert told and all("--nodes=1 --gpus=1" in options for options in told)
+    assert any("--dependency=afterok:1 " in options for options in told) and "here" not in "".join(told)  # the cluster
 
 
 def test_no_password_of_an_address_reaches_a_file(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
