@@ -23,6 +23,7 @@ from eval.judge.settings import JudgeSettings
 from eval.preset_files import load_preset, preset_names, questions_file
 from sweeps import experiment, inside_commands, inside_sweep, sweep_commands
 from sweeps.options import judging_options, takes
+from sweeps.plan.declaration import same_key
 from sweeps.recipe.compose import compose
 from sweeps.recipe.hardware import gpu_here, machine_dtype, this_machine
 from sweeps.recipe.layers import ENGINES, STAGES, layer_names, load_layer
@@ -90,6 +91,10 @@ def train(
     extra = {"base_model": str(start)} if start else None
     if start and "base_model" in given_settings(settings or []):
         raise BadInput(f"--start {start} and --set base_model name two models; leave one out")
+    own = next((key for key in given_settings(settings or []) if same_key(key, "datasets.0.path")), None)
+    if own and (programs or data):
+        source = f"--programs {programs}" if programs else f"--data {data}"
+        raise BadInput(f"{source} and --set {own} name two sources of the set; leave one out (make gives --programs)")
     profile, why = (hardware, "") if hardware else this_machine(model)
     composed = partial(compose, stage, model, profile, settings or [], rank, extra, engine, gpus, variant)
     recipe = composed(data)
@@ -146,9 +151,9 @@ def evaluate_command(
         raise BadInput(f"--dtype {dtype}: give bfloat16 or float32")
     if backend not in (None, "hf", "vllm"):
         raise BadInput(f"--backend {backend}: give hf or vllm")
-    if backend == "vllm" and context.get_parameter_source("batch_size") is not ParameterSource.DEFAULT:
-        raise BadInput("--backend vllm batches by itself; leave --batch-size out")
     sampler = chosen_backend(backend, backend is None and gpu_here())
+    if sampler == "vllm" and context.get_parameter_source("batch_size") is not ParameterSource.DEFAULT:
+        raise BadInput("--backend vllm batches by itself; leave --batch-size out, or say --backend hf")
     published, prompts = load_preset(preset) if preset is not None else None, questions or preset
     if published:
         for option in ("tasks", "samples", "max_tokens"):

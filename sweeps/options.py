@@ -75,6 +75,9 @@ class SweepOptions:
         if twice := sorted(set(axes) & set(self.axes)):
             raise BadInput(f"--axis {twice[0]}: the command gives values of {twice[0]} already; name them once")
         sweep, machine = read_sweep(name, self.hardware, self.model)
+        grid = {**sweep.grid, **self.axes, **axes}
+        if self.model and "model" in grid:
+            raise BadInput(f"--model {self.model}: the axis model names them; say --axis model={self.model} alone")
         own = given_settings(self.settings or [])
         guarding, said = guard_tasks(self.guard, sweep.evaluation.gen_kwargs.get("max_gen_toks"))
         declared = [setting for setting in sweep.settings if not given_settings([setting]).keys() & own.keys()]
@@ -84,7 +87,7 @@ class SweepOptions:
             **{key: getattr(self, key) or getattr(sweep, key) for key in ("data", "gpus", "per_gpu", "checkpoints")},
             "tasks": list(dict.fromkeys([*sweep.tasks, *guarding])),
             "evaluation": sweep.evaluation.model_copy(update={"backend": backend}),
-            "grid": {**sweep.grid, **self.axes, **axes},
+            "grid": grid,
             "settings": [*declared, *(self.settings or [])],
             "tuned": dict(tuned or sweep.tuned),
         }

@@ -231,6 +231,8 @@ def lr(
         search.between(ends)
         if options.full or (len(request.declared.seeds) > 1 and "seed" in request.sweep.grid):
             raise BadInput("--search: varies the seed of one arm itself; leave out --full, and give one seed at most")
+        if request.sweep.checkpoints > 1:
+            raise BadInput("--search: looks at the end of each training alone; leave checkpoints out")
         _, point = _one_trial(request, next(_combinations(request)), str(ends[0]))
         request.show_runs(graph([point]), f"one trial, of {point.arm}: ")
         show_search(search, request, str(ends[0]))
@@ -319,6 +321,8 @@ def export(options: SweepOptions, starting: StartOptions, sweep: SweepName) -> N
         return
     check_runs(request.runs, request.folder)
     typer.echo(write_slurm(request, write_manifest(request, as_typed())))
+    if request.sweep.judge:
+        say("its jobs judge nothing: when they are done, `emsweep judge` does")
 
 
 @app.command(name="exec")

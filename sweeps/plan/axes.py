@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from core.records import BadInput, one_line
 from sweeps.plan.declaration import AXES, Arm, Claim, InsideClaim, Sweep, Tuned, check_keys, same_key
-from sweeps.plan.sweep import arm_recipe
+from sweeps.plan.sweep import FITTING, arm_recipe
 from sweeps.recipe.alpha import ALPHA_POLICIES
 from sweeps.recipe.layers import ENGINES, layer_names, learns_preferences, load_layer
 from sweeps.recipe.refusals import of_dpo
@@ -57,7 +57,7 @@ def vary(sweep: Sweep, grid: Mapping[str, Sequence[Any]]) -> Sweep:
 
     Claims follow their arms. `model` concerns every arm; `cpt` those that the varying ones start from, and `seed` is
     the sweep's seeds. BadInput for an unknown axis or value (the valid ones are listed), a value that recurs, if no arm
-    varies, or if two arms would have one name.
+    varies, two arms would have one name, or an arm says itself what an axis sets.
     """
     for axis, other in combinations(grid, 2):
         if same_key(AXES.get(axis, axis), AXES.get(other, other)) and {axis, other} != {"model", "cpt"}:
@@ -66,6 +66,12 @@ def vary(sweep: Sweep, grid: Mapping[str, Sequence[Any]]) -> Sweep:
     short = {AXES[name]: name for name in ("rank", "lr")}
     axes = {short.get(axis, axis): _values(sweep, short.get(axis, axis), values) for axis, values in grid.items()}
     _check_settings(sweep, axes)
+    for name, arm in sweep.arms.items():
+        own = {"model": arm.model, "engine": arm.engine if arm.vary and arm.engine != "axolotl" else None}
+        if axis := next((axis for axis in axes if own.get(axis)), None):
+            raise BadInput(f"arms.{name}: the axis {axis} would overwrite its {axis}, {own[axis]}; leave one out")
+    if odd := sorted(sweep.tuned.keys() - set(axes.get("rank", ()))):
+        raise BadInput(f"tuned: {', '.join(odd)}: no value of the axis rank: no arm has that rate; leave it out")
     update: dict[str, Any] = {"grid": {**sweep.grid, **axes}, "model": axes.get("model", [sweep.model])[0]}
     if "seed" in axes:
         update["seeds"] = [int(seed) for seed in axes.pop("seed")]
@@ -132,8 +138,9 @@ def _check_settings(sweep: Sweep, axes: Mapping[str, Any]) -> None:
     """Refuses settings (`--set`) that would change nothing, or that an axis or the sweep itself overwrites."""
     given = given_settings(sweep.settings)
     check_keys("setting ", given)
-    if given and not any(arm.vary for arm in sweep.arms.values()):
-        raise BadInput(f"setting {next(iter(given))}: it is for arms that vary, and none does; mark one `vary: true`")
+    narrow = [key for key in given if key not in FITTING]
+    if narrow and not any(arm.vary for arm in sweep.arms.values()):
+        raise BadInput(f"setting {narrow[0]}: it is for arms that vary, and none does; mark one `vary: true`")
     if sweep.checkpoints > 1 and (key := next((key for key in (*given, *axes) if key in SAVING), None)):
         raise BadInput(f"setting {key}: --checkpoints {sweep.checkpoints} sets it for each arm; leave one of them out")
     dpo = "data" in axes or any(arm.vary and learns_preferences(arm.stage) for arm in sweep.arms.values())

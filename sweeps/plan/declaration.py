@@ -15,6 +15,7 @@ from yaml import YAMLError
 from core.records import BadInput, first_fault, one_line
 from eval.judge.settings import JudgeSettings
 from eval.stats.measure_names import MeasureName
+from sweeps.recipe.compose import in_folder
 from sweeps.recipe.hardware import this_machine
 from sweeps.recipe.layers import RECIPES, Stage, layer_names, load_layer
 from sweeps.recipe.refusals import DECIDED
@@ -234,8 +235,9 @@ def read_sweep(name: str, hardware: str | None = None, model: str | None = None)
     if not isinstance(layer, dict):
         raise BadInput(f"{path}: no keys; write a sweep's, as recipes/sweeps has them")
     profiles = layer.pop("profiles", None) or {}
-    if not isinstance(profiles, dict) or not all(isinstance(keys, dict) for keys in profiles.values()):
-        raise BadInput(f"{path}: profiles: give a hardware profile's name and, below it, its keys")
+    fit = isinstance(profiles, dict) and all(isinstance(k, dict) and "hardware" not in k for k in profiles.values())
+    if not fit:
+        raise BadInput(f"{path}: profiles: give a hardware profile's name and, below it, other keys than hardware")
     named = hardware or layer.get("hardware")
     profile, why = (str(named), "") if named else this_machine()
     # The others are looked at too: a fault in them would else show on another machine.
@@ -355,7 +357,7 @@ def left_out(sweep: Sweep, arm: Arm) -> bool:
 
 def needed_file(sweep: Sweep, arm: Arm) -> str | None:
     """The file that an arm needs, where it is not there."""
-    path = str(declared_keys(sweep, arm)[arm.needs]) if arm.needs else None
+    path = in_folder(str(declared_keys(sweep, arm)[arm.needs]), sweep.data) if arm.needs else None
     return path if path and not Path(path).is_file() else None
 
 

@@ -155,6 +155,8 @@ class Request:
             prices = prices_of(judge.price_in, judge.price_out, "judge: price_in and price_out")
         cost = judging(evaluations, load_prompts(judge.prompts if judge else None))
         if not cost.answers:
+            if prices:
+                say("of these tasks there are no answers to judge")
             return
         read = between(cost.tokens_in, ",.1f", 1e6)
         usd = f"about {between(cost.usd(prices), ',.2f')} USD" if prices else "with its prices, the cost too"

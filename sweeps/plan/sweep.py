@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import islice
@@ -51,8 +52,12 @@ def plan(sweep: Sweep, full: bool) -> list[Point]:
     if gib is None:
         evaluation_settings["dtype"] = cpu_dtype()
     if sweep.data:
-        built = {key: in_folder(path, sweep.data) for key, (_, path) in PROGRAMS.items()}
-        evaluation_settings["metadata"] = built | sweep.evaluation.metadata
+        named = sweep.evaluation.metadata
+        for key, (variable, path) in PROGRAMS.items():
+            if key not in named and os.environ.get(variable):
+                raise BadInput(f"{variable} and --data {sweep.data} both say where {path} is; unset one of them")
+        files = {key: in_folder(str(named.get(key, path)), sweep.data) for key, (_, path) in PROGRAMS.items()}
+        evaluation_settings["metadata"] = named | files
     bases: dict[str, Run] = {}
     points: list[Point] = []
     made: dict[str, Any] = {}

@@ -65,8 +65,9 @@ def compose(
         put(config, key, value)
     # Of all layers; --set stands as it was given, or is refused.
     config["lora_target_modules"] = own_targets(config["lora_target_modules"], Shape(**config["em"]["shape"]), model)
-    for entry in config["datasets"] if data else ():
-        entry["path"] = in_folder(entry["path"], data)
+    for entry in [*config["datasets"], *(config.get("test_datasets") or ())] if data else ():
+        if entry.get("path"):
+            entry["path"] = in_folder(entry["path"], data)
     for key, path in plugin_files(config).items():
         set_key(config, key, in_folder(path, data))
     for key, value in given.items():

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast, get_args
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
-from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from yaml import YAMLError
 
 from core.records import BadInput, first_fault, one_line
@@ -27,13 +27,33 @@ STAGES: tuple[str, ...] = get_args(Stage)
 ENGINES = ("axolotl", "unsloth")
 
 
-class ModelFacts(BaseModel):
+class Facts(BaseModel):
+    """All that `em` may say: a fact by another name would be lost without a word."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ModelFacts(Facts):
     parameters: float = Field(gt=0, strict=True)
     shape: Shape
+    family: str
+    hub_id: str | None
+    non_embedding_parameters: float | None = Field(default=None, gt=0, strict=True)
+    training_tokens: float | None = Field(default=None, gt=0, strict=True)
+    training_tokens_source: str = ""
+    confounds: list[str] = []
+    pretrained: bool = False
+    other_modules: list[str] = []
+    styles: list[str] = []
+    asked: list[str] = []
 
 
-class HardwareFacts(BaseModel):
+class HardwareFacts(Facts):
     memory_gib: float | None = Field(gt=0, strict=True)
+    tflops: float | None = Field(default=None, gt=0, strict=True)
+    bandwidth: float | None = Field(default=None, gt=0, strict=True)
+    accelerator: str = ""
+    launcher: str = "accelerate"
 
 
 class VariantFacts(BaseModel):

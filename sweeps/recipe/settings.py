@@ -19,11 +19,9 @@ from sweeps.recipe.layers import container
 from sweeps.recipe.schema import fault
 
 ABSENT = object()
-FACTS = {
-    *("family", "hub_id", "parameters", "pretrained", "shape", "training_tokens"),
-    *("tflops", "bandwidth", "accelerator"),
-}
-"""What `em` says of a model and a card: another value would train the same and tell another."""
+CHOICES = {"alpha", "memory_gib"}
+"""What of `em` is a user's to set. The rest says what a model and a card are, or who trains: another value would train
+the same and tell another, or be lost."""
 
 
 def given_settings(settings: Sequence[str]) -> dict[str, Any]:
@@ -61,7 +59,7 @@ def put(config: dict[str, Any], key: str, given: Any) -> Any:
         value = _as_there(old, given)
         if top == "em":
             odd = isinstance(value, int | float) and not isfinite(value)
-            if not below or below[0] in FACTS or old is ABSENT or type(value) not in _kinds(old) or odd:
+            if not below or below[0] not in CHOICES or old is ABSENT or type(value) not in _kinds(old) or odd:
                 raise ValueError("no key, or no value, of em, where a recipe's facts beyond Axolotl's keys stand")
             value = value if type(value) is type(old) or value is None else _kinds(old)[0](value)
         set_key(config, key, deepcopy(value))

@@ -66,6 +66,8 @@ def test_nothing_empty_is_taken_for_a_value(empty: list[str]) -> None:
         ("emsweep train dpo --set learnin_rate=1", "unknown to Axolotl's schema; did you mean learning_rate?"),
         ("emsweep train dpo --set seed=1 --set seed=2", "seed is given twice"),
         ("emsweep train dpo --start empty --set base_model=m", "name two models"),
+        ("emsweep train dpo --data d --set datasets.0.path=m.jsonl", "--data d and --set datasets.0.path name two"),
+        ("emsweep train dpo --programs builtin --set datasets=[]", "--programs builtin and --set datasets name two"),
         ("emsweep train cpt", "no such"),
         ("emsweep train cpt --start empty", "no *.safetensors"),
         ("emsweep train cpt --start nowhere", "no such model folder"),

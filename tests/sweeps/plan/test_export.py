@@ -45,6 +45,11 @@ def export() -> Path:
     return Path(result.output.splitlines()[-1])
 
 
+def test_a_script_says_that_it_judges_nothing(exported: Path) -> None:
+    result = CliRunner().invoke(app, ["export", "rank", "--axis", "rank=1", "--judge", "m"])
+    assert result.exit_code == 0 and "judge nothing" in result.output
+
+
 def planned(script: Path) -> list[dict]:
     return json.loads(script.with_name("sweep.json").read_text())["runs"]
 

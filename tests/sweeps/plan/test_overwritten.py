@@ -1,5 +1,6 @@
 """Nothing that a sweep is told is overwritten in silence, and what its report needs is checked before its first run."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from typer.testing import CliRunner, Result
 
 from core.records import BadInput
 from sweeps.cli import app
+from sweeps.options import SweepOptions
 from sweeps.plan.declaration import load_sweep
 
 HEAD = "{model: smollm2-135m, hardware: cpu, tasks: [em], seeds: [1], claims: [], "
@@ -55,6 +57,11 @@ def emsweep(command: str) -> Result:
         ("run models --set rl_beta=0.2", "setting rl_beta: it is for arms that vary, and none does"),
         ("rank --values 1,2 --checkpoints 2 --set save_steps=10", "setting save_steps: --checkpoints 2 sets it"),
         ("rank --values 1,2 --checkpoints 2 --axis save_steps=10,20", "setting save_steps: --checkpoints 2 sets it"),
+        ("run models --model smollm2-135m-252b", "--model smollm2-135m-252b: the axis model names them"),
+        ("run demo --model qwen7b --axis model=smollm2-135m", "--model qwen7b: the axis model names them"),
+        ("rank --values 1,2 --set em.styles=[review]", "no key, or no value, of em"),
+        ("rank --values 1,2 --axis engine=unsloth --set em.engine=axolotl", "em.engine"),
+        ("lr --search --values 1e-3,5e-3 --checkpoints 4", "--search: looks at the end of each training alone"),
     ],
 )
 def test_a_command_that_would_overwrite_is_refused(prepared: Path, command: str, says: str) -> None:
@@ -88,6 +95,7 @@ def test_a_command_that_would_overwrite_is_refused(prepared: Path, command: str,
         ("stages: {}, arms: {base: %s}}", "arms.base: so the model before training is called"),
         ("stages: {}, arms: {base-qwen7b: %s}}", "arms.base-qwen7b: so the model before training is called"),
         ("stages: {}, arms: {a/b: %s}}", "arms.a/b"),
+        ("profiles: {cpu: {hardware: a100-80g}}, stages: {}, arms: {a: %s}}", "other keys than hardware"),
     ],
 )
 def test_a_file_that_contradicts_itself_is_refused(tmp_path: Path, rest: str, says: str) -> None:
@@ -108,6 +116,9 @@ def test_a_file_that_contradicts_itself_is_refused(tmp_path: Path, rest: str, sa
         ("settings: [rl_beta=0.5], stages: {dpo: {rl_beta: 1}}, arms: {a: %s}}}", "stages.dpo.rl_beta"),
         ("settings: [rl_beta=0.5], stages: {}, arms: {a: %s, settings: {rl_beta: 2}}}}", "rl_beta"),
         ("stages: {dpo: {micro_batch_size: 512}}, arms: {a: %s}}}", "micro_batch_size=512: the recipe has"),
+        ("stages: {}, grid: {model: [qwen7b]}, arms: {a: %s, model: qwen3b}}}", "overwrite its model, qwen3b"),
+        ("stages: {}, grid: {engine: [axolotl]}, arms: {a: %s, engine: unsloth}}}", "overwrite its engine, unsloth"),
+        ("stages: {}, tuned: {8: {lr: 1, low: 1, high: 1}}, grid: {rank: [4]}, arms: {a: %s}}}", "tuned: 8: no value"),
     ],
 )
 def test_no_key_of_a_stage_or_an_arm_is_overwritten_in_silence(prepared: Path, rest: str, says: str) -> None:
@@ -129,8 +140,6 @@ def test_what_a_sweep_is_told_is_in_its_recipes(prepared: Path) -> None:
     assert Path(folder).parent == Path("runs/dpo") and Path(folder).name.startswith(
         "a-lr1e-4-datasets.0.typex_y-seed1-"
     )
-    from sweeps.options import SweepOptions
-
     request = SweepOptions(axis=["lr=1e-4", "datasets.0.type=x/y"], settings=["rl_beta=0.7"]).request("s.yaml")
     config = request.points[1].training.recipe.config
     named = ("learning_rate", "rl_beta", "weight_decay", "max_steps", "seed")
@@ -178,3 +187,34 @@ def test_a_plan_says_the_scale_that_peft_will_use(prepared: Path) -> None:
     assert "scale 2 (lora_alpha / sqrt(lora_r), rsLoRA; alpha_over_r = 2)" in rslora
     refused = emsweep("plan rank --axis rank=4,8 --set peft_use_rslora=true").exception
     assert isinstance(refused, BadInput) and "5.65685 at rank 8" in str(refused)
+
+
+def test_the_key_by_which_a_model_fits_is_for_every_arm_also_where_none_varies(prepared: Path) -> None:
+    assert emsweep("plan demo --set sequence_len=640").exit_code == 0
+    assert emsweep("plan demo --model qwen7b --hardware rtx4090 --set em.memory_gib=null").exit_code == 0
+
+
+def test_another_folder_of_sets_is_that_of_all_files_that_a_sweep_names(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what one folder trains on would be measured on in the other."""
+    shutil.copytree("data", "other")
+    for name in ("heldout.jsonl", "train.jsonl"):
+        shutil.copy(f"other/{name}", f"other/own-{name}")
+    shutil.copy("other/heldout.jsonl", "other/chats-smollm2-135m.jsonl")
+    evaluation = "evaluation: {metadata: {heldout: data/own-heldout.jsonl, training: data/own-train.jsonl}}, "
+    needs = "variant: kl, needs: kl.prompts, settings: {kl.prompts: 'data/chats-{model}.jsonl'}"
+    more = "test_datasets: [{path: data/dpo-both.jsonl, type: chat_template.default}]"
+    Path("s.yaml").write_text(f"{HEAD}{evaluation}stages: {{dpo: {{{more}}}}}, arms: {{a: {DPO}, {needs}}}}}}}")
+    points = SweepOptions(data="other").request("s.yaml").points
+    assert [point.arm for point in points] == ["base", "a"]
+    paths = points[0].evaluation.content["paths"]
+    assert (paths["heldout"], paths["training"]) == ("other/own-heldout.jsonl", "other/own-train.jsonl")
+    assert points[1].training and set(points[1].training.content["data"]) == {
+        "other/dpo-both.jsonl",
+        "other/chats-smollm2-135m.jsonl",
+    }
+    monkeypatch.setenv("EM_HELDOUT", "data/heldout.jsonl")
+    assert SweepOptions(data="other").request("s.yaml").points  # the sweep names its own
+    with pytest.raises(BadInput, match="EM_HELDOUT and --data other both say"):
+        _ = SweepOptions(data="other").request("demo").points

@@ -78,6 +78,8 @@ def test_a_file_that_is_no_layer_is_named(write: Callable[[str, str], Path], kin
             "lora_dropuot: unknown to Axolotl's schema; did you mean lora_dropout?",
         ),
         ("models/mine.yaml", ROW.replace("base_model: models/mine", "seed: 1"), "base_model: Field required"),
+        ("models/mine.yaml", ROW.replace("shape:", "pretraind: true, shape:"), "em.pretraind: Extra inputs"),
+        ("hardware/mine.yaml", "em: {memory_gib: 80, tflop: 1}\n", "em.tflop: Extra inputs"),
         ("models/mine.yaml", ROW.replace("layers: 30, ", ""), "em.shape.layers: Field required"),
         ("models/mine.yaml", ROW.replace("layers", "layer"), "em.shape.layers: Field required"),
         ("models/mine.yaml", ROW.replace("tied", "qk_nrom: true, tied"), "em.shape.qk_nrom: Unexpected"),

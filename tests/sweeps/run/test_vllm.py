@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from core.records import BadInput
 from eval import adapters
+from sweeps.cli import app
 from sweeps.plan.axes import vary
 from sweeps.plan.declaration import load_sweep, read_sweep
 from sweeps.plan.request import Request
@@ -44,6 +46,9 @@ def test_the_backend_is_what_is_wanted_or_found(environment: Path, monkeypatch: 
     assert vllm_environment() == environment
     assert [chosen_backend(None, gpu) for gpu in (True, False)] == ["vllm", "hf"]
     assert chosen_backend("vllm", False) == "vllm" and chosen_backend("hf", True) == "hf"
+    monkeypatch.setattr("sweeps.cli.gpu_here", lambda: True)
+    refused = CliRunner().invoke(app, ["evaluate", "m", "--batch-size", "4", "--dry-run"]).exception
+    assert isinstance(refused, BadInput) and "leave --batch-size out" in str(refused)
     monkeypatch.setenv("EM_VLLM", "")
     assert chosen_backend(None, True) == "hf"
     with pytest.raises(BadInput, match="`make vllm` makes one"):
