@@ -10,7 +10,9 @@ import contextlib
 import json
 import os
 import re
+import signal
 import sys
+import threading
 import time
 from base64 import b64encode
 from collections import Counter, defaultdict
@@ -482,6 +484,32 @@ def run_all(jobs: Sequence[Job[T]], access: Access, journal: Path, money: Money,
     return asyncio.run(_run_all(jobs, access, journal, money, noun))
 
 
+@contextlib.contextmanager
+def _interrupts(client: Client) -> Iterator[None]:
+    """The first SIGINT or SIGTERM lets no more requests out, for those in flight are paid for; the second ends all."""
+    if threading.current_thread() is not threading.main_thread():  # the others get no signals
+        yield
+        return
+    loop, before = asyncio.get_running_loop(), {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
+
+    def stop() -> None:
+        restore()
+        client.stopped = "interrupted"
+        print("stopping: answers that are under way are waited for; once more ends all at once", file=sys.stderr)
+
+    for number in before:
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        restore()
+
+
 async def _run_all(jobs: Sequence[Job[T]], access: Access, path: Path, money: Money, noun: str) -> list[T]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -504,7 +532,8 @@ async def _run_all(jobs: Sequence[Job[T]], access: Access, path: Path, money: Mo
                 bar.update(task, advance=1, description=str(money))
                 return result
 
-            results = await asyncio.gather(*map(one, jobs), return_exceptions=True)
+            with _interrupts(client):
+                results = await asyncio.gather(*map(one, jobs), return_exceptions=True)
     faults = [result for result in results if isinstance(result, BaseException)]
     for fault in faults:
         if not isinstance(fault, Stopped):

@@ -98,6 +98,20 @@ def test_killed_at_ten_moments_it_ends_the_same(tmp_path, fake, sources, final_f
     assert len(doubted) == opinion["of"] - opinion["agreed"] > 0 and set(doubted) == {"The value is fixed."}
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_waits_for_what_is_paid_for(tmp_path, fake, sources, number) -> None:
+    server = fake("--latency", "0.5")
+    child = CHILDREN.Process(target=run, args=(sources, JOB, tmp_path / "o", server.access(4)))
+    child.start()
+    while len(server.log("chat")) < 6:
+        time.sleep(0.01)
+    os.kill(child.pid, number)
+    child.join()
+    asked = len(server.log("chat"))
+    assert len(lines(tmp_path / "o.journal.jsonl")) == asked < 20 and child.exitcode == 0
+    assert 0 < len(lines(tmp_path / "o.jsonl")) <= asked
+
+
 def test_with_faults_all_end_with_a_reason(tmp_path, fake, sources) -> None:
     transport = ["status_429", "status_500", "cut", "broken_body"]
     kinds = [*transport, "truncated", "wrong_cwe", "invented_line", "refusal", "huge", "html"]
