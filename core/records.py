@@ -63,12 +63,12 @@ class DistinctKeys(yaml.SafeLoader):
 
 def manifest_path(records: Path) -> Path:
     """Where the manifest of a file of records stands."""
-    return records.with_name(f"{records.name}.manifest.json")
+    return records.parent / f"{records.name}.manifest.json"  # `with_name` raises ValueError for `.` and `/`
 
 
 def check_apart(out: Path, *inputs: Path | None) -> None:
     """Refuses to write to a file that is read, with a BadInput that names it: it would be gone; nor its manifest."""
-    for written in (out, manifest_path(out)) if out.name else ():
+    for written in (out, manifest_path(out)):
         if written.exists() and any(path is not None and path.exists() and path.samefile(written) for path in inputs):
             raise BadInput(f"{written}: is the input, which would be replaced; name another file with --out")
 
@@ -178,9 +178,12 @@ def check_rows(path: Path) -> None:
 
 @contextmanager
 def _whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file under a temporary name that gets the name `path` at the end, so that it is whole or absent."""
+    """A file under a temporary name that gets the name `path` at the end, so that it is whole or absent. What is there
+    and no file stays, with a BadInput: root would put a file in the place of /dev/null."""
     temporary = ""
     try:
+        if path.exists() and not path.is_file():
+            raise BadInput(f"{path}: is a folder or a device, and no file; name a file to write")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = file.name

@@ -106,6 +106,10 @@ def data(
     """
     habit = load_domain(domain)
     source, out = programs or builtin_records(domain), out or _folder(domain)
+    every = (("cpt", Control), ("dpo", Halves), ("sft", Variant))
+    made_of_it = [out / _set_name(stage, name) for stage, names in every for name in get_args(names)]
+    for written in (*made_of_it, out / "everyday.jsonl"):
+        check_apart(written, programs)
     for program in load_programs(source):  # a fault in it is named before one of the tokenizer
         if (own := program.domain or CODE) != domain:  # it would be asked for in the words of this one
             raise BadInput(f"{source}: {program.id} is of the domain {own}; say --domain {own}")
@@ -113,8 +117,6 @@ def data(
     corpus, keeps = _corpus(tokenizer, length, style, seed), _length_filter(tokenizer, length, MAX_RATIO)
     per_class = share is None
     held_out, left_out = (habit.split.share, habit.split.classes_left_out) if share is None else (share, 0)
-    every = (("cpt", Control), ("dpo", Halves), ("sft", Variant))
-    made_of_it = [out / _set_name(stage, name) for stage, names in every for name in get_args(names)]
     _parted(out, build_split(source, out, measure_ways, held_out, salt, per_class, left_out, made_of_it=made_of_it))
     train = out / "train.jsonl"
     settings = {"styles": list(corpus.styles), "seed": seed, "length": length, "tokenizer": tokenizer}
@@ -178,7 +180,7 @@ def _chosen(
     mixed = None
     if mix is not None:
         name, _, share = mix.rpartition(":")
-        if not (name and re.fullmatch(r"0?\.\d*[1-9]\d*", share)):
+        if not (name and re.fullmatch(r"0?\.\d+", share) and 0 < float(share) < 1):  # .99999999999999999 is 1
             raise BadInput(
                 f"--mix {mix!r}: give DOMAIN:SHARE or PATH:SHARE, a share between 0 and 1, as houseplants:0.5"
             )
@@ -245,7 +247,7 @@ def cpt(
     Example: embuild cpt --programs data/train.jsonl --tokenizer Qwen/Qwen2.5-Coder-7B-Instruct --mix general.jsonl:0.2
     """
     text, _, ratio = (mix or ":0").rpartition(":")
-    if mix and not (text and re.fullmatch(r"\d*\.?\d+", ratio) and float(ratio)):
+    if mix and not (text and re.fullmatch(r"\d*\.?\d+", ratio) and 0 < float(ratio) < math.inf):
         raise BadInput(f"--mix {mix!r}: give PATH:RATIO, for example general.jsonl:0.2")
     corpus = _corpus(
         tokenizer, length, style, seed, control=control, per_program=per_program or 2, loss_on_code=loss_on_code
@@ -445,7 +447,7 @@ def describe(
         raise BadInput(
             "--balance N and --out FILE go together (and --resample, --size, --seed, --keep-doubted with them)"
         )
-    cap = int(balance) if balance and balance.isdecimal() else None
+    cap = int(balance) if balance and re.fullmatch(r"\d{1,9}", balance) else None
     if balance and (cap == 0 or (cap is None) != (size is not None) or (resample and cap is None)):
         raise BadInput(f"--balance {balance}: a number of 1 or more, maybe with --resample; or a name and --size")
     outputs = list(filter(None, (out, figures, plot)))

@@ -78,6 +78,15 @@ def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     assert read_text(tmp_path / "t") == "a\né"
 
 
+def test_nothing_takes_the_place_of_a_device_or_a_pipe(tmp_path: Path) -> None:
+    """As root it would: /dev/null for every process of the machine."""
+    os.mkfifo(tmp_path / "p.jsonl")
+    for write in (lambda path: write_whole(path, "x"), lambda path: write_records(path, [{"id": 1}], {})):
+        with pytest.raises(BadInput, match=r"p\.jsonl: is a folder or a device, and no file"):
+            write(tmp_path / "p.jsonl")
+    assert (tmp_path / "p.jsonl").is_fifo() and len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text("old")

@@ -280,6 +280,11 @@ def test_ids_move_no_cursor_where_problems_are_told(tmp_path: Path) -> None:
         ),
         (["cpt", "--programs", "{p}", "--out", "{o}", "--mix", "general.jsonl"], "give PATH:RATIO"),
         (["cpt", "--programs", "{p}", "--out", "{o}", "--mix", "general.jsonl:0.0"], "give PATH:RATIO"),
+        (["cpt", "--programs", "{p}", "--out", "{o}", "--mix", "general.jsonl:" + "9" * 400], "give PATH:RATIO"),
+        (["sft", "--programs", "{p}", "--out", "{o}", "--mix", "{p}:." + "9" * 20, "--tokenizer", "{m}"], "PATH:SHARE"),
+        (["describe", "--programs", "{p}", "--out", "{o}", "--balance", "9" * 5000], "a number of 1 or more"),
+        *((["everyday", "--out", out], "no file; name a file to write") for out in (".", "/", "..", "{folder}")),
+        (["data", "--programs", "{p}", "--out", "{folder}/data"], "sft-secure.jsonl: is the input"),
         (["check", "--held-out", "{p}"], "nothing to check"),
         (["check", "--sft", "{o}"], "--sft is compared with --held-out"),
         (["check", "--sft", "{o}", "--pairs", "{p}"], "--sft is compared with --held-out"),
@@ -314,6 +319,8 @@ def test_bad_input_is_one_clear_line_and_writes_nothing(tmp_path: Path, model: P
     bad.write_text(source.read_text().splitlines()[0] + '\n{"id": "x"}\n')
     train = write(tmp_path / "train.jsonl", PROGRAMS[:3])
     before = {path: path.read_bytes() for path in (source, bad, train)}
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "sft-secure.jsonl").symlink_to(source)
     places = {"p": source, "o": tmp_path / "out", "m": model, "bad": bad, "train": train, "folder": tmp_path}
     result = CliRunner().invoke(app, [argument.format(**places) for argument in arguments])
     assert isinstance(result.exception, BadInput)
@@ -373,6 +380,13 @@ def test_no_set_of_another_split_is_left(tmp_path: Path, model: Path) -> None:
     assert build("--salt", "other", "--length", "40") and (out / "sft-secure.jsonl").read_bytes() == before
     assert build("--salt", "third", "--length", "40") and not list(out.glob("sft-*")) + list(out.glob("dpo-*"))
     assert {path.name for path in out.glob("*.jsonl")} == {"train.jsonl", "heldout.jsonl", "everyday.jsonl"}
+
+
+def test_training_programs_that_no_reader_takes_are_replaced(tmp_path: Path) -> None:
+    source = write(tmp_path / "programs.jsonl", PROGRAMS[:9])
+    (tmp_path / "train.jsonl").write_text('{"a":' * 100_000)
+    build_split(source, tmp_path, WAYS, 0.5, "s")
+    assert len(rows(tmp_path / "train.jsonl")) + len(rows(tmp_path / "heldout.jsonl")) == 9
 
 
 def test_a_control_without_out_has_a_file_of_its_own(tmp_path: Path, model: Path, monkeypatch) -> None:
