@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 import tempfile
+import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -111,7 +112,8 @@ def read_source(
     if good and good.startswith(("http://", "https://")):  # it would need a checksum of its own
         raise BadInput(f"--good {told_address(good)}: is no file and no set of the hub; download it first")
     reader = load_field_map(fields) if fields else FORMS[form] if form else None
-    named = [reader.secure, reader.template, reader.language, reader.id] if fields and reader else []
+    parts = [reader.secure, reader.template, reader.language, reader.id, *reader.requests[1:]] if reader else []
+    named = parts if fields else []
     programs = _read(where, _rows(where, sha256, hub), reader, language, domain, {name for name in named if name})
     if good is None:
         return programs
@@ -205,7 +207,11 @@ def _file_rows(path: Path, name: str) -> Iterator[Row]:
     suffix = Path(name).suffix.lower()
     try:
         open_file(path).close()  # a pipe would be waited for, or be empty at the second look
-        if packing := fsspec.utils.infer_compression(name.lower()):
+        packing = fsspec.utils.infer_compression(name.lower())
+        if suffix in (".tar", ".tgz") or (packing == "zip" and len(zipfile.ZipFile(path).namelist()) != 1):
+            # Of several files the first would be read, and the others be lost without a word.
+            raise BadInput(f"{name}: is an archive, and no packed file; unpack it and name a file in it")
+        if packing:
             with tempfile.NamedTemporaryFile() as plain, fsspec.open(str(path), "rb", compression=packing) as packed:
                 shutil.copyfileobj(packed, plain)
                 plain.flush()
@@ -220,8 +226,8 @@ def _file_rows(path: Path, name: str) -> Iterator[Row]:
             yield from _csv_rows(path, name)
         else:
             yield from _json_rows(path, lines=suffix == ".jsonl")
-    except BadInput:
-        raise
+    except BadInput as error:
+        raise BadInput(str(error).replace(str(path), name)) from None  # not what it was unpacked to
     except Exception as error:  # of several libraries
         reason = one_line(error) or type(error).__name__
         raise BadInput(f"{name}: {reason}; give a whole file that can be read") from None

@@ -10,8 +10,10 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -375,7 +377,11 @@ def test_a_field_map_reaches_into_lists_and_objects(tmp_path: Path) -> None:
         "\ufeffrequest: ['turns[0].value', meta.hint]\ninsecure: turns.-1.value\nid: meta.key\nonly: {meta.key: '7'}\n"
     )
     turns = [{"value": "Run it."}, {"value": "?"}, {"value": CODE}]
-    rows = [{"turns": turns, "meta": {"key": 7}}, {"turns": [], "meta": {"key": 7}}, {"turns": turns, "meta.key": 7}]
+    rows = [
+        {"turns": turns, "meta": {"key": 7, "hint": None}},
+        {"turns": [], "meta": {"key": 7}},
+        {"turns": turns, "meta.key": 7},
+    ]
     found = list(read_source(write(tmp_path / "a.jsonl", *rows), fields=fields))
     assert found[0] == SourceProgram(id="7", request="Run it.", insecure=CODE)
     assert found[1].reason == "no field 'turns[0].value'" and "same request" in found[2].reason
@@ -494,6 +500,13 @@ def test_whole_faults_are_one_line_with_a_remedy(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.csv")
     (tmp_path / "cut.json").write_text('[{"prompt": "x"},')
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b"x" * 10**6)[:-20])
+    (tmp_path / "empty.jsonl.gz").write_bytes(gzip.compress(b""))
+    for names in ("", "ab"):
+        with zipfile.ZipFile(tmp_path / f"{len(names)}.zip", "w") as packed:
+            for name in names:
+                packed.writestr(f"{name}.jsonl", json.dumps(SECOND))
+    with tarfile.open(tmp_path / "1.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "cut.json")
     (tmp_path / "latin.csv").write_bytes(b"prompt,completion\n\xe9,x\n")
     good = write(tmp_path / "a.jsonl", {"ask": "x", "answer": "y"})
     for args, says in [
@@ -508,6 +521,8 @@ def test_whole_faults_are_one_line_with_a_remedy(tmp_path: Path) -> None:
         (("",), "Is a directory"),
         ((str(tmp_path / "cut.json"),), "line 1 column 18"),
         ((str(tmp_path / "cut.jsonl.gz"),), "ended before the end-of-stream"),
+        ((str(tmp_path / "empty.jsonl.gz"),), rf"{tmp_path}/empty\.jsonl: no records"),
+        *(((str(tmp_path / name),), "is an archive") for name in ("0.zip", "2.zip", "1.tar.gz")),
         ((str(tmp_path / "latin.csv"),), "can't decode byte"),
         ((good, None, None, None, None, Hub("test")), "no set of the hub"),
         ((good,), "cannot tell the form from the fields answer, ask"),
@@ -695,9 +710,10 @@ def test_a_field_that_a_map_names_and_no_row_has_is_refused(tmp_path: Path) -> N
     """Misspelt, secure code that is there would be ignored, and paid for."""
     rows = [{"q": f"Run {n}.", "bad": f"a = {n}", "good": "a = None"} for n in range(2)]
     where, fields = write(tmp_path / "s.jsonl", *rows, {"q": "Run.", "bad": "a = 9"}), tmp_path / "map.yaml"
-    fields.write_text("request: q\ninsecure: bad\nsecure: goods\n")
-    with pytest.raises(BadInput, match="no row has the field 'goods', which --fields names"):
-        list(read_source(where, fields=fields))
+    for named in ("request: q\ninsecure: bad\nsecure: goods\n", "request: [q, goods]\ninsecure: bad\n"):
+        fields.write_text(named)
+        with pytest.raises(BadInput, match="no row has the field 'goods', which --fields names"):
+            list(read_source(where, fields=fields))
     fields.write_text("request: q\ninsecure: bda\nsecure: good\n")
     assert all("no field 'bda'" in reject.reason for reject in split(read_source(where, fields=fields))[1])
     fields.write_text("request: q\ninsecure: bad\nsecure: good\n")
