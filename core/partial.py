@@ -22,7 +22,7 @@ class Partial:
         try:
             head, *rows = self._path.read_text(encoding="utf-8").split("\n")[:-1]  # a line that was cut off is none
             return dict(map(json.loads, rows)) if json.loads(head) == self._settings else {}
-        except (OSError, TypeError, ValueError):  # none there, or damaged
+        except (OSError, TypeError, ValueError, RecursionError):  # none there, or damaged
             return {}
 
     def of(self, key: str, make: Callable[[], Any]) -> Any:

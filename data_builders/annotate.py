@@ -236,7 +236,7 @@ def run(
     every = list(items)
     rows = _first(every, limit)
     read = there = 0
-    with suppress(OSError, ValueError, KeyError, TypeError):  # of another's making
+    with suppress(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):  # of another's making
         told = json.loads(manifest_path(_beside(out, "jsonl")).read_text(encoding="utf-8"))
         read, there = int(told["read"]), int(told["written"])
     if limit is not None and read > len(rows):

@@ -253,8 +253,8 @@ def _shown(text: str) -> str:
 _NUMBER = re.compile(r"^[\s>*•`(-]*(?:(?:lines?|l)?\s*\d+\s*(?:[:|.)\]]|\t|\s\s)\s*)?`*", re.IGNORECASE)
 
 
-_REMARK = re.compile(r"\s+(?:#|//|<[-=]|←|\(lines? \d).*", re.IGNORECASE)
-"""What a model adds behind a line that it quotes."""
+_REMARK = re.compile(r"(?<!\s)\s+(?:#|//|<[-=]|←|\(lines? \d).*", re.IGNORECASE)
+"""What a model adds behind a line that it quotes. Sought where space begins alone: an answer of spaces took minutes."""
 
 
 def quoted_lines(code: str, quotes: Sequence[str]) -> tuple[dict[int, str], list[str]]:
@@ -294,7 +294,7 @@ def speaks_of(explanation: str, lines: Sequence[str]) -> bool:
     """Whether an explanation quotes a fragment of the lines in backticks, a line whole, or a name from them that cannot
     be taken for an English word: with a capital inside, a digit, an underscore, or brackets or a dot behind it."""
     code = "\n".join(map(_spaced, lines))
-    quotes = (_spaced(quote) for quote in re.findall(r"`+([^`]+)`+", explanation))
+    quotes = (_spaced(quote) for quote in re.findall(r"`++([^`]+)`+", explanation))
     # `run()` and `run(...)` are ways to name a call.
     if any(re.search(r"\w{2}", part) and part in code for quote in quotes for part in (quote, quote.split("(")[0])):
         return True

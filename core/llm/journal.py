@@ -11,14 +11,20 @@ import os
 from codecs import BOM_UTF8
 from collections import defaultdict
 from pathlib import Path
+from typing import Annotated
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from core.llm.replies import MOST_COUNTED
 from core.records import BadInput
 
 START = b'{"key":'
 """What every entry begins with."""
+
+
+Tokens = Annotated[int, Field(ge=0, le=MOST_COUNTED)]
+"""As they are counted in a reply: fewer than none, in a file that was altered, would be money given back."""
 
 
 class Answer(BaseModel):
@@ -32,8 +38,8 @@ class Answer(BaseModel):
     text: str
     finish: str
     """The server's `finish_reason`, or `refusal`."""
-    tokens_in: int
-    tokens_out: int
+    tokens_in: Tokens
+    tokens_out: Tokens
     """Tokens billed as output: those of the reasoning included."""
     logprobs: list[tuple[str, dict[str, float]]] | None = None
     """The first tokens, each with the likeliest in its place and their log-probabilities (nats), where wanted."""

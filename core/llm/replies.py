@@ -138,7 +138,7 @@ def read_completion(body: Any) -> Completion:
             _count(counts.get(kind)) for kind in ("prompt_tokens", "completion_tokens", "total_tokens")
         )
         return Completion(
-            text=(text or message.get("refusal") or "")[:LONGEST_ANSWER],
+            text=(text or _text(message.get("refusal") or None))[:LONGEST_ANSWER],
             finish="refusal" if message.get("refusal") else finish[:40],
             tokens_in=tokens_in,
             tokens_out=max(told, total - tokens_in) if tokens_in else told,

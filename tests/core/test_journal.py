@@ -77,6 +77,15 @@ def test_damage_before_the_last_line_is_refused_with_its_place(tmp_path: Path) -
     Journal(path).close()  # the lock was given back
 
 
+@pytest.mark.parametrize("tokens", ["-5", "1" + "0" * 400])
+def test_tokens_that_no_reply_has_are_damage(tmp_path: Path, tokens: str) -> None:
+    """Fewer than none would be money given back, and more than a float holds a traceback at each run."""
+    entry = '{"key":"k","model":"m","text":"t","finish":"stop","tokens_in":1,"tokens_out":'
+    (tmp_path / "j.jsonl").write_text(f"{entry}{tokens}}}\n")
+    with pytest.raises(BadInput, match=r"j\.jsonl:1: no journal entry"):
+        Journal(tmp_path / "j.jsonl")
+
+
 @pytest.mark.parametrize("data", [b'{"messages": []}\n', b'{"messages": []}', b'{"kex', b"\n"])
 def test_nothing_of_another_file_is_cut_off(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "j.jsonl"

@@ -26,7 +26,7 @@ def test_what_is_found_is_made_once(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("damage", [b'["1", 0.', b"\xff\n", b"{}\n", b"3\n", b"", b'["1"]\n'])
+@pytest.mark.parametrize("damage", [b'["1", 0.', b"\xff\n", b"{}\n", b"3\n", b"", b'["1"]\n', b"[" * 100_000 + b"\n"])
 def test_a_line_that_was_cut_off_or_damaged_is_made_again(tmp_path: Path, damage: bytes) -> None:
     part = tmp_path / "out.part"
     part.write_bytes(b'"a"\n["0", 7]\n' + damage)

@@ -155,6 +155,8 @@ def test_parts_and_logprobs_in_their_forms() -> None:
     assert read_completion(completion(thoughts)[1]).text == "92"
     assert {read_completion(completion("9", end)[1]).finish for end in ("MAX_TOKENS", "model_length")} == {"length"}
     assert read_completion({"choices": [{"finish_reason": "length", "message": None}]}).finish == "length"
+    refusal = {"content": None, "refusal": [{"type": "text", "text": "no"}]}
+    assert read_completion({"choices": [{"message": refusal}]}).text == "no"
     legacy = {"tokens": ["92"], "token_logprobs": [-0.1], "top_logprobs": [{"92": -0.1, "90": None}]}
     assert read_completion(completion("92", logprobs=legacy)[1]).logprobs == [("92", {"92": -0.1})]
     assert read_completion(completion("92", logprobs={"content": [], **legacy})[1]).logprobs == [("92", {"92": -0.1})]

@@ -221,6 +221,7 @@ def test_an_answer_that_cannot_be_read_is_asked_for_again_by_the_next_run(tmp_pa
 def test_every_row_a_reject_is_bad_input_and_listed(tmp_path, fake, sources) -> None:
     server = fake()
     broken = [SourceProgram(id=f"b{n}", request="r", insecure="def f(:") for n in range(3)]
+    (tmp_path / "o.jsonl.manifest.json").write_text('{"read": 1e999, "written": 1}')
     for items in (broken, [SimpleNamespace(id=f"s:{n}", line=n, reason="no code") for n in range(3)]):
         with pytest.raises(BadInput, match=r"all 3 rows are rejects; most often: (source: no code|insecure code)"):
             run(items, JOB, tmp_path / "o", server.access())

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -170,6 +171,13 @@ def test_answers_are_accepted_on_their_meaning(changes: dict[str, object]) -> No
 def test_every_weakness_of_the_list_is_known_by_its_name() -> None:
     with (BUILTIN / "cwe.csv").open(encoding="utf-8", newline="") as file:
         assert [(row["cwe"], row["name"]) for row in csv.DictReader(file) if cwe_in(row["name"]) != row["cwe"]] == []
+
+
+def test_a_quote_of_spaces_takes_no_time() -> None:
+    before = time.process_time()
+    assert quoted_lines("a = b", [f"a{' ' * 9_000}b"] * 20) == ({}, ["a b"])
+    assert not speaks_of("`" * 9_000, ["a = b"])
+    assert time.process_time() - before < 2
 
 
 def test_a_quote_may_go_over_lines_and_counts_wherever_it_stands() -> None:
