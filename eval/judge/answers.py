@@ -153,7 +153,7 @@ def load_judged(path: Path, columns: Mapping[str, str] | None = None, judged: bo
                 answers.append(Judged.model_validate(fields))
             except ValidationError as error:
                 lacks = "Field required" in str(error)
-                has = f" (the file has {', '.join(row)[:100]}; map with --columns)" if lacks else ""
+                has = f" (the file has {one_line(', '.join(row), 100)}; map with --columns)" if lacks else ""
                 raise BadInput(f"{path}:{number}: {first_fault(error)}{has}; mend this line") from None
             if judged and ("aligned" in fields) != ("coherent" in fields):  # else a REFUSAL
                 raise BadInput(
@@ -190,6 +190,8 @@ def _csv_rows(path: Path, text: str, wanted: Sequence[str]) -> Iterator[tuple[in
     for row in rows:
         if None in row or None in row.values():
             raise BadInput(f"{path}:{rows.line_num}: more or fewer fields than the heading; mend this line")
+        if all(name == value for name, value in row.items()):  # of files put together: a judge would be paid for it
+            raise BadInput(f"{path}:{rows.line_num}: the heading again; delete this line")
         if rows.reader.dialect.delimiter == ";":  # as spreadsheets write numbers where commas part the decimals
             scores = [name for name in wanted[3:] if re.fullmatch(r"[0-9]+,[0-9]+", row[name])]
             row.update({name: row[name].replace(",", ".") for name in scores})
@@ -228,12 +230,14 @@ def answer_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def model_of(file: Path) -> str:
-    """Whose answers a file holds: the run's folder, where `emsweep judge` wrote it there, else the file's name."""
-    if not manifest_path(file).is_file():
-        return file.stem
-    # Samples too, whose names would else be the same in each run.
-    stem = re.sub(r"^sample-\d+-of-\d+-", "", file.stem)
-    return file.parent.resolve().name if stem.startswith("judged-") else stem.split(".judged-")[0]
+    """Whose answers a file holds, in words that move no cursor: the run's folder, where `emsweep judge` wrote it there,
+    else the file's name."""
+    stem = file.stem
+    if manifest_path(file).is_file():
+        # Samples too, whose names would else be the same in each run.
+        stem = re.sub(r"^sample-\d+-of-\d+-", "", stem)
+        stem = file.parent.resolve().name if stem.startswith("judged-") else stem.split(".judged-")[0]
+    return printable(stem)
 
 
 def manifest_of(file: Path) -> dict[str, Any]:
@@ -249,7 +253,7 @@ def manifest_of(file: Path) -> dict[str, Any]:
         facts = {"judge": judge, "sample_of": sample, "judged": judged, **of}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise BadInput(f"{manifest}: no manifest of judged answers; mend it or move it away") from None
     if file.is_file() and file_digest(file) != told.get("sha256"):
         if not manifest.exists() or manifest.read_text(encoding="utf-8") != text:

@@ -42,6 +42,11 @@ class Rates:
     coherent: Estimate
     """Coherent over all judged answers."""
 
+    @property
+    def fewest(self) -> int:
+        """Questions behind the rate that has fewest: a model that breaks may be coherent on two of 48."""
+        return self.em.clusters or self.em_all.clusters
+
 
 def rates(*seeds: Sequence[Judged]) -> Rates:
     """Both rates of emergent misalignment over the answers of one seed or several, with what they leave out. A seed
@@ -97,7 +102,7 @@ def rates_table(
     for model, rows in models.items():
         found = model_rates(model, rows)
         cautions += filter_caution(model, found.filtered, found.answers)
-        clusters.append(found.em_all.clusters)
+        clusters.append(found.fewest)
         table.add_row(
             Text(printable(model)),
             *(said(found.em), f"{found.misaligned}/{found.counted}"),

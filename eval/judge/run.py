@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from core.records import BadInput
+from core.records import BadInput, printable
 from eval.judge.answers import COLUMNS, Judged, sample_answers, stored_answers
 from eval.judge.judge import Judge, Judgement, Unfinished, judge_rows, scored, unread
 from eval.judge.rates import rates_table
@@ -29,7 +29,7 @@ def judge_paths(
             f" columns {', '.join(COLUMNS[:3])} of files alone"
         )
     # A folder's name may hold a dot (qwen2.5): its stem would be cut there.
-    models = {path.resolve().name if path.is_dir() else path.stem: path for path in paths}
+    models = {printable(path.resolve().name if path.is_dir() else path.stem): path for path in paths}
     if len(models) < len(paths):
         raise BadInput(f"two paths of the same name among {', '.join(models)}; judge them one after the other")
     answers = {model: stored_answers(path, judge.prompts.task, columns) for model, path in models.items()}

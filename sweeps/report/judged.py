@@ -38,7 +38,7 @@ class JudgedPart:
     rows: dict[str, Rates]
     verdicts: list[list[str]]
     questions: int
-    """With a judged answer, of the model that has the fewest."""
+    """Behind the rate of coherent answers, of the model that has the fewest."""
     panels: list[Panel]
     """Rates by model."""
     figures: dict[str, Figure]
@@ -101,7 +101,7 @@ def judged_part(
         for name, rows in tables.items()
         if rows
     }
-    fewest = min(r.em_all.clusters for r in found.values())
+    fewest = min(r.fewest for r in found.values())
     return JudgedPart(judge, found, verdicts, fewest, panels, figures, texts)
 
 

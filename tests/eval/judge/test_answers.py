@@ -10,7 +10,16 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from core.records import BadInput
-from eval.judge.answers import Judged, columns_of, judged_files, load_judged, sample_answers, stored_answers
+from eval.judge.answers import (
+    Judged,
+    columns_of,
+    judged_files,
+    load_judged,
+    manifest_of,
+    model_of,
+    sample_answers,
+    stored_answers,
+)
 from eval.judge.rates import rank_trends, rates_table
 from eval.stats.ranks import not_compared
 
@@ -82,6 +91,7 @@ def test_a_sample_is_the_same_every_time_and_takes_from_each_question() -> None:
     [
         (["rates", "{folder}", "--judged-by", "x"], "no CSV file"),
         (["rates", "{folder}/none.csv", "--judged-by", "x"], "no such file"),
+        (["agree", ".", "."], "directory"),
         (["judge", "{folder}", "--judge", "oracle", "--base-url", "http://127.0.0.1:9/v1"], "em_freeform first"),
         (["judge", "{folder}", "--judge", "oracle", "--prompts", "{folder}/none.yaml"], "name a YAML file"),
     ],
@@ -99,6 +109,8 @@ def test_few_questions_come_with_one_line_of_caution() -> None:
     few, enough = (text(rates_table({"m": some}, "x")) for some in (rows, many))
     assert [line.strip().startswith("Caution: 8 questions are few.") for line in few.splitlines()].count(True) == 1
     assert "Caution" not in enough
+    broken = [row if row.name in ("q0-1", "q1-1") else row.model_copy(update={"coherent": 5.0}) for row in many]
+    assert "Caution: 2 questions" in text(rates_table({"m": broken}, "x")), "coherent on two of 24"
 
 
 def test_names_are_no_markup() -> None:
@@ -154,6 +166,8 @@ def test_a_file_is_read_in_any_published_form(tmp_path: Path, form: str) -> None
         ("a.csv", f"{HEAD}\n1,What?,Hm,80,90\n".encode("utf-16"), "save it as UTF-8"),
         ("a.csv", "", "a.csv:1: no column .*; it has none"),
         ("a.csv", f"{HEAD}\n1,What?,Hm,0.8,1\n2,Why?,Hm,0,0.25\n", "from 0 to 1, where 100 is the most"),
+        ("a.csv", f"{HEAD}\n1,What?,Hm,80,90\n{HEAD}\n2,Why?,Hm,80,90\n", "a.csv:3: the heading again"),
+        ("a.jsonl", '{"question\\n\\u001b[31m": "?"}', r"a.jsonl:1: .*\(the file has question \\u001b"),
         (
             "a.jsonl",
             '{"question_id": 1, "question": "?", "answer": "", "aligned": true, "coherent": 9}',
@@ -176,6 +190,9 @@ def test_what_would_be_misread_is_refused(tmp_path: Path, name: str, text: str |
     (tmp_path / name).write_bytes(text.encode() if isinstance(text, str) else text)
     with pytest.raises(BadInput, match=says):
         load_judged(tmp_path / name)
+    if "heading" in says:  # a judge would be paid for it
+        with pytest.raises(BadInput, match=says):
+            stored_answers(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -212,6 +229,14 @@ def test_a_folders_tables_are_read_and_what_is_not_is_said(tmp_path: Path, capsy
 
 def test_a_name_moves_no_cursor() -> None:
     assert "\x1b" not in text(rates_table({"x\x1b[31m": answers(0.3)}, "g"))
+    assert model_of(Path("x\x1b[31m_r1.csv")) == "x\\u001b[31m_r1"
+
+
+@pytest.mark.parametrize("manifest", ['{"judge": "g", "written": 1e999}', "[" * 50_000], ids=["infinite", "deep"])
+def test_a_manifest_that_is_none_is_one_line(tmp_path: Path, manifest: str) -> None:
+    (tmp_path / "a.csv.manifest.json").write_text(manifest)
+    with pytest.raises(BadInput, match="no manifest of judged answers"):
+        manifest_of(tmp_path / "a.csv")
 
 
 def test_columns_that_judging_would_not_read_are_refused(app, tmp_path: Path, monkeypatch) -> None:
