@@ -118,7 +118,7 @@ def test_a_file_that_contradicts_itself_is_refused(tmp_path: Path, rest: str, sa
         ("stages: {dpo: {micro_batch_size: 512}}, arms: {a: %s}}}", "micro_batch_size=512: the recipe has"),
         ("stages: {}, grid: {model: [qwen7b]}, arms: {a: %s, model: qwen3b}}}", "overwrite its model, qwen3b"),
         ("stages: {}, grid: {engine: [axolotl]}, arms: {a: %s, engine: unsloth}}}", "overwrite its engine, unsloth"),
-        ("stages: {}, tuned: {'8': {lr: 1, low: 1, high: 1}}, grid: {rank: [4]}, arms: {a: %s}}}", "tuned: 8: no value"),
+        ("stages: {}, tuned: {'8': {lr: 1, low: 1, high: 1}}, grid: {rank: [4]}, arms: {a: %s}}}", "8: no value of"),
     ],
 )
 def test_no_key_of_a_stage_or_an_arm_is_overwritten_in_silence(prepared: Path, rest: str, says: str) -> None:
