@@ -22,7 +22,7 @@ from typer import Argument, Option
 from core.llm.budget import prices_of
 from core.llm.client import SECRET
 from core.options import App
-from core.records import BadInput
+from core.records import BadInput, one_line
 from eval.judge.judge import Judge, judge_evaluations, judge_for
 from sweeps.options import StartOptions, SweepOptions, takes
 from sweeps.plan.axes import vary
@@ -363,7 +363,7 @@ def status(
     rows, sweeps = all_statuses(root)
     typer.echo(status_lines(rows))
     for name, words in sweeps.items():
-        typer.echo(f"sweep {name}: {words}")
+        typer.echo(one_line(f"sweep {name}: {words}", 600))
     typer.echo(", ".join(f"{sum(row.state == state for row in rows)} {state}" for state in STATES))
 
 
@@ -400,6 +400,8 @@ def clean(yes: Annotated[bool, Option("--yes", help="Delete what is listed.")] =
         user, why = starts.get((folder / "merged").resolve()), ""
         if digest is None:
             why = "no planned sweep has it"
+        elif not folder.exists():
+            why = "it is a link that leads nowhere, as to a disk that is not there"
         elif digest in needed:
             why = "runs that are not done, as composed now, need it"
         elif status_of(folder).state == "running":

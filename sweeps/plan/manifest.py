@@ -6,13 +6,13 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from core.records import BadInput, first_fault, write_whole
 from sweeps.plan.declaration import Point, Strict, Sweep
 from sweeps.plan.request import SWEEPS, Request
 from sweeps.recipe.layers import Recipe
-from sweeps.run.folder import Run, TrainingRun, merge_run, read_record, run_folder
+from sweeps.run.folder import Record, Run, TrainingRun, merge_run, read_record, run_folder
 
 
 class PlannedRun(Strict):
@@ -44,6 +44,18 @@ class Manifest(Strict):
     declared: Sweep
     points: list[PlannedPoint]
     runs: list[PlannedRun]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Manifest:
+        """Each run stands after those that it builds on, a merge after one, and each point's runs are among them."""
+        known: set[str] = set()
+        for run in self.runs:
+            if not known.issuperset(run.after) or (run.stage == "merge" and len(run.after) != 1):
+                raise ValueError(f"the run {run.digest[:10]} builds on none that stands before it")
+            known.add(run.digest)
+        if not known.issuperset(digest for p in self.points for digest in (p.training, p.evaluation) if digest):
+            raise ValueError("a point has a run that does not stand under runs")
+        return self
 
     def run(self, digest: str) -> PlannedRun:
         return next(run for run in self.runs if run.digest == digest)
@@ -132,7 +144,7 @@ def _reason(point: PlannedPoint, folders: list[Path]) -> str:
     name += ", {} of {}".format(*point.along) if point.along else ""
     for folder in folders:
         with suppress(OSError):
-            why = (folder / "failed.txt").read_text(encoding="utf-8").partition("\n")[0]
+            why = (folder / "failed.txt").read_text(encoding="utf-8", errors="replace").partition("\n")[0]
             return f"{name} ({why.removesuffix(', which ends:')})"
     return name
 
@@ -147,6 +159,7 @@ def _finished(root: Path, manifest: Manifest, planned: PlannedRun) -> Run:
     folder = run_folder(root, planned.stage, planned.digest, planned.name)
     record = read_record(folder)
     try:
+        Record.model_validate(record)
         stage, name, content = record["stage"], record["name"], record["content"]
         run = Run(stage, name, content, root)
         if stage != "evaluate":
@@ -154,6 +167,7 @@ def _finished(root: Path, manifest: Manifest, planned: PlannedRun) -> Run:
             after = tuple(merge_run(start) for start in starts if isinstance(start, TrainingRun))
             recipe = Recipe(stage, content["recipe"], {"alpha": content["alpha"]})
             run = TrainingRun(stage, name, content, root, after, recipe=recipe)
+            _ = recipe.scale  # what no digest holds of it, its policy, is as the report says it
     except (ValueError, KeyError, TypeError):
         raise BadInput(f"{folder / 'run.json'}: not the record of a run; delete the folder and run it again") from None
     if run.digest != planned.digest:

@@ -80,7 +80,7 @@ def environment() -> Environment:
     made = Environment(loader=PackageLoader("sweeps.report"), autoescape=select_autoescape(["html"]), trim_blocks=True)
     made.filters.update(number=lambda estimate, digits: estimate.words(f".{digits}f"), said=said, caution=caution)
     made.filters["scale"] = lambda scale: "" if scale is None else f"{scale:.3g}"
-    made.filters["cell"] = lambda text: " ".join(text.split()).replace("|", r"\|")  # of a table in Markdown
+    made.filters["cell"] = lambda text: printable(" ".join(text.split())).replace("|", r"\|")  # of a table in Markdown
     made.globals["filter_caution"] = filter_caution
     return made
 

@@ -22,7 +22,9 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
 
 from core.records import BadInput, write_whole
 from sweeps.recipe.layers import Recipe
@@ -33,6 +35,8 @@ PACKAGES = ("axolotl", "unsloth", "torch", "transformers", "trl", "peft", "datas
 LOGGING = re.compile(
     "(logging|hub|profiler|hf_mlflow)_.*|(use_)?(wandb|mlflow|comet|trackio|swanlab|tensorboard|otel).*|include_tkps"
 )
+MOST_CHECKPOINTS = 1000
+"""Points of training that a run can keep: of more, the first would be gone."""
 PATHS = {"base_model", "output_dir", "dataset_prepared_path"}
 """Recipe keys in whose place digests stand."""
 
@@ -60,6 +64,23 @@ def identity(content: dict[str, Any]) -> dict[str, Any]:
         # For each place that names one: which of two files stands twice, or is a plugin's too, makes another training.
         kept |= {"recipe": recipe, "data": [data[path] for path in paths if path in data]}
     return kept
+
+
+Number = Annotated[float | None, Field(ge=0, le=1e18, allow_inf_nan=False)]
+
+
+class Record(BaseModel, strict=True):
+    """What plans, lists and reports count with; a record of another version, or altered, may say it otherwise."""
+
+    content: dict[str, Any] = {}
+    model: str | None = None
+    hardware: str | None = None
+    wall_seconds: Number = None
+    tokens: Number = None
+    steps: Number = None
+    trained_parameters: Number = None
+    losses: list[Annotated[list[float], Field(min_length=2, max_length=2)]] | None = None
+    results: dict[str, dict[str, Any]] = {}
 
 
 @dataclass(frozen=True)
@@ -100,7 +121,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):
         raise BadInput(f"{path}: not the record of a run; delete the folder and run it again")
@@ -147,7 +168,11 @@ class TrainingRun(Run):
         start = next((run for run in self.after if isinstance(run, MergeRun)), None)
         base = {"base_model": str(start.model)} if start else {}
         count = self.checkpoints
-        saving = {"save_strategy": "steps", "save_steps": 1 / count, "save_total_limit": 1000} if count > 1 else {}
+        saving = (
+            {"save_strategy": "steps", "save_steps": 1 / count, "save_total_limit": MOST_CHECKPOINTS}
+            if count > 1
+            else {}
+        )
         return Recipe(self.recipe.stage, {**self.recipe.config, **base, **paths, **saving}, self.recipe.em)
 
     def checkpoint(self, place: int, count: int) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from core.records import BadInput, write_whole
-from sweeps.run.folder import read_record
+from sweeps.run.folder import Record, read_record
 from sweeps.run.workload import workload
 
 COLUMNS = (
@@ -24,6 +24,7 @@ FROM_RECIPE = {"rank": "lora_r", "alpha": "lora_alpha", "lr": "learning_rate", "
 
 def index_row(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     """What is worth comparing of a finished run: what it was, what it took (rows, tokens, seconds), its scores."""
+    Record.model_validate(record)
     content = record.get("content", {})
     recipe, gpus = content.get("recipe", {}), content.get("gpus", 1)
     losses = record.get("losses") or [[None, None]]

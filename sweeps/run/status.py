@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 
-from core.records import BadInput
-from sweeps.run.folder import read_record, run_folder, saved_checkpoints
+from core.records import BadInput, one_line
+from sweeps.run.folder import Record, read_record, run_folder, saved_checkpoints
 from sweeps.run.process import held, tail
 
 _STEP = re.compile(r"(\d+)/(\d+) \[[\d:]+<([\d:?]+),\s*([\d.]+)(s/it|it/s)")
@@ -38,7 +38,7 @@ class Progress:
     def cells(self) -> list[str]:
         left = self.seconds_left
         return [
-            f"{self.folder.parent.name}/{self.folder.name}",
+            one_line(f"{self.folder.parent.name}/{self.folder.name}", 600),
             self.state,
             "" if self.step is None else f"{self.step}/{self.steps}" if self.steps else str(self.step),
             "" if self.loss is None else f"{self.loss:.4f}",
@@ -80,11 +80,12 @@ def status(folder: Path) -> Progress:
     with suppress(BadInput):
         record = read_record(folder)
         try:
+            Record.model_validate(record)
             loss = (record.get("losses") or [[None, None]])[-1][1]
             speed = None
             if record.get("tokens") and not record.get("resumed_from"):  # of those, wall_seconds are the last attempt's
                 speed = record["tokens"] / record["wall_seconds"]
-        except (IndexError, KeyError, TypeError):  # of another version, which says less
+        except (KeyError, TypeError, ValueError, ZeroDivisionError):  # of another version, which says less
             return Progress(folder, "done")
         return Progress(folder, "done", record.get("steps"), record.get("steps"), loss, speed)
     if held(folder / ".lock"):

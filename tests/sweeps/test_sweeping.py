@@ -126,6 +126,9 @@ def test_a_merge_behind_a_link_is_deleted_with_the_link(begun: list[str], tmp_pa
     assert emsweep("rank", "--values", "1").exit_code == 0
     (merge,) = Path("runs/merge").iterdir()
     moved = merge.rename(tmp_path / "moved")
+    merge.symlink_to("gone")
+    assert f"{merge}: kept, for it is a link that leads nowhere" in emsweep("clean", "--yes").output
+    merge.unlink()
     merge.symlink_to(moved.resolve())
     Path("runs/merge/notes.txt").touch()
     cleaned = emsweep("clean", "--yes")

@@ -21,7 +21,7 @@ from sweeps.run.folder import Run, TrainingRun
 from sweeps.run.index import COLUMNS, write_index
 from sweeps.run.inputs import recipe_behind
 from sweeps.run.process import locked
-from sweeps.run.status import status
+from sweeps.run.status import status, status_lines
 from sweeps.run.workload import BYTES_PER_TOKEN, Sampled, Workload, steps_of
 
 
@@ -155,6 +155,11 @@ def test_the_index_is_made_from_the_records_alone(prepared: Path, runs: dict[str
         {"stage": "evaluate", "content": {"tasks": ["em"]}},
         {"results": {"em": 1}},
         {"losses": [1], "tokens": 5},
+        {"losses": [[1, "x"]]},
+        {"wall_seconds": "60", "tokens": 5},
+        {"wall_seconds": 10**400, "tokens": 5},
+        {"wall_seconds": 0, "tokens": 5},
+        {"model": ["a"], "wall_seconds": 1, "tokens": 5},
     ],
     ids=str,
 )
@@ -162,8 +167,9 @@ def test_a_record_of_another_version_is_listed_with_what_it_says(tmp_path: Path,
     folder = tmp_path / "dpo" / "x-0123456789"
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps(record))
-    assert [row["folder"] for row in write_index(tmp_path)] == [str(folder)]
-    assert status(folder).state == "done"
+    rows = write_index(tmp_path)
+    assert [row["folder"] for row in rows] == [str(folder)] and History(rows)
+    assert status(folder).state == "done" and status_lines([status(folder)])
     assert recipe_behind(folder / "adapter") == ((record.get("content") or {}).get("recipe") or {})
 
 
@@ -230,6 +236,11 @@ def test_plan_and_status_show_what_is_planned_and_start_nothing(prepared: Path) 
     assert f"sweep {name}: 0 of 6 runs done" in status.output and "6 waiting, 0 done" in status.output
     forgotten = CliRunner().invoke(app, ["status", "--forget", "rank"])
     assert forgotten.exit_code == 0 and "0 waiting, 0 done" in forgotten.output
+
+
+def test_the_name_of_a_folder_moves_no_cursor(tmp_path: Path) -> None:
+    folder = tmp_path / "dpo" / "a\x1b[2J\ndpo/b-0123456789"
+    assert status_lines([status(folder)]).splitlines()[1:] == [r"a\u001b[2J dpo/b-0123456789  waiting"]
 
 
 @pytest.mark.parametrize("broken", ["", '{"runs": [', "[]", '{"runs": [{"stage": "dpo"}]}', '{"runs": null}'])

@@ -563,24 +563,36 @@ def test_a_sweep_is_found_again_with_what_is_missing(tmp_path: Path, monkeypatch
     page = write_report(manifest.declared, found, folder, manifest.full, manifest.command, missing).read_text()
     assert "Not finished, and in no number here: dpo-r16, seed 2." in page
     record = points[1].evaluation.folder / "run.json"
-    for text in ("[]", record.read_text().replace('"content": {', '"content": {"another": 1, ')):
-        record.write_text(text)
-        with pytest.raises(BadInput, match=rf"{points[1].evaluation.folder}/run\.json: (not the|of another)"):
+    trained, whole = points[1].training.folder / "run.json", record.read_text()
+    for file, text in (
+        (record, "[]"),
+        (record, whole.replace('"content": {', '"content": {"another": 1, ')),
+        (trained, trained.read_text().replace("60.0", '"60"')),
+        (trained, trained.read_text().replace('"value": 2', '"value": "x"')),
+    ):
+        record.write_text(whole)
+        file.write_text(text)
+        with pytest.raises(BadInput, match=rf"{file}: (not the|of another)"):
             finished_points("mine")
     (points[0].evaluation.folder / "run.json").unlink()
     (points[1].evaluation.folder / "run.json").unlink()
     with pytest.raises(BadInput, match="base model is not evaluated yet; run `emsweep rank` again"):
         finished_points("mine")
+    told = json.loads((folder / "sweep.json").read_text())
+    for runs_told in (told["runs"][1:], [{**run, "after": [run["digest"]]} for run in told["runs"]]):
+        (folder / "sweep.json").write_text(json.dumps({**told, "runs": runs_told}))
+        with pytest.raises(BadInput, match=r"sweep\.json: .* does not stand|sweep\.json: .* stands before it"):
+            finished_points("mine")
 
 
 def test_a_table_keeps_its_rows_and_computes_nothing(tmp_path: Path) -> None:
-    claim = Claim(says="P(a|b)\nrises\n", measure="gap", arm="cpt-explained", against="base")
+    claim = Claim(says="P(a|b)\nrises\x1b[2J\n", measure="gap", arm="cpt-explained", against="base")
     points = [
         Point(arm, seed, None, write_evaluation(tmp_path, arm, 1.0, ["Hello."]))
         for arm, seed in (("base", None), ("cpt-explained", 1))
     ]
     write_report(load_sweep("demo").model_copy(update={"claims": [claim]}), points, tmp_path / "out", full=False)
-    assert r"| P(a\|b) rises | cpt-explained " in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert r"| P(a\|b) rises\u001b[2J | cpt-explained " in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
     row = {"question": "=HYPERLINK(1)", "model": "-r1", "value": -1.5, "seeds": [-0.5, 1.0]}
     assert table_csv([row]) == "question,model,value,seeds\n'=HYPERLINK(1),'-r1,-1.5,-0.5 1\n"
     assert table_csv([{"question": "a\x1b[31m\x00"}]) == "question\na\\u001b[31m\\u0000\n", "no terminal obeys it"
