@@ -11,11 +11,12 @@ from typing import Annotated, Any, get_origin
 
 from typer import Option
 
-from core.records import BadInput
+from core.records import BadInput, one_line
 from eval.judge.settings import JudgeSettings
 from sweeps.plan.declaration import Tuned, read_sweep
 from sweeps.plan.request import Request
 from sweeps.recipe.settings import given_settings
+from sweeps.run.folder import MOST_CHECKPOINTS
 from sweeps.run.tasks import guard_tasks
 from sweeps.run.vllm import chosen_backend
 
@@ -45,7 +46,10 @@ class SweepOptions:
         int | None, Option(min=1, max=8, help="Runs on each GPU at once, where the estimated memory allows.")
     ] = None
     checkpoints: Annotated[
-        int | None, Option(min=1, help="Points of training to measure at, the last its end; drawn as curves.")
+        int | None,
+        Option(
+            min=1, max=MOST_CHECKPOINTS, help="Points of training to measure at, the last its end; drawn as curves."
+        ),
     ] = None
     guard: Annotated[str | None, Option(help="Capabilities too: quick or full, standard tasks from the hub.")] = None
     judging: Mapping[str, Any] = field(default_factory=dict)
@@ -97,7 +101,7 @@ class SweepOptions:
                 where |= {"price_in": None, "price_out": None}
             update["judge"] = JudgeSettings.model_validate({**where, "model": self.judge, **self.judging})
         notes = tuple(note for note in (machine, said) if note)
-        return Request(sweep.model_copy(update=update), Path(name).stem, self.full, notes, bool(machine))
+        return Request(sweep.model_copy(update=update), one_line(Path(name).stem, 100), self.full, notes, bool(machine))
 
 
 @dataclass(frozen=True)

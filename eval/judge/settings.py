@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class JudgeSettings(BaseModel):
     """A model behind an OpenAI-compatible endpoint that scores stored answers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str
     base_url: str | None = None

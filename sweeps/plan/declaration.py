@@ -18,11 +18,11 @@ from eval.stats.measure_names import MeasureName
 from sweeps.recipe.compose import in_folder
 from sweeps.recipe.hardware import this_machine
 from sweeps.recipe.layers import RECIPES, Stage, layer_names, load_layer
-from sweeps.recipe.refusals import DECIDED
+from sweeps.recipe.refusals import DECIDED, MOST
 from sweeps.recipe.schema import fault
 from sweeps.recipe.schema import keys as schema_keys
 from sweeps.recipe.settings import given_settings
-from sweeps.run.folder import Run, TrainingRun
+from sweeps.run.folder import MOST_CHECKPOINTS, Run, TrainingRun
 from sweeps.run.tasks import task_configs
 
 AXES = {
@@ -141,8 +141,8 @@ class Evaluation(Strict):
     @field_validator("gen_kwargs")
     @classmethod
     def _length(cls, given: dict[str, Any]) -> dict[str, Any]:
-        if type(longest := given.get("max_gen_toks", 1)) is not int or longest < 1:
-            raise ValueError(f"max_gen_toks={longest}: give a whole number of 1 or more")
+        if type(longest := given.get("max_gen_toks", 1)) is not int or not 1 <= longest <= MOST:
+            raise ValueError(f"max_gen_toks={one_line(longest, 40)}: give a whole number of 1 or more (up to {MOST:,})")
         return given
 
 
@@ -169,7 +169,7 @@ class Sweep(Strict):
     evaluation: Evaluation = Evaluation()
     seeds: list[Whole]
     """The first seed is the small sweep's; --full trains all, and so does a grid with the axis `seed`."""
-    checkpoints: int = Field(default=1, ge=1)
+    checkpoints: int = Field(default=1, ge=1, le=MOST_CHECKPOINTS)
     """Points of training at which everything is measured, the last its end."""
     grid: dict[str, list[Any]] = {}
     """The values of each axis (sweeps/plan/axes.py)."""
@@ -230,7 +230,8 @@ def read_sweep(name: str, hardware: str | None = None, model: str | None = None)
         raise BadInput(f"unknown sweep {name!r} (there are: {names}; or give the path of a .yaml file)")
     try:
         layer = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
+    # It asserts of a text that stands alone, as '1'.
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError, AssertionError) as error:
         raise BadInput(f"{path}: {one_line(error)}; write a sweep's keys in YAML, as UTF-8") from None
     if not isinstance(layer, dict):
         raise BadInput(f"{path}: no keys; write a sweep's, as recipes/sweeps has them")

@@ -122,7 +122,7 @@ def _layers_of(kind: str) -> dict[str, dict[str, Any]]:
                         raise BadInput(f"{path}: {key}: {why}")
         except ValidationError as error:
             raise BadInput(f"{path}: {first_fault(error)}; docs/extending.md says what it needs") from None
-        except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError) as error:
+        except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError, AssertionError) as error:
             raise BadInput(f"{path}: {one_line(error)}; mend this file") from None
     return layers
 
