@@ -53,3 +53,7 @@ class App(typer.Typer):
                 raise
             named = error.filename or "a file cannot be written"
             raise BadInput(f"{named}: {error.strerror}; free some space or choose another place") from None
+        except ValueError as error:
+            if "null byte" not in str(error):
+                raise
+            raise BadInput("a file is named with a NUL character, which no name can hold; mend that name") from None

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from core.records import open_file
+
 
 def tensors(path: Path) -> dict[str, dict[str, Any]]:
     """A safetensors file's header: of each tensor its dtype, its shape, and where its bytes begin and end in the file.
@@ -13,18 +15,22 @@ def tensors(path: Path) -> dict[str, dict[str, Any]]:
     ValueError if the file is cut short or is none.
     """
     whole = path.stat().st_size
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if not 0 < size <= whole - 8:
-            raise ValueError(f"{path}: not a whole safetensors file")
-        header: dict[str, dict[str, Any]] = json.loads(file.read(size))
     try:
+        with open_file(path) as file:
+            size = int.from_bytes(file.read(8), "little")
+            if not 0 < size <= whole - 8:
+                raise ValueError
+            header: dict[str, dict[str, Any]] = json.loads(file.read(size))
         header.pop("__metadata__", None)
         for tensor in header.values():
-            tensor["bytes"] = [8 + size + offset for offset in tensor["data_offsets"]]
-            if tensor["bytes"][1] > whole or not isinstance(tensor["shape"], list):
+            begin, end = tensor["data_offsets"]
+            numbers = [begin, end, *tensor["shape"]]
+            if any(type(n) is not int or n < 0 for n in numbers) or not isinstance(tensor["dtype"], str):
                 raise ValueError
-    except (ValueError, LookupError, TypeError, AttributeError):
+            if not begin <= end <= whole - 8 - size:
+                raise ValueError
+            tensor["bytes"] = [8 + size + begin, 8 + size + end]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{path}: not a whole safetensors file") from None
     return header
 

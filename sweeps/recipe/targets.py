@@ -50,7 +50,7 @@ def check_targets(config: Mapping[str, Any], em: Mapping[str, Any], tabled: bool
         raise BadInput(f"lora_target_modules {targets!r} is no pattern: {error}") from None
     folder = Path(config["base_model"])
     if folder.is_dir():
-        stamps = [file.stat().st_mtime_ns for file in folder.glob("*.safetensors")]
+        stamps = [file.stat().st_mtime_ns for file in folder.glob("*.safetensors") if file.is_file()]
         names = _stored_modules(folder, max(stamps, default=0))
     elif tabled:
         shape, others = em["shape"], tuple(em.get("other_modules", ()))
@@ -84,6 +84,6 @@ def _stored_modules(folder: Path, _stamp: int) -> tuple[str, ...]:
     """The modules with a matrix in a model's folder; none where a file cannot be read, which training will say."""
     try:
         matrices = [name for name, (_, tensor) in stored(folder).items() if len(tensor["shape"]) == 2]
-    except ValueError:
+    except (OSError, ValueError):
         return ()
     return tuple(name.removesuffix(".weight") for name in matrices if "embed" not in name)

@@ -93,7 +93,7 @@ def adapter_rank(adapter: Path) -> int:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         return max(int(rank) for rank in [config["r"], *(config.get("rank_pattern") or {}).values()])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise BadInput(f"{path}: no configuration of a LoRA adapter; name an adapter's folder") from None
 
 
@@ -102,7 +102,7 @@ def check_trained_on(adapter: Path, model: str, revision: str | None) -> None:
     try:
         config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
         base = str(config["base_model_name_or_path"] or "")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise BadInput(f"{adapter}: no adapter_config.json that names a base model; name an adapter's folder") from None
     trained_at = config.get("revision") or recipe_behind(adapter).get("revision_of_model")
     folders = bool(base) and Path(base).is_dir() and Path(model).is_dir()
@@ -176,7 +176,12 @@ def chat_template(recipe: Mapping[str, Any]) -> str | None:
         return None
     if choice == "jinja":
         text = str(recipe["chat_template_jinja"])
-        return Path(text).read_text(encoding="utf-8") if os.path.isfile(text) else text  # noqa: PTH113  # Path.is_file raises for long text
+        if not os.path.isfile(text):  # noqa: PTH113  # Path.is_file raises for long text
+            return text
+        try:
+            return Path(text).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"chat_template_jinja: {text}: {one_line(error)}; save it as UTF-8") from None
     file = Path(str(resources.files("axolotl")), "utils", "chat_templates", "templates", f"{choice}.jinja")
     if not file.is_file():
         raise BadInput(f"chat_template {choice}: Axolotl has none so named; write chat_template: jinja and its text")

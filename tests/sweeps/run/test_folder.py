@@ -125,6 +125,9 @@ def test_a_chat_template_in_a_file_is_its_text(workspace: Path) -> None:
     (workspace / "mine.jinja").rename(workspace / "moved.jinja")
     moved = plan("chat_template=jinja", "chat_template_jinja=moved.jinja")
     assert digests[0] != digests[1] == moved.digest
+    (workspace / "mine.jinja").write_bytes(b"\xff")
+    with pytest.raises(BadInput, match=r"chat_template_jinja: mine\.jinja: .*; save it as UTF-8"):
+        plan(*by_file)
 
 
 def test_what_plugins_trainer_and_engine_do_is_part_of_a_runs_digest(
@@ -440,7 +443,7 @@ def test_what_was_trained_over_4_bits_is_merged_into_the_weights_as_they_are(
     assert (told["adapter"], told["load_in_4bit"], told["lora_r"]) == ("lora", False, 16)
 
 
-@pytest.mark.parametrize("broken", ["", '{"stage": "me', "[]"])
+@pytest.mark.parametrize("broken", ["", '{"stage": "me', "[]", "[" * 100_000], ids=lambda text: text[:9])
 def test_a_record_that_cannot_be_read_is_refused_by_name(workspace: Path, broken: str) -> None:
     merged = merge_run(plan())
     execute_once(merged, dict)
