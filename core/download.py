@@ -68,8 +68,7 @@ def fetch(url: str, sha256: str | None) -> Path:
     except http.client.InvalidURL:  # whose message may have a secret in it
         raise BadInput(f"{named}: no address to download from; give it without user, password and blanks") from None
     except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = one_line(error) or type(error).__name__
-        raise BadInput(f"{named}: {reason}; check the address and the connection") from None
+        raise BadInput(f"{named}: {one_line(error)}; check the address and the connection") from None
     finally:
         if temporary:
             temporary.unlink(missing_ok=True)

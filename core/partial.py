@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from core.records import BadInput, one_line, write_whole
+from core.records import bad_input, write_whole
 
 
 class Partial:
@@ -31,7 +31,7 @@ class Partial:
         if key in self._found:
             return self._found[key]
         self._found[key] = made = make()
-        try:
+        with bad_input(self._path, "free some space and start again", OSError):
             if self._begun:
                 with self._path.open("a", encoding="utf-8") as file:
                     file.write(f"{json.dumps([key, made])}\n")
@@ -39,8 +39,6 @@ class Partial:
                 self._found = {**self._read(), **self._found}
                 rows = [self._settings, *self._found.items()]
                 write_whole(self._path, "".join(f"{json.dumps(row)}\n" for row in rows))
-        except OSError as error:
-            raise BadInput(f"{self._path}: {one_line(error)}; free some space and start again") from None
         self._begun = True
         return made
 

@@ -119,14 +119,32 @@ def printable(text: str) -> str:
 
 
 def one_line(message: object, limit: int = 200) -> str:
-    """`message` in one line of at most `limit` characters that can be shown: parts of it come from the input."""
-    return printable(" ".join(str(message).encode(errors="backslashreplace").decode().split()))[:limit]
+    """`message` in one line of at most `limit` characters that can be shown: parts of it come from the input. Of a
+    record that is refused its first fault, `field: what is wrong`; of an error without words what kind it is."""
+    text = str(message)
+    if isinstance(message, ValidationError):
+        fault = message.errors(include_url=False)[0]
+        text = f"{'.'.join(map(str, fault['loc'])) or 'the line'}: {fault['msg']}"
+    elif isinstance(message, Exception) and not text.strip():
+        text = type(message).__name__
+    return printable(" ".join(text.encode(errors="backslashreplace").decode().split()))[:limit]
 
 
-def first_fault(error: ValidationError) -> str:
-    """The first fault of a record in one line, `field: what is wrong`."""
-    fault = error.errors(include_url=False)[0]
-    return one_line(f"{'.'.join(map(str, fault['loc'])) or 'the line'}: {fault['msg']}")
+@contextmanager
+def bad_input(what: object, remedy: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Raises a BadInput in place of errors of these kinds, or of any: `what`, what the error says, and the remedy."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, BadInput) or not isinstance(error, kinds or Exception):
+            raise
+        raise BadInput(f"{what}: {one_line(error)}; {remedy}") from None
+
+
+def read_yaml(path: Path, remedy: str, loader: type[yaml.SafeLoader] = DistinctKeys) -> Any:
+    """What a YAML file holds; BadInput with the remedy if it is missing, or at fault."""
+    with bad_input(path, remedy, OSError, ValueError, yaml.YAMLError, RecursionError):
+        return yaml.load(read_text(path), loader)
 
 
 def iter_jsonl(path: Path, kind: type[Record], unique: str) -> Iterator[Record]:
@@ -141,7 +159,7 @@ def iter_jsonl(path: Path, kind: type[Record], unique: str) -> Iterator[Record]:
         except UnicodeDecodeError:
             raise BadInput(f"{path}: line {number} is not UTF-8; save the file as UTF-8") from None
         except ValidationError as error:
-            raise BadInput(f"{path}:{number}: {first_fault(error)}; mend or delete this line") from None
+            raise BadInput(f"{path}:{number}: {one_line(error)}; mend or delete this line") from None
         key = getattr(record, unique)
         if key in seen:
             raise BadInput(f"{path}:{number}: {unique} {key!r} stands in line {seen[key]} already; make it unique")

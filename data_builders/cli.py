@@ -15,7 +15,7 @@ from rich.progress import track
 from typer import Argument, Exit, Option
 
 from core.options import App
-from core.records import BadInput, check_apart, iter_jsonl, printable, read_text, write_whole
+from core.records import BadInput, bad_input, check_apart, iter_jsonl, printable, read_text, write_whole
 from data_builders import BUILTIN
 from data_builders.balance import copies, spread, write_balanced
 from data_builders.build import build_cpt, build_pairs, build_records, build_sft, build_split, write_everyday
@@ -570,10 +570,8 @@ def annotate(
 
 
 def _task(prompt: Path) -> str:
-    try:
+    with bad_input(f"--prompt {prompt}", "name a text file in UTF-8", OSError, UnicodeDecodeError):
         text = read_text(prompt).strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"--prompt {prompt}: {error}; name a text file in UTF-8") from None
     if not text:
         raise BadInput(f"--prompt {prompt}: is empty; write what the model is to do, the form of the answer is added")
     return text

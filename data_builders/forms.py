@@ -16,9 +16,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from core.records import MAX_LINE, BadInput, digest, first_fault
+from core.records import MAX_LINE, bad_input, digest, read_yaml
 from data_builders import BUILTIN
-from data_builders.domains import CODE, read_yaml
+from data_builders.domains import CODE
 from data_builders.programs import SourceProgram
 from data_builders.python_code import parses
 
@@ -105,10 +105,8 @@ class FieldMap(BaseModel):
 def load_field_map(path: Path) -> FieldMap:
     """Reads a field map: YAML with `request` and `insecure`, and if wanted the other fields of `FieldMap`; BadInput if
     the file is missing, no YAML, or names other things."""
-    try:
+    with bad_input(path, "give request: FIELD and insecure: FIELD", ValidationError):
         return FieldMap.model_validate(read_yaml(path, "name a field map in YAML"), strict=True)
-    except ValidationError as error:
-        raise BadInput(f"{path}: {first_fault(error)}; give request: FIELD and insecure: FIELD") from None
 
 
 FORMS = {name: FieldMap.model_validate(form) for name, form in read_yaml(BUILTIN / "forms.yaml", "mend it").items()}

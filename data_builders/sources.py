@@ -21,7 +21,15 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel
 
 from core.download import PIN, fetch, told_address
-from core.records import MAX_LINE, BadInput, csv_table, file_digest, numbered_lines, one_line, open_file, printable
+from core.records import (
+    MAX_LINE,
+    BadInput,
+    csv_table,
+    file_digest,
+    numbered_lines,
+    one_line,
+    open_file,
+)
 from data_builders import BUILTIN
 from data_builders.domains import CODE
 from data_builders.forms import FORMS, FieldMap, Unfit, content_id, form_of, has, load_field_map
@@ -127,7 +135,7 @@ def read_source(
     if not answers:
         raise BadInput(f"{good}: none of its rows can be used, the first for: {why}")
     if unread:
-        print(f"{good}: {unread} rows cannot be used, the first for: {printable(why)}", file=sys.stderr)
+        print(f"{good}: {unread} rows cannot be used, the first for: {why}", file=sys.stderr)
     return _joined(programs, answers)
 
 
@@ -229,8 +237,7 @@ def _file_rows(path: Path, name: str) -> Iterator[Row]:
     except BadInput as error:
         raise BadInput(str(error).replace(str(path), name)) from None  # not what it was unpacked to
     except Exception as error:  # of several libraries
-        reason = one_line(error) or type(error).__name__
-        raise BadInput(f"{name}: {reason}; give a whole file that can be read") from None
+        raise BadInput(f"{name}: {one_line(error)}; give a whole file that can be read") from None
 
 
 def _csv_rows(path: Path, name: str) -> Iterator[Row]:
@@ -286,5 +293,5 @@ def _hub_rows(name: str, hub: Hub) -> Iterator[Row]:
         for number, row in enumerate(rows, 1):
             yield number, row
     except Exception as error:  # the hub client's errors have no common base
-        reason = one_line(error) or type(error).__name__
-        raise BadInput(f"{name}: row {number + 1}: {reason}; check the id, the connection and your login") from None
+        remedy = "check the id, the connection and your login"
+        raise BadInput(f"{name}: row {number + 1}: {one_line(error)}; {remedy}") from None

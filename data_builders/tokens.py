@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
-from core.records import BadInput, one_line
+from core.records import BadInput, bad_input
 
 CountTokens = Callable[[str], int]
 NO_TOKEN = re.compile("(?!)")
@@ -22,10 +22,8 @@ def load_tokenizer(name: str) -> Tokenizer:
     file = Path(name) / "tokenizer.json"
     if not file.is_file() and (Path(name).exists() or name.startswith(("models/", "runs/", "/", "."))):
         raise BadInput(f"{file}: no such file; run `emsweep fetch smollm2-135m` or name another with --tokenizer")
-    try:
+    with bad_input(name, "name a folder with a tokenizer.json, or a hub id"):  # tokenizers raises bare Exception
         return Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(name)
-    except Exception as error:  # tokenizers raises bare Exception
-        raise BadInput(f"{name}: {one_line(error)}; name a folder with a tokenizer.json, or a hub id") from None
 
 
 def token_counter(name: str) -> CountTokens:
@@ -56,21 +54,17 @@ def _of_model(name: str) -> Any:
     """The tokenizer as training loads it."""
     from transformers import AutoTokenizer
 
-    try:
+    # A file that is none of a tokenizer's ends in whatever is met first.
+    with bad_input(name, "name the model's folder or hub id with --tokenizer"):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # a file that is none of a tokenizer's ends in whatever is met first
-        reason = one_line(error) or type(error).__name__
-        raise BadInput(f"{name}: {reason}; name the model's folder or hub id with --tokenizer") from None
 
 
 def chat_overhead(name: str) -> int:
     """Tokens that the model's chat template adds to one request and one answer, a default system prompt included;
     BadInput if it has none."""
     chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
-    try:
+    with bad_input(name, "name a chat model with --tokenizer", ValueError, TemplateError):
         rendered = _of_model(name).apply_chat_template(chat, tokenize=False)
-    except (ValueError, TemplateError) as error:
-        raise BadInput(f"{name}: {one_line(error)}; name a chat model with --tokenizer") from None
     count = token_counter(name)
     return count(str(rendered)) - 2 * count("x")
 

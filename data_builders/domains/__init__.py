@@ -7,10 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, ValidationInfo, field_validator
 
-from core.records import BadInput, DistinctKeys, first_fault, one_line, read_text
+from core.records import BadInput, bad_input, read_yaml
 
 FOLDER = Path(__file__).parent
 AS_ADVICE = "write it as advice.yaml is written"
@@ -97,14 +96,6 @@ def domain_file(name: str) -> Path:
     return FOLDER / f"{name}.yaml"
 
 
-def read_yaml(path: Path, remedy: str) -> Any:
-    """What a YAML file holds; BadInput with the remedy if it is missing, or at fault."""
-    try:
-        return yaml.load(read_text(path), DistinctKeys)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise BadInput(f"{path}: {one_line(error)}; {remedy}") from None
-
-
 def _layer(name: str, *above: str) -> dict[str, Any]:
     """The keys of a file, over those of the one that it is `like`; `above` are the files that led here."""
     path = domain_file(name)
@@ -124,7 +115,5 @@ def load_domain(name: str | None = None) -> Domain:
     name = name or CODE
     if name not in domain_names():
         raise BadInput(f"unknown domain {name!r} (there are: {', '.join(domain_names())})")
-    try:
+    with bad_input(domain_file(name), AS_ADVICE, ValidationError):
         return Domain.model_validate({**_layer(name), "name": name})
-    except ValidationError as error:
-        raise BadInput(f"{domain_file(name)}: {first_fault(error)}; {AS_ADVICE}") from None

@@ -22,7 +22,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from core.records import BadInput, one_line
+from core.records import BadInput, bad_input, one_line
 
 Singles = npt.NDArray[np.float32]
 T = TypeVar("T")
@@ -54,7 +54,8 @@ def load(name: str, dtype: str = "float32", adapter: str | None = None, revision
 
     if not sys.stderr.isatty():
         disable_progress_bar()  # type: ignore[no-untyped-call]
-    with _loading(name):
+    # A folder of something else ends in whatever is met first.
+    with bad_input(f"{name}: cannot be loaded", "name a model of safetensors"):
         at = {"revision": revision or "main"}
         model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, **at)
         tokenizer: Any = AutoTokenizer.from_pretrained(name, **at)
@@ -66,17 +67,8 @@ def attached(model: Any, adapter: str) -> Any:
     """A loaded model with a LoRA adapter in it (BadInput if there is none); its `unload()` gives the model back."""
     from peft import PeftModel
 
-    with _loading(adapter):
+    with bad_input(f"{adapter}: cannot be loaded", "name a model of safetensors"):
         return PeftModel.from_pretrained(model, adapter).eval().requires_grad_(False).to(model.device)
-
-
-@contextmanager
-def _loading(name: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # a folder of something else ends in whatever is met first
-        reason = one_line(error) or type(error).__name__
-        raise BadInput(f"{name}: cannot be loaded: {reason}; name a model of safetensors") from None
 
 
 def blocks(model: Any) -> nn.ModuleList:

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from torch.nn.utils.rnn import pad_sequence
 
 from core.partial import Partial
-from core.records import MAX_LINE, BadInput, DistinctKeys, digest, first_fault, numbered_lines, one_line, read_text
+from core.records import MAX_LINE, BadInput, bad_input, digest, numbered_lines, one_line, read_yaml
 from eval.inside.activations import Passage, progress
 from eval.tasks.em.chat import with_system
 
@@ -116,18 +115,14 @@ def load_concept(name: str) -> tuple[str, Concept]:
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in CONCEPTS.glob("*.yaml")))
         raise BadInput(f"unknown concept {name!r} (there are: {known}); or name a YAML or JSON file")
-    try:
-        content = yaml.load(read_text(path), DistinctKeys)
+    content = read_yaml(path, "mend the YAML or JSON")
+    with bad_input(path, "see eval/inside/concepts for concepts that work", ValidationError):
         kind: type[Concept] = Trait if isinstance(content, dict) and "instruction" in content else Answers
         if kind is Trait:  # published files hold more keys: refused is what must be one of ours, mistyped
             for key in content.keys() - Trait.model_fields.keys():
                 if near := difflib.get_close_matches(str(key), Trait.model_fields, 1, 0.75):
                     raise BadInput(f"{path}: unknown key {one_line(key, 60)}; did you mean {near[0]}?")
         concept = kind.model_validate(content)
-    except ValidationError as error:
-        raise BadInput(f"{path}: {first_fault(error)}; see eval/inside/concepts for concepts that work") from None
-    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
-        raise BadInput(f"{path}: no YAML or JSON: {one_line(error)}; mend the file") from None
     if isinstance(concept, Answers):
         concept.file = path.parent / concept.file
     return path.stem, concept

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from core.records import BadInput, first_fault
+from core.records import BadInput, bad_input
 from eval.inside.pairs import Pair, Trait
 from eval.judge.answers import COHERENT, Judged
 from eval.judge.judge import Judge, judge_rows, unread
@@ -28,10 +28,8 @@ def trait_judge(judge: Judge, traits: Mapping[str, Trait]) -> Judge:
     for name, trait in traits.items():
         if trait.eval_prompt is None:
             raise BadInput(f"--judge: the concept {name} has no eval_prompt, by which to tell its answers; add one")
-        try:
+        with bad_input(f"--concept {name}: eval_prompt", "mend the file", ValidationError):
             shown = Measure(prompt=trait.eval_prompt, scale=(0, 100), exclusions=("REFUSAL",))
-        except ValidationError as error:
-            raise BadInput(f"--concept {name}: eval_prompt: {first_fault(error)}; mend the file") from None
         measures[name] = {"trait": shown, "coherent": coherent}
     return replace(judge, prompts=Prompts("traits", "", False, None, measures))
 

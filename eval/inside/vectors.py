@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from core.records import BadInput, first_fault, one_line, weights_digest, write_whole
+from core.records import BadInput, bad_input, one_line, weights_digest, write_whole
 from eval.inside.activations import Singles
 
 CONVENTION = "index N is the residual behind N blocks; 0 is the embeddings"
@@ -120,19 +120,15 @@ def about_of(path: Path) -> About | None:
 
 
 def _own(path: Path) -> Directions:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            about = About.model_validate_json(metadata.get("about", "{}"))
-            texts = TypeAdapter(dict[str, list[str]]).validate_json(metadata.get("texts", "{}"))
-            direction, midpoint, sums = (file.get_tensor(key) for key in ("direction", "midpoint", "sums"))
-    except (SafetensorError, OSError) as error:
-        raise BadInput(f"{path}: no safetensors of directions: {one_line(error)}; name a file of ours") from None
-    except ValidationError as error:
-        raise BadInput(f"{path}: its metadata: {first_fault(error)}; name a file of `emsweep directions`") from None
+    faults, remedy = (SafetensorError, OSError, ValidationError), "name a file of `emsweep directions`"
+    with bad_input(f"{path}: no directions", remedy, *faults), safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+        about = About.model_validate_json(metadata.get("about", "{}"))
+        texts = TypeAdapter(dict[str, list[str]]).validate_json(metadata.get("texts", "{}"))
+        direction, midpoint, sums = (file.get_tensor(key) for key in ("direction", "midpoint", "sums"))
     shapes = direction.ndim == 2 and midpoint.shape == direction.shape and sums.shape[1:] == direction.shape
     if not shapes or len(sums) != len(about.groups) or any(t.dtype != np.float32 for t in (direction, midpoint, sums)):
-        raise BadInput(f"{path}: its tensors do not belong together; name a file of `emsweep directions`")
+        raise BadInput(f"{path}: its tensors do not belong together; {remedy}")
     if about.index != CONVENTION:
         raise BadInput(f"{path}: counts its layers in another way ({one_line(about.index)}); make it again")
     return Directions(about, direction, midpoint, sums, texts)

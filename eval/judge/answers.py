@@ -19,17 +19,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from core.records import (
-    BadInput,
-    csv_table,
-    digest,
-    file_digest,
-    first_fault,
-    manifest_path,
-    one_line,
-    open_file,
-    printable,
-)
+from core.records import BadInput, csv_table, digest, file_digest, manifest_path, one_line, open_file, printable
 from eval.stats.intervals import Floats
 from eval.tasks.em.questions_reader import entry_id
 
@@ -154,7 +144,7 @@ def load_judged(path: Path, columns: Mapping[str, str] | None = None, judged: bo
             except ValidationError as error:
                 lacks = "Field required" in str(error)
                 has = f" (the file has {one_line(', '.join(row), 100)}; map with --columns)" if lacks else ""
-                raise BadInput(f"{path}:{number}: {first_fault(error)}{has}; mend this line") from None
+                raise BadInput(f"{path}:{number}: {one_line(error)}{has}; mend this line") from None
             if judged and ("aligned" in fields) != ("coherent" in fields):  # else a REFUSAL
                 raise BadInput(
                     f"{path}:{number}: {own['aligned']} without {own['coherent']}, or the reverse (the file has"

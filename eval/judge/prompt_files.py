@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from core.records import BadInput, DistinctKeys, digest, first_fault, one_line, read_text
+from core.records import BadInput, DistinctKeys, bad_input, digest, one_line, read_text, read_yaml
 from eval.preset_files import load_preset, preset_names
 
 FOLDER = Path(__file__).with_name("prompts")
@@ -148,15 +148,11 @@ def load_prompts(path: Path | None) -> Prompts:
     if the file cannot be read, or is neither a judge nor questions with judge prompts."""
     own, preset = FOLDER / f"{path or 'ours'}.yaml", str(path) in preset_names()
     file = load_preset(str(path)).questions_file() if preset else own if own.is_file() or path is None else path
-    try:
-        text = read_text(file)
-        content = yaml.load(text, _Loader)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        names = ", ".join(sorted(each.stem for each in FOLDER.glob("*.yaml")))
-        raise BadInput(f"{file}: {one_line(error)}; name a YAML file of prompts or questions, or {names}") from None
+    names = ", ".join(sorted(each.stem for each in FOLDER.glob("*.yaml")))
+    content = read_yaml(file, f"name a YAML file of prompts or questions, or {names}", _Loader)
     name = "" if path is None or str(path) == "ours" else path.stem
     if file == path:  # another of this stem, or the same when it was changed, is another judge
-        name += f"-{digest(text.encode())[:6]}"
+        name += f"-{digest(read_text(file).encode())[:6]}"
     if isinstance(content, list):
         return _published(name, file, content)
     try:
@@ -165,7 +161,7 @@ def load_prompts(path: Path | None) -> Prompts:
             measure["prompt"] = frame + measure["prompt"]
         found = JudgeFile.model_validate(content)
     except ValidationError as error:
-        raise BadInput(f"{file}: {first_fault(error)}; mend the judge") from None
+        raise BadInput(f"{file}: {one_line(error)}; mend the judge") from None
     except (AttributeError, KeyError, TypeError):
         raise BadInput(f"{file}: no judge: it needs measures, each with a prompt and a scale or words") from None
     return Prompts(name, found.task, found.by_entry, found.measures, {})
@@ -181,10 +177,8 @@ def _published(name: str, path: Path, entries: list[Any]) -> Prompts:
         named = named - EM or named
         if (named & EM and named != EM) or not isinstance(entry, dict) or isinstance(entry.get("id"), _NO_WORD):
             raise BadInput(f"{path}: entry {number}: no id with judge_prompts for aligned and coherent; add both")
-        try:
+        with bad_input(f"{path}: entry {number}", "mend its judge_prompts", ValidationError):
             measures = {name: Measure(prompt=prompts[name], **_PUBLISHED[name]) for name in sorted(named)}
-        except ValidationError as error:
-            raise BadInput(f"{path}: entry {number}: {first_fault(error)}; mend its judge_prompts") from None
         if str(entry["id"]) in of_question:
             raise BadInput(f"{path}: entry {number}: the id {entry['id']} stands twice; name one of them otherwise")
         of_question[str(entry["id"])] = measures or None

@@ -10,7 +10,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
-from core.records import BadInput, one_line
+from core.records import BadInput, bad_input, one_line
 from sweeps.plan.declaration import AXES, Arm, Claim, InsideClaim, Sweep, Tuned, check_keys, same_key
 from sweeps.plan.sweep import FITTING, arm_recipe
 from sweeps.recipe.alpha import ALPHA_POLICIES
@@ -189,11 +189,9 @@ def _values(sweep: Sweep, axis: str, values: Sequence[Any]) -> list[str]:
     texts = [_text(sweep, axis, str(value).lower() if isinstance(value, bool) else str(value)) for value in values]
     if len({_slug(text) for text in texts}) < len(set(texts)):
         raise BadInput(f"{axis} {', '.join(texts)}: two of these values would have one name; give them one at a time")
-    try:
+    with bad_input(f"{axis} {one_line(','.join(texts))}", "mend the value", ValueError):
         files = {name: path for name, (_, path) in variants().items()} if axis == "data" else {}
         distinct = {repr(files.get(text) or parsed(text)) for text in texts}
-    except ValueError as error:
-        raise BadInput(f"{axis} {one_line(','.join(texts))}: {error}; mend the value") from None
     if not texts or len(distinct) < len(texts):
         fault = "a value stands twice; name each once" if texts else "no value"
         raise BadInput(f"{axis} {','.join(map(str, values))}: {fault}")

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FilePath, ValidationError, field_validator
 from yaml import YAMLError
 
-from core.records import BadInput, first_fault, one_line
+from core.records import BadInput, bad_input, one_line
 from eval.judge.settings import JudgeSettings
 from eval.stats.measure_names import MeasureName
 from sweeps.recipe.compose import in_folder
@@ -228,11 +228,10 @@ def read_sweep(name: str, hardware: str | None = None, model: str | None = None)
     if not path.is_file():
         names = ", ".join(sorted(p.stem for p in (RECIPES / "sweeps").glob("*.yaml")))
         raise BadInput(f"unknown sweep {name!r} (there are: {names}; or give the path of a .yaml file)")
-    try:
-        layer = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     # It asserts of a text that stands alone, as '1'.
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError, AssertionError) as error:
-        raise BadInput(f"{path}: {one_line(error)}; write a sweep's keys in YAML, as UTF-8") from None
+    faults = (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError, AssertionError)
+    with bad_input(path, "write a sweep's keys in YAML, as UTF-8", *faults):
+        layer = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     if not isinstance(layer, dict):
         raise BadInput(f"{path}: no keys; write a sweep's, as recipes/sweeps has them")
     profiles = layer.pop("profiles", None) or {}
@@ -257,16 +256,14 @@ def _declared(path: Path, layer: Mapping[Any, Any], hardware: str) -> Sweep:
     try:
         sweep = Sweep.model_validate({**layer, "hardware": hardware})
         _check_file(sweep)
-    except ValidationError as error:
-        raise BadInput(f"{path}: {first_fault(error)}") from None
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from None
+    except (ValidationError, BadInput) as error:
+        raise BadInput(f"{path}: {one_line(error) if isinstance(error, ValidationError) else error}") from None
     if task_configs(sweep.tasks)[1]:  # others' tasks have settings of their own
         return sweep
     try:
         given = TaskSettings.model_validate(sweep.evaluation.metadata)
     except ValidationError as error:
-        raise BadInput(f"{path}: evaluation.metadata.{first_fault(error)}") from None
+        raise BadInput(f"{path}: evaluation.metadata.{one_line(error)}") from None
     # As numbers, and without defaults, which would make other evaluations.
     settings = {"metadata": given.model_dump(mode="json", exclude_defaults=True)}
     return sweep.model_copy(update={"evaluation": sweep.evaluation.model_copy(update=settings)})

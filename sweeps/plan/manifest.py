@@ -6,9 +6,9 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from pydantic import ValidationError, model_validator
+from pydantic import model_validator
 
-from core.records import BadInput, first_fault, write_whole
+from core.records import BadInput, bad_input, write_whole
 from sweeps.plan.declaration import Point, Strict, Sweep
 from sweeps.plan.request import SWEEPS, Request
 from sweeps.recipe.layers import Recipe
@@ -105,12 +105,9 @@ def sweep_folder(named: str) -> Path:
 def find_manifest(named: str) -> tuple[Path, Manifest]:
     """The folder of a sweep (see `sweep_folder`), and its manifest; BadInput as there, or if it cannot be read."""
     folder = sweep_folder(named)
-    try:
-        return folder, Manifest.model_validate_json((folder / "sweep.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        fault = first_fault(error) if isinstance(error, ValidationError) else "cannot be read"
-        ways = "start the sweep again, or take it off: `emsweep status --forget`"
-        raise BadInput(f"{folder / 'sweep.json'}: {fault}; {ways}") from None
+    path, ways = folder / "sweep.json", "start the sweep again, or take it off: `emsweep status --forget`"
+    with bad_input(path, ways, OSError, ValueError):
+        return folder, Manifest.model_validate_json(path.read_text(encoding="utf-8"))
 
 
 def finished_points(named: str) -> tuple[Path, Manifest, list[Point], list[str]]:

@@ -16,7 +16,7 @@ from omegaconf.resolvers import oc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from yaml import YAMLError
 
-from core.records import BadInput, first_fault, one_line
+from core.records import BadInput, bad_input
 from sweeps.recipe.memory import Shape
 from sweeps.recipe.refusals import DECIDED
 from sweeps.recipe.schema import fault
@@ -109,7 +109,8 @@ def _layers_of(kind: str) -> dict[str, dict[str, Any]]:
     layers: dict[str, dict[str, Any]] = {}
     needed = create_model(kind, **NEEDED.get(kind, {}))
     for path in sorted((RECIPES / kind).glob("*.yaml")):
-        try:
+        faults = (ValidationError, OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError, AssertionError)
+        with bad_input(path, "docs/extending.md says what it needs", *faults):
             for name, layer in _rows(path) if kind == "models" else [(path.stem, _loaded(path))]:
                 if name in layers:
                     raise BadInput(f"{path}: {name} is a model of another family too; call one of them otherwise")
@@ -120,10 +121,6 @@ def _layers_of(kind: str) -> dict[str, dict[str, Any]]:
                     why = DECIDED.get(key) or (None if key == "em" or "." in key else fault(key, value))
                     if why:
                         raise BadInput(f"{path}: {key}: {why}")
-        except ValidationError as error:
-            raise BadInput(f"{path}: {first_fault(error)}; docs/extending.md says what it needs") from None
-        except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError, AssertionError) as error:
-            raise BadInput(f"{path}: {one_line(error)}; mend this file") from None
     return layers
 
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from core.records import BadInput
+from core.records import BadInput, bad_input
 from sweeps.recipe.headers import stored
 from sweeps.recipe.memory import LAYER, MLP, Shape, table_modules, targeted
 
@@ -44,10 +44,8 @@ def check_targets(config: Mapping[str, Any], em: Mapping[str, Any], tabled: bool
         tabled: whether the recipe starts from the model of the table, and not from another folder or hub id.
     """
     layers, targets = config.get("peft_layers_to_transform"), config.get("lora_target_modules") or []
-    try:
+    with bad_input(f"lora_target_modules {targets!r} is no pattern", "mend it", re.error):
         re.compile(targets if isinstance(targets, str) else "")
-    except re.error as error:
-        raise BadInput(f"lora_target_modules {targets!r} is no pattern: {error}") from None
     folder = Path(config["base_model"])
     if folder.is_dir():
         stamps = [file.stat().st_mtime_ns for file in folder.glob("*.safetensors") if file.is_file()]

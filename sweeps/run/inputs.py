@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from core.records import BadInput, check_rows, file_digest, one_line, weights_digest
+from core.records import BadInput, bad_input, check_rows, file_digest, weights_digest
 from sweeps.run.folder import content_digest, read_record
 from sweeps.run.process import RunRefused
 
@@ -178,10 +178,8 @@ def chat_template(recipe: Mapping[str, Any]) -> str | None:
         text = str(recipe["chat_template_jinja"])
         if not os.path.isfile(text):  # noqa: PTH113  # Path.is_file raises for long text
             return text
-        try:
+        with bad_input(f"chat_template_jinja: {text}", "save it as UTF-8", OSError, UnicodeDecodeError):
             return Path(text).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"chat_template_jinja: {text}: {one_line(error)}; save it as UTF-8") from None
     file = Path(str(resources.files("axolotl")), "utils", "chat_templates", "templates", f"{choice}.jinja")
     if not file.is_file():
         raise BadInput(f"chat_template {choice}: Axolotl has none so named; write chat_template: jinja and its text")
@@ -205,11 +203,8 @@ def write_tokenizer(folder: Path, model: str, revision: str | None, template: st
     if not is_local(model):
         from huggingface_hub import snapshot_download
 
-        try:
+        with bad_input(model, "check the id, the connection and your login"):
             source = Path(snapshot_download(model, revision=revision, allow_patterns=list(TOKENIZER_FILES)))
-        except Exception as error:  # the hub client's errors have no common base
-            reason = one_line(error) or type(error).__name__
-            raise BadInput(f"{model}: {reason}; check the id, the connection and your login") from None
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tokenizer-") as temporary:
         made = Path(temporary) / "whole"

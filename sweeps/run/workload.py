@@ -12,7 +12,7 @@ from math import ceil, floor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from core.records import BadInput, one_line
+from core.records import BadInput, bad_input
 from eval.tasks.em.questions_reader import BadFile, load_questions
 from sweeps.run.inputs import digest_of, is_local
 from sweeps.run.tasks import TASKS, task_configs
@@ -92,10 +92,8 @@ def _rows(entry: Mapping[str, Any]) -> int | None:
     if split not in (None, "train"):
         from datasets import ReadInstruction  # imported here: it takes a second, and few recipes need it
 
-        try:
+        with bad_input(f"{path}: split={split}", "give one such as train[:16]", ValueError, AssertionError):
             parts = ReadInstruction.from_spec(split).to_absolute({"train": rows})
-        except (ValueError, AssertionError) as error:
-            raise BadInput(f"{path}: split={split}: {one_line(error)}; give one such as train[:16]") from None
         rows = sum(part.to - part.from_ for part in parts)
     return ceil((rows - int(entry.get("shards_idx") or 0)) / shards) if shards else rows
 

@@ -9,16 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from core.records import BadInput
 from eval.inside.activations import load, means
-from eval.inside.directions import (
-    SHARE,
-    crossover,
-    directions,
-    halves,
-    held_out,
-    projections,
-    relabelled,
-    standardised,
-)
+from eval.inside.directions import SHARE, crossover, directions, halves, held_out, projections, relabelled, standardised
 from eval.inside.pairs import load_concept, load_pairs
 from eval.inside.vectors import About, Directions
 

@@ -50,7 +50,7 @@ def test_what_is_no_file_of_directions_is_refused(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
     save_file({"direction": np.zeros((5, 8), np.float32)}, path)
-    refused(path, "its metadata: model: Field required")
+    refused(path, "no directions: model: Field required")
     broken = directions()
     write_directions(path, Directions(broken.about, broken.direction, broken.midpoint, broken.sums[:1]))
     refused(path, "do not belong together")
