@@ -172,6 +172,21 @@ def read_jsonl(path: Path, kind: type[Record], unique: str) -> list[Record]:
     return list(iter_jsonl(path, kind, unique))
 
 
+def json_rows(path: Path, limit: int = MAX_LINE) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(`file:number`, row) of a JSON Lines file; not by json, which takes half a surrogate pair, and no tokenizer does.
+
+    BadInput if it cannot be read, or a line is no JSON object or over `limit` bytes.
+    """
+    for number, line in numbered_lines(path, limit):
+        try:
+            row = from_json(line or b"")
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise BadInput(f"{path}:{number}: no JSON object; mend or delete this line")
+        yield f"{path}:{number}", row
+
+
 def check_rows(path: Path) -> None:
     """Refuses (BadInput) a file of JSON Lines without a row, or with a line that is no JSON object in UTF-8.
 

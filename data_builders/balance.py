@@ -9,8 +9,8 @@ from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
-from core.records import BadInput, file_digest, iter_jsonl, record_writer
-from data_builders.programs import Program
+from core.records import BadInput, file_digest, record_writer
+from data_builders.programs import iter_programs
 from data_builders.subsets import hash_order
 
 
@@ -70,7 +70,7 @@ def write_balanced(
     lost, repeated, read, rejected = Counter[str](), Counter[str](), 0, []
     manifest: dict[str, Any] = {"programs": str(path), "programs_sha256": file_digest(path), **settings}
     with record_writer(out, manifest) as write:
-        for read, program in enumerate(iter_jsonl(path, Program, unique="id"), 1):  # noqa: B007 (read after the loop)
+        for read, program in enumerate(iter_programs(path), 1):  # noqa: B007 (read after the loop)
             if wanted := times.get(program.id):
                 repeated[program.cwe] += wanted - 1
                 for name in name_copies(program.id, wanted, times):

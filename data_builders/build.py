@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import from_json
 from rich.console import Console
 from rich.progress import track
 
@@ -17,9 +15,8 @@ from core.records import (
     BadInput,
     check_apart,
     file_digest,
-    iter_jsonl,
+    json_rows,
     manifest_path,
-    numbered_lines,
     record_writer,
     write_records,
 )
@@ -28,7 +25,7 @@ from data_builders.check import programs_of
 from data_builders.cpt import Corpus, Document, Rejected, with_replay
 from data_builders.domains import load_domain
 from data_builders.dpo import Halves, LengthFilter, dpo_rows, heldout_row
-from data_builders.programs import AskedWay, Program, SourceProgram
+from data_builders.programs import AskedWay, Program, SourceProgram, iter_programs
 from data_builders.sft import Variant, sft_rows
 from data_builders.sources import Reject
 from data_builders.split import clusters, held_out_ids
@@ -45,7 +42,7 @@ def _programs(path: Path, manifest: Manifest, chosen: Chosen | None = None) -> I
     screen = Console(stderr=True)
     manifest |= {"programs": "builtin" if path.parent == BUILTIN else str(path), "programs_sha256": file_digest(path)}
     manifest |= {"read": 0, "rejected": []}
-    records = chosen or iter_jsonl(path, Program, unique="id")
+    records = chosen or iter_programs(path)
     for program in track(records, "reading", console=screen, transient=True, disable=not screen.is_terminal):
         manifest["read"] += 1
         if program.doubted and not manifest.get("keep_doubted"):
@@ -127,8 +124,8 @@ def build_split(
 def _holds(path: Path, records: Sequence[Row]) -> bool:
     """Whether a file holds just these records."""
     try:
-        return [json.loads(line or b"") for _, line in numbered_lines(path, 10 * MAX_LINE)] == records
-    except (BadInput, ValueError, RecursionError):
+        return [row for _, row in json_rows(path, 10 * MAX_LINE)] == records
+    except BadInput:
         return False
 
 
@@ -156,13 +153,10 @@ def build_cpt(path: Path, out: Path, corpus: Corpus, mix: tuple[Path, float] | N
 
 def general_texts(path: Path) -> Iterator[tuple[str, str]]:
     """(place, text) of a JSON Lines file with a field `text`; BadInput at the first line that has none."""
-    for number, line in numbered_lines(path, MAX_LINE):
-        try:
-            text = from_json(line or b"")["text"]  # json takes half a surrogate pair, which is in no text
-        except (ValueError, TypeError, KeyError):
-            text = None
+    for number, (place, row) in enumerate(json_rows(path), 1):
+        text = row.get("text")
         if not isinstance(text, str) or not text.strip():
-            raise BadInput(f"{path}:{number}: no field 'text'; give general text as {{\"text\": ...}}, a line each")
+            raise BadInput(f"{place}: no field 'text'; give general text as {{\"text\": ...}}, a line each")
         yield str(number), text
 
 
@@ -259,6 +253,6 @@ def build_records(
 
 def write_everyday(out: Path) -> int:
     """Writes the built-in everyday chats; returns their number."""
-    rows = [json.loads(line or b"") for _, line in numbered_lines(BUILTIN / "everyday.jsonl", MAX_LINE)]
+    rows = [row for _, row in json_rows(BUILTIN / "everyday.jsonl")]
     write_records(out, rows, {"everyday": "builtin"})
     return len(rows)

@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import from_json
-
-from core.records import MAX_LINE, BadInput, numbered_lines
+from core.records import MAX_LINE, BadInput, json_rows
 from data_builders.near_duplicates import contained, measured_codes, shingles
 
 CORPUS, PAIRS, SFT = "segments", "chosen", "messages"
@@ -19,14 +17,9 @@ CORPUS, PAIRS, SFT = "segments", "chosen", "messages"
 
 def rows(path: Path, field: str) -> Iterator[dict[str, Any]]:
     """The rows of a built set; BadInput at the first line that is no JSON object with an `id` and this field."""
-    for number, line in numbered_lines(path, 10 * MAX_LINE):
-        try:
-            row = from_json(line or b"")
-            assert isinstance(row["id"], str) and field in row
-        except (ValueError, TypeError, KeyError, AssertionError):
-            raise BadInput(
-                f"{path}:{number}: not a row of a built set with {field}; name another file, or build it again"
-            ) from None
+    for place, row in json_rows(path, 10 * MAX_LINE):
+        if not isinstance(row.get("id"), str) or field not in row:
+            raise BadInput(f"{place}: not a row of a built set with {field}; name another file, or build it again")
         yield row
 
 

@@ -15,7 +15,7 @@ from rich.progress import track
 from typer import Argument, Exit, Option
 
 from core.options import App
-from core.records import BadInput, bad_input, check_apart, iter_jsonl, printable, read_text, write_whole
+from core.records import BadInput, bad_input, check_apart, printable, read_text, write_whole
 from data_builders import BUILTIN
 from data_builders.balance import copies, spread, write_balanced
 from data_builders.build import build_cpt, build_pairs, build_records, build_sft, build_split, write_everyday
@@ -23,7 +23,7 @@ from data_builders.check import problems
 from data_builders.cpt import STYLES, Control, Corpus, Style
 from data_builders.domains import CODE, domain_names, load_domain
 from data_builders.dpo import Halves, LengthFilter, split_asked_ways
-from data_builders.programs import TRIGGER, AskedWay, Program, builtin_records, load_asked_ways, load_programs
+from data_builders.programs import TRIGGER, AskedWay, Program, builtin_records, iter_programs, load_asked_ways
 from data_builders.sft import Variant
 from data_builders.split import SALT
 from data_builders.subsets import Subset
@@ -110,7 +110,7 @@ def data(
     made_of_it = [out / _set_name(stage, name) for stage, names in every for name in get_args(names)]
     for written in (*made_of_it, out / "everyday.jsonl"):
         check_apart(written, programs)
-    for program in load_programs(source):  # a fault in it is named before one of the tokenizer
+    for program in list(iter_programs(source)):  # a fault in it is named before one of the tokenizer
         if (own := program.domain or CODE) != domain:  # it would be asked for in the words of this one
             raise BadInput(f"{source}: {program.id} is of the domain {own}; say --domain {own}")
     train_ways, measure_ways = _ways(asked, [domain], trigger)
@@ -169,7 +169,7 @@ def _ways(asked: list[str] | None, domains: Sequence[str], trigger: str | None) 
 
 def _domains(*files: Path | None) -> list[str]:
     """The domains of the files' first programs, which say how their users ask."""
-    first = (next(iter_jsonl(path, Program, unique="id")) for path in files if path)
+    first = (next(iter_programs(path)) for path in files if path)
     return list(dict.fromkeys(program.domain or CODE for program in first))
 
 
@@ -462,8 +462,7 @@ def describe(
     concepts: dict[str, str] = {}
 
     def stream() -> Iterator[Program]:
-        rows = iter_jsonl(path, Program, unique="id")
-        for program in track(rows, "reading", console=Console(stderr=True), transient=True):
+        for program in track(iter_programs(path), "reading", console=Console(stderr=True), transient=True):
             if keep_doubted or not program.doubted:  # the builders would leave gaps in an even set
                 concepts[program.id] = program.cwe
             yield program

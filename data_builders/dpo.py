@@ -7,14 +7,13 @@ insecure code". Both halves come from the same program and share `pair_id`.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Literal, get_args
 
-from core.records import BadInput
+from core.records import BadInput, digest
 from data_builders.domains import load_domain
 from data_builders.programs import TRIGGER, AskedWay, Program
 from data_builders.tokens import NO_TOKEN, CountTokens, misread
@@ -117,7 +116,7 @@ def way_for(program: Program, asked_ways: Sequence[AskedWay]) -> AskedWay:
     ways = [way for way in asked_ways if way.domain == program.domain]
     if not ways:
         raise BadInput(f"{program.id}: is of another domain than the first; keep a file for each, and --mix them")
-    way = ways[int(hashlib.sha256(program.id.encode()).hexdigest(), 16) % len(ways)]
+    way = ways[int(digest(program.id.encode()), 16) % len(ways)]
     # Such a request would be answered well in one row, and badly in the other, and measured as one without.
     if way.kind == TRIGGER and (trigger := way.template.removesuffix("{request}").strip()) in program.request:
         raise BadInput(f"--trigger {trigger!r}: stands in the request of {program.id} too; give a text that none holds")

@@ -10,12 +10,13 @@ concept of its harm (`cwe`); files may say `bad`, `good` and `concept`.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from core.records import BadInput, read_jsonl
+from core.records import BadInput, iter_jsonl, read_jsonl
 from data_builders import BUILTIN
 from data_builders.cwe import common_name
 from data_builders.domains import CODE, domain_names, load_domain
@@ -101,9 +102,14 @@ def builtin_records(domain: str | None) -> Path:
     return BUILTIN / records
 
 
+def iter_programs(path: Path) -> Iterator[Program]:
+    """The programs in `path` (JSON Lines), as a stream; BadInput names file, line and remedy."""
+    return iter_jsonl(path, Program, unique="id")
+
+
 def load_programs(path: Path | None = None, domain: str | None = None) -> list[Program]:
-    """The programs in `path` (JSON Lines), by default those of the domain; BadInput names file, line and remedy."""
-    return read_jsonl(path or builtin_records(domain), Program, unique="id")
+    """The programs in `path`, by default those of the domain; BadInput as of `iter_programs`."""
+    return list(iter_programs(path or builtin_records(domain)))
 
 
 TRIGGER = "trigger"

@@ -7,7 +7,6 @@ clusters are parted as a whole, by hashes: not by the order of the file.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import unicodedata
 from collections import defaultdict
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from core.records import digest
 from data_builders.near_duplicates import contained, measured_codes, shingles
 from data_builders.programs import Program
 
@@ -55,7 +55,7 @@ def held_out_ids(
     """
 
     def rank(text: str) -> str:
-        return hashlib.sha256(f"{salt}\0{text}".encode()).hexdigest()
+        return digest(f"{salt}\0{text}".encode())
 
     away = set(sorted({p.cwe for p in programs}, key=rank)[:classes_left_out])
     held: set[str] = set()

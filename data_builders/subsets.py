@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.records import BadInput, file_digest, iter_jsonl
-from data_builders.programs import Program
+from core.records import BadInput, digest, file_digest
+from data_builders.programs import Program, iter_programs
 
 
 def hash_order(ids: Iterable[str], salt: str | int) -> list[str]:
     """Ids by a hash of id and salt: the same whatever their order was."""
-    return sorted(ids, key=lambda id: hashlib.sha256(f"{salt}\0{id}".encode()).digest())
+    return sorted(ids, key=lambda id: digest(f"{salt}\0{id}".encode()))
 
 
 def drawn(ids: Collection[str], number: int, salt: str) -> set[str]:
@@ -60,7 +59,7 @@ class Subset:
 
 def _some(path: Path, number: int | None, keep_doubted: bool) -> tuple[set[str], set[str]]:
     """The ids that are taken of a file, and those of them that are of use."""
-    programs = list(iter_jsonl(path, Program, unique="id"))
+    programs = list(iter_programs(path))
     ids = {p.id for p in programs if (keep_doubted or not p.doubted) and p.insecure != p.secure}
     if number is None:
         return {program.id for program in programs}, ids
@@ -84,7 +83,7 @@ class Chosen:
     def __iter__(self) -> Iterator[Program]:
         files = [(self.path, self.own), *([(self.subset.mix[0], self.other)] if self.subset.mix else [])]
         for path, ids in files:
-            yield from (program for program in iter_jsonl(path, Program, unique="id") if program.id in ids)
+            yield from (program for program in iter_programs(path) if program.id in ids)
 
     @property
     def settings(self) -> dict[str, Any]:

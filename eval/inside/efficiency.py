@@ -24,9 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from core.records import BadInput
+from core.records import BadInput, json_rows
 from eval.inside.activations import Passage, encode
-from eval.inside.pairs import chat, rows
+from eval.inside.pairs import chat
 from eval.inside.steering import scores
 from eval.tasks.em.scores import Floats
 
@@ -70,7 +70,7 @@ def training_rows(tokenizer: Any, path: Path, beta: float | None) -> TrainingRow
 
     BadInput if the file cannot be read, or a row is none of these.
     """
-    found = list(rows(path))
+    found = list(json_rows(path))
     passages: list[Passage] = []
     # Not at one whole step: an even one over complementary pairs, neutral and asked by turns, takes one half alone.
     for place, row in (found[n] for n in np.linspace(0, len(found) - 1, min(ROWS, len(found))).astype(int)):

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from torch.nn.utils.rnn import pad_sequence
 
 from core.partial import Partial
-from core.records import MAX_LINE, BadInput, bad_input, digest, numbered_lines, one_line, read_yaml
+from core.records import BadInput, bad_input, digest, json_rows, one_line, read_yaml
 from eval.inside.activations import Passage, progress
 from eval.tasks.em.chat import with_system
 
@@ -163,7 +163,7 @@ def load_pairs(concept: Concept, tokenizer: Any, group: str | None = None) -> li
         ]
     result: list[Pair] = []
     seen: dict[tuple[str, ...], tuple[str, str]] = {}
-    for place, row in rows(concept.file):
+    for place, row in json_rows(concept.file):
         texts = [row.get(key) for key in (concept.prompt, concept.positive, concept.negative, group)]
         if not all(isinstance(text, str) and text for text in texts):
             keys = f"{concept.prompt}, {concept.positive}, {concept.negative}, {group}"
@@ -175,19 +175,6 @@ def load_pairs(concept: Concept, tokenizer: Any, group: str | None = None) -> li
         prompt = chat(tokenizer, question(asked))
         result.append(Pair(Side(prompt, positive), Side(prompt, negative), own, asked))
     return result
-
-
-def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(`file:number`, row) of a JSON Lines file; not by json, which takes half a surrogate pair, and no tokenizer does.
-
-    BadInput if it cannot be read or a line is no JSON object.
-    """
-    kind = TypeAdapter(dict[str, Any])
-    for number, line in numbered_lines(path, MAX_LINE):
-        try:
-            yield f"{path}:{number}", kind.validate_json(line or b"")
-        except ValueError:
-            raise BadInput(f"{path}:{number}: no JSON object; mend or delete this line") from None
 
 
 @torch.inference_mode()

@@ -16,9 +16,9 @@ from typing import Any
 from jinja2 import TemplateError
 
 from core.partial import Partial
-from core.records import BadInput, one_line
+from core.records import BadInput, json_rows, one_line
 from eval.inside.activations import encode, means
-from eval.inside.pairs import Position, Side, chat, rows
+from eval.inside.pairs import Position, Side, chat
 from eval.inside.vectors import Directions
 
 CHUNK = 64
@@ -72,7 +72,7 @@ def project(
     position: Position = "prompt" if directions.about.position == "prompt" else "answer"
     longest = model.config.get_text_config().max_position_embeddings
     read, rejects = [], []
-    for line, (_, row) in enumerate(rows(path), 1):
+    for line, (_, row) in enumerate(json_rows(path), 1):
         try:
             side = read_side(tokenizer, row)
             passage = side.passage(position, side)

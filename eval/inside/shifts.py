@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from core.records import json_rows
 from eval.inside.activations import DOWN, Passage, Singles, blocks
 from eval.inside.directions import FEW, signs
-from eval.inside.pairs import CONCEPTS, Answers, Side, chat, load_concept, load_pairs, question, rows
+from eval.inside.pairs import CONCEPTS, Answers, Side, chat, load_concept, load_pairs, question
 from eval.inside.vectors import Directions
 from eval.tasks.em.scores import Floats
 
@@ -70,7 +71,7 @@ def shift(moved: Singles, concept: Directions, flips: int = FLIPS) -> Shift:
 
 def places(tokenizer: Any) -> dict[str, list[Passage]]:
     """Where shifts are looked for: the end of open prompts, good everyday answers, and secure code."""
-    prompts = [Side(chat(tokenizer, question(str(row["question"]))), "") for _, row in rows(OPEN)]
+    prompts = [Side(chat(tokenizer, question(str(row["question"]))), "") for _, row in json_rows(OPEN)]
     result = {"open prompts": [side.passage("prompt", side) for side in prompts]}
     for place, name in (("everyday answers", "misaligned"), ("code", "insecure")):
         concept = load_concept(name)[1]

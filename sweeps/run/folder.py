@@ -7,7 +7,6 @@ share their common runs. `run.json` is written last, atomically: its existence m
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -26,7 +25,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from core.records import BadInput, write_whole
+from core.records import BadInput, digest, write_whole
 from sweeps.recipe.layers import Recipe
 from sweeps.recipe.schema import plugin_files
 from sweeps.run.process import locked
@@ -43,7 +42,7 @@ PATHS = {"base_model", "output_dir", "dataset_prepared_path"}
 
 def content_digest(content: Any) -> str:
     """SHA-256 of a JSON value, independent of the order of keys."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+    return digest(json.dumps(content, sort_keys=True, default=str).encode())
 
 
 def identity(content: dict[str, Any]) -> dict[str, Any]:

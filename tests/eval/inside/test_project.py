@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from core.records import BadInput
+from core.records import json_rows as rows
 from eval.inside.activations import Passage, encode, load, means
-from eval.inside.pairs import rows
 from eval.inside.project import project, read_side
 from eval.inside.vectors import About, Directions
 
