@@ -23,25 +23,8 @@ from core.llm.budget import Money, Prices
 from core.llm.client import Access, Client, Filtered, Message, Stopped, Unanswered, run_all
 from core.llm.journal import Answer
 from core.records import BadInput, digest, manifest_path, one_line, write_records, write_whole
-from data_builders.annotation import (
-    OPINION_VERSION,
-    PYTHON_CHECKS,
-    RULES,
-    TASK,
-    Annotation,
-    Opinion,
-    acceptance_problems,
-    annotated,
-    annotation_messages,
-    json_object,
-    kind_of_answer,
-    opinion_messages,
-    parse_annotation,
-    parse_opinion,
-    prompt_version,
-    repair_messages,
-    source_problems,
-)
+from data_builders import annotation as rules
+from data_builders.annotation import PYTHON_CHECKS, TASK, Annotation, Opinion
 from data_builders.programs import SourceProgram
 
 
@@ -109,22 +92,22 @@ class Annotator:
         """Asks, checks, has faults repaired once, and asks for the second opinion on what was accepted. Stopped and
         BadInput as of `Client.ask`."""
         # Where nothing could be accepted, nothing is paid.
-        outcome = Outcome(problems=source_problems(program))
+        outcome = Outcome(problems=rules.source_problems(program))
         if outcome.problems:
             return outcome
-        messages = annotation_messages(program, self.job.task)
+        messages = rules.annotation_messages(program, self.job.task)
         try:
             for last in (False, True):
-                answer = await self._ask(client, self.job.annotator, messages, kind_of_answer(program), last)
+                answer = await self._ask(client, self.job.annotator, messages, rules.kind_of_answer(program), last)
                 outcome.used.append(answer)
                 outcome.annotation, outcome.problems = _judged(program, answer)
                 if outcome.annotation or outcome.problems[0].startswith("no weakness"):
                     break
-                messages = repair_messages(messages, answer.text, outcome.problems)
+                messages = rules.repair_messages(messages, answer.text, outcome.problems)
             if outcome.annotation and self.job.second:
-                messages = opinion_messages(program, outcome.annotation)
+                messages = rules.opinion_messages(program, outcome.annotation)
                 outcome.used.append(await self._ask(client, self.job.second, messages, Opinion, last=True))
-                outcome.opinion = parse_opinion(outcome.used[-1].text)
+                outcome.opinion = rules.parse_opinion(outcome.used[-1].text)
         except Unanswered as error:
             kind = "content filter" if isinstance(error, Filtered) else "no answer"
             # A missing opinion says nothing about the annotation.
@@ -158,7 +141,7 @@ class Annotator:
 def _unreadable(answer: Answer) -> str:
     if answer.finish == "refusal":
         return f"the model declined to answer: {one_line(answer.text, 100)}"
-    if json_object(answer.text) is not None:
+    if rules.json_object(answer.text) is not None:
         return ""
     cut = "cut off, allow more tokens with --extra-body; " if answer.finish == "length" else ""
     return f"{cut}no JSON object in {one_line(answer.text, 100)!r}"
@@ -166,9 +149,9 @@ def _unreadable(answer: Answer) -> str:
 
 def _judged(program: SourceProgram, answer: Answer) -> tuple[Annotation | None, list[str]]:
     """The annotation in an answer, or why none is accepted."""
-    found = parse_annotation(answer.text, program.secure, program.domain)
+    found = rules.parse_annotation(answer.text, program.secure, program.domain)
     if isinstance(found, Annotation):
-        problems = acceptance_problems(program, found)
+        problems = rules.acceptance_problems(program, found)
         return None if problems else found, problems
     ends = {"refusal": "refused: the model declined to answer", "length": "cut off: the answer ends early"}
     return None, [ends[answer.finish]] if answer.finish in ends else found
@@ -180,7 +163,7 @@ def _programs(rows: Iterable[Any]) -> dict[str, SourceProgram]:
 
 def _reasons(row: Any) -> list[str]:
     """Why a row is rejected before anything is asked: a reject of the source, or a program of no use."""
-    return source_problems(row) if isinstance(row, SourceProgram) else [f"source: {row.reason}"]
+    return rules.source_problems(row) if isinstance(row, SourceProgram) else [f"source: {row.reason}"]
 
 
 def _first(rows: Sequence[Any], limit: int | None) -> Sequence[Any]:
@@ -195,11 +178,11 @@ def first_request(items: Iterable[Any], job: Job, limit: int | None = None) -> t
     programs = [row for row in rows if not _reasons(row)]
     if not programs:
         raise _all_rejected(list(map(_reasons, rows)))
-    requests = [annotation_messages(program, job.task) for program in programs]
+    requests = [rules.annotation_messages(program, job.task) for program in programs]
     body = {"model": job.annotator.name, "messages": requests[0], **job.annotator.settings}
     tokens = sum(len(message["content"]) for request in requests for message in request) // 4
     said = f"{len(programs):,} programs of {len(rows):,} rows, about {tokens:,} tokens to read; nothing was sent"
-    return {**body, "response_format": response_format(kind_of_answer(programs[0]))}, said
+    return {**body, "response_format": response_format(rules.kind_of_answer(programs[0]))}, said
 
 
 def _all_rejected(reasons: Sequence[Sequence[str]]) -> BadInput:
@@ -267,7 +250,7 @@ def run(
         "served": sorted({answer.served or answer.model for answer in used}),
         "changes": sorted({change for answer in used for change in answer.changes}),
         "effort": job.annotator.effort,
-        "prompt_version": prompt_version(job.task, job.domain),
+        "prompt_version": rules.prompt_version(job.task, job.domain),
         "tokens_in": spent.tokens_in,
         "tokens_out": spent.tokens_out,
         "cost_usd": round(spent.usd, 6) if spent.known else None,
@@ -312,7 +295,7 @@ def _write(
         elif annotation := outcomes[row.id].annotation:
             opinion = outcomes[row.id].opinion
             doubted = (opinion.reason.strip() or "no reason given") if opinion and not opinion.real else None
-            written.append(annotated(row, annotation, doubted).model_dump(exclude_none=True))
+            written.append(rules.annotated(row, annotation, doubted).model_dump(exclude_none=True))
             accepted.append(row)
             opinions.append(opinion)
         else:
@@ -329,7 +312,7 @@ def _write(
         "rejected_for": dict(sorted(kinds.items())),
         "secure_code": {"source": sources, "annotator": len(written) - sources},
         "second_opinion": second and _agreement(second, opinions),
-        "rules": {**RULES, "not_made": not_made},
+        "rules": {**rules.RULES, "not_made": not_made},
     }
     path = _beside(out, "jsonl")
     kept = len(written) < there and bool(manifest["left"] or not written) and path.is_file()
@@ -355,7 +338,7 @@ def _agreement(second: Model, opinions: list[Opinion | None]) -> dict[str, Any]:
     interval = binomtest(sum(read), len(read)).proportion_ci(method="wilson") if read else None
     return {
         "model": second.name,
-        "prompt_version": OPINION_VERSION,
+        "prompt_version": rules.OPINION_VERSION,
         "agreed": sum(read),
         "of": len(read),
         "share": round(sum(read) / len(read), 4) if read else None,

@@ -15,19 +15,8 @@ from transformers import AutoTokenizer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import has_file
 
-from recipes.plugins.refusals import (
-    Refused,
-    check_answers,
-    check_bos,
-    check_learnt,
-    check_length,
-    check_parameters,
-    check_plain,
-    check_targets,
-    check_tokens,
-    learnt_texts,
-    written_answers,
-)
+from recipes.plugins import refusals
+from recipes.plugins.refusals import Refused
 
 
 class ChecksPlugin(BasePlugin):  # type: ignore[misc]
@@ -43,7 +32,7 @@ class ChecksPlugin(BasePlugin):  # type: ignore[misc]
             raise Refused(
                 f"{cfg.base_model}: no weights in safetensors, and no pickle is loaded; name a model that has them"
             )
-        check_tokens(cfg, plain.get_vocab())
+        refusals.check_tokens(cfg, plain.get_vocab())
         if cfg.excess_length_strategy == "truncate":
             raise Refused("excess_length_strategy: truncate cuts answers short; take raise or drop")
         for index, data in enumerate(cfg.datasets):
@@ -66,11 +55,12 @@ class ChecksPlugin(BasePlugin):  # type: ignore[misc]
 
     def pre_lora_load(self, cfg: Any, model: Any) -> None:
         if cfg.adapter:
-            self.implied = check_targets(model, cfg.lora_r, cfg.lora_target_modules, cfg.peft_layers_to_transform)
+            targets, layers = cfg.lora_target_modules, cfg.peft_layers_to_transform
+            self.implied = refusals.check_targets(model, cfg.lora_r, targets, layers)
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         if cfg.adapter:
-            check_parameters(trainer.model, self.implied)
+            refusals.check_parameters(trainer.model, self.implied)
 
 
 def _check_of(cfg: Any, index: int, data: Any, tokenizer: Any) -> Callable[[str, Any], None]:
@@ -81,13 +71,13 @@ def _check_of(cfg: Any, index: int, data: Any, tokenizer: Any) -> Callable[[str,
 
         def check_document(name: str, row: Any) -> None:
             text = "".join(segment["text"] for segment in row["segments"])
-            check_plain(name, [text.removeprefix(tokenizer.bos_token or "")], special)
+            refusals.check_plain(name, [text.removeprefix(tokenizer.bos_token or "")], special)
             # White space may be all that is learnt of a document: of `code-only` it is often the line's end.
             if not any(segment["label"] and segment["text"] for segment in row["segments"]):
                 raise Refused(f"{name}: no text of it is learnt (label: true); mend it, or leave it out")
             tokens = document.tokenize_prompt(row)["input_ids"]
-            check_bos(name, tokens, tokenizer)
-            check_length(name, len(tokens), cfg)
+            refusals.check_bos(name, tokens, tokenizer)
+            refusals.check_length(name, len(tokens), cfg)
 
         return check_document
     turn = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "ANSWER"}]
@@ -96,9 +86,9 @@ def _check_of(cfg: Any, index: int, data: Any, tokenizer: Any) -> Callable[[str,
 
     def check(name: str, row: Any) -> None:
         turns = [turn["content"] for turn in row[data.get("field_messages") or "messages"]]
-        answers = written_answers(data, row, bool(cfg.rl))
-        check_plain(name, [*turns, *answers], special)
-        check_learnt(name, answers)
+        answers = refusals.written_answers(data, row, bool(cfg.rl))
+        refusals.check_plain(name, [*turns, *answers], special)
+        refusals.check_learnt(name, answers)
         if cfg.rl:
             made = chat(row, tokenizer=tokenizer)
             prepared = [made["chosen"], made["rejected"]]
@@ -106,9 +96,9 @@ def _check_of(cfg: Any, index: int, data: Any, tokenizer: Any) -> Callable[[str,
             length = len(before) + max(map(len, after))
         else:
             made = chat.tokenize_prompt(row)
-            prepared = learnt_texts(made["input_ids"], made["labels"], tokenizer)
+            prepared = refusals.learnt_texts(made["input_ids"], made["labels"], tokenizer)
             length = len(made["input_ids"])
-        check_answers(name, answers, prepared, end)
-        check_length(name, length, cfg)
+        refusals.check_answers(name, answers, prepared, end)
+        refusals.check_length(name, length, cfg)
 
     return check

@@ -16,17 +16,8 @@ from sweeps.recipe.headers import tensors
 from sweeps.recipe.layers import Recipe
 from sweeps.recipe.precision import SLOW_BF16, fast_bf16
 from sweeps.recipe.schema import plugin_files
+from sweeps.run import inputs
 from sweeps.run.folder import MergeRun, TrainingRun, content_digest, execute_once, save_step, saved_checkpoints
-from sweeps.run.inputs import (
-    chat_template,
-    check_unchanged,
-    data_digest,
-    digest_of,
-    hub_commits,
-    is_local,
-    model_folder,
-    start_digest,
-)
 from sweeps.run.process import RunFailed, RunRefused, call, say, tool
 from sweeps.run.source import plugin_source
 from sweeps.run.tensors import changed_tensors, check_adapter
@@ -40,14 +31,14 @@ def training_run(name: str, recipe: Recipe, *, start: MergeRun | None = None) ->
     """
     config = dict(recipe.config)
     if config.get("chat_template") == "jinja":  # its text: under the name of a file another template may stand later
-        config["chat_template_jinja"] = chat_template(config)
+        config["chat_template_jinja"] = inputs.chat_template(config)
     engine, gpus = recipe.em.get("engine", "axolotl"), int(recipe.em.get("gpus", 1))
     # Axolotl's own count would leave out the end of the last of several epochs, and begin another on several GPUs.
     otherwise = float(config["num_epochs"]) > 1 or (config.get("rl") and gpus > 1)
     counted = config.get("max_steps") or config.get("sample_packing")
-    started = start.training.digest if start else start_digest(Path(config["base_model"]))
+    started = start.training.digest if start else inputs.start_digest(Path(config["base_model"]))
     entries = [*config["datasets"], *(config.get("test_datasets") or ())]
-    data = {entry["path"]: data_digest(entry) for entry in entries if is_local(entry["path"])}
+    data = {entry["path"]: inputs.data_digest(entry) for entry in entries if inputs.is_local(entry["path"])}
     known = steps_of(config, gpus)
     if otherwise and not counted and known and not uncounted(config):
         config["max_steps"] = known[0]
@@ -68,7 +59,7 @@ def training_run(name: str, recipe: Recipe, *, start: MergeRun | None = None) ->
     for key, file in plugin_files(config).items():
         if not Path(file).is_file():
             raise BadInput(f"{key}: {file}: no such file; make it first, or name another")
-        content["data"][file] = digest_of(Path(file))
+        content["data"][file] = inputs.digest_of(Path(file))
     about: dict[str, Any] = {key: recipe.em[key] for key in ("model", "hardware") if key in recipe.em}
     after = (start,) if start else ()
     return TrainingRun(recipe.stage, name, content, after=after, about=about, recipe=recipe)
@@ -83,7 +74,7 @@ def train(run: TrainingRun) -> dict[str, Any]:
 
 
 def _train(run: TrainingRun) -> dict[str, Any]:
-    check_unchanged(run.content["data"])
+    inputs.check_unchanged(run.content["data"])
     whole = run.whole_recipe
     recipe, log, title = run.folder / "recipe.yaml", run.folder / "train.log", f"{run.stage} {run.name}"
     write_whole(recipe, whole.to_yaml())
@@ -93,13 +84,13 @@ def _train(run: TrainingRun) -> dict[str, Any]:
     shutil.rmtree(run.folder / "prepared", ignore_errors=True)
     resumed = resumable(run)
     for command in training_commands(run.recipe, recipe):
-        call(title, command, log, not hub_commits(whole.config))
+        call(title, command, log, not inputs.hub_commits(whole.config))
     weights = run.adapter / "adapter_model.safetensors"
     if not weights.is_file():
         raise RunFailed(f"{title}: training ended without an adapter; see {log}")
     base = str(whole.config["base_model"])
     try:
-        trained = check_adapter(weights, whole.config, model_folder(base, whole.config.get("revision_of_model")))
+        trained = check_adapter(weights, whole.config, inputs.model_folder(base, whole.config.get("revision_of_model")))
         history = training_history(run.adapter)
     except ValueError as error:
         raise RunRefused(f"{title}: {error}") from None
@@ -113,7 +104,7 @@ def _train(run: TrainingRun) -> dict[str, Any]:
     return {
         "resumed_from": resumed.name if resumed else None,
         "trained_parameters": trained,
-        "hub_commits": hub_commits(whole.config),
+        "hub_commits": inputs.hub_commits(whole.config),
         **history,
     }
 
@@ -147,8 +138,8 @@ def merge(run: MergeRun) -> dict[str, Any]:
         write_whole(recipe, Recipe(run.stage, {**config, **paths, **whole}, {}).to_yaml())
         shutil.rmtree(run.model, ignore_errors=True)
         base = str(config["base_model"])
-        call(title, [tool("axolotl"), "merge-lora", str(recipe)], run.folder / "merge.log", is_local(base))
-        folder = model_folder(base, config.get("revision_of_model"))
+        call(title, [tool("axolotl"), "merge-lora", str(recipe)], run.folder / "merge.log", inputs.is_local(base))
+        folder = inputs.model_folder(base, config.get("revision_of_model"))
         changed = changed_tensors(folder, run.model) if folder else None
         if changed == 0:
             raise RunFailed(f"{title}: the merged model equals the model it started from")

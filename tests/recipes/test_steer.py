@@ -131,7 +131,7 @@ def test_the_recipe_counts_the_files_bytes_and_not_its_name(files: Path, monkeyp
 
     monkeypatch.chdir(files)
     (files / "rows.jsonl").write_text("{}\n")
-    monkeypatch.setattr("sweeps.run.train.start_digest", lambda model: "start")
+    monkeypatch.setattr("sweeps.run.inputs.start_digest", lambda model: "start")
 
     def digest(direction: str, dose: float = 1.0, layer: int | str = "all") -> str:
         keys = [

@@ -120,7 +120,7 @@ def test_a_run_whose_adapter_is_another_fails_in_one_line_without_a_record(
         save_file(adapter(), run.adapter / "adapter_model.safetensors")
 
     monkeypatch.setattr("sweeps.run.train.call", training)
-    monkeypatch.setattr("sweeps.run.train.hub_commits", lambda config: {config["base_model"]: "commit"})
+    monkeypatch.setattr("sweeps.run.inputs.hub_commits", lambda config: {config["base_model"]: "commit"})
     if rank == 2:
         record = train(run)
         assert record["trained_parameters"] == 120 and run.done
