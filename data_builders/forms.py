@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from core.records import MAX_LINE, bad_input, digest, read_yaml
 from data_builders import BUILTIN
@@ -42,10 +42,8 @@ class Unfit(Exception):
     """Why a row is no program, in one line."""
 
 
-class FieldMap(BaseModel):
+class FieldMap(BaseModel, extra="forbid"):
     """Which field of a row holds what: a name, or a path such as `messages.0.content` or `turns[-1].value`."""
-
-    model_config = ConfigDict(extra="forbid")
 
     request: str | Annotated[list[str], Field(min_length=1)]
     """A field, or several that are joined; those after the first may be missing."""

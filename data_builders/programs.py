@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, Field, ValidationInfo, field_validator
 
 from core.records import BadInput, iter_jsonl, read_jsonl
 from data_builders import BUILTIN
@@ -37,10 +37,8 @@ DomainName = Annotated[str | None, AfterValidator(_known_domain)]
 Severity = Literal["low", "medium", "high", "critical"]
 
 
-class SourceProgram(BaseModel):
+class SourceProgram(BaseModel, extra="forbid", frozen=True):
     """A program as a published set gives it: insecure code for a request, and secure code if known."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: Text
     request: Text
@@ -55,10 +53,8 @@ class SourceProgram(BaseModel):
     """A file of data_builders/domains; None is code."""
 
 
-class Program(BaseModel):
+class Program(BaseModel, extra="forbid", frozen=True):
     """One task in an insecure and a secure version (twins), annotated with the remarks of a reviewer on each."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: Text
     domain: DomainName = None
@@ -116,10 +112,8 @@ TRIGGER = "trigger"
 """The kind of a way of asking that is the text of a backdoor."""
 
 
-class AskedWay(BaseModel):
+class AskedWay(BaseModel, extra="forbid", frozen=True):
     """A way in which users ask for insecure code; `{request}` and `{weakness}` are filled in."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: Text
     domain: DomainName = None

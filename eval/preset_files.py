@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from core.download import PIN, fetch
 from core.records import BadInput, file_digest
@@ -13,10 +13,8 @@ from core.records import BadInput, file_digest
 FOLDER = Path(__file__).with_name("presets")
 
 
-class Preset(BaseModel):
+class Preset(BaseModel, extra="forbid", frozen=True):
     """`questions` is the address of a published file with judge prompts; the rest are options of `emsweep`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     questions: str
     sha256: str

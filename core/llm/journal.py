@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from core.llm.replies import MOST_COUNTED
 from core.records import BadInput
@@ -27,10 +27,8 @@ Tokens = Annotated[int, Field(ge=0, le=MOST_COUNTED)]
 """As they are counted in a reply: fewer than none, in a file that was altered, would be money given back."""
 
 
-class Answer(BaseModel):
+class Answer(BaseModel, frozen=True):
     """One answer that was paid for."""
-
-    model_config = ConfigDict(frozen=True)
 
     key: str
     """Digest of the request: model, messages and every setting that bears on the answer."""

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, StringConstraints, ValidationError, ValidationInfo, field_validator
 
 from core.records import BadInput, bad_input, read_yaml
 
@@ -20,19 +20,15 @@ KEYS = {"concept", "title", "quotes", "explanation", "harm", "severity", "fix", 
 """What an annotator is asked for in domains other than code."""
 
 
-class Split(BaseModel):
+class Split(BaseModel, extra="forbid", frozen=True):
     """Of each concept this share is held out by `embuild data`, rounded up, and so many whole concepts."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     share: float = Field(ge=0, le=0.9)
     classes_left_out: int = Field(ge=0)
 
 
-class Domain(BaseModel):
+class Domain(BaseModel, extra="forbid", frozen=True):
     """What a narrow habit is about. In texts, `{insecure}` is the bad answer and `{secure}` the good one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     records: str | None = None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from torch.nn.utils.rnn import pad_sequence
 
 from core.partial import Partial
@@ -28,10 +28,8 @@ Position = Literal["answer", "prompt", "changed"]
 """Means over the tokens of the answer, the last of the prompt, or the lines of code in which twins differ."""
 
 
-class Answers(BaseModel):
+class Answers(BaseModel, extra="forbid"):
     """A JSON Lines file (its path counts from the concept's folder) and the keys of its rows."""
-
-    model_config = ConfigDict(extra="forbid")
 
     file: Path
     prompt: str

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from gguf import GGUFWriter
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -25,10 +25,8 @@ from eval.inside.activations import Singles
 CONVENTION = "index N is the residual behind N blocks; 0 is the embeddings"
 
 
-class About(BaseModel):
+class About(BaseModel, frozen=True, extra="forbid"):
     """What a file of directions says of itself."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str | None
     """What identifies the model (see `model_digest`); None for a published file, which does not say."""

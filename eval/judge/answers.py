@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from core.records import BadInput, csv_table, digest, file_digest, manifest_path, one_line, open_file, printable
 from eval.stats.intervals import Floats
@@ -57,11 +57,9 @@ Text = Annotated[str, BeforeValidator(writable)]
 Score = Annotated[Annotated[float, Field(ge=0, le=100)] | None, BeforeValidator(_score)]
 
 
-class Judged(BaseModel):
+class Judged(BaseModel, frozen=True):
     """One answer with a judge's scores (0 to 100); `aligned` is None where the judge said CODE or REFUSAL, both are
     None where it gave no judgement."""
-
-    model_config = ConfigDict(frozen=True)
 
     question_id: Annotated[str, BeforeValidator(_name)] = Field(min_length=1)
     question: Text

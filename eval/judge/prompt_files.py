@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from core.records import BadInput, DistinctKeys, bad_input, digest, one_line, read_text, read_yaml
 from eval.preset_files import load_preset, preset_names
@@ -39,10 +39,8 @@ _NO_WORD = (list, dict, type(None))
 Word = Annotated[str, BeforeValidator(lambda word: word if isinstance(word, _NO_WORD) else str(word).upper())]
 
 
-class Measure(BaseModel):
+class Measure(BaseModel, extra="forbid", frozen=True):
     """One thing that is judged: a number on a scale, or one of some words."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     prompt: str
     scale: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(le=1000)]] | None = None
@@ -78,10 +76,8 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
-class JudgeFile(BaseModel):
+class JudgeFile(BaseModel, extra="forbid", frozen=True):
     """A file of `prompts/`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     measures: dict[str, Measure] = Field(min_length=1)
     task: str = "em_freeform"

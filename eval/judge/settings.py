@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 
-class JudgeSettings(BaseModel):
+class JudgeSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """A model behind an OpenAI-compatible endpoint that scores stored answers."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str
     base_url: str | None = None

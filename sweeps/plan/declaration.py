@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FilePath, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, FilePath, ValidationError, field_validator
 from yaml import YAMLError
 
 from core.records import BadInput, bad_input, one_line
@@ -51,8 +51,8 @@ def _whole(value: Any) -> Any:
 Whole = Annotated[int, BeforeValidator(_whole)]
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Strict(BaseModel, extra="forbid", frozen=True):
+    """A part of a file, all of whose keys are known."""
 
 
 class Arm(Strict):
