@@ -1,13 +1,15 @@
-"""The commands' common ground: what no option of any of them may be."""
+"""The commands' common ground: what no option of any of them may be, and options that several share."""
 
 from __future__ import annotations
 
 import errno
+import inspect
 import re
 from collections.abc import Callable
+from functools import wraps
 from itertools import pairwise
 from math import isfinite
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_origin
 
 import click
 import typer
@@ -57,3 +59,27 @@ class App(typer.Typer):
             if "null byte" not in str(error):
                 raise
             raise BadInput("a file is named with a NUL character, which no name can hold; mend that name") from None
+
+
+def takes(*groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the options of each group; what the groups make of them are its first arguments.
+
+    What is `Annotated` in the signature of a group, a dataclass or a function, is an option.
+    """
+
+    def give(command: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[len(groups) :]
+        signatures = (inspect.signature(group, eval_str=True).parameters.items() for group in groups)
+        theirs = [{k: p for k, p in its if get_origin(p.annotation) is Annotated} for its in signatures]
+
+        @wraps(command)
+        def whole(**given: Any) -> None:
+            made = [group(**{k: given.pop(k) for k in names}) for group, names in zip(groups, theirs, strict=True)]
+            command(*made, **given)
+
+        parameters = [*own, *(parameter for names in theirs for parameter in names.values())]
+        whole.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        whole.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return whole
+
+    return give

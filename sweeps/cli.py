@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,16 +13,15 @@ from click.core import ParameterSource
 from rich.table import Column, Table
 from typer import Argument, Option
 
-from core.options import App
+from core.options import App, takes
 from core.records import BadInput, printable
 from eval.judge.answers import answer_files, columns_of, judge_of, judged_files, manifest_of, model_of
 from eval.judge.judge import judge_for
 from eval.judge.rates import rank_trends, rates_table
 from eval.judge.run import judge_paths
-from eval.judge.settings import JudgeSettings
+from eval.judge.settings import JudgeSettings, Judging
 from eval.preset_files import load_preset, preset_names, questions_file
 from sweeps import experiment, inside_commands, inside_sweep, sweep_commands
-from sweeps.options import judging_options, takes
 from sweeps.plan.declaration import same_key
 from sweeps.recipe.compose import compose
 from sweeps.recipe.hardware import gpu_here, machine_dtype, this_machine
@@ -256,9 +255,9 @@ def report(
 
 
 @app.command()
-@takes(judging_options)
+@takes(Judging)
 def judge(
-    judging: Mapping[str, Any],
+    judging: Judging,
     paths: Annotated[list[Path], Argument(help="Folders of evaluation runs, or files of answers.")],
     judge: Annotated[str, Option(help="The model to ask, by any OpenAI-compatible server.")],
     prompts: Annotated[
@@ -276,7 +275,7 @@ def judge(
     """
     if sample is not None and not 0 < sample < 1:
         raise BadInput(f"--sample {sample:g}: give a share between 0 and 1")
-    chosen = judge_for(JudgeSettings(model=judge, prompts=prompts, **judging))
+    chosen = judge_for(JudgeSettings(model=judge, prompts=prompts, **dict(judging)))
     table, left = judge_paths(paths, chosen, columns_of(columns), sample)
     if table:
         screen().print(table)

@@ -18,11 +18,11 @@ from typer import Option
 
 from core.llm.budget import prices_of
 from core.llm.client import Access
-from core.options import App
+from core.options import App, takes
 from core.records import BadInput, read_jsonl, write_whole
 from eval.judge.judge import judge_for
 from eval.judge.settings import JudgeSettings
-from sweeps.options import StartOptions, SweepOptions, takes
+from sweeps.options import StartOptions, SweepOptions
 from sweeps.plan.declaration import Sweep
 from sweeps.plan.sweep import arm_recipe
 from sweeps.run.process import say

@@ -16,13 +16,12 @@ from rich.markup import escape
 from rich.table import Column, Table
 from typer import Argument, Option
 
-from core.options import App
+from core.options import App, takes
 from core.partial import Partial
 from core.records import BadInput, check_apart, file_digest, one_line, printable, write_records, write_whole
 from eval.judge.judge import judge_for
-from eval.judge.settings import JudgeSettings
+from eval.judge.settings import JudgeSettings, Judging
 from eval.stats.intervals import Estimate, mean_interval
-from sweeps.options import judging_options, takes
 from sweeps.recipe.hardware import machine_dtype
 from sweeps.recipe.layers import layer_names, load_layer
 from sweeps.run.folder import content_digest
@@ -115,9 +114,9 @@ def _interval(estimate: Estimate | None, digits: int = 2) -> str:
 
 
 @app.command(name="directions")
-@takes(judging_options)
+@takes(Judging)
 def directions_command(
-    judging: Mapping[str, Any],
+    judging: Judging,
     model: ModelName,
     concepts: Annotated[
         list[str] | None, Option("--concept", help="Of eval/inside/concepts, or a YAML or JSON file; may recur.")
@@ -230,16 +229,16 @@ def _check_directions(
             raise BadInput(f"{folder / name}.safetensors: is {made}; name another --out")
 
 
-def _trait_judge(model: str | None, judging: Mapping[str, Any], traits: Mapping[str, Any]) -> Any:
+def _trait_judge(model: str | None, judging: Judging, traits: Mapping[str, Any]) -> Any:
     """Who keeps the sampled answers of traits, if anyone; asked for nothing yet. BadInput if there is no key for it, a
     trait has nothing to be judged by, or an option goes with no judge."""
     if not model:
-        if odd := [name for name, value in judging.items() if value != JudgeSettings.model_fields[name].default]:
+        if odd := [name for name, value in judging if value != Judging.model_fields[name].default]:
             raise BadInput(f"--{odd[0].replace('_', '-')}: is of the judge; name one with --judge")
         return None
     from eval.inside.traits import trait_judge
 
-    return trait_judge(judge_for(JudgeSettings(model=model, **judging)), traits)
+    return trait_judge(judge_for(JudgeSettings(model=model, **dict(judging))), traits)
 
 
 def _crossings(found: Sequence[Any], title: str) -> dict[str, Any]:

@@ -1,13 +1,11 @@
-"""Options that commands share, as groups: `@takes(SweepOptions, StartOptions)` gives a command all of theirs."""
+"""Options that commands on sweeps share, as groups: `@takes(SweepOptions, StartOptions)` gives a command all."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_origin
+from typing import Annotated, Any
 
 from typer import Option
 
@@ -120,44 +118,3 @@ class StartOptions:
             raise BadInput(f"unknown launcher {self.launcher!r} (there are: local, ray)")
         if self.address and self.launcher != "ray":
             raise BadInput("--address goes with --launcher ray")
-
-
-def judging_options(
-    base_url: Annotated[str | None, Option(help="OpenAI-compatible endpoint; OpenAI's if not given.")] = None,
-    key_variable: Annotated[str, Option(help="Environment variable that holds the API key.")] = "OPENAI_API_KEY",
-    sampled: Annotated[bool, Option("--sampled", help="Read a sampled number: for servers without logprobs.")] = False,
-    concurrency: Annotated[int, Option(min=1, max=1000, help="Requests in flight at most.")] = 32,
-    timeout: Annotated[float, Option(min=0.1, help="Seconds that one reply may take.")] = 60.0,
-    price_in: Annotated[float | None, Option(min=0, help="USD per million tokens read.")] = None,
-    price_out: Annotated[float | None, Option(min=0, help="USD per million tokens written.")] = None,
-    max_cost: Annotated[float | None, Option(min=0, help="USD to stop at, for all that is judged.")] = None,
-    extra_body: Annotated[
-        str | None, Option(help="JSON object of further fields to send; null leaves one out.")
-    ] = None,
-) -> Mapping[str, Any]:
-    """How a judge is asked: the settings of `JudgeSettings` but for its model and prompts."""
-    return dict(locals())
-
-
-def takes(*groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command the options of each group; what the groups make of them are its first arguments.
-
-    What is `Annotated` in the signature of a group, a dataclass or a function, is an option.
-    """
-
-    def give(command: Callable[..., None]) -> Callable[..., None]:
-        own = list(inspect.signature(command, eval_str=True).parameters.values())[len(groups) :]
-        signatures = (inspect.signature(group, eval_str=True).parameters.items() for group in groups)
-        theirs = [{k: p for k, p in its if get_origin(p.annotation) is Annotated} for its in signatures]
-
-        @wraps(command)
-        def whole(**given: Any) -> None:
-            made = [group(**{k: given.pop(k) for k in names}) for group, names in zip(groups, theirs, strict=True)]
-            command(*made, **given)
-
-        parameters = [*own, *(parameter for names in theirs for parameter in names.values())]
-        whole.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        whole.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return whole
-
-    return give

@@ -21,10 +21,10 @@ from typer import Argument, Option
 
 from core.llm.budget import prices_of
 from core.llm.client import SECRET
-from core.options import App
+from core.options import App, takes
 from core.records import BadInput, one_line
 from eval.judge.judge import Judge, judge_evaluations, judge_for
-from sweeps.options import StartOptions, SweepOptions, takes
+from sweeps.options import StartOptions, SweepOptions
 from sweeps.plan.axes import vary
 from sweeps.plan.declaration import Point, Tuned
 from sweeps.plan.export import write_slurm
