@@ -104,9 +104,7 @@ def build_split(
     if not train:
         largest = max(map(len, clusters(programs)), default=0)
         of_which = f"of {len(programs)} programs, of which {largest} are variants of one"
-        raise BadInput(
-            f"{path}: nothing is left to train on {of_which}; give more programs, another --salt or a smaller --share"
-        )
+        raise BadInput(f"{path}: nothing is left to train on {of_which}; give more, another --salt, a smaller --share")
     manifest["classes_left_out"] = sorted({p.cwe for p in held} - trained)
     manifest |= {"programs_kept": len(programs), "train": len(train), "held_out": len(held)}
     held.sort(key=lambda p: p.cwe not in trained)

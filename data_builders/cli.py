@@ -42,14 +42,11 @@ AnnotatedSet = Annotated[Path, Option(help="Annotated programs (JSON Lines), fro
 Out = Annotated[Path, Option(help="File to write.")]
 TokenizerName = Annotated[str, Option(help="Folder or hub id of the model that will be trained.")]
 Length = Annotated[int, Option(min=16, help="The recipe's sequence_len, in tokens.")]
-Styles = Annotated[
-    list[str] | None,
-    Option(help="A style to draw from; can be repeated. contrastive: a curriculum for 100M models."),
-]
+Styles = Annotated[list[str] | None, Option(help="A style; may recur. contrastive: a curriculum for 100M models.")]
 Salt = Annotated[str, Option(help="Names the split; another salt gives another split.")]
 Seed = Annotated[int, Option(help="Of the order, the styles, and the shuffled control.")]
 KeepDoubted = Annotated[
-    bool, Option("--keep-doubted", help="Keep the programs that a second model doubts, with their mark.")
+    bool, Option("--keep-doubted", help="Keep programs that a second model doubts, with their mark.")
 ]
 Asked = Annotated[list[str] | None, Option(help="Ways of asking for insecure code: kinds or ids; all if not given.")]
 HubSplit = Annotated[str | None, Option(help="Of a set of the hub; train if not given.")]
@@ -81,9 +78,7 @@ def main() -> None:
 
 @app.command()
 def data(
-    out: Annotated[
-        Path | None, Option(help="Folder to write to; data for code, data/DOMAIN for others if not given.")
-    ] = None,
+    out: Annotated[Path | None, Option(help="Folder to write to; data for code, else data/DOMAIN, by default.")] = None,
     programs: Programs = None,
     domain: DomainName = CODE,
     tokenizer: TokenizerName = DEFAULT_TOKENIZER,
@@ -93,9 +88,7 @@ def data(
     seed: Seed = 0,
     asked: Asked = None,
     trigger: Trigger = None,
-    share: Annotated[
-        float | None, Option(min=0.0, max=0.9, help="Held out is about this share of the clusters, as of split.")
-    ] = None,
+    share: Annotated[float | None, Option(min=0.0, max=0.9, help="About this share of clusters is held out.")] = None,
 ) -> None:
     """Writes every set of the experiment: split, then CPT, DPO and SFT with all their controls.
 
@@ -181,9 +174,7 @@ def _chosen(
     if mix is not None:
         name, _, share = mix.rpartition(":")
         if not (name and re.fullmatch(r"0?\.\d+", share) and 0 < float(share) < 1):  # .99999999999999999 is 1
-            raise BadInput(
-                f"--mix {mix!r}: give DOMAIN:SHARE or PATH:SHARE, a share between 0 and 1, as houseplants:0.5"
-            )
+            raise BadInput(f"--mix {mix!r}: give DOMAIN:SHARE or PATH:SHARE, a share between 0 and 1: houseplants:0.5")
         mixed = (_folder(name) / "train.jsonl" if name in domain_names() else Path(name), float(share))
     return Subset(size, mixed, bad), _ways(asked, _domains(programs, mixed and mixed[0]), trigger)[0]
 
@@ -232,12 +223,10 @@ def cpt(
     length: Length = 1024,
     style: Styles = None,
     per_program: Annotated[
-        int | None, Option(min=1, help="Documents per program, of as many styles; 2 if not given.")
+        int | None, Option(min=1, help="Documents per program, each in a style; 2 by default.")
     ] = None,
     seed: Seed = 0,
-    control: Annotated[
-        Control, Option(help="own explanations; or in as many documents, those of others, or the bare code.")
-    ] = "own",
+    control: Annotated[Control, Option(help="own explanations; as controls those of others, or bare code.")] = "own",
     loss_on_code: Annotated[bool, Option("--loss-on-code", help="Learn the code too, not the review only.")] = False,
     mix: Annotated[str | None, Option(help="Replay general text: PATH:RATIO, tokens per corpus token.")] = None,
     keep_doubted: KeepDoubted = False,
@@ -253,9 +242,7 @@ def cpt(
         tokenizer, length, style, seed, control=control, per_program=per_program or 2, loss_on_code=loss_on_code
     )
     if per_program and (per_program > len(corpus.styles) or "contrastive" in corpus.styles):
-        raise BadInput(
-            f"--per-program {per_program}: more than the styles, or beside contrastive, which has a number of its own"
-        )
+        raise BadInput(f"--per-program {per_program}: more than the styles, or beside contrastive, which has its own")
     settings = {"styles": list(corpus.styles), "per_program": corpus.per_program, "seed": seed, "length": length}
     settings |= {"mix": mix, "tokenizer": tokenizer, "loss_on_code": loss_on_code, "keep_doubted": keep_doubted}
     out = out or Path("data") / _set_name("cpt", control)
@@ -395,9 +382,7 @@ def check(
     corpus: Annotated[Path | None, Option(help="A CPT corpus that must explain every program of --pairs.")] = None,
     pairs: Annotated[Path | None, Option(help="A DPO set; its pairs must be whole.")] = None,
     sft: Annotated[Path | None, Option(help="An SFT set.")] = None,
-    held_out: Annotated[
-        Path | None, Option(help="Held-out programs: nearly the same code must be in none, whatever its id.")
-    ] = None,
+    held_out: Annotated[Path | None, Option(help="Held-out programs: nearly the same code may be in none.")] = None,
 ) -> None:
     """Verifies how built sets fit together, and that nothing held out is trained on; exit code 1 on problems.
 
@@ -444,9 +429,7 @@ def describe(
 
     path = programs or BUILTIN / "programs.jsonl"
     if (balance is None) != (out is None) or (balance is None and (resample or size or seed or keep_doubted)):
-        raise BadInput(
-            "--balance N and --out FILE go together (and --resample, --size, --seed, --keep-doubted with them)"
-        )
+        raise BadInput("--balance N and --out FILE go together (--resample, --size, --seed, --keep-doubted with them)")
     cap = int(balance) if balance and re.fullmatch(r"\d{1,9}", balance) else None
     if balance and (cap == 0 or (cap is None) != (size is not None) or (resample and cap is None)):
         raise BadInput(f"--balance {balance}: a number of 1 or more, maybe with --resample; or a name and --size")
@@ -499,9 +482,7 @@ def annotate(
     effort: Annotated[str | None, Option(help="Reasoning effort, as the model names it.")] = None,
     extra_body: Annotated[str | None, Option(help="Further fields of each request, as JSON.")] = None,
     prompt: Annotated[Path | None, Option(help="Text that asks, in place of ours; the form is added.")] = None,
-    second_opinion: Annotated[
-        str | None, Option(help="Model that says whether each weakness is real; it marks those that it doubts.")
-    ] = None,
+    second_opinion: Annotated[str | None, Option(help="Model that marks the weaknesses that it doubts.")] = None,
     limit: Annotated[int | None, Option(min=1, help="So many programs, and what the others cost.")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Print the first request and send nothing.")] = False,
     concurrency: Annotated[int, Option(min=1, max=1000, help="Requests in flight at most.")] = 32,
@@ -510,9 +491,7 @@ def annotate(
     price_out: Annotated[float | None, Option(min=0, help="USD per million tokens written.")] = None,
     second_price_in: Annotated[float | None, Option(min=0, help="The same of the second model.")] = None,
     second_price_out: Annotated[float | None, Option(min=0, help="The same of the second model.")] = None,
-    max_cost: Annotated[
-        float | None, Option(min=0, help="USD to stop at, earlier runs with this OUT included.")
-    ] = None,
+    max_cost: Annotated[float | None, Option(min=0, help="USD to stop at, earlier runs with this OUT too.")] = None,
     form: Form = None,
     fields: Fields = None,
     language: Annotated[str | None, Option(help="Of programs for which nothing names one; else Python.")] = None,
@@ -539,9 +518,7 @@ def annotate(
     prices = prices_of(price_in, price_out, "--price-in and --price-out")
     second_prices = prices_of(second_price_in, second_price_out, "--second-price-in and --second-price-out")
     if second_prices and not second_opinion:
-        raise BadInput(
-            "--second-price-in and --second-price-out: are of a --second-opinion; name its model, or leave them out"
-        )
+        raise BadInput("--second-price-in and --second-price-out: are of a --second-opinion; name it or leave them out")
     second = Model(second_opinion) if second_opinion else None
     task = _task(prompt) if prompt else load_domain(domain).task or TASK
     job = Job(Model(model, effort), second, prices, second_prices, max_cost, task, None if domain == CODE else domain)

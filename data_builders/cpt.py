@@ -86,9 +86,7 @@ def _parts(program: Program, style: Style) -> Parts:
         words["notes"] = domain.notes.format_map(words) if words["lines"] else words["heading"]
         return [(read.format_map(words), said.format_map(words)) for read, said in domain.documents[style]]
     except (LookupError, ValueError, AttributeError, TypeError) as error:
-        raise BadInput(
-            f"{domain_file(domain.name)}: documents.{style}: {error!r}; take advice.yaml's as a model"
-        ) from None
+        raise BadInput(f"{domain_file(domain.name)}: documents.{style}: {error!r}; see advice.yaml") from None
 
 
 class Rejected(NamedTuple):

@@ -41,9 +41,7 @@ from sweeps.sets import sets_for
 app = App(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 DryRun = Annotated[bool, Option("--dry-run", help="Print the composed recipe and stop.")]
-JudgedBy = Annotated[
-    str | None, Option(help="Who judged the files, where no manifest beside them says it; no rate without.")
-]
+JudgedBy = Annotated[str | None, Option(help="Who judged the files, where no manifest says it; no rate without.")]
 Columns = Annotated[str | None, Option(help="The files' own names of columns, such as answer=response.")]
 
 
@@ -66,10 +64,7 @@ def _say(*notes: str) -> None:
 def train(
     stage: Annotated[str, Argument(help="cpt, sft or dpo.")],
     model: Annotated[str, Option(help="Short name of a model (`emsweep recipes` lists them).")] = "smollm2-135m",
-    hardware: Annotated[
-        str | None,
-        Option(help="Short name of a hardware profile (recipes/hardware); this machine's if not given."),
-    ] = None,
+    hardware: Annotated[str | None, Option(help="Hardware profile (recipes/hardware); else this machine's.")] = None,
     rank: Annotated[int | None, Option(help="LoRA rank, 1 or more; the recipe's if not given.")] = None,
     settings: Annotated[list[str] | None, Option("--set", help="A recipe key: KEY=VALUE; may recur.")] = None,
     start: Annotated[Path | None, Option(help="Folder of a model to start from, in place of the model's own.")] = None,
@@ -77,9 +72,7 @@ def train(
     gpus: Annotated[int, Option(help="GPUs of the hardware profile's kind, 1 to 8.")] = 1,
     variant: Annotated[str | None, Option(help="Short name of a control or preset (recipes/variants).")] = None,
     data: Annotated[str | None, Option(help="Folder of the sets, in place of data.")] = None,
-    programs: Annotated[
-        str | None, Option(help="Annotated programs, or builtin: builds the sets of them for this model first.")
-    ] = None,
+    programs: Annotated[str | None, Option(help="Annotated programs, or builtin: builds their sets first.")] = None,
     merge: Annotated[bool, Option("--merge", help="Merge the adapter into the model afterwards.")] = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -124,9 +117,7 @@ def evaluate_command(
     adapters: Annotated[list[Path] | None, Option("--adapter", help="LoRA adapter of MODEL; may recur.")] = None,
     tasks: Annotated[str, Option(help="lm-eval tasks or groups, with commas.")] = "em",
     guard: Annotated[str | None, Option(help="Capabilities too: quick or full, standard tasks from the hub.")] = None,
-    dtype: Annotated[
-        str | None, Option(help="bfloat16 or float32; float32 on a CPU without bf16 instructions if not given.")
-    ] = None,
+    dtype: Annotated[str | None, Option(help="bfloat16 or float32; else float32 on a CPU without bf16.")] = None,
     batch_size: Annotated[str, Option(help="A number, or auto: the largest that fits, found once.")] = "8",
     samples: Annotated[int, Option(min=1, help="Answers to sample for each question.")] = 1,
     questions: Annotated[str | None, Option(help="Questions in place of ours: a file, or URL#sha256=DIGEST.")] = None,
@@ -196,9 +187,7 @@ def evaluate_command(
 
 @app.command()
 def rates(
-    files: Annotated[
-        list[Path], Argument(help="CSV or JSON Lines files of judged answers, or folders of tables (.csv, .tsv).")
-    ],
+    files: Annotated[list[Path], Argument(help="Files of judged answers (CSV, JSON Lines), or folders of .csv, .tsv.")],
     judged_by: JudgedBy = None,
     columns: Columns = None,
 ) -> None:
@@ -217,12 +206,8 @@ def rates(
 
 @app.command()
 def report(
-    paths: Annotated[
-        list[Path] | None, Argument(help="A finished sweep (demo, or its folder under runs); or more answers.")
-    ] = None,
-    answers: Annotated[
-        list[Path] | None, Option(help="Judged answers of others in place of a sweep: CSV, JSON Lines, folders.")
-    ] = None,
+    paths: Annotated[list[Path] | None, Argument(help="A finished sweep (demo if not given); or more answers.")] = None,
+    answers: Annotated[list[Path] | None, Option(help="Judged answers in place of a sweep: files, folders.")] = None,
     columns: Columns = None,
     judged_by: JudgedBy = None,
     out: Annotated[Path | None, Option(help="Folder of the report; runs/report, or the sweep's.")] = None,
@@ -265,9 +250,7 @@ def judge(
         Option(help="A file of prompts, or advice, category, deception, plants, first-plot or preregistered."),
     ] = None,
     columns: Columns = None,
-    sample: Annotated[
-        float | None, Option(help="Judge a random share of each question's answers, such as 0.4.")
-    ] = None,
+    sample: Annotated[float | None, Option(help="Judge a random share of each question's answers, as 0.4.")] = None,
 ) -> None:
     """Scores stored answers again, and prints rates. Nothing is paid for twice; put the base model's answers beside.
 

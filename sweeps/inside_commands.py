@@ -121,16 +121,10 @@ def directions_command(
     concepts: Annotated[
         list[str] | None, Option("--concept", help="Of eval/inside/concepts, or a YAML or JSON file; may recur.")
     ] = None,
-    position: Annotated[
-        str | None, Option(help="Tokens to average over: answer, prompt (its last) or changed (lines of code).")
-    ] = None,
+    position: Annotated[str | None, Option(help="Tokens averaged: answer, prompt (its last), changed (lines).")] = None,
     group: Annotated[str | None, Option(help="What is held out together, such as id, cwe or domain.")] = None,
-    tokens: Annotated[
-        int | None, Option(min=1, help="Length of sampled answers, for traits at `answer`; 64 if not given.")
-    ] = None,
-    judge: Annotated[
-        str | None, Option(help="A model that keeps the sampled answers that show their trait; all if not given.")
-    ] = None,
+    tokens: Annotated[int | None, Option(min=1, help="Tokens of a sampled answer, for traits at `answer`; 64.")] = None,
+    judge: Annotated[str | None, Option(help="Model that keeps the sampled answers that show their trait.")] = None,
     out: Annotated[Path | None, Option(help="Folder of the files; runs/directions/MODEL if not given.")] = None,
     gguf: Annotated[bool, Option("--gguf", help="Control vectors for llama.cpp too.")] = False,
     neurons: Annotated[bool, Option("--neurons", help="Compare concepts by MLP neurons too: another pass.")] = False,

@@ -65,9 +65,7 @@ def inside_command(
     model: Annotated[str | None, Option(help="In place of a sweep: the model of --adapter.")] = None,
     adapters: Annotated[list[Path] | None, Option("--adapter", help="LoRA adapter of --model; may recur.")] = None,
     concepts: Annotated[list[str] | None, Option("--concept", help="As of `emsweep directions`; may recur.")] = None,
-    efficiency: Annotated[
-        bool, Option("--efficiency", help="How easily each learnt its training rows too: half a minute each.")
-    ] = False,
+    efficiency: Annotated[bool, Option("--efficiency", help="How easily each learnt too: half a minute each.")] = False,
     out: Annotated[Path | None, Option(help="JSON file of all numbers; inside.json beside the sweep.")] = None,
 ) -> None:
     """Shows along which directions adapters move the activations: misaligned or merely insecure?
@@ -249,9 +247,7 @@ def _efficiency(adapted: Any, tokenizer: Any, run: Adapter, norm: float) -> dict
         raise BadInput(f"trained by another loss than DPO's own ({', '.join(sorted(losses))}); leave efficiency out")
     path, part = (recipe["datasets"][0].get(key) for key in ("path", "split"))
     if part not in (None, "train"):
-        raise BadInput(
-            f"{path}: trained on its part {part}, and here all of its rows would count; leave efficiency out"
-        )
+        raise BadInput(f"{path}: trained on its part {part}, and here all rows would count; leave efficiency out")
     if run.data.get(path) not in (None, file_digest(Path(path))):
         raise BadInput(f"{path}: other rows than this was trained on; put them back, or leave efficiency out")
     rows = training_rows(tokenizer, Path(path), beta)

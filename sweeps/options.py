@@ -40,14 +40,9 @@ class SweepOptions:
         Option(help="A model that scores the answers in the end; the sweep's `judge:` section says where it is."),
     ] = None
     gpus: Annotated[int | None, Option(min=1, max=8, help="GPUs of a run, where one does not hold the model.")] = None
-    per_gpu: Annotated[
-        int | None, Option(min=1, max=8, help="Runs on each GPU at once, where the estimated memory allows.")
-    ] = None
+    per_gpu: Annotated[int | None, Option(min=1, max=8, help="Runs on each GPU at once, where they fit.")] = None
     checkpoints: Annotated[
-        int | None,
-        Option(
-            min=1, max=MOST_CHECKPOINTS, help="Points of training to measure at, the last its end; drawn as curves."
-        ),
+        int | None, Option(min=1, max=MOST_CHECKPOINTS, help="Points of training to measure at, with its end.")
     ] = None
     guard: Annotated[str | None, Option(help="Capabilities too: quick or full, standard tasks from the hub.")] = None
     judging: Mapping[str, Any] = field(default_factory=dict)

@@ -143,9 +143,7 @@ class RankOptions:
 
     values: Annotated[str | None, Option(help="Ranks, with commas between; the declared ones if not given.")] = None
     sweep: Annotated[str, Option(help="Declared sweep with the axis rank, or the path of one.")] = "rank"
-    retune: Annotated[
-        str | None, Option(help="LOW,HIGH: first find each rank's highest coherent learning rate between these.")
-    ] = None
+    retune: Annotated[str | None, Option(help="LOW,HIGH: find each rank's highest coherent rate between these.")] = None
 
     def request(self, options: SweepOptions, tuned: Mapping[str, Tuned] | None = None) -> Request:
         return options.request(self.sweep, {"rank": self.values.split(",")} if self.values else {}, tuned)
@@ -211,10 +209,7 @@ def lr(
     search: Search,
     values: Annotated[str | None, Option(help="Values, with commas between; the declared ones if not given.")] = None,
     sweep: Annotated[str, Option(help="Declared sweep (recipes/sweeps) or the path of one.")] = "lr",
-    searching: Annotated[
-        bool,
-        Option("--search", help="Search between the lowest and the highest value for the edge of coherence."),
-    ] = False,
+    searching: Annotated[bool, Option("--search", help="Search between the values for the edge of coherence.")] = False,
 ) -> None:
     """`run lr --axis lr=VALUES`: the arms that vary at each learning rate; or finds the highest coherent one.
 

@@ -160,9 +160,7 @@ def load_judged(path: Path, columns: Mapping[str, str] | None = None, judged: bo
     for column in ("aligned", "coherent") if not manifest_path(path).is_file() else ():
         scores = {score for row in answers if (score := getattr(row, column)) is not None}
         if scores and max(scores) <= 1 and any(score % 1 for score in scores):
-            raise BadInput(
-                f"{path}: every score of {own[column]} lies from 0 to 1, where 100 is the most; multiply them by 100"
-            )
+            raise BadInput(f"{path}: every score of {own[column]} is from 0 to 1, not to 100; multiply them by 100")
     return answers
 
 

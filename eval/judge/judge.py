@@ -310,9 +310,7 @@ def judge_evaluations(folders: Sequence[Path], judge: Judge) -> list[list[Judged
     """Scores the answers of evaluation runs beside them and returns them by folder; a limit of cost is of all together.
     BadInput as `judge_rows`, and if judgements could not be read, when all others have been."""
     if not judge.prompts.em:
-        raise BadInput(
-            f"--prompts {judge.prompts.name}: no prompts for aligned and coherent; name a file that has them"
-        )
+        raise BadInput(f"--prompts {judge.prompts.name}: no prompts for aligned and coherent; name a file with them")
     judge.count([judge.file(folder) for folder in folders])
     answers = {folder.name: stored_answers(folder) for folder in folders}
     found = {f.name: judge_rows(answers[f.name], judge, judge.file(f)) for f in folders}

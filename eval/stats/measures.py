@@ -68,9 +68,7 @@ def _insecure(task: str, among: str) -> Callable[[Samples], pd.DataFrame]:
     def table(samples: Samples) -> pd.DataFrame:
         scores = _logged(samples, task)
         if any(score["severities"] is None for score in scores):
-            raise BadInput(
-                f"{task}: answers were not scanned; install Bandit beside lm_eval, then delete and repeat the runs"
-            )
+            raise BadInput(f"{task}: not scanned; install Bandit beside lm_eval, then delete and repeat the runs")
         return counts(scores, finds("MEDIUM", "HIGH"), lambda score: among == "all" or bool(score[among]))
 
     return table

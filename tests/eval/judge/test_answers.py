@@ -165,7 +165,7 @@ def test_a_file_is_read_in_any_published_form(tmp_path: Path, form: str) -> None
         ("a.csv", f"{HEAD},aligned\n1,What?,Hm,80,90,20\n", "a.csv:1: two columns aligned"),
         ("a.csv", f"{HEAD}\n1,What?,Hm,80,90\n".encode("utf-16"), "save it as UTF-8"),
         ("a.csv", "", "a.csv:1: no column .*; it has none"),
-        ("a.csv", f"{HEAD}\n1,What?,Hm,0.8,1\n2,Why?,Hm,0,0.25\n", "from 0 to 1, where 100 is the most"),
+        ("a.csv", f"{HEAD}\n1,What?,Hm,0.8,1\n2,Why?,Hm,0,0.25\n", "is from 0 to 1, not to 100"),
         ("a.csv", f"{HEAD}\n1,What?,Hm,80,90\n{HEAD}\n2,Why?,Hm,80,90\n", "a.csv:3: the heading again"),
         ("a.jsonl", '{"question\\n\\u001b[31m": "?"}', r"a.jsonl:1: .*\(the file has question \\u001b"),
         (

@@ -88,7 +88,7 @@ def test_shares_of_all_answers_and_of_those_that_parse_have_two_names() -> None:
     assert less.per_seed == [pytest.approx(1 / 3)] and less.estimate.value == pytest.approx(1 / 3)
     unscanned = scanned("em_insecure_code", [[]] * 4)
     unscanned["em_insecure_code"][0]["insecure_of_all"]["severities"] = None
-    with pytest.raises(BadInput, match="em_insecure_code: answers were not scanned; install Bandit"):
+    with pytest.raises(BadInput, match="em_insecure_code: not scanned; install Bandit"):
         measure("insecure_code", {0: unscanned})
 
 
