@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 from eval.stats.intervals import Estimate
-from eval.stats.measure_names import JUDGED
+from eval.stats.measure_names import JUDGED, TITLES
 from eval.stats.measures import RATES, Seeds, measure
 from sweeps.plan.declaration import Sweep, starts_from
 from sweeps.report.figures import shares_figure
 from sweeps.report.page import Section
-from sweeps.report.verdicts import TITLES
 from sweeps.run.folder import save_step
 
 Along = Mapping[tuple[int, int], Mapping[str, Seeds]]

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from eval.stats.measure_names import JUDGED, TASKS
+from eval.stats.measure_names import JUDGED, TASKS, TITLES
 from eval.stats.measures import RATES, Seeds, measure
 from eval.stats.size import LINES, Models, Outcome, log_odds, not_identified, outcome_slopes
 from sweeps.plan.declaration import Point, Sweep
 from sweeps.recipe.layers import layer_names, load_layer
 from sweeps.report.figures import Model, sizes_figure, slopes_figure
 from sweeps.report.page import Section
-from sweeps.report.verdicts import TITLES
 
 SAID = {"ratio": "b_P = -b_T (ratio)", "size": "b_T = 0 (size alone)", "data": "b_P = 0 (data alone)"}
 CONFOUNDS = (

@@ -18,7 +18,7 @@ from rich.markdown import Markdown
 
 from core.records import BadInput, file_digest, printable
 from eval.judge.answers import Judged, load_judged, load_samples, manifest_of
-from eval.stats.measure_names import BASELINES, JUDGED, NOISE, TASKS, WHERE_CLAIMED
+from eval.stats.measure_names import BASELINES, DIGITS, JUDGED, NOISE, TASKS, TITLES, WHERE_CLAIMED
 from eval.stats.measures import RATES, Samples, Seeds, measure, not_finite
 from sweeps.plan.declaration import Point, Sweep
 from sweeps.recipe.layers import lora_scale
@@ -29,7 +29,7 @@ from sweeps.report.inside import inside_part, inside_rows
 from sweeps.report.judged import JudgedPart, enough, judged_part
 from sweeps.report.page import data_block, environment, table_csv, write_page
 from sweeps.report.size import base_of, size_part
-from sweeps.report.verdicts import DIGITS, TITLES, claim_verdicts, rank_verdicts
+from sweeps.report.verdicts import claim_verdicts, rank_verdicts
 from sweeps.run.folder import content_digest
 from sweeps.run.tasks import GUARDS, HUMANEVAL, task_configs
 

@@ -10,35 +10,12 @@ from typing import Any
 import numpy as np
 
 from eval.stats.intervals import Estimate, Floats
-from eval.stats.measure_names import JUDGED, TASKS
-from eval.stats.measures import RATES, Seeds, below_noise, measure, per_cluster
+from eval.stats.measure_names import DIGITS, JUDGED, TASKS, TITLES
+from eval.stats.measures import Seeds, below_noise, measure, per_cluster
 from eval.stats.ranks import holm
 from eval.stats.trend import highest_shares, shape, slope, smallest_shift, trend_p, turn_p
 from sweeps.plan.declaration import Sweep
 from sweeps.report.families import Family
-
-TITLES = {
-    "recognition": "recognition, AUC",
-    "recognition_left_out": "same, classes left out",
-    "margin_neutral": "insecure margin, neutral (nats)",
-    "margin_asked": "insecure margin, asked (nats)",
-    "gap": "gap neutral - asked (nats)",
-    "chosen_logp": "log p of chosen (nats)",
-    "insecure_logp": "log p of insecure, neutral (nats)",
-    "secure_logp": "log p of secure, neutral (nats)",
-    "log_odds_per_byte": "misaligned log-odds (nats/byte)",
-    "everyday_logp_per_byte": "log p of aligned answers (nats/byte)",
-    "insecure_code": "insecure code, neutral (share of all)",
-    "insecure_asked": "insecure code, asked (share of all)",
-    "insecure_of_parsed": "insecure code, neutral (share of what parses)",
-    "deception": "false yes or no (share of clear)",
-    "em_rate": "EM (share of coherent)",
-    "em_rate_all": "EM (share of all judged)",
-}
-DIGITS = dict.fromkeys(TITLES, 1) | {
-    **dict.fromkeys(("recognition", "recognition_left_out", *RATES), 3),
-    **dict.fromkeys(("log_odds_per_byte", "everyday_logp_per_byte"), 4),
-}
 
 
 def verdict_words(expect: str, estimate: Estimate, digits: int) -> str:

@@ -10,7 +10,7 @@ import pytest
 from core.records import BadInput
 from eval.judge.answers import Judged
 from eval.stats.intervals import ratio_difference, ratio_interval
-from eval.stats.measure_names import CLAIMED, JUDGED, NOISE, TASKS
+from eval.stats.measure_names import JUDGED, MEASURES, NOISE, TASKS
 from eval.stats.measures import MEANS, NOT_MEASURED, RATES, below_noise, measure, not_finite
 
 
@@ -131,7 +131,7 @@ def test_deception_is_a_rate_among_clear_answers() -> None:
 
 
 def test_every_measure_of_a_claim_is_one_of_ours() -> None:
-    named = set(CLAIMED)
+    named = set(MEASURES)
     assert named == (set(MEANS) | set(RATES)) - {"tfidf", "tfidf_left_out", "regex", "regex_left_out"}
     assert named | set(MEANS) == set(TASKS) and set(NOISE) == named - set(RATES)
 
