@@ -121,12 +121,11 @@ def printable(text: str) -> str:
 def one_line(message: object, limit: int = 200) -> str:
     """`message` in one line of at most `limit` characters that can be shown: parts of it come from the input. Of a
     record that is refused its first fault, `field: what is wrong`; of an error without words what kind it is."""
-    text = str(message)
-    if isinstance(message, ValidationError):
+    if isinstance(message, ValidationError):  # of which a text may quote its input a thousand times
         fault = message.errors(include_url=False)[0]
         text = f"{'.'.join(map(str, fault['loc'])) or 'the line'}: {fault['msg']}"
-    elif isinstance(message, Exception) and not text.strip():
-        text = type(message).__name__
+    else:
+        text = str(message) or (type(message).__name__ if isinstance(message, Exception) else "")
     return printable(" ".join(text.encode(errors="backslashreplace").decode().split()))[:limit]
 
 
