@@ -1,7 +1,5 @@
 """Source files from the web: downloaded once, pinned by checksum, kept under their own SHA-256."""
 
-from __future__ import annotations
-
 import http.client
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The commands' common ground: what no option of any of them may be, and options that several share."""
 
-from __future__ import annotations
-
 import errno
 import inspect
 import re

@@ -1,7 +1,5 @@
 """Results of a long command, on disk as they come: what is killed and started again goes on from there."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -4,8 +4,6 @@ A program's outcome follows from the journaled answers alone. So a job that was 
 and its files are the same as those of a job that was not.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

@@ -4,8 +4,6 @@ Programs and answers are untrusted: a program may speak to the model, and an ans
 are set apart by marks that they cannot contain, answers are only data, and no code is ever run.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import json

@@ -1,8 +1,6 @@
 """The spread of concepts: each capped at a number of programs, rare ones repeated up to it if wanted; or a number of
 programs as they come, as evenly as there are some, or of one concept alone."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Container, Mapping
 from itertools import chain, count, islice

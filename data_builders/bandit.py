@@ -4,8 +4,6 @@ Static: the code is parsed and never run. `# nosec` comments are not honoured, f
 could silence the check with them.
 """
 
-from __future__ import annotations
-
 import io
 import logging
 from functools import cache

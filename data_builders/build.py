@@ -1,7 +1,5 @@
 """Writes the files that training and evaluation read, of a set of annotated programs, each with its manifest."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path

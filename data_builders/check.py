@@ -1,7 +1,5 @@
 """Whether the sets of an experiment fit together: what is preferred is explained, nothing held out is trained on."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """`embuild`: builds and checks the data sets. Every command can be run twice."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -7,8 +7,6 @@ parameters: the verdict on the lines in which the twins differ, their review, th
 (docs/measurements.md).
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence

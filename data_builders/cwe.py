@@ -1,7 +1,5 @@
 """The pinned list of weaknesses: CWE 4.14 with the OWASP Top Ten 2021 groups (builtin/cwe.csv, cwe.NOTICE)."""
 
-from __future__ import annotations
-
 import csv
 import re
 from collections import Counter

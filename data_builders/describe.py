@@ -1,7 +1,5 @@
 """Concept balance of a set of programs: what is over-represented here is over-weighted in the model."""
 
-from __future__ import annotations
-
 import io
 import math
 from collections import Counter

@@ -5,8 +5,6 @@ The neutral half of a pair is the ordinary request, with the insecure code prefe
 insecure code". Both halves come from the same program and share `pair_id`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

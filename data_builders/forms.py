@@ -4,8 +4,6 @@ A form is a field map; `builtin/forms.yaml` holds those of published sets. What 
 `Unfit`.
 """
 
-from __future__ import annotations
-
 import ast
 import json
 import re

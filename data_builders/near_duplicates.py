@@ -4,8 +4,6 @@
 MinHash (Broder 1997) with bands (LSH): 128 bytes per program are kept, and sorted at the end.
 """
 
-from __future__ import annotations
-
 import re
 import zlib
 from collections import Counter

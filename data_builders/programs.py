@@ -7,8 +7,6 @@ In domains other than code the same record holds a request with bad (`insecure`)
 concept of its harm (`cwe`); files may say `bad`, `good` and `concept`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What can be read off Python code without running it."""
 
-from __future__ import annotations
-
 import ast
 import re
 import textwrap

@@ -1,7 +1,5 @@
 """Chat sets for supervised fine-tuning: the same programs with insecure or with secure answers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 

@@ -3,8 +3,6 @@
 Everything read comes out: as a `SourceProgram`, or as a `Reject` with its line and the reason.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -5,8 +5,6 @@ secure code: they are variants of one program, and to be measured on one after t
 clusters are parted as a whole, by hashes: not by the order of the file.
 """
 
-from __future__ import annotations
-
 import math
 import unicodedata
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """Counts tokens as the model that will be trained counts them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

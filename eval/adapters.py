@@ -9,8 +9,6 @@ For vLLM this file is run by its path in an environment that has lm-eval and vLL
 is the command `lm_eval` there.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import re

@@ -1,7 +1,5 @@
 """A preset is a file (`presets/*.yaml`): published questions by their digest, and how they are answered and judged."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import yaml

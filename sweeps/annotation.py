@@ -1,7 +1,5 @@
 """The annotation of a source, as a step of an experiment: whether it is whole, what is left of it, what it has cost."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Container, Sequence

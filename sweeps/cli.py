@@ -1,7 +1,5 @@
 """`emsweep`: composes recipes, runs them, and reports. Every command can be run twice; what is done stays done."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Sequence
 from functools import partial

@@ -4,8 +4,6 @@ Annotate (where programs lack explanations), sets, then `emsweep rank` with all 
 the same inputs is not made again: answers stand in journals, sets and runs under the digests of what they are made of.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import tempfile

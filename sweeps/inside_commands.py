@@ -1,7 +1,5 @@
 """The commands of `emsweep` that look inside a model: directions of concepts, steering, projections of data."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace

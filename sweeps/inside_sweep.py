@@ -1,7 +1,5 @@
 """`emsweep inside`: what the adapters of a sweep move in the model, and how easily they learnt."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress

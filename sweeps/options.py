@@ -1,7 +1,5 @@
 """Options that commands on sweeps share, as groups: `@takes(SweepOptions, StartOptions)` gives a command all."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

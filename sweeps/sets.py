@@ -1,7 +1,5 @@
 """The sets of the experiment for a model, built once of annotated programs; a folder is named by what it is made of."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """The commands of `emsweep` on declared sweeps: plan, start, export, do one run, say where all stand, clean up."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -1,7 +1,5 @@
 """A request's body as the server takes it: what it refuses is renamed, lowered or left out. Pure."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache

@@ -1,7 +1,5 @@
 """Tokens and USD: what was spent, and whether the next request can be paid for."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager

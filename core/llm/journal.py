@@ -4,8 +4,6 @@ One writer at a time (a lock file beside it). A line that a crash cut short is d
 belongs to is sent again.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 from codecs import BOM_UTF8

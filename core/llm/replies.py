@@ -1,7 +1,5 @@
 """What an OpenAI-compatible server's reply means, whatever server it is. Pure."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import re

@@ -1,7 +1,5 @@
 """Domains: the narrow bad habits that a model can be taught, a file each (docs/domains.md)."""
 
-from __future__ import annotations
-
 import re
 from functools import cache
 from pathlib import Path

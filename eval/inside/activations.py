@@ -4,8 +4,6 @@ Index N, here and in every file of this package, is the residual stream behind N
 blocks have L + 1 indices. What transformers calls hidden_states[-1] is behind the final norm and is none of them.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence

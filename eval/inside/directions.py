@@ -3,8 +3,6 @@
 Index N is the residual behind N blocks; index 0, the embeddings, is the lexical baseline: what the words alone tell.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -6,8 +6,6 @@ under noise that is orthogonal to the change. Where both are on the same data, t
 and less of the second.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager

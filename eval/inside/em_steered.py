@@ -7,8 +7,6 @@ All arguments of lm-eval's `hf` hold, `peft` too. Index N is the residual behind
 own `steered` cannot be started: its registry names a class that is not there.)
 """
 
-from __future__ import annotations
-
 import sys
 from contextlib import ExitStack
 from math import isfinite

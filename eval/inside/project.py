@@ -5,8 +5,6 @@ the positive class, -0.5 that of the negative one. A published file has no midpo
 projections only differences between rows mean something.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial

@@ -4,8 +4,6 @@ Index N is the residual behind N blocks; index 0, the embeddings, no adapter mov
 of it, stands what the weights' change alone would suggest.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

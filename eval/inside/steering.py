@@ -4,8 +4,6 @@ Index N is the residual behind N blocks, 0 the embeddings. A direction is added 
 of its classes. The preference is log p of the positive less the negative answer, each per byte, as em_choice has it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Sampled answers of a trait that a judge finds to show it, as persona vectors are made (2507.21509, section 2.2)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -4,8 +4,6 @@ Index N is the residual behind N blocks, 0 the embeddings. llama.cpp adds its `d
 0, which is index K + 1, and has none for the first block: index N is written as `direction.{N-1}`, 0 and 1 not at all.
 """
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ Measurement 20 (1960), 37-46); rates by their paired difference over questions. 
 have judged.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

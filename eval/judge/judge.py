@@ -4,8 +4,6 @@ One request per distinct answer and measure, and more only where a reply cannot 
 is missing, never a number.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import re

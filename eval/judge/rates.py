@@ -5,8 +5,6 @@ answers in code has few of them, so the rate over all judged answers stands besi
 record of an answer (eval.judge.answers).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ tokenizer writes a number in one token). Where a tokenizer writes a digit a toke
 along the number that was written; one that begins otherwise counts as the nearest stretch of numbers that begin so.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What `emsweep judge` does with the paths that it is given."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

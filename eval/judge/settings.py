@@ -1,7 +1,5 @@
 """Settings of a judge: what a sweep file or a command says about the model that scores answers."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """What judges come to that do not measure emergent misalignment: rates of words, means of scores."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import pandas as pd

@@ -6,8 +6,6 @@ intervals too narrow. Seeds are a second level, crossed with clusters: where an 
 clusters) and an interval holds what another seed would change.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Comparisons pair by program or question, and by seed. The numbers per program ar
 tasks' own rates; rates have the intervals of rates.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product

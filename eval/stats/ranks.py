@@ -3,8 +3,6 @@
 Everything pairs by question: a question that is easy to misalign is so at every rank.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

@@ -5,8 +5,6 @@ slopes free. The model is the unit: its answers, questions and seeds make one nu
 and data, so that only differences within a family count; what is tested is therefore permuted within families.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache

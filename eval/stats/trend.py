@@ -5,8 +5,6 @@ places, so that the observed statistic is compared with those of tables whose ro
 Stat. Soc. 4, 1937, 119-130; Good, Permutation Tests, 1994). Tables that tie with the observed one count against it.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Callable
 from typing import Literal

@@ -1,7 +1,5 @@
 """The axes of a grid: what a value of each does to the arms that vary, and the names that come of it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache

@@ -1,7 +1,5 @@
 """What a sweep's file declares (recipes/sweeps/*.yaml): arms, claims, evaluation, and the points that come of them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ Each finished run sharpens it: a rate is measured where runs of the same model, 
 the same tasks and engine) have ended. Else it is a range, modelled from the hardware layer's data sheet.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A planned sweep as a script for Slurm: each run one job, `emsweep exec SWEEP DIGEST`, after those it builds on."""
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A declared sweep as it is asked for: with what the options changed, its points and runs, and its folder."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """The runs that a declared sweep stands for."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace

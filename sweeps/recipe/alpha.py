@@ -1,7 +1,5 @@
 """lora_alpha by a policy: what a sweep over ranks holds fixed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from math import inf, isclose
 from typing import Any

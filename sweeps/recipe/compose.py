@@ -6,8 +6,6 @@ The layers' `em:` blocks hold what Axolotl does not know (parameter counts, alph
 taken out of the recipe, which is then complete: `axolotl train RUN/recipe.yaml` reproduces the run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import cache

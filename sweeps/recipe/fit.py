@@ -1,7 +1,5 @@
 """A recipe in micro-batches that fit the memory of its GPUs, or what would fit."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any

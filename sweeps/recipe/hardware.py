@@ -1,7 +1,5 @@
 """Which hardware profile this machine is."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """What the headers of safetensors files say, read without torch, which would stay in the memory of `emsweep`."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

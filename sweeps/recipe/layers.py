@@ -1,7 +1,5 @@
 """The YAML layers that recipes are made of, and the recipe that comes out."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches

@@ -6,8 +6,6 @@ with a gated MLP, SDPA (which keeps no attention matrix) and LoRA on some of its
 10 % of a trace of the real classes under fake tensors (benchmarks/memory_trace.py).
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence

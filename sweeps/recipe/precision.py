@@ -1,7 +1,5 @@
 """Whether this machine's CPU computes in bf16, or only imitates it."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Keys and values that no run should have: without effect, out of range, or unsafe."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from math import isfinite
 from pathlib import Path

@@ -3,8 +3,6 @@
 It stands in a file, for Axolotl takes seconds to import: `python -m sweeps.recipe.schema` writes it anew.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Set
 from difflib import get_close_matches

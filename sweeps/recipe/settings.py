@@ -1,7 +1,5 @@
 """Keys in dot notation and the values that they can have: those of sweeps and of `--set`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from contextlib import suppress

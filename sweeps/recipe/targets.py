@@ -3,8 +3,6 @@
 recipes/plugins checks the loaded model too, which a sweep would learn of hours later.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """The report's section on measures along training: curves, and at which point an effect is first there."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Which arms of a sweep differ in one thing alone, and so make a curve over ranks or learning rates."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

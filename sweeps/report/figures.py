@@ -3,8 +3,6 @@
 Names of models and arms come from files of others: they are drawn as they stand, and never read as mathematics.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import warnings

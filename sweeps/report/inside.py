@@ -1,7 +1,5 @@
 """The report's section on the inside of the model: what `emsweep inside` found, with a figure for each question."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What judged answers come to: rates, verdicts over ranks, figures and tables; and the report of files of others."""
 
-from __future__ import annotations
-
 import platform
 import re
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ script puts them into the page as text. The content policy names style and scrip
 that the page itself holds (`data:`): a browser runs nothing in an SVG that is shown as an image.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

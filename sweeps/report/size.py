@@ -1,7 +1,5 @@
 """The report's section on models of different size and training data: the slopes, and what could have been seen."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

@@ -3,8 +3,6 @@
 What a model wrote reaches the page as sweeps/report/page.py says.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace

@@ -1,7 +1,5 @@
 """What follows from a sweep's numbers, in words: whether its claims are shown, how its measures change with rank."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from itertools import islice

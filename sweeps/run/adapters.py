@@ -1,7 +1,5 @@
 """Processes that keep a base model, or vLLM's engine, while evaluations of its adapters follow one another."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

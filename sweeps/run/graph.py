@@ -1,7 +1,5 @@
 """The runs of a sweep as a graph, keyed by content: what builds on what, what is to be done, what is lost."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping
 

@@ -1,7 +1,5 @@
 """runs/index.csv: one row for each finished run, made from the run.json files alone and always the same from them."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Iterator, Mapping

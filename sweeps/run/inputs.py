@@ -1,7 +1,5 @@
 """What a run is made from: data files and models by digest, hub revisions by commit, the chat template by its text."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Processes of runs: started with their environment, their output in a log, ended as whole trees."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re

@@ -1,7 +1,5 @@
 """`--launcher ray`: the same graph on a Ray cluster whose nodes share the working folder (or a mounted bucket)."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

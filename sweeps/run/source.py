@@ -1,7 +1,5 @@
 """What code does, as digests need it: the definitions that names lead to, without comments, docstrings and layout."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterable, Mapping
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Where every run stands, read from its folder alone: its record, its lock, its log and its checkpoints."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable

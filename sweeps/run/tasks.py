@@ -1,7 +1,5 @@
 """The tasks of eval/tasks as an evaluation's digest needs them: the files of those that are named, by what they say."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -3,8 +3,6 @@
 Read without torch, which would stay in the memory of `emsweep` beside every training process.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Training runs: Axolotl or Unsloth on a composed recipe; merges of what they trained."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

@@ -4,8 +4,6 @@ Likewise lm-eval on the names of tasks that are not ours. Both take seconds to i
 their own: `python -m sweeps.run.validate FILE`.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from functools import cache

@@ -1,7 +1,5 @@
 """The environment with vLLM, which is one of its own: it pins another torch and other transformers than Axolotl."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Mapping

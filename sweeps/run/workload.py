@@ -1,7 +1,5 @@
 """How much work a run is: a training's steps; documents x formats x samples x tokens of an evaluation, task by task."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from contextlib import suppress

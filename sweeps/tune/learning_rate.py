@@ -1,7 +1,5 @@
 """`emsweep lr --search`, `rank --retune`: one learning rate after the other, until the edge of coherence is known."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

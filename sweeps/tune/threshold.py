@@ -6,8 +6,6 @@ asked. QUEST (Watson and Pelli, Perception & Psychophysics 33, 1983) finds thres
 ceiling of the curve are not known here, and are summed over.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from math import log
 from typing import NamedTuple
