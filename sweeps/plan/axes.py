@@ -65,9 +65,10 @@ def vary(sweep: Sweep, grid: Mapping[str, Sequence[Any]]) -> Sweep:
     axes = {short.get(axis, axis): _values(sweep, short.get(axis, axis), values) for axis, values in grid.items()}
     _check_settings(sweep, axes)
     for name, arm in sweep.arms.items():
-        own = {"model": arm.model, "engine": arm.engine if arm.vary and arm.engine != "axolotl" else None}
-        if axis := next((axis for axis in axes if own.get(axis)), None):
-            raise BadInput(f"arms.{name}: the axis {axis} would overwrite its {axis}, {own[axis]}; leave one out")
+        says = {"model": arm.model, "engine": arm.engine if arm.vary and arm.engine != "axolotl" else None}
+        for axis in axes:
+            if says.get(axis):
+                raise BadInput(f"arms.{name}: the axis {axis} would overwrite its {axis}, {says[axis]}; leave one out")
     if odd := sorted(sweep.tuned.keys() - set(axes.get("rank", ()))):
         raise BadInput(f"tuned: {', '.join(odd)}: no value of the axis rank: no arm has that rate; leave it out")
     update: dict[str, Any] = {"grid": {**sweep.grid, **axes}, "model": axes.get("model", [sweep.model])[0]}
