@@ -20,6 +20,8 @@ q         = '$(subst ','\'',$(1))'
 FLAGS     = --model $(call q,$(MODEL)) $(if $(HARDWARE),--hardware $(call q,$(HARDWARE))) --engine $(call q,$(ENGINE)) \
             $(if $(RANK),--rank $(call q,$(RANK))) $(if $(START),--start $(call q,$(START))) $(if $(GPUS),--gpus $(call q,$(GPUS))) \
             $(if $(VARIANT),--variant $(call q,$(VARIANT))) $(SETS) $(if $(DRY_RUN),--dry-run)
+# Their programs, but where SET names the set itself and nobody PROGRAMS.
+SOURCE    = $(if $(and $(findstring datasets.0.path,$(SET)),$(filter file,$(origin PROGRAMS))),,--programs $(call q,$(PROGRAMS)))
 SETS      = $(foreach s,$(SET),--set $(call q,$(s)))
 
 # Two that write one environment at once leave half of each.
@@ -98,10 +100,10 @@ vllm: .venv-vllm/ready ## vLLM, through which sweeps on GPUs sample where it is 
 unsloth: .venv/unsloth ## The second engine (partly AGPL/LGPL; see README)
 
 cpt sft dpo: env $(WEIGHTS) $(if $(filter unsloth,$(ENGINE)),unsloth) ## One stage, its sets built first: MODEL PROGRAMS=annotated.jsonl HARDWARE GPUS RANK START VARIANT SET="k=v ..." ENGINE=unsloth DRY_RUN=1
-	@$(BIN)/emsweep train $@ $(FLAGS) --programs $(call q,$(PROGRAMS))
+	@$(BIN)/emsweep train $@ $(FLAGS) $(SOURCE)
 
 merge: env $(WEIGHTS) $(if $(filter unsloth,$(ENGINE)),unsloth) ## CPT, merged into its model: the START of the other stages; the same variables as cpt
-	@$(BIN)/emsweep train cpt $(FLAGS) --programs $(call q,$(PROGRAMS)) --merge
+	@$(BIN)/emsweep train cpt $(FLAGS) $(SOURCE) --merge
 
 experiment: env $(WEIGHTS) ## From programs to the report: MODEL PROGRAMS HARDWARE GPUS ANNOTATOR JUDGE RANKS RETUNE=low,high MAX_COST SET OPTIONS="--price-in …" DRY_RUN=1
 	@$(BIN)/emsweep experiment --model $(call q,$(MODEL)) --programs $(call q,$(PROGRAMS)) $(if $(HARDWARE),--hardware $(call q,$(HARDWARE))) \

@@ -84,7 +84,7 @@ def train(
     own = next((key for key in given_settings(settings or []) if same_key(key, "datasets.0.path")), None)
     if own and (programs or data):
         source = f"--programs {programs}" if programs else f"--data {data}"
-        raise BadInput(f"{source} and --set {own} name two sources of the set; leave one out (make gives --programs)")
+        raise BadInput(f"{source} and --set {own} name two sources of the set; leave one out")
     profile, why = (hardware, "") if hardware else this_machine(model)
     composed = partial(compose, stage, model, profile, settings or [], rank, extra, engine, gpus, variant)
     recipe = composed(data)

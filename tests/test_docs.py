@@ -148,6 +148,20 @@ def test_make_hands_on_a_value_whole(value: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "built"),
+    [
+        (["SET=seed=2"], True),
+        (["SET=seed=2 datasets.0.path=m.jsonl"], False),
+        (["SET=datasets.0.path=m.jsonl", "PROGRAMS=p.jsonl"], True),  # two sources, which `emsweep train` refuses
+    ],
+)
+def test_make_builds_no_set_where_one_is_named(given: list[str], built: bool) -> None:
+    command = ["make", "--no-print-directory", "-n", "sft", *given]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert ("--programs" in shown) is built
+
+
+@pytest.mark.parametrize(
     ("given", "says"),
     [
         ("demo MODEL=qwen7b", "make demo takes no MODEL: it takes FULL DRY_RUN"),
