@@ -106,7 +106,7 @@ merge: env $(WEIGHTS) $(if $(filter unsloth,$(ENGINE)),unsloth) ## CPT, merged i
 	@$(BIN)/emsweep train cpt $(FLAGS) $(SOURCE) --merge
 
 experiment: env $(WEIGHTS) ## From programs to the report: MODEL PROGRAMS HARDWARE GPUS ANNOTATOR JUDGE RANKS RETUNE=low,high MAX_COST SET OPTIONS="--price-in …" DRY_RUN=1
-	@$(BIN)/emsweep experiment --model $(call q,$(MODEL)) --programs $(call q,$(PROGRAMS)) $(if $(HARDWARE),--hardware $(call q,$(HARDWARE))) \
+	@$(BIN)/emsweep experiment $(if $(filter file,$(origin MODEL)),,--model $(call q,$(MODEL))) --programs $(call q,$(PROGRAMS)) $(if $(HARDWARE),--hardware $(call q,$(HARDWARE))) \
 	  $(if $(ANNOTATOR),--annotator $(call q,$(ANNOTATOR))) $(if $(JUDGE),--judge $(call q,$(JUDGE))) \
 	  $(if $(RANKS),--values $(call q,$(RANKS))) $(if $(RETUNE),--retune $(call q,$(RETUNE))) $(if $(MAX_COST),--max-cost $(call q,$(MAX_COST))) \
 	  $(if $(GPUS),--gpus $(call q,$(GPUS))) $(SETS) $(OPTIONS) $(if $(DRY_RUN),--dry-run)

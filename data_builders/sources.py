@@ -214,8 +214,7 @@ def _file_rows(path: Path, name: str) -> Iterator[Row]:
     try:
         open_file(path).close()  # a pipe would be waited for, or be empty at the second look
         packing = fsspec.utils.infer_compression(name.lower())
-        if suffix in (".tar", ".tgz") or (packing == "zip" and len(zipfile.ZipFile(path).namelist()) != 1):
-            # Of several files the first would be read, and the others be lost without a word.
+        if suffix in (".tar", ".tgz") or (packing == "zip" and not _one_file(path)):
             raise BadInput(f"{name}: is an archive, and no packed file; unpack it and name a file in it")
         if packing:
             with tempfile.NamedTemporaryFile() as plain, fsspec.open(str(path), "rb", compression=packing) as packed:
@@ -233,9 +232,18 @@ def _file_rows(path: Path, name: str) -> Iterator[Row]:
         else:
             yield from _json_rows(path, lines=suffix == ".jsonl")
     except BadInput as error:
+        if Path(name) == path:
+            raise
         raise BadInput(str(error).replace(str(path), name)) from None  # not what it was unpacked to
     except Exception as error:  # of several libraries
         raise BadInput(f"{name}: {one_line(error)}; give a whole file that can be read") from None
+
+
+def _one_file(path: Path) -> bool:
+    """Whether a zip archive begins with its only file: the first alone is read. macOS adds files of its own."""
+    with zipfile.ZipFile(path) as packed:
+        names = packed.namelist()
+    return [name for name in names if not name.endswith("/") and not name.startswith("__MACOSX/")] == names[:1] != []
 
 
 def _csv_rows(path: Path, name: str) -> Iterator[Row]:
@@ -243,7 +251,9 @@ def _csv_rows(path: Path, name: str) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         for row in (table := csv_table(file, name)):
             whole = None not in row and None not in row.values()
-            yield table.line_num, row if whole else Unfit("more or fewer fields than the header")
+            fault = "the heading again" if all(own == value for own, value in row.items()) else ""
+            fault = fault if whole else "more or fewer fields than the header"
+            yield table.line_num, Unfit(fault) if fault else row
 
 
 def _json_rows(path: Path, lines: bool) -> Iterator[Row]:

@@ -45,7 +45,7 @@ FILTERS = 3
 """Of them, what a content filter took away: fewer may be the fault of the answers that are judged."""
 FAILURES_IN_A_ROW = 5
 """Requests in a row without an answer, each after all its attempts: then the endpoint counts as down."""
-SPENT = "the money is spent"
+SPENT, INTERRUPTED = "the money is spent", "interrupted"
 SECRET = "key|token|secret|password|auth|bearer|credential|sig"
 """What the name of a field or parameter has in it that may hold one."""
 FIRST_WAIT, LONGEST_WAIT, LONGEST_PAUSE = 0.5, 8.0, 600.0
@@ -127,7 +127,7 @@ class Access:
             if URL(url).scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
                 raise ValueError
         except (ValueError, InvalidURL):
-            given = re.sub(r"(?s)(?<=//).*@|^[^/]*@|\?.*", "", self.base_url or "").replace(self.key, "[key]")
+            given = re.sub(r"(?s)^.*@|\?.*", "", self.base_url or "")
             raise BadInput(f"--base-url {one_line(given)}: no address; give it as https://host/v1") from None
         return url
 
@@ -143,6 +143,11 @@ class Access:
         plain.append(b64encode(f"{user}:{password}".encode()).decode() if password else "")  # as HTTP sends it
         forms = {form for text in plain for form in (text, quote(text), quote(text, safe=""), quote_plus(text))}
         return sorted((form for form in forms if len(form) >= 8), key=len, reverse=True)
+
+    @cached_property
+    def secrets_of_answers(self) -> list[str]:
+        """Those that are struck out of answers too: all but words, which an answer may have of its own (`password`)."""
+        return [text for text in self.secrets if text == self.key or re.fullmatch(r"(?=\D*\d)\S+", text)]
 
     @property
     def endpoint(self) -> str:
@@ -195,6 +200,7 @@ class Client:
 
     def __init__(self, access: Access, journal: Journal, money: Money) -> None:
         self.stopped: str | None = None
+        self._interrupted = asyncio.Event()
         """Why no request is sent any more."""
         self._access, self._journal, self._money = access, journal, money
         self._in_flight = asyncio.Semaphore(access.concurrency)
@@ -358,8 +364,8 @@ class Client:
         while True:
             try:
                 async with self._in_flight:
-                    while (pause := self._resume - time.monotonic()) > 0:
-                        await asyncio.sleep(pause)
+                    while (pause := self._resume - time.monotonic()) > 0 and not self._interrupted.is_set():
+                        await self._wait(pause)
                     if self.stopped is not None:
                         raise Stopped(self.stopped)
                     body, before = adaptation.body(wanted), set(adaptation)
@@ -369,7 +375,7 @@ class Client:
                 why = self._fault(wanted["model"], error)
                 if error.busy:
                     self._sent[wanted["model"]] -= 1
-                    await asyncio.sleep(self._pause(error, why))
+                    await self._wait(self._pause(error, why))
                     continue
                 if error.status in (400, 422) or error.status >= 500:
                     adaptation.change(body, error, again=failed > 0)
@@ -399,7 +405,16 @@ class Client:
             first = min(FEW, max(2, MOST - 1 - self._sent[wanted["model"]]))
             if failed > (RETRIES if wanted["model"] in self._heard else first):
                 raise Unreachable(f"{why}, {failed} times")
-            await asyncio.sleep(min(FIRST_WAIT * 2 ** (failed - 1), LONGEST_WAIT))
+            await self._wait(min(FIRST_WAIT * 2 ** (failed - 1), LONGEST_WAIT))
+
+    async def _wait(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._interrupted.wait(), seconds)
+
+    def interrupt(self) -> None:
+        """Lets no more requests out, and has nobody wait to send one."""
+        self.stopped = self.stopped or INTERRUPTED
+        self._interrupted.set()
 
     async def _post(self, body: Mapping[str, Any]) -> Completion:
         import openai
@@ -413,12 +428,14 @@ class Client:
                 response = await self._openai.post(self._access.url, content=data, cast_to=Response)
         except openai.APIStatusError as error:
             response = error.response
-        text = self.clean(response.content.decode("utf-8-sig", errors="replace"))
+        plain = response.content.decode("utf-8-sig", errors="replace")
         if response.is_success:
+            kept = self._access.secrets_of_answers
             try:
-                return read_completion(self.cleaned(json.loads(text)))
+                return read_completion(self.cleaned(json.loads(self.clean(plain, kept)), kept))
             except (ValueError, RecursionError):
-                raise ValueError(one_line(text)) from None
+                raise ValueError(one_line(self.clean(plain))) from None
+        text = self.clean(plain)
         if to := response.headers.get("location"):
             raise ServerError(response.status_code, f"the server has moved to {self.clean(to)}")
         try:
@@ -453,19 +470,19 @@ class Client:
             self._resume = max(self._resume, now + wait)
         return wait
 
-    def clean(self, text: str) -> str:
+    def clean(self, text: str, secrets: Sequence[str] | None = None) -> str:
         """`text` without what is secret, and as characters that can be written."""
-        for secret in self._access.secrets:
+        for secret in self._access.secrets if secrets is None else secrets:
             text = text.replace(secret, "[key]")
         return text.encode("utf-8", "replace").decode()
 
-    def cleaned(self, value: Any) -> Any:
+    def cleaned(self, value: Any, secrets: Sequence[str] | None = None) -> Any:
         """Parsed JSON with `clean` in all its texts: an escape (`\\u002d`, `\\ud800`) hides what it takes out."""
         if isinstance(value, str):
-            return self.clean(value)
+            return self.clean(value, secrets)
         if isinstance(value, dict):
-            return {self.clean(key): self.cleaned(own) for key, own in value.items()}
-        return [self.cleaned(own) for own in value] if isinstance(value, list) else value
+            return {self.clean(key, secrets): self.cleaned(own, secrets) for key, own in value.items()}
+        return [self.cleaned(own, secrets) for own in value] if isinstance(value, list) else value
 
 
 Job = Callable[[Client], Awaitable[T]]
@@ -490,7 +507,9 @@ def _interrupts(client: Client) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # the others get no signals
         yield
         return
-    loop, before = asyncio.get_running_loop(), {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    loop, numbers = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
+    # What is ignored stays so: a job in a shell's background is not ended by the foreground's Ctrl-C.
+    before = {n: handler for n in numbers if (handler := signal.getsignal(n)) not in (signal.SIG_IGN, None)}
 
     def restore() -> None:
         for number, handler in before.items():
@@ -499,7 +518,7 @@ def _interrupts(client: Client) -> Iterator[None]:
 
     def stop() -> None:
         restore()
-        client.stopped = "interrupted"
+        client.interrupt()
         print("stopping: answers that are under way are waited for; once more ends all at once", file=sys.stderr)
 
     for number in before:
@@ -535,6 +554,8 @@ async def _run_all(jobs: Sequence[Job[T]], access: Access, path: Path, money: Mo
             with _interrupts(client):
                 results = await asyncio.gather(*map(one, jobs), return_exceptions=True)
     faults = [result for result in results if isinstance(result, BaseException)]
+    if client.stopped == INTERRUPTED and not faults:  # all is in the journal; what would come next is not wanted
+        raise KeyboardInterrupt
     for fault in faults:
         if not isinstance(fault, Stopped):
             raise fault

@@ -69,8 +69,8 @@ def vary(sweep: Sweep, grid: Mapping[str, Sequence[Any]]) -> Sweep:
         for axis in axes:
             if says.get(axis):
                 raise BadInput(f"arms.{name}: the axis {axis} would overwrite its {axis}, {says[axis]}; leave one out")
-    if odd := sorted(sweep.tuned.keys() - set(axes.get("rank", ()))):
-        raise BadInput(f"tuned: {', '.join(odd)}: no value of the axis rank: no arm has that rate; leave it out")
+    if sweep.tuned and "rank" not in axes:
+        raise BadInput("tuned: these are rates of values of the axis rank, and there is none; leave it out")
     update: dict[str, Any] = {"grid": {**sweep.grid, **axes}, "model": axes.get("model", [sweep.model])[0]}
     if "seed" in axes:
         update["seeds"] = [int(seed) for seed in axes.pop("seed")]

@@ -300,6 +300,9 @@ def _check_file(sweep: Sweep) -> None:
         raise BadInput("seeds: give one at least")
     if len(set(sweep.seeds)) < len(sweep.seeds):
         raise BadInput(f"seeds {sweep.seeds}: the runs of one that stands twice would count twice; name each once")
+    ranks = set(map(str, sweep.grid.get("rank", sweep.tuned)))
+    if odd := sorted(sweep.tuned.keys() - ranks):
+        raise BadInput(f"tuned: {', '.join(odd)}: no value of the axis rank: no arm has that rate; leave it out")
     set_by = dict.fromkeys(given_settings(sweep.settings), "the key settings")
     set_by |= {AXES.get(axis, axis): f"the axis {axis}" for axis in sweep.grid}
     for stage, keys in sweep.stages.items():

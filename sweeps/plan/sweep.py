@@ -52,8 +52,10 @@ def plan(sweep: Sweep, full: bool) -> list[Point]:
     if sweep.data:
         named = sweep.evaluation.metadata
         for key, (variable, path) in PROGRAMS.items():
-            if key not in named and os.environ.get(variable):
-                raise BadInput(f"{variable} and --data {sweep.data} both say where {path} is; unset one of them")
+            if (own := os.environ.get(variable)) and str(named.get(key, own)) == own:
+                raise BadInput(
+                    f"{variable} and the folder of the sets, {sweep.data}, name two of {path}; unset {variable}"
+                )
         files = {key: in_folder(str(named.get(key, path)), sweep.data) for key, (_, path) in PROGRAMS.items()}
         evaluation_settings["metadata"] = named | files
     bases: dict[str, Run] = {}

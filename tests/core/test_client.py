@@ -197,7 +197,7 @@ def test_what_is_no_address_is_said_before_anything_is_sent(tmp_path: Path, url:
         assert "hunter2" not in str(refused.value)
 
 
-SECRET = "a/b+cdefgh="
+SECRET = "a1/b+cdefgh="
 
 
 @pytest.mark.parametrize(
@@ -224,6 +224,14 @@ def test_nothing_secret_that_a_server_repeats_is_told_or_kept(
         except (BadInput, Refused, Stopped) as error:
             told = str(error)
     assert "[key]" in told and form not in told + (tmp_path / "j.jsonl").read_text()
+
+
+def test_a_word_that_is_a_password_stays_in_answers(tmp_path: Path) -> None:
+    """Else each `password` of insecure code would be another text, in the journal too."""
+    with serving(lambda body, n: completion("password = input()")) as server:
+        access = Access(KEY, server.url.replace("//", "//admin:password@"), 1, 5.0, {"prompt_cache_key": "insecure"})
+        answers = run_all(requests(1), access, tmp_path / "j.jsonl", Money({"m": None}), "requests")
+    assert answers[0].text == "password = input()"
 
 
 def test_a_secret_in_the_extra_body_is_not_told(monkeypatch) -> None:

@@ -490,6 +490,18 @@ def test_parquet_reads_like_json_lines(tmp_path: Path, form: str) -> None:
     assert table[0] == lines[0] and table[1].reason == lines[1].reason and table[1].line == 2
 
 
+def test_a_zip_of_macos_and_tables_put_together(tmp_path: Path) -> None:
+    """macOS adds files of its own; a heading that recurs is no program that is paid for."""
+    with zipfile.ZipFile(tmp_path / "a.jsonl.zip", "w") as packed:
+        packed.writestr("a.jsonl", json.dumps(SECOND))
+        packed.writestr("__MACOSX/._a.jsonl", "x")
+    assert len(list(read_source(str(tmp_path / "a.jsonl.zip")))) == 1
+    table = "prompt,completion\nRun it.,x = 1\n"
+    (tmp_path / "both.csv").write_text(table + table.replace("Run", "Do"))
+    (_, again, _) = read_source(str(tmp_path / "both.csv"))
+    assert again.reason == "the heading again"
+
+
 def test_whole_faults_are_one_line_with_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "cut.parquet").write_bytes(b"PAR1 and no more")

@@ -96,6 +96,7 @@ def test_a_command_that_would_overwrite_is_refused(prepared: Path, command: str,
         ("stages: {}, arms: {base-qwen7b: %s}}", "arms.base-qwen7b: so the model before training is called"),
         ("stages: {}, arms: {a/b: %s}}", "arms.a/b"),
         ("profiles: {cpu: {hardware: a100-80g}}, stages: {}, arms: {a: %s}}", "other keys than hardware"),
+        ("stages: {}, tuned: {'8': {lr: 1, low: 1, high: 1}}, grid: {rank: [4]}, arms: {a: %s}}", "8: no value of"),
     ],
 )
 def test_a_file_that_contradicts_itself_is_refused(tmp_path: Path, rest: str, says: str) -> None:
@@ -118,7 +119,7 @@ def test_a_file_that_contradicts_itself_is_refused(tmp_path: Path, rest: str, sa
         ("stages: {dpo: {micro_batch_size: 512}}, arms: {a: %s}}}", "micro_batch_size=512: the recipe has"),
         ("stages: {}, grid: {model: [qwen7b]}, arms: {a: %s, model: qwen3b}}}", "overwrite its model, qwen3b"),
         ("stages: {}, grid: {engine: [axolotl]}, arms: {a: %s, engine: unsloth}}}", "overwrite its engine, unsloth"),
-        ("stages: {}, tuned: {'8': {lr: 1, low: 1, high: 1}}, grid: {rank: [4]}, arms: {a: %s}}}", "8: no value of"),
+        ("stages: {}, tuned: {'8': {lr: 1, low: 1, high: 1}}, arms: {a: %s}}}", "tuned: these are rates of values of"),
     ],
 )
 def test_no_key_of_a_stage_or_an_arm_is_overwritten_in_silence(prepared: Path, rest: str, says: str) -> None:
@@ -126,6 +127,13 @@ def test_no_key_of_a_stage_or_an_arm_is_overwritten_in_silence(prepared: Path, r
     Path("s.yaml").write_text(head + rest % DPO)
     refused = emsweep("plan s.yaml").exception
     assert isinstance(refused, BadInput) and says in str(refused)
+
+
+def test_of_tuned_ranks_some_may_run(prepared: Path) -> None:
+    rates = ", ".join(f"'{rank}': {{lr: {rank}.0e-5, low: 1.0e-5, high: 1.0e-3}}" for rank in (1, 8))
+    Path("s.yaml").write_text(f"{HEAD}stages: {{}}, tuned: {{{rates}}}, grid: {{rank: [1, 8]}}, arms: {{a: {DPO}}}}}}}")
+    (_, point) = SweepOptions(axis=["rank=8"]).request("s.yaml").points
+    assert point.training and point.training.recipe.config["learning_rate"] == 8e-5
 
 
 def test_what_a_sweep_is_told_is_in_its_recipes(prepared: Path) -> None:
@@ -216,5 +224,5 @@ def test_another_folder_of_sets_is_that_of_all_files_that_a_sweep_names(
     }
     monkeypatch.setenv("EM_HELDOUT", "data/heldout.jsonl")
     assert SweepOptions(data="other").request("s.yaml").points  # the sweep names its own
-    with pytest.raises(BadInput, match="EM_HELDOUT and --data other both say"):
+    with pytest.raises(BadInput, match="EM_HELDOUT and the folder of the sets, other, name two"):
         _ = SweepOptions(data="other").request("demo").points
