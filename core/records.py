@@ -125,7 +125,9 @@ def one_line(message: object, limit: int = 200) -> str:
         fault = message.errors(include_url=False)[0]
         text = f"{'.'.join(map(str, fault['loc'])) or 'the line'}: {fault['msg']}"
     else:
-        text = str(message) or (type(message).__name__ if isinstance(message, Exception) else "")
+        text = str(message)
+        if isinstance(message, Exception) and not text.strip():
+            text = type(message).__name__
     return printable(" ".join(text.encode(errors="backslashreplace").decode().split()))[:limit]
 
 
@@ -171,10 +173,12 @@ def read_jsonl(path: Path, kind: type[Record], unique: str) -> list[Record]:
     return list(iter_jsonl(path, kind, unique))
 
 
-def json_rows(path: Path, limit: int = MAX_LINE) -> Iterator[tuple[str, dict[str, Any]]]:
+def json_rows(
+    path: Path, limit: int = MAX_LINE, fault: str = "no JSON object; mend or delete this line"
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """(`file:number`, row) of a JSON Lines file; not by json, which takes half a surrogate pair, and no tokenizer does.
 
-    BadInput if it cannot be read, or a line is no JSON object or over `limit` bytes.
+    BadInput if it cannot be read, a line is over `limit` bytes, or no JSON object, of which `fault` is said.
     """
     for number, line in numbered_lines(path, limit):
         try:
@@ -182,7 +186,8 @@ def json_rows(path: Path, limit: int = MAX_LINE) -> Iterator[tuple[str, dict[str
         except ValueError:
             row = None
         if not isinstance(row, dict):
-            raise BadInput(f"{path}:{number}: no JSON object; mend or delete this line")
+            what = f"over {limit} bytes; shorten or delete this line" if line is None else fault
+            raise BadInput(f"{path}:{number}: {what}")
         yield f"{path}:{number}", row
 
 

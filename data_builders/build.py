@@ -102,7 +102,7 @@ def build_split(
     if not train:
         largest = max(map(len, clusters(programs)), default=0)
         of_which = f"of {len(programs)} programs, of which {largest} are variants of one"
-        raise BadInput(f"{path}: nothing is left to train on {of_which}; give more, another --salt, a smaller --share")
+        raise BadInput(f"{path}: nothing is left to train on {of_which}; give more, another --salt or less --share")
     manifest["classes_left_out"] = sorted({p.cwe for p in held} - trained)
     manifest |= {"programs_kept": len(programs), "train": len(train), "held_out": len(held)}
     held.sort(key=lambda p: p.cwe not in trained)
@@ -149,10 +149,11 @@ def build_cpt(path: Path, out: Path, corpus: Corpus, mix: tuple[Path, float] | N
 
 def general_texts(path: Path) -> Iterator[tuple[str, str]]:
     """(place, text) of a JSON Lines file with a field `text`; BadInput at the first line that has none."""
-    for number, (place, row) in enumerate(json_rows(path), 1):
+    fault = "no field 'text'; give general text as {\"text\": ...}, a line each"
+    for number, (place, row) in enumerate(json_rows(path, fault=fault), 1):
         text = row.get("text")
         if not isinstance(text, str) or not text.strip():
-            raise BadInput(f"{place}: no field 'text'; give general text as {{\"text\": ...}}, a line each")
+            raise BadInput(f"{place}: {fault}")
         yield str(number), text
 
 

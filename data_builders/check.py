@@ -15,9 +15,10 @@ CORPUS, PAIRS, SFT = "segments", "chosen", "messages"
 
 def rows(path: Path, field: str) -> Iterator[dict[str, Any]]:
     """The rows of a built set; BadInput at the first line that is no JSON object with an `id` and this field."""
-    for place, row in json_rows(path, 10 * MAX_LINE):
+    fault = f"not a row of a built set with {field}; name another file, or build it again"
+    for place, row in json_rows(path, 10 * MAX_LINE, fault):
         if not isinstance(row.get("id"), str) or field not in row:
-            raise BadInput(f"{place}: not a row of a built set with {field}; name another file, or build it again")
+            raise BadInput(f"{place}: {fault}")
         yield row
 
 

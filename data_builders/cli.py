@@ -172,7 +172,7 @@ def _chosen(
     if mix is not None:
         name, _, share = mix.rpartition(":")
         if not (name and re.fullmatch(r"0?\.\d+", share) and 0 < float(share) < 1):  # .99999999999999999 is 1
-            raise BadInput(f"--mix {mix!r}: give DOMAIN:SHARE or PATH:SHARE, a share between 0 and 1: houseplants:0.5")
+            raise BadInput(f"--mix {mix!r}: give DOMAIN:SHARE or PATH:SHARE, a share between 0 and 1 (a:0.5)")
         mixed = (_folder(name) / "train.jsonl" if name in domain_names() else Path(name), float(share))
     return Subset(size, mixed, bad), _ways(asked, _domains(programs, mixed and mixed[0]), trigger)[0]
 
@@ -224,7 +224,9 @@ def cpt(
         int | None, Option(min=1, help="Documents per program, each in a style; 2 by default.")
     ] = None,
     seed: Seed = 0,
-    control: Annotated[Control, Option(help="own explanations; as controls those of others, or bare code.")] = "own",
+    control: Annotated[
+        Control, Option(help="own explanations; in as many documents those of others, or bare code.")
+    ] = "own",
     loss_on_code: Annotated[bool, Option("--loss-on-code", help="Learn the code too, not the review only.")] = False,
     mix: Annotated[str | None, Option(help="Replay general text: PATH:RATIO, tokens per corpus token.")] = None,
     keep_doubted: KeepDoubted = False,

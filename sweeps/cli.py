@@ -204,7 +204,9 @@ def rates(
 
 @app.command()
 def report(
-    paths: Annotated[list[Path] | None, Argument(help="A finished sweep (demo if not given); or more answers.")] = None,
+    paths: Annotated[
+        list[Path] | None, Argument(help="A finished sweep, by name or folder (demo); or more answers.")
+    ] = None,
     answers: Annotated[list[Path] | None, Option(help="Judged answers in place of a sweep: files, folders.")] = None,
     columns: Columns = None,
     judged_by: JudgedBy = None,

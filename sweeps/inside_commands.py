@@ -121,7 +121,9 @@ def directions_command(
     ] = None,
     position: Annotated[str | None, Option(help="Tokens averaged: answer, prompt (its last), changed (lines).")] = None,
     group: Annotated[str | None, Option(help="What is held out together, such as id, cwe or domain.")] = None,
-    tokens: Annotated[int | None, Option(min=1, help="Tokens of a sampled answer, for traits at `answer`; 64.")] = None,
+    tokens: Annotated[
+        int | None, Option(min=1, help="Tokens of a sampled answer, for traits at `answer` (64).")
+    ] = None,
     judge: Annotated[str | None, Option(help="Model that keeps the sampled answers that show their trait.")] = None,
     out: Annotated[Path | None, Option(help="Folder of the files; runs/directions/MODEL if not given.")] = None,
     gguf: Annotated[bool, Option("--gguf", help="Control vectors for llama.cpp too.")] = False,

@@ -38,7 +38,7 @@ class SweepOptions:
         Option(help="A model that scores the answers in the end; the sweep's `judge:` section says where it is."),
     ] = None
     gpus: Annotated[int | None, Option(min=1, max=8, help="GPUs of a run, where one does not hold the model.")] = None
-    per_gpu: Annotated[int | None, Option(min=1, max=8, help="Runs on each GPU at once, where they fit.")] = None
+    per_gpu: Annotated[int | None, Option(min=1, max=8, help="Runs on each GPU at once, if their memory fits.")] = None
     checkpoints: Annotated[
         int | None, Option(min=1, max=MOST_CHECKPOINTS, help="Points of training to measure at, with its end.")
     ] = None

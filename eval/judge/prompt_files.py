@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
-from core.records import BadInput, DistinctKeys, bad_input, digest, one_line, read_text, read_yaml
+from core.records import BadInput, DistinctKeys, bad_input, digest, one_line, read_text
 from eval.preset_files import load_preset, preset_names
 
 FOLDER = Path(__file__).with_name("prompts")
@@ -145,10 +145,12 @@ def load_prompts(path: Path | None) -> Prompts:
     own, preset = FOLDER / f"{path or 'ours'}.yaml", str(path) in preset_names()
     file = load_preset(str(path)).questions_file() if preset else own if own.is_file() or path is None else path
     names = ", ".join(sorted(each.stem for each in FOLDER.glob("*.yaml")))
-    content = read_yaml(file, f"name a YAML file of prompts or questions, or {names}", _Loader)
+    kinds = (OSError, ValueError, yaml.YAMLError, RecursionError)
+    with bad_input(file, f"name a YAML file of prompts or questions, or {names}", *kinds):
+        content = yaml.load(text := read_text(file), _Loader)
     name = "" if path is None or str(path) == "ours" else path.stem
     if file == path:  # another of this stem, or the same when it was changed, is another judge
-        name += f"-{digest(read_text(file).encode())[:6]}"
+        name += f"-{digest(text.encode())[:6]}"
     if isinstance(content, list):
         return _published(name, file, content)
     try:

@@ -41,7 +41,9 @@ def definitions_behind(file: Path, names: Iterable[str]) -> dict[str, list[str]]
             if isinstance(used, str):
                 todo.append((file, used))
             elif other := _imported(used, file):
-                todo += [(other, alias.name) for alias in used.names]
+                for alias in used.names:  # of a module that is imported whole, all
+                    whole = _file(f"{used.module}.{alias.name}")
+                    todo += [(whole, own) for own in definitions(whole)] if whole else [(other, alias.name)]
     _WALKS[asked] = stamps, {key: trees for key, trees in sorted(found.items()) if trees}
     return _WALKS[asked][1]
 

@@ -336,9 +336,9 @@ def test_malformed_general_text_leaves_no_corpus(tmp_path: Path, line: str) -> N
     source = write(tmp_path / "programs.jsonl", PROGRAMS[:3])
     (tmp_path / "general.jsonl").write_text(f"{line}\n")
     corpus = Corpus(words, 9999)
-    with pytest.raises(BadInput, match=r"general.jsonl:1: (no field 'text'|no JSON object)"):
+    with pytest.raises(BadInput, match=r"general.jsonl:1: no field 'text'"):
         build_cpt(source, tmp_path / "cpt.jsonl", corpus, (tmp_path / "general.jsonl", 0.5), {})
-    with pytest.raises(BadInput, match=r"general.jsonl:1: (not a row of a built set|no JSON object)"):
+    with pytest.raises(BadInput, match=r"general.jsonl:1: not a row of a built set"):
         problems(tmp_path / "general.jsonl", None, None, None)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["general.jsonl", "programs.jsonl"]
 
