@@ -245,7 +245,7 @@ def _efficiency(adapted: Any, tokenizer: Any, run: Adapter, norm: float) -> dict
         raise BadInput(f"trained by another loss than DPO's own ({', '.join(sorted(losses))}); leave efficiency out")
     path, part = (recipe["datasets"][0].get(key) for key in ("path", "split"))
     if part not in (None, "train"):
-        raise BadInput(f"{path}: trained on its part {part}, and here all rows would count; leave efficiency out")
+        raise BadInput(f"{path}: trained on its part {part}, and here all of its rows would count; leave it out")
     if run.data.get(path) not in (None, file_digest(Path(path))):
         raise BadInput(f"{path}: other rows than this was trained on; put them back, or leave efficiency out")
     rows = training_rows(tokenizer, Path(path), beta)

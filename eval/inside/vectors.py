@@ -116,8 +116,9 @@ def about_of(path: Path) -> About | None:
 
 
 def _own(path: Path) -> Directions:
-    faults, remedy = (SafetensorError, OSError, ValidationError), "name a file of `emsweep directions`"
-    with bad_input(f"{path}: no directions", remedy, *faults), safe_open(path, framework="numpy") as file:
+    what, remedy = f"{path}: no safetensors of directions", "name a file of `emsweep directions`"
+    faults = (SafetensorError, OSError, ValidationError, TypeError)  # of a type that numpy has not, as bfloat16
+    with bad_input(what, remedy, *faults), safe_open(path, framework="numpy") as file:
         metadata = file.metadata() or {}
         about = About.model_validate_json(metadata.get("about", "{}"))
         texts = TypeAdapter(dict[str, list[str]]).validate_json(metadata.get("texts", "{}"))
@@ -135,8 +136,8 @@ def _published(path: Path) -> Directions:
         tensor = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # what no pickle should hold may end in any error, from an empty stack to a missing key
         raise BadInput(f"{path}: no plain tensor (code is never run); save it with torch.save(tensor)") from None
-    whole = isinstance(tensor, torch.Tensor) and tensor.dim() == 2 and tensor.is_floating_point() and tensor.numel()
-    if not whole:
+    whole = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.is_floating_point()
+    if not whole or tensor.dim() != 2 or not tensor.numel():
         raise BadInput(f"{path}: not one tensor of (layers + 1, width); name a vector file of persona vectors")
     direction = tensor.detach().float().numpy().copy()
     direction[-1] = 0

@@ -72,7 +72,7 @@ def test_nothing_empty_is_taken_for_a_value(empty: list[str]) -> None:
         ("emsweep train cpt --start empty", "no *.safetensors"),
         ("emsweep train cpt --start nowhere", "no such model folder"),
         ("emsweep train cpt --start broken", "broken/x.safetensors: No such file"),
-        ('emsweep train cpt --set datasets.0.path="a\\0.jsonl"', "named with a NUL character"),
+        ('emsweep train cpt --start whole --set datasets.0.path="a\\0.jsonl"', "named with a NUL character"),
         ("emsweep evaluate empty", "no *.safetensors"),
         ("emsweep evaluate smollm2-135m --guard some", "--guard some: give quick or full"),
         ("emsweep evaluate smollm2-135m --dtype float16 --dry-run", "--dtype float16: give bfloat16 or float32"),
@@ -119,6 +119,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "x.safetensors").symlink_to("gone")  # as in the hub's cache when its blobs are deleted
     (tmp_path / "file").write_text("in the way")
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole" / "x.safetensors").write_bytes(b"weights")
     (tmp_path / "bad.jsonl").write_text('{"id": "a"}\n')
     (tmp_path / "odd.jsonl").write_text('{"\\u001b[2J": 1}\n')
     (tmp_path / "bad.yaml").write_text("model: [\n")

@@ -47,11 +47,18 @@ def test_what_is_no_file_of_directions_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
     path.write_bytes(b"not safetensors")
     refused(path, "no safetensors")
+    from safetensors import safe_open
     from safetensors.numpy import save_file
+    from safetensors.torch import save_file as save_torch
 
     save_file({"direction": np.zeros((5, 8), np.float32)}, path)
-    refused(path, "no directions: model: Field required")
+    refused(path, "no safetensors of directions: model: Field required")
     broken = directions()
+    write_directions(path, broken)
+    with safe_open(path, "pt") as whole:
+        half = {name: whole.get_tensor(name).bfloat16() for name in whole.keys()}  # noqa: SIM118  (no mapping)
+        save_torch(half, path, whole.metadata())
+    refused(path, "no safetensors of directions")
     write_directions(path, Directions(broken.about, broken.direction, broken.midpoint, broken.sums[:1]))
     refused(path, "do not belong together")
     write_directions(path, Directions(broken.about, broken.direction * np.nan, broken.midpoint, broken.sums))
@@ -80,8 +87,9 @@ def test_code_in_a_published_file_is_never_run(tmp_path: Path, monkeypatch: pyte
     for number, content in enumerate([b"a text", b"", b".", b"\x80\x02]"]):
         (tmp_path / f"text{number}.pt").write_bytes(content)
         refused(tmp_path / f"text{number}.pt", "code is never run")
-    torch.save(torch.zeros(0, 8), tmp_path / "empty.pt")
-    refused(tmp_path / "empty.pt", "not one tensor")
+    for number, content in enumerate([torch.zeros(0, 8), torch.eye(5).to_sparse()]):
+        torch.save(content, tmp_path / f"odd{number}.pt")
+        refused(tmp_path / f"odd{number}.pt", "not one tensor")
     assert not (tmp_path / "evil-was-here").exists()
 
 
