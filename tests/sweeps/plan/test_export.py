@@ -66,6 +66,12 @@ def test_what_is_done_is_left_out(exported: Path) -> None:
     assert first["digest"][:16] not in text and text.count("\nsubmit ") == 10
 
 
+def test_the_name_of_a_sweeps_file_is_no_line_of_the_script(exported: Path) -> None:
+    Path("x\ntouch owned\n.yaml").write_bytes((RECIPES / "sweeps/rank.yaml").read_bytes())
+    done = CliRunner().invoke(app, ["export", "x\ntouch owned\n.yaml", "--axis", "rank=1"])
+    assert "\ntouch owned" not in Path(done.output.splitlines()[-1]).read_text()
+
+
 def test_a_dry_run_of_an_export_shows_the_plan_and_writes_nothing(exported: Path) -> None:
     shown = CliRunner().invoke(app, ["export", "rank", "--axis", "rank=1", "--dry-run"])
     assert shown.exit_code == 0 and "6 runs (0 shared), 0 runs done, 6 to do" in shown.output
