@@ -232,14 +232,13 @@ def ask(reply, folder: Path, number: int = 1, **settings):
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Waits as they are wanted; each passes at once."""
     now, wanted = [0.0], []
-    sleep = asyncio.sleep
 
-    async def skip(seconds: float) -> None:
+    async def skip(_client: Client, seconds: float) -> None:
         wanted.append(seconds)
         now[0] += seconds
-        await sleep(0)
+        await asyncio.sleep(0)
 
-    monkeypatch.setattr("core.llm.client.asyncio.sleep", skip)
+    monkeypatch.setattr("core.llm.client.Client._wait", skip)
     monkeypatch.setattr("core.llm.client.time.monotonic", lambda: now[0])
     return wanted
 
