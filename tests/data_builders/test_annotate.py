@@ -101,7 +101,7 @@ def test_killed_at_ten_moments_it_ends_the_same(tmp_path, fake, sources, final_f
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("programs", [60, 4])
 def test_interrupted_it_waits_for_what_is_paid_for(tmp_path, fake, sources, programs, number) -> None:
-    server = fake("--latency", "0.5")
+    server = fake("--latency", "2")
     child = CHILDREN.Process(target=run, args=(sources[:programs], JOB, tmp_path / "o", server.access(4)))
     child.start()
     while len(server.log("chat")) < 4 and child.is_alive():
@@ -109,7 +109,7 @@ def test_interrupted_it_waits_for_what_is_paid_for(tmp_path, fake, sources, prog
     os.kill(child.pid, number)
     child.join()
     asked = len(server.log("chat"))
-    assert len(lines(tmp_path / "o.journal.jsonl")) == asked < 20
+    assert len(lines(tmp_path / "o.journal.jsonl")) == asked < 60
     if programs == 60:
         assert child.exitcode == 0 and 0 < len(lines(tmp_path / "o.jsonl")) <= asked
     else:  # nothing is left: what comes next (in an experiment, the training) is not wanted all the same
