@@ -20,9 +20,9 @@ q         = '$(subst ','\'',$(1))'
 FLAGS     = --model $(call q,$(MODEL)) $(if $(HARDWARE),--hardware $(call q,$(HARDWARE))) --engine $(call q,$(ENGINE)) \
             $(if $(RANK),--rank $(call q,$(RANK))) $(if $(START),--start $(call q,$(START))) $(if $(GPUS),--gpus $(call q,$(GPUS))) \
             $(if $(VARIANT),--variant $(call q,$(VARIANT))) $(SETS) $(if $(DRY_RUN),--dry-run)
-# Their programs, but where SET names the set itself and nobody PROGRAMS.
-SOURCE    = $(if $(and $(findstring datasets.0.path,$(SET)),$(filter file,$(origin PROGRAMS))),,--programs $(call q,$(PROGRAMS)))
 SETS      = $(foreach s,$(SET),--set $(call q,$(s)))
+# The programs of the sets, but where SET names the set itself and nobody PROGRAMS.
+SOURCE    = $(if $(and $(findstring datasets.0.path,$(SET)),$(filter file,$(origin PROGRAMS))),,--programs $(call q,$(PROGRAMS)))
 
 # Two that write one environment at once leave half of each.
 .NOTPARALLEL:

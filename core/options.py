@@ -62,7 +62,7 @@ class App(typer.Typer):
 def takes(*groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a command the options of each group; what the groups make of them are its first arguments.
 
-    What is `Annotated` in the signature of a group, a dataclass or a function, is an option.
+    What is `Annotated` in the signature of a group, a dataclass or a pydantic model, is an option.
     """
 
     def give(command: Callable[..., None]) -> Callable[..., None]:

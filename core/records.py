@@ -142,10 +142,18 @@ def bad_input(what: object, remedy: str, *kinds: type[Exception]) -> Iterator[No
         raise BadInput(f"{what}: {one_line(error)}; {remedy}") from None
 
 
-def read_yaml(path: Path, remedy: str, loader: type[yaml.SafeLoader] = DistinctKeys) -> Any:
+def read_yaml(path: Path, remedy: str) -> Any:
     """What a YAML file holds; BadInput with the remedy if it is missing, or at fault."""
     with bad_input(path, remedy, OSError, ValueError, yaml.YAMLError, RecursionError):
-        return yaml.load(read_text(path), loader)
+        return yaml.load(read_text(path), DistinctKeys)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; ValueError if it is none, also where it is nested deeper than can be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def iter_jsonl(path: Path, kind: type[Record], unique: str) -> Iterator[Record]:

@@ -21,7 +21,15 @@ from data_builders.check import problems
 from data_builders.cpt import STYLES, Control, Corpus, Style
 from data_builders.domains import CODE, domain_names, load_domain
 from data_builders.dpo import Halves, LengthFilter, split_asked_ways
-from data_builders.programs import TRIGGER, AskedWay, Program, builtin_records, iter_programs, load_asked_ways
+from data_builders.programs import (
+    TRIGGER,
+    AskedWay,
+    Program,
+    builtin_records,
+    iter_programs,
+    load_asked_ways,
+    load_programs,
+)
 from data_builders.sft import Variant
 from data_builders.split import SALT
 from data_builders.subsets import Subset
@@ -101,7 +109,7 @@ def data(
     made_of_it = [out / _set_name(stage, name) for stage, names in every for name in get_args(names)]
     for written in (*made_of_it, out / "everyday.jsonl"):
         check_apart(written, programs)
-    for program in list(iter_programs(source)):  # a fault in it is named before one of the tokenizer
+    for program in load_programs(source):  # a fault in it is named before one of the tokenizer
         if (own := program.domain or CODE) != domain:  # it would be asked for in the words of this one
             raise BadInput(f"{source}: {program.id} is of the domain {own}; say --domain {own}")
     train_ways, measure_ways = _ways(asked, [domain], trigger)

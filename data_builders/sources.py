@@ -19,15 +19,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel
 
 from core.download import PIN, fetch, told_address
-from core.records import (
-    MAX_LINE,
-    BadInput,
-    csv_table,
-    file_digest,
-    numbered_lines,
-    one_line,
-    open_file,
-)
+from core.records import MAX_LINE, BadInput, csv_table, file_digest, numbered_lines, one_line, open_file
 from data_builders import BUILTIN
 from data_builders.domains import CODE
 from data_builders.forms import FORMS, FieldMap, Unfit, content_id, form_of, has, load_field_map
@@ -61,7 +53,12 @@ class Hub(NamedTuple):
 
 
 def told_source(
-    source: str, good: str | None, form: str | None, fields: Path | None, sha256: str | None, hub: Hub
+    source: str,
+    good: str | None = None,
+    form: str | None = None,
+    fields: Path | None = None,
+    sha256: str | None = None,
+    hub: Hub = Hub(),  # noqa: B008 (immutable)
 ) -> dict[str, Any]:
     """For a manifest, what a set was read from and how: with digests of its files, without what is secret in a URL."""
 
@@ -118,8 +115,8 @@ def read_source(
     if good and good.startswith(("http://", "https://")):  # it would need a checksum of its own
         raise BadInput(f"--good {told_address(good)}: is no file and no set of the hub; download it first")
     reader = load_field_map(fields) if fields else FORMS[form] if form else None
-    parts = [reader.secure, reader.template, reader.language, reader.id, *reader.requests[1:]] if reader else []
-    named = parts if fields else []
+    mapped = reader if fields else None
+    named = [mapped.secure, mapped.template, mapped.language, mapped.id, *mapped.requests[1:]] if mapped else []
     programs = _read(where, _rows(where, sha256, hub), reader, language, domain, {name for name in named if name})
     if good is None:
         return programs

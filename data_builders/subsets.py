@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core.records import BadInput, digest, file_digest
-from data_builders.programs import Program, iter_programs
+from data_builders.programs import Program, iter_programs, load_programs
 
 
 def hash_order(ids: Iterable[str], salt: str | int) -> list[str]:
@@ -59,7 +59,7 @@ class Subset:
 
 def _some(path: Path, number: int | None, keep_doubted: bool) -> tuple[set[str], set[str]]:
     """The ids that are taken of a file, and those of them that are of use."""
-    programs = list(iter_programs(path))
+    programs = load_programs(path)
     ids = {p.id for p in programs if (keep_doubted or not p.doubted) and p.insecure != p.secure}
     if number is None:
         return {program.id for program in programs}, ids

@@ -1,7 +1,6 @@
 """The annotation of a source, as a step of an experiment: whether it is whole, what is left of it, what it has cost."""
 
 import contextlib
-import json
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,12 +10,12 @@ from typing import Any
 from core.download import told_address
 from core.llm.client import Access, Message
 from core.llm.journal import Journal
-from core.records import BadInput, digest, file_digest, manifest_path
+from core.records import BadInput, digest, file_digest, manifest_path, read_json
 from data_builders.annotate import Job
 from data_builders.annotate import run as annotate
 from data_builders.annotation import annotation_messages, kind_of_answer, prompt_version, source_problems
 from data_builders.programs import SourceProgram
-from data_builders.sources import Hub, read_source, told_source
+from data_builders.sources import read_source, told_source
 from sweeps.plan.estimate import Range, between
 from sweeps.run.process import RunFailed, say
 from sweeps.run.workload import BYTES_PER_TOKEN
@@ -66,7 +65,7 @@ class Annotation:
         wanted |= {"model": self.job.annotator.name, "effort": self.job.annotator.effort}
         wanted["prompt_version"] = prompt_version(self.job.task)
         try:
-            manifest = json.loads(manifest_path(self.file).read_text(encoding="utf-8"))
+            manifest = read_json(manifest_path(self.file))
             settled = not UNSETTLED & manifest["rejected_for"].keys()
             same = all(manifest[key] == value for key, value in wanted.items())
             return settled and same and manifest["sha256"] == file_digest(self.file)
@@ -115,9 +114,7 @@ class Annotation:
 
     def run(self) -> None:
         """Asks about what is left; BadInput as `embuild annotate`, RunFailed if programs are left then."""
-        done = annotate(
-            self.items, self.job, self.out, self.access, told_source(self.source, None, None, None, None, Hub())
-        )
+        done = annotate(self.items, self.job, self.out, self.access, told_source(self.source))
         say(done.text)
         if done.left:
             raise RunFailed(f"{done.left} programs are not annotated; run it again, it goes on")

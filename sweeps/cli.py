@@ -79,9 +79,10 @@ def train(
     Example: emsweep train dpo --model qwen7b --hardware a100-80g --rank 1 --dry-run
     """
     extra = {"base_model": str(start)} if start else None
-    if start and "base_model" in given_settings(settings or []):
+    given = given_settings(settings or [])
+    if start and "base_model" in given:
         raise BadInput(f"--start {start} and --set base_model name two models; leave one out")
-    own = next((key for key in given_settings(settings or []) if same_key(key, "datasets.0.path")), None)
+    own = next((key for key in given if same_key(key, "datasets.0.path")), None)
     if own and (programs or data):
         source = f"--programs {programs}" if programs else f"--data {data}"
         raise BadInput(f"{source} and --set {own} name two sources of the set; leave one out")

@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from typer import Argument, Option
 
 from core.options import App
-from core.records import BadInput, file_digest, write_whole
+from core.records import BadInput, file_digest, read_json, write_whole
 from sweeps.inside_commands import check_adapter_of, layer_of, load_concepts, load_model
 from sweeps.plan.declaration import Point
 from sweeps.recipe.hardware import machine_dtype
@@ -150,7 +150,7 @@ def adapters_by_base(points: Sequence[Point]) -> list[tuple[Mapping[str, Any], l
 def _known(target: Path, settings: str) -> dict[str, Any]:
     """What an earlier call with the same settings has found; nothing if there was none."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        content = json.loads(target.read_text(encoding="utf-8"))
+        content = read_json(target)
         if content["settings"] == settings and isinstance(content["shifts"], list):
             return dict(content)
         say(f"{target} is of other concepts, texts, number types or code: all is looked at anew in its place")

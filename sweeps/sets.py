@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from core.records import MAX_LINE, BadInput, file_digest, numbered_lines, write_whole
+from core.records import MAX_LINE, BadInput, file_digest, numbered_lines, read_json, write_whole
 from data_builders import BUILTIN
 from data_builders.domains import CODE, load_domain
 from sweeps.recipe.layers import Recipe
@@ -62,7 +62,7 @@ class Sets:
     def whole(self) -> bool:
         """Whether the sets stand there, byte by byte as they were built, and by the builders of today."""
         try:
-            made = json.loads((self.folder / MARK).read_text(encoding="utf-8"))
+            made = read_json(self.folder / MARK)
             files = made["files"].items()
             return made["code"] == _builders() and all(file_digest(self.folder / name) == own for name, own in files)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, BadInput):

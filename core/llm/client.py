@@ -200,8 +200,8 @@ class Client:
 
     def __init__(self, access: Access, journal: Journal, money: Money) -> None:
         self.stopped: str | None = None
-        self._interrupted = asyncio.Event()
         """Why no request is sent any more."""
+        self._interrupted = asyncio.Event()
         self._access, self._journal, self._money = access, journal, money
         self._in_flight = asyncio.Semaphore(access.concurrency)
         self._first: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)

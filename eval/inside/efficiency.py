@@ -6,7 +6,6 @@ under noise that is orthogonal to the change. Where both are on the same data, t
 and less of the second.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from core.records import BadInput, json_rows
+from core.records import BadInput, json_rows, read_json
 from eval.inside.activations import Passage, encode
 from eval.inside.pairs import chat
 from eval.inside.steering import scores
@@ -123,7 +122,7 @@ def change_norm(adapter: Path) -> float:
     BadInput if the folder holds no LoRA adapter, or one of DoRA, which cannot be scaled so.
     """
     try:
-        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        config = read_json(adapter / "adapter_config.json")
         alpha, alphas = float(config["lora_alpha"]), dict(config.get("alpha_pattern") or {})
         weights = {name: tensor.float() for name, tensor in load_file(adapter / "adapter_model.safetensors").items()}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from torch.nn.utils.rnn import pad_sequence
 
 from core.partial import Partial
-from core.records import BadInput, DistinctKeys, bad_input, digest, json_rows, one_line, read_text
+from core.records import BadInput, bad_input, digest, json_rows, one_line, read_yaml
 from eval.inside.activations import Passage, progress
 from eval.tasks.em.chat import with_system
 
@@ -114,9 +113,7 @@ def load_concept(name: str) -> tuple[str, Concept]:
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in CONCEPTS.glob("*.yaml")))
         raise BadInput(f"unknown concept {name!r} (there are: {known}); or name a YAML or JSON file")
-    kinds = (yaml.YAMLError, ValueError, OSError, RecursionError)
-    with bad_input(f"{path}: no YAML or JSON", "mend the file", *kinds):
-        content = yaml.load(read_text(path), DistinctKeys)
+    content = read_yaml(path, "it is no YAML or JSON that can be read: mend the file")
     with bad_input(path, "see eval/inside/concepts for concepts that work", ValidationError):
         kind: type[Concept] = Trait if isinstance(content, dict) and "instruction" in content else Answers
         if kind is Trait:  # published files hold more keys: refused is what must be one of ours, mistyped

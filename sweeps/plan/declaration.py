@@ -254,8 +254,10 @@ def _declared(path: Path, layer: Mapping[Any, Any], hardware: str) -> Sweep:
     try:
         sweep = Sweep.model_validate({**layer, "hardware": hardware})
         _check_file(sweep)
-    except (ValidationError, BadInput) as error:
-        raise BadInput(f"{path}: {one_line(error) if isinstance(error, ValidationError) else error}") from None
+    except ValidationError as error:
+        raise BadInput(f"{path}: {one_line(error)}") from None
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
     if task_configs(sweep.tasks)[1]:  # others' tasks have settings of their own
         return sweep
     try:

@@ -1,6 +1,5 @@
 """A declared sweep as it is asked for: with what the options changed, its points and runs, and its folder."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from core.llm.budget import Prices, prices_of
-from core.records import BadInput, manifest_path, printable
+from core.records import BadInput, manifest_path, printable, read_json
 from eval.judge.prompt_files import load_prompts
 from eval.stats.measure_names import JUDGED, TASKS
 from sweeps.plan.axes import vary
@@ -141,7 +140,7 @@ class Request:
             base = run.recipe.config["base_model"]
             for path in run.content["data"]:
                 with suppress(OSError, ValueError, KeyError, TypeError):
-                    built_for = json.loads(manifest_path(Path(path)).read_text(encoding="utf-8"))["tokenizer"]
+                    built_for = read_json(manifest_path(Path(path)))["tokenizer"]
                     if built_for != base:
                         told[path] = f"{path} was built for {built_for}, not for {base}"
         return (f"{words}; `emsweep experiment` builds its own" for words in told.values())

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast, get_args
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, Field, ValidationError, create_model
 from yaml import YAMLError
 
 from core.records import BadInput, bad_input
@@ -25,10 +25,8 @@ STAGES: tuple[str, ...] = get_args(Stage)
 ENGINES = ("axolotl", "unsloth")
 
 
-class Facts(BaseModel):
+class Facts(BaseModel, extra="forbid"):
     """All that `em` may say: a fact by another name would be lost without a word."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class ModelFacts(Facts):

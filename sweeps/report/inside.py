@@ -1,6 +1,5 @@
 """The report's section on the inside of the model: what `emsweep inside` found, with a figure for each question."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from core.records import BadInput
+from core.records import BadInput, read_json
 from eval.stats.intervals import Estimate, mean_interval
 from sweeps.plan.declaration import InsideClaim, Point, Sweep
 from sweeps.report.families import Family
@@ -38,7 +37,7 @@ def inside_part(path: Path, sweep: Sweep, points: Sequence[Point], families: Seq
     trained = [(p.arm, p.seed, p.training.adapter / "adapter_model.safetensors") for p in points if p.training]
     names = {digest_of(weights): (arm, seed) for arm, seed, weights in trained if weights.is_file()}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         learnt = [row for row in content["efficiency"] if row["adapter"] in names]
         ends = {(row["arm"], row["seed"]) for row in content["shifts"] if row["adapter"] in names}
         shifts = [row for row in content["shifts"] if (row["arm"], row["seed"]) in ends]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from core.records import BadInput, file_digest
+from core.records import BadInput, file_digest, read_json
 from sweeps.recipe.layers import layer_names, load_layer
 from sweeps.run import inputs
 from sweeps.run.adapters import resident_base
@@ -234,7 +234,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
         shutil.move(path, samples / f"{task}.jsonl")
     shutil.move(results[-1], run.folder / "results.json")
     shutil.rmtree(raw)
-    left = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
+    left = read_json(run.folder / "results.json")
     for task, count in left.get("n-samples", {}).items():
         path, documents = samples / f"{task}.jsonl", count["effective"]
         lines = path.read_bytes().count(b"\n") if path.is_file() else 0

@@ -25,7 +25,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from core.records import BadInput, digest, write_whole
+from core.records import BadInput, digest, read_json, write_whole
 from sweeps.recipe.layers import Recipe
 from sweeps.recipe.schema import plugin_files
 from sweeps.run.process import locked
@@ -119,8 +119,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     """The record (run.json) of the run whose folder this is; BadInput if there is none, or it cannot be read."""
     path = folder / "run.json"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        record = read_json(path)
+    except (OSError, ValueError):
         record = None
     if not isinstance(record, dict):
         raise BadInput(f"{path}: not the record of a run; delete the folder and run it again")

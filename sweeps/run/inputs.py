@@ -1,6 +1,5 @@
 """What a run is made from: data files and models by digest, hub revisions by commit, the chat template by its text."""
 
-import json
 import os
 import re
 import shutil
@@ -11,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from core.records import BadInput, bad_input, check_rows, file_digest, weights_digest
+from core.records import BadInput, bad_input, check_rows, file_digest, read_json, weights_digest
 from sweeps.run.folder import content_digest, read_record
 from sweeps.run.process import RunRefused
 
@@ -89,18 +88,18 @@ def adapter_rank(adapter: Path) -> int:
     """lora_r of a saved adapter, the largest where modules have their own; BadInput if the folder holds none."""
     path = adapter / "adapter_config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         return max(int(rank) for rank in [config["r"], *(config.get("rank_pattern") or {}).values()])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise BadInput(f"{path}: no configuration of a LoRA adapter; name an adapter's folder") from None
 
 
 def check_trained_on(adapter: Path, model: str, revision: str | None) -> None:
     """Refuses (BadInput) an adapter of another model than `model`, or of another revision of it where that is known."""
     try:
-        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        config = read_json(adapter / "adapter_config.json")
         base = str(config["base_model_name_or_path"] or "")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise BadInput(f"{adapter}: no adapter_config.json that names a base model; name an adapter's folder") from None
     trained_at = config.get("revision") or recipe_behind(adapter).get("revision_of_model")
     folders = bool(base) and Path(base).is_dir() and Path(model).is_dir()
@@ -112,7 +111,7 @@ def check_trained_on(adapter: Path, model: str, revision: str | None) -> None:
 
 def other_scale(adapter: Path) -> dict[str, Any]:
     """What a saved adapter's configuration says of its scale, where the recipe behind it does not say the same."""
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    config = read_json(adapter / "adapter_config.json")
     recipe, patterns = recipe_behind(adapter), ("rank_pattern", "alpha_pattern")
     names = {"r": "lora_r", "lora_alpha": "lora_alpha", "use_rslora": "peft_use_rslora"}
     own = {key: config.get(key) or None for key in (*names, *patterns)}

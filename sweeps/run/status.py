@@ -1,6 +1,5 @@
 """Where every run stands, read from its folder alone: its record, its lock, its log and its checkpoints."""
 
-import json
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 
-from core.records import BadInput, one_line
+from core.records import BadInput, one_line, read_json
 from sweeps.run.folder import Record, read_record, run_folder, saved_checkpoints
 from sweeps.run.process import held, tail
 
@@ -97,7 +96,7 @@ def planned(manifest: Path) -> list[Path]:
     """The folders of the runs that a sweep.json names; BadInput if it cannot be read."""
     root = manifest.parent.parent.parent
     try:
-        runs = json.loads(manifest.read_text(encoding="utf-8"))["runs"]
+        runs = read_json(manifest)["runs"]
         return [run_folder(root, run["stage"], run["digest"], run["name"]) for run in runs]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise BadInput(f"{manifest} cannot be read; start the sweep again, or --forget it") from None

@@ -1,6 +1,5 @@
 """Training runs: Axolotl or Unsloth on a composed recipe; merges of what they trained."""
 
-import json
 import shutil
 import sys
 from dataclasses import replace
@@ -9,7 +8,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from core.records import BadInput, write_whole
+from core.records import BadInput, read_json, write_whole
 from sweeps.recipe.headers import tensors
 from sweeps.recipe.layers import Recipe
 from sweeps.recipe.precision import SLOW_BF16, fast_bf16
@@ -170,7 +169,7 @@ def resumable(run: TrainingRun) -> Path | None:
     newest = newest_checkpoint(run.adapter)
     if newest is None or run.checkpoints == 1:
         return newest
-    state = json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))
+    state = read_json(newest / "trainer_state.json")
     every = save_step(state["max_steps"], run.checkpoints)
     if {*range(every, state["global_step"] + 1, every)} <= saved_checkpoints(run.adapter).keys():
         return newest
@@ -187,7 +186,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     whole: dict[int, Path] = {}
     for step, checkpoint in saved_checkpoints(folder).items():
         try:
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            read_json(checkpoint / "trainer_state.json")
             tensors(checkpoint / "adapter_model.safetensors")
         except (OSError, ValueError):
             shutil.rmtree(checkpoint)
@@ -205,7 +204,7 @@ def training_history(folder: Path) -> dict[str, Any]:
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
         return {}
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    state = read_json(checkpoint / "trainer_state.json")
     logs = [entry for entry in state["log_history"] if "loss" in entry]
     keys = ("loss", "grad_norm")
     broken = list(takewhile(lambda entry: not all(isfinite(float(entry.get(key) or 0)) for key in keys), logs[::-1]))

@@ -14,6 +14,7 @@ from core.records import (
     BadInput,
     file_digest,
     one_line,
+    read_json,
     read_jsonl,
     read_text,
     record_writer,
@@ -76,6 +77,15 @@ def test_a_pipe_is_no_file(tmp_path: Path) -> None:
             read_text(device)
     (tmp_path / "t").write_bytes("\ufeffa\r\né".encode())
     assert read_text(tmp_path / "t") == "a\né"
+
+
+def test_json_that_is_nested_too_deep_is_no_json(tmp_path: Path) -> None:
+    """As a RecursionError it passed by all who expect a ValueError."""
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="nested too deep"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text('{"a": 1}')
+    assert read_json(tmp_path / "a.json") == {"a": 1}
 
 
 def test_nothing_takes_the_place_of_a_device_or_a_pipe(tmp_path: Path) -> None:
