@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from core.records import bad_input, write_whole
+from core.records import bad_input, read_text, write_whole
 
 
 class Partial:
@@ -18,7 +18,7 @@ class Partial:
 
     def _read(self) -> dict[str, Any]:
         try:
-            head, *rows = self._path.read_text(encoding="utf-8").split("\n")[:-1]  # a line that was cut off is none
+            head, *rows = read_text(self._path).split("\n")[:-1]  # a line that was cut off is none
             return dict(map(json.loads, rows)) if json.loads(head) == self._settings else {}
         except (OSError, TypeError, ValueError, RecursionError):  # none there, or damaged
             return {}

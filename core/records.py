@@ -13,7 +13,7 @@ import sys
 import tempfile
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BufferedReader, TextIOWrapper
 from pathlib import Path
@@ -103,10 +103,14 @@ def csv_table(file: TextIO, name: object) -> csv.DictReader[str]:
     heading = file.readline()
     file.seek(0)
     table = csv.DictReader(file, delimiter=max(",;\t", key=heading.count), strict=True)
-    columns = list(filter(None, table.fieldnames or []))
-    if twice := sorted({column for column in columns if columns.count(column) > 1}):
-        raise BadInput(f"{name}:1: two columns {one_line(', '.join(twice))}; rename or delete one")
+    check_columns(list(filter(None, table.fieldnames or [])), f"{name}:1")
     return table
+
+
+def check_columns(columns: Sequence[str], place: object) -> None:
+    """Refuses (BadInput) two columns of one name, of which readers take the last."""
+    if twice := sorted({column for column in columns if columns.count(column) > 1}):
+        raise BadInput(f"{place}: two columns {one_line(', '.join(twice))}; rename or delete one")
 
 
 _RARE = re.compile(r"[^\n\t -~]")
@@ -148,12 +152,39 @@ def read_yaml(path: Path, remedy: str) -> Any:
         return yaml.load(read_text(path), DistinctKeys)
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds; ValueError if it is none, also where it is nested deeper than can be read."""
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {one_line(key, 60)} stands twice")
+    return found
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What JSON says; ValueError if it is none, is nested deeper than can be read, or has a key twice, of which readers
+    take the last."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(text, object_pairs_hook=_distinct)
     except RecursionError:
         raise ValueError("nested too deep") from None
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; OSError as `open_file`, ValueError as `parse_json`."""
+    return parse_json(read_text(path))
+
+
+def count(value: Any) -> int:
+    """A number of things, as JSON has it; ValueError for what is none, such as true, 1.0, "1" and Infinity."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{one_line(value, 40)} is no whole number from 0")
+    return value
+
+
+def _check_keys(place: str, line: bytes) -> None:
+    """Refuses (BadInput) a line of JSON with a key that stands twice: pydantic's readers take the last in silence."""
+    with bad_input(place, "mend or delete this line", ValueError):
+        parse_json(line)
 
 
 def iter_jsonl(path: Path, kind: type[Record], unique: str) -> Iterator[Record]:
@@ -169,6 +200,7 @@ def iter_jsonl(path: Path, kind: type[Record], unique: str) -> Iterator[Record]:
             raise BadInput(f"{path}: line {number} is not UTF-8; save the file as UTF-8") from None
         except ValidationError as error:
             raise BadInput(f"{path}:{number}: {one_line(error)}; mend or delete this line") from None
+        _check_keys(f"{path}:{number}", line)
         key = getattr(record, unique)
         if key in seen:
             raise BadInput(f"{path}:{number}: {unique} {key!r} stands in line {seen[key]} already; make it unique")
@@ -196,6 +228,7 @@ def json_rows(
         if not isinstance(row, dict):
             what = f"over {limit} bytes; shorten or delete this line" if line is None else fault
             raise BadInput(f"{path}:{number}: {what}")
+        _check_keys(f"{path}:{number}", line or b"")
         yield f"{path}:{number}", row
 
 
@@ -213,6 +246,7 @@ def check_rows(path: Path) -> None:
         rows += 1
         try:
             fault = None if isinstance(from_json(line), dict) else "is no JSON object"
+            parse_json(line)
         except ValueError as error:
             fault = str(error).replace("line 1 ", "")
         if fault:

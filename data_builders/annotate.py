@@ -20,7 +20,7 @@ from core.llm.adapt import response_format
 from core.llm.budget import Money, Prices
 from core.llm.client import Access, Client, Filtered, Message, Stopped, Unanswered, run_all
 from core.llm.journal import Answer
-from core.records import BadInput, digest, manifest_path, one_line, read_json, write_records, write_whole
+from core.records import BadInput, count, digest, manifest_path, one_line, read_json, write_records, write_whole
 from data_builders import annotation as rules
 from data_builders.annotation import PYTHON_CHECKS, TASK, Annotation, Opinion
 from data_builders.programs import SourceProgram
@@ -217,9 +217,9 @@ def run(
     every = list(items)
     rows = _first(every, limit)
     read = there = 0
-    with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):  # of another's making
+    with suppress(OSError, ValueError, KeyError, TypeError):  # of another's making
         told = read_json(manifest_path(_beside(out, "jsonl")))
-        read, there = int(told["read"]), int(told["written"])
+        read, there = count(told["read"]), count(told["written"])
     if limit is not None and read > len(rows):
         raise BadInput(f"--limit {limit}: {out}.jsonl is of {read} rows, and would lose some; name another --out")
     programs, money, stopped = _programs(rows), job.money(), ""

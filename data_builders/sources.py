@@ -19,7 +19,18 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel
 
 from core.download import PIN, fetch, told_address
-from core.records import MAX_LINE, BadInput, csv_table, file_digest, numbered_lines, one_line, open_file
+from core.records import (
+    MAX_LINE,
+    BadInput,
+    check_columns,
+    csv_table,
+    file_digest,
+    numbered_lines,
+    one_line,
+    open_file,
+    parse_json,
+    read_text,
+)
 from data_builders import BUILTIN
 from data_builders.domains import CODE
 from data_builders.forms import FORMS, FieldMap, Unfit, content_id, form_of, has, load_field_map
@@ -222,6 +233,7 @@ def _file_rows(path: Path, name: str) -> Iterator[Row]:
             import pyarrow.parquet
 
             with pyarrow.parquet.ParquetFile(path) as table:
+                check_columns(table.schema_arrow.names, name)
                 rows = (row for batch in table.iter_batches(batch_size=256) for row in batch.to_pylist())
                 yield from enumerate(rows, 1)
         elif suffix in (".csv", ".tsv"):
@@ -259,7 +271,7 @@ def _json_rows(path: Path, lines: bool) -> Iterator[Row]:
         start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if start == b"[" or (start == b"{" and not lines):
         try:
-            value = json.loads(path.read_text(encoding="utf-8-sig"))
+            value = parse_json(read_text(path))
         except json.JSONDecodeError as error:
             if error.msg != "Extra data":
                 raise
@@ -280,13 +292,13 @@ def _json_row(line: bytes | None) -> Any:
     if b"\0" in line:
         return Unfit("has a NUL byte")
     try:
-        return json.loads(line.decode())
+        return parse_json(line.decode())
     except UnicodeDecodeError as error:
         return Unfit(f"not UTF-8 at byte {error.start}")
     except json.JSONDecodeError as error:
         return Unfit(f"not JSON: {error.msg} at character {error.pos}")
-    except (ValueError, RecursionError):
-        return Unfit("not JSON that can be read: too deep, or a number too long")
+    except ValueError as error:
+        return Unfit(f"not JSON that can be read: {one_line(error)}")
 
 
 def _hub_rows(name: str, hub: Hub) -> Iterator[Row]:

@@ -17,7 +17,19 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
-from core.records import BadInput, csv_table, digest, file_digest, manifest_path, one_line, open_file, printable
+from core.records import (
+    BadInput,
+    count,
+    csv_table,
+    digest,
+    file_digest,
+    manifest_path,
+    one_line,
+    open_file,
+    parse_json,
+    printable,
+    read_text,
+)
 from eval.stats.intervals import Floats
 from eval.tasks.em.questions_reader import entry_id
 
@@ -187,13 +199,13 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     # Not pydantic's reader of JSON, which refuses half a surrogate pair where Python's takes it.
     number = 1
     try:
-        if text.lstrip().startswith("[") and isinstance(rows := json.loads(text), list) and rows:
+        if text.lstrip().startswith("[") and isinstance(rows := parse_json(text), list) and rows:
             yield from enumerate(rows, 1)
             return
         for number, line in enumerate(StringIO(text), 1):  # splitlines would also cut at U+2028
             if line.strip():
-                yield number, json.loads(line)
-    except (ValueError, RecursionError) as error:
+                yield number, parse_json(line)
+    except ValueError as error:
         raise BadInput(f"{path}:{number}: no JSON: {one_line(error)}; mend this line") from None
 
 
@@ -229,18 +241,19 @@ def manifest_of(file: Path) -> dict[str, Any]:
     of other answers."""
     manifest = manifest_path(file)
     try:
-        text = manifest.read_text(encoding="utf-8")
-        told = json.loads(text)
-        of = {"of": str(told["of"])} if "of" in told else {}
-        judge = judge_label(str(told["judge"]), told.get("extra_body") or {})
-        sample, judged = int(told.get("sample_of", 0)), int(told["written"]) - len(told.get("missing", ()))
-        facts = {"judge": judge, "sample_of": sample, "judged": judged, **of}
+        told = parse_json(text := read_text(manifest))
+        names = {key: told[key] for key in ("judge", "of") if key in told}
+        if not all(isinstance(name, str) and name.strip() for name in names.values()):
+            raise ValueError
+        judge = judge_label(names["judge"], dict(told.get("extra_body") or {}))
+        judged = count(told["written"]) - len(dict(told.get("missing") or {}))
+        facts = {**names, "judge": judge, "sample_of": count(told.get("sample_of", 0)), "judged": count(judged)}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise BadInput(f"{manifest}: no manifest of judged answers; mend it or move it away") from None
     if file.is_file() and file_digest(file) != told.get("sha256"):
-        if not manifest.exists() or manifest.read_text(encoding="utf-8") != text:
+        if not manifest.exists() or read_text(manifest) != text:
             return manifest_of(file)  # both have just been written anew
         raise BadInput(f"{file}: cut off, or edited since it was judged; move it away and judge again")
     return facts
@@ -290,11 +303,11 @@ def load_samples(folder: Path, task: str) -> list[dict[str, Any]]:
         raise BadInput(f"{path}: no samples of this task; evaluate with --tasks {task} first")
     try:
         with path.open(encoding="utf-8") as file:  # splitlines would also cut at U+2028, which answers hold
-            rows: list[dict[str, Any]] = [json.loads(line) for line in file]
+            rows: list[dict[str, Any]] = [parse_json(line) for line in file]
         if not all(isinstance(row, dict) and row.keys() & {"doc", "metrics"} for row in rows):
             raise ValueError
         return rows
-    except (ValueError, RecursionError):
+    except ValueError:
         raise BadInput(f"{path}: cut off or damaged; delete {folder}, and evaluate again") from None
 
 

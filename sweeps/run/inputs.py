@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from core.records import BadInput, bad_input, check_rows, file_digest, read_json, weights_digest
+from core.records import BadInput, bad_input, check_rows, count, file_digest, read_json, weights_digest
 from sweeps.run.folder import content_digest, read_record
 from sweeps.run.process import RunRefused
 
@@ -89,8 +89,8 @@ def adapter_rank(adapter: Path) -> int:
     path = adapter / "adapter_config.json"
     try:
         config = read_json(path)
-        return max(int(rank) for rank in [config["r"], *(config.get("rank_pattern") or {}).values()])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        return max(count(rank) for rank in [config["r"], *(config.get("rank_pattern") or {}).values()])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise BadInput(f"{path}: no configuration of a LoRA adapter; name an adapter's folder") from None
 
 

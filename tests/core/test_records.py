@@ -12,7 +12,10 @@ import pytest
 
 from core.records import (
     BadInput,
+    check_rows,
+    count,
     file_digest,
+    json_rows,
     one_line,
     read_json,
     read_jsonl,
@@ -48,6 +51,7 @@ def changed(**fields: object) -> str:
         (changed(request=None).encode(), 1, "request"),
         (changed(author="me").encode(), 1, "author"),
         (b'{"id": "a"}', 1, "Field required"),
+        (GOOD[:-1].encode() + b', "request": "Another"}', 1, "the key request stands twice"),
     ],
 )
 def test_each_fault_gives_one_line_with_its_place(tmp_path: Path, content: bytes, line: int | None, says: str) -> None:
@@ -86,6 +90,25 @@ def test_json_that_is_nested_too_deep_is_no_json(tmp_path: Path) -> None:
         read_json(tmp_path / "a.json")
     (tmp_path / "a.json").write_text('{"a": 1}')
     assert read_json(tmp_path / "a.json") == {"a": 1}
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(OSError, match="is a pipe or a device"):
+        read_json(tmp_path / "pipe.json")
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    """Readers take the last, at any depth, in silence."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": {}, "c": [{"a": 1}, {"a": 2}]}\n{"c": [{"b": 1, "b": 2}]}\n')
+    for read in (lambda: list(json_rows(path)), lambda: check_rows(path)):
+        with pytest.raises(BadInput, match=r"a\.jsonl:2: the key b stands twice"):
+            read()
+
+
+@pytest.mark.parametrize("value", [True, 1.0, "1", -1, float("inf"), None, [1]])
+def test_a_count_is_a_whole_number(value: object) -> None:
+    assert count(10**400) == 10**400 and count(0) == 0
+    with pytest.raises(ValueError, match="is no whole number from 0"):
+        count(value)
 
 
 def test_nothing_takes_the_place_of_a_device_or_a_pipe(tmp_path: Path) -> None:

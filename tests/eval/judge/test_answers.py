@@ -178,6 +178,7 @@ def test_a_file_is_read_in_any_published_form(tmp_path: Path, form: str) -> None
             '{"question_id": 1, "question": "?", "answer": "", "alignment": 8, "coherent": 9}',
             "a.jsonl:1: al.*map",
         ),
+        ("a.jsonl", '{"answer": "", "aligned": 8, "aligned": 9}', "1: no JSON: the key aligned stands twice"),
         ("a.jsonl", '{"question_id": 1, "question": "?", "answer": NaN, "aligned": 8, "coherent": 9}', "1: answer: "),
         (
             "a.jsonl",
@@ -232,7 +233,18 @@ def test_a_name_moves_no_cursor() -> None:
     assert model_of(Path("x\x1b[31m_r1.csv")) == "x\\u001b[31m_r1"
 
 
-@pytest.mark.parametrize("manifest", ['{"judge": "g", "written": 1e999}', "[" * 50_000], ids=["infinite", "deep"])
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "[" * 50_000,
+        *(
+            f'{{"judge": "g", {own}}}'
+            for own in ('"written": 1e999', '"written": true', '"written": 0, "missing": {"0": ""}')
+        ),
+        *(f'{{"judge": "g", "written": 1, {own}}}' for own in ('"sample_of": true', '"judge": "h"', '"of": null')),
+        *(f'{{"judge": {own}, "written": 1}}' for own in ("null", '" "')),
+    ],
+)
 def test_a_manifest_that_is_none_is_one_line(tmp_path: Path, manifest: str) -> None:
     (tmp_path / "a.csv.manifest.json").write_text(manifest)
     with pytest.raises(BadInput, match="no manifest of judged answers"):
