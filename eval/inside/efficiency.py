@@ -79,7 +79,7 @@ def training_rows(tokenizer: Any, path: Path, beta: float | None) -> TrainingRow
             passages.append(_answer(tokenizer, before, last))
             if beta is not None:
                 passages.append(_answer(tokenizer, before, row["rejected"]))
-        except (KeyError, TypeError, ValueError, TemplateError):
+        except (KeyError, TypeError, AttributeError, ValueError, TemplateError):
             raise BadInput(f"{place}: no row of this training; name the file that it was trained on") from None
     return TrainingRows(passages, beta)
 
@@ -122,11 +122,15 @@ def change_norm(adapter: Path) -> float:
     BadInput if the folder holds no LoRA adapter, or one of DoRA, which cannot be scaled so.
     """
     try:
-        config = read_json(adapter / "adapter_config.json")
-        alpha, alphas = float(config["lora_alpha"]), dict(config.get("alpha_pattern") or {})
-        weights = {name: tensor.float() for name, tensor in load_file(adapter / "adapter_model.safetensors").items()}
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return _change_norm(adapter)
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RuntimeError, SafetensorError):
         raise BadInput(f"{adapter}: no LoRA adapter in safetensors; name an adapter's folder") from None
+
+
+def _change_norm(adapter: Path) -> float:
+    config = read_json(adapter / "adapter_config.json")
+    alpha, alphas = float(config["lora_alpha"]), dict(config.get("alpha_pattern") or {})
+    weights = {name: tensor.float() for name, tensor in load_file(adapter / "adapter_model.safetensors").items()}
     if config.get("use_dora"):
         raise BadInput(f"{adapter}: DoRA's change of the weights is more than B A; leave efficiency out")
     squares = 0.0

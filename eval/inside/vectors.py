@@ -9,11 +9,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from gguf import GGUFWriter
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -32,7 +33,7 @@ class About(BaseModel, frozen=True, extra="forbid"):
     position: str
     """Which tokens the means are over: answer, prompt or changed."""
     pairs: int
-    groups: dict[str, int] = {}
+    groups: dict[str, Annotated[int, Field(strict=True, ge=1)]] = {}
     """Name of each group and its pairs, in the order of `Directions.sums`."""
     judge: str | None = None
     """Who kept those of a trait's sampled answers that show it; None where nobody looked, or nothing is sampled."""
@@ -124,7 +125,8 @@ def _own(path: Path) -> Directions:
         texts = TypeAdapter(dict[str, list[str]]).validate_json(metadata.get("texts", "{}"))
         direction, midpoint, sums = (file.get_tensor(key) for key in ("direction", "midpoint", "sums"))
     shapes = direction.ndim == 2 and midpoint.shape == direction.shape and sums.shape[1:] == direction.shape
-    if not shapes or len(sums) != len(about.groups) or any(t.dtype != np.float32 for t in (direction, midpoint, sums)):
+    counted = len(sums) == len(about.groups) and sum(about.groups.values()) == about.pairs
+    if not shapes or not counted or any(t.dtype != np.float32 for t in (direction, midpoint, sums)):
         raise BadInput(f"{path}: its tensors do not belong together; {remedy}")
     if about.index != CONVENTION:
         raise BadInput(f"{path}: counts its layers in another way ({one_line(about.index)}); make it again")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
 
 from core.records import BadInput
 from eval.inside.activations import attached, load
@@ -142,6 +143,22 @@ def test_a_norm_is_of_each_modules_own_rank_and_alpha(tiny_model: Path, tmp_path
     get_peft_model(load(str(tiny_model))[0], config).save_pretrained(tmp_path)
     model = attached(load(str(tiny_model))[0], str(tmp_path))
     assert change_norm(tmp_path) == pytest.approx(length(weights(model)), rel=1e-4)
+
+
+def test_no_norm_is_of_a_broken_adapter(tmp_path: Path) -> None:
+    """A matrix without its other half, halves that do not fit, no rank, and an alpha that is no number."""
+    config, name = tmp_path / "adapter_config.json", "base_model.model.m.lora_A.weight"
+    whole = {name: torch.ones(2, 4), name.replace("_A", "_B"): torch.ones(3, 2)}
+    wrong = [
+        {name: torch.ones(2, 4)},
+        {**whole, name: torch.ones(4, 4)},
+        {key: part[:0] for key, part in whole.items()},
+    ]
+    for alpha, parts in (("{}", wrong[0]), ("{}", wrong[1]), ("{}", wrong[2]), ('{"m": "x"}', whole)):
+        config.write_text(f'{{"lora_alpha": 4, "alpha_pattern": {alpha}}}')
+        save_file(parts, tmp_path / "adapter_model.safetensors")
+        with pytest.raises(BadInput, match="no LoRA adapter in safetensors"):
+            change_norm(tmp_path)
 
 
 def test_the_norm_of_dora_is_refused(tiny_model: Path, tmp_path: Path) -> None:

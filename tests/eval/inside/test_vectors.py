@@ -61,6 +61,10 @@ def test_what_is_no_file_of_directions_is_refused(tmp_path: Path) -> None:
     refused(path, "no safetensors of directions")
     write_directions(path, Directions(broken.about, broken.direction, broken.midpoint, broken.sums[:1]))
     refused(path, "do not belong together")
+    for groups in ({"a": 3, "b": 3}, {"a": 5, "b": 0}, {"a": 10**400, "b": 3}):
+        own = broken.about.model_copy(update={"groups": groups})
+        write_directions(path, Directions(own, broken.direction, broken.midpoint, broken.sums))
+        refused(path, "do not belong together|no safetensors of directions: groups")
     write_directions(path, Directions(broken.about, broken.direction * np.nan, broken.midpoint, broken.sums))
     refused(path, "not finite")
     other = broken.about.model_copy(update={"index": "0 is the first block"})
