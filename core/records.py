@@ -32,6 +32,10 @@ MAX_LINE = 1_000_000
 class BadInput(Exception):
     """Input that the user can mend; the message is one line with file, place and remedy (exit code 2)."""
 
+    def __str__(self) -> str:
+        """In one line also where a value of the input, or a library's words, have more."""
+        return re.sub(r"\s*\n\s*", " ", super().__str__())
+
 
 def open_file(path: Path) -> BufferedReader:
     """A file, to be read; OSError for a pipe or a device, and where `Path.open` raises it.

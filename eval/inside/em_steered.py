@@ -16,7 +16,7 @@ from typing import Any
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
-from core.records import BadInput
+from core.records import BadInput, printable
 from eval.inside.activations import residual_shape
 from eval.inside.steering import steered
 from eval.inside.vectors import chosen_layer, model_digest, read_directions
@@ -60,7 +60,7 @@ def main() -> None:
     try:
         cli_evaluate()
     except BadInput as error:
-        print(f"em_steered: {error}", file=sys.stderr)
+        print(f"em_steered: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -211,3 +211,4 @@ def test_programs_may_hold_unicode_line_separators(tmp_path: Path) -> None:
 
 def test_what_a_server_or_a_file_says_moves_no_cursor() -> None:
     assert one_line("a\x1b[2J\x9b31m \u202eb\r\n\tc \ud800é") == r"a\u001b[2J\u009b31m \u202eb c \ud800é"
+    assert str(BadInput("my\nfile.jsonl: two  blanks \n\n  b")) == "my file.jsonl: two  blanks b"
