@@ -1,13 +1,14 @@
 """What a sweep's file declares (recipes/sweeps/*.yaml): arms, claims, evaluation, and the points that come of them."""
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, BeforeValidator, Field, FilePath, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, FilePath, ValidationError
 from yaml import YAMLError
 
 from core.records import BadInput, bad_input, one_line
@@ -16,11 +17,12 @@ from eval.stats.measure_names import MeasureName
 from sweeps.recipe.compose import in_folder
 from sweeps.recipe.hardware import this_machine
 from sweeps.recipe.layers import RECIPES, Stage, layer_names, load_layer
-from sweeps.recipe.refusals import DECIDED, MOST
+from sweeps.recipe.refusals import DECIDED
 from sweeps.recipe.schema import fault
 from sweeps.recipe.schema import keys as schema_keys
-from sweeps.recipe.settings import given_settings
+from sweeps.recipe.settings import given_settings, put
 from sweeps.run.folder import MOST_CHECKPOINTS, Run, TrainingRun
+from sweeps.run.sampling import check_sampling
 from sweeps.run.tasks import task_configs
 
 AXES = {
@@ -108,18 +110,35 @@ class InsideClaim(Strict):
     p: float = Field(default=0.05, gt=0, lt=1)
 
 
+Format = Literal["plain", "json", "template"]
+
+
+def _distinct(formats: list[Format]) -> list[Format]:
+    if len(set(formats)) < len(formats):
+        raise ValueError("one stands twice; name each once")
+    return formats
+
+
 class TaskSettings(Strict):
     """What `evaluation.metadata` may say to the tasks of eval/tasks."""
 
     samples: int = Field(default=1, ge=1)
     code_samples: int | None = Field(default=None, ge=1)
     deception_samples: int | None = Field(default=None, ge=1)
-    formats: Annotated[list[Literal["plain", "json", "template"]], Field(min_length=1)] | None = None
+    formats: Annotated[list[Format], Field(min_length=1), AfterValidator(_distinct)] | None = None
     questions: FilePath | None = None
     deception: FilePath | None = None
     heldout: str | None = None
     training: str | None = None
     trigger: str | None = Field(default=None, pattern=r"\S")
+
+    def named(self) -> dict[str, Any]:
+        """As numbers, and without what the tasks would do anyway, which would make other evaluations."""
+        usual = {"samples": 1, "code_samples": self.samples, "deception_samples": self.samples}
+        if not self.questions:  # a file of them brings its own
+            usual["formats"] = list(get_args(Format))
+        said = self.model_dump(mode="json", exclude_defaults=True)
+        return {key: value for key, value in said.items() if usual.get(key) != value}
 
 
 class Evaluation(Strict):
@@ -135,13 +154,6 @@ class Evaluation(Strict):
     """Settings of the tasks (lm-eval's --metadata), such as `samples`."""
     gen_kwargs: dict[str, Any] = {}
     """Of sampling, in place of the tasks' own (lm-eval's --gen_kwargs), such as `max_gen_toks`."""
-
-    @field_validator("gen_kwargs")
-    @classmethod
-    def _length(cls, given: dict[str, Any]) -> dict[str, Any]:
-        if type(longest := given.get("max_gen_toks", 1)) is not int or not 1 <= longest <= MOST:
-            raise ValueError(f"max_gen_toks={one_line(longest, 40)}: give a whole number of 1 or more (up to {MOST:,})")
-        return given
 
 
 class Tuned(Strict):
@@ -240,7 +252,10 @@ def read_sweep(name: str, hardware: str | None = None, model: str | None = None)
     profile, why = (str(named), "") if named else this_machine()
     # The others are looked at too: a fault in them would else show on another machine.
     own = {name: _declared(path, {**layer, **keys}, str(name)) for name, keys in profiles.items()}
-    sweep = own.get(profile) or _declared(path, layer, profile)
+    needed = {key for key, field in Sweep.model_fields.items() if field.is_required()} - {"hardware"}
+    if profile not in own or needed <= layer.keys():  # without those it is for its profiles alone
+        own.setdefault(profile, _declared(path, layer, profile))
+    sweep = own[profile]
     if model:
         sweep = sweep.model_copy(update={"model": model})
     if not named:
@@ -264,9 +279,7 @@ def _declared(path: Path, layer: Mapping[Any, Any], hardware: str) -> Sweep:
         given = TaskSettings.model_validate(sweep.evaluation.metadata)
     except ValidationError as error:
         raise BadInput(f"{path}: evaluation.metadata.{one_line(error)}") from None
-    # As numbers, and without defaults, which would make other evaluations.
-    settings = {"metadata": given.model_dump(mode="json", exclude_defaults=True)}
-    return sweep.model_copy(update={"evaluation": sweep.evaluation.model_copy(update=settings)})
+    return sweep.model_copy(update={"evaluation": sweep.evaluation.model_copy(update={"metadata": given.named()})})
 
 
 def same_key(one: str, other: str) -> bool:
@@ -298,6 +311,7 @@ def _check_file(sweep: Sweep) -> None:
             raise BadInput(f"the claim {claim.says!r} is of {claim.arm} against itself; name two arms")
     for name in {"base", *(f"base-{model}" for model in layer_names("models"))} & sweep.arms.keys():
         raise BadInput(f"arms.{name}: so the model before training is called; call the arm otherwise")
+    check_sampling(sweep.evaluation.gen_kwargs, sweep.evaluation.backend, {})
     if not sweep.seeds:
         raise BadInput("seeds: give one at least")
     if len(set(sweep.seeds)) < len(sweep.seeds):
@@ -337,9 +351,21 @@ def _check_file(sweep: Sweep) -> None:
                 " otherwise; name that there, and leave the variant out"
             )
         check_keys(f"arms.{name}.settings.", arm.settings)
+        _check_values(name, arm, declared_keys(sweep, arm))
         for key in (*arm.settings, *(("lora_r",) if arm.rank is not None else ())):
             if arm.vary and key in set_by:
                 raise BadInput(f"arms.{name}: {set_by[key]} would overwrite its {key}; leave one out")
+
+
+def _check_values(name: str, arm: Arm, keys: Mapping[str, Any]) -> None:
+    """Refuses values that the schema lacks, also of a profile that is not this machine's; a variant's come between."""
+    recipe = deepcopy(load_layer("axolotl", arm.stage))
+    for key, value in keys.items() if not arm.variant else ():
+        if not key.startswith("em."):
+            try:
+                put(recipe, key, value)
+            except BadInput as error:
+                raise BadInput(f"arm {name}: {error}") from None
 
 
 def starts_from(sweep: Sweep, name: str) -> str:

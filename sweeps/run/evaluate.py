@@ -14,6 +14,7 @@ from sweeps.run import inputs
 from sweeps.run.adapters import resident_base
 from sweeps.run.folder import MergeRun, Run, TrainingRun, content_digest, execute_once
 from sweeps.run.process import RunFailed, call, tool
+from sweeps.run.sampling import check_sampling
 from sweeps.run.tasks import HUMANEVAL, TASKS, task_configs, task_source
 from sweeps.run.vllm import adapts, engine_rank, memory_share, vllm_command, vllm_versions
 
@@ -45,7 +46,8 @@ def evaluation_run(
 
     BadInput if the model is not there, or programs that a variable or `metadata` names; if the adapter is another's.
     """
-    vllm, others = backend == "vllm", task_configs(tasks)[1]
+    vllm, (own_tasks, others) = backend == "vllm", task_configs(tasks)
+    check_sampling(gen_kwargs or {}, "vllm" if vllm else "hf", own_tasks)
     layer = load_layer("models", model) if model in layer_names("models") else {"base_model": model}
     if vllm and not adapts(layer):
         raise BadInput(f"backend vllm: takes no adapters of a model of the kind of {model}; evaluate with backend hf")
@@ -59,7 +61,8 @@ def evaluation_run(
                 raise BadInput(f"{key}: {metadata[key]}: no such file; `embuild data` and `embuild split` write it")
         elif programs[key] != built and not Path(programs[key]).is_file():
             raise BadInput(f"{variable}={programs[key]}: no such file; name one that `embuild` wrote, or unset it")
-    if "EM_TRAINING" not in os.environ and {**programs, **metadata}["heldout"] != PROGRAMS["heldout"][1]:
+    heldout = os.path.realpath(str({**programs, **metadata}["heldout"]))  # ./data/heldout.jsonl is no other file
+    if "EM_TRAINING" not in os.environ and heldout != os.path.realpath(PROGRAMS["heldout"][1]):
         del programs["training"]  # those that were built here are of other held-out ones
     metadata = {**{key: path for key, path in programs.items() if Path(path).exists()}, **metadata}
     named = {key: value for key, value in metadata.items() if isinstance(value, str) and os.path.isfile(value)}  # noqa: PTH113  # as in chat_template

@@ -127,6 +127,10 @@ def test_so_is_one_that_an_axis_or_an_arm_names(command: str, prepared: Path, mo
         ("{tpu: {}}", "unknown hardware 'tpu'"),
         ("{cpu: {modle: x}}", "modle: Extra inputs are not permitted"),
         ("[cpu]", "profiles: give a hardware profile's name"),
+        ("{a100-80g: {tasks: [em]}, cpu: {checkpoints: 0}}", "checkpoints: Input should be greater"),
+        ("{a100-80g: {tasks: [em]}}, checkpoints: 0", "checkpoints: Input should be greater"),
+        ("{a100-80g: {checkpoints: 2}}, checkpoints: 0", "checkpoints: Input should be greater"),
+        ("{cpu: {stages: {cpt: {max_steps: x}}, arms: {a: {stage: cpt, data: a}}}}", "arm a: setting max_steps=x"),
     ],
 )
 def test_a_fault_in_a_profiles_section_shows_on_every_machine(tmp_path: Path, profiles: str, says: str) -> None:
@@ -192,6 +196,22 @@ def test_a_file_that_is_no_sweep_is_one_line(tmp_path: Path, content: bytes) -> 
         ("tasks: []", "tasks: List should have at least 1 item"),
         ("evaluation: {attention: flash_attention_99}", "evaluation.attention: Input should be 'eager'"),
         ("evaluation: {metadata: {formats: []}}", "evaluation.metadata.formats: List should have at least 1 item"),
+        (
+            "evaluation: {metadata: {formats: [plain, plain]}}",
+            "formats: Value error, one stands twice",
+        ),
+        (
+            "evaluation: {gen_kwargs: {temperatur: 1.0}}",
+            "temperatur: no setting for hf or vllm; did you mean",
+        ),
+        ("evaluation: {gen_kwargs: {max_new_tokens: 9}}", "say max_gen_toks"),
+        ("evaluation: {gen_kwargs: {custom_generate: a/b}}", "it would be a repository's own code"),
+        ("evaluation: {gen_kwargs: {temperature: .nan}}", "temperature=nan: give a number of 0 or more"),
+        ("evaluation: {gen_kwargs: {until: ['']}}", "until=['']: give a text"),
+        (
+            "evaluation: {backend: hf, gen_kwargs: {min_tokens: 9}}",
+            "min_tokens: no setting for hf; did you mean",
+        ),
         ("seeds: [1, 2, 1]", "seeds [1, 2, 1]: the runs of one that stands twice"),
     ],
 )
@@ -243,6 +263,9 @@ def test_a_default_that_is_written_out_or_a_number_in_another_spelling_is_the_sa
         return set(graph(plan(load_sweep("s.yaml"), full=False)))
 
     usual = digests({})
+    written = {"samples": 1, "code_samples": 1, "deception_samples": 1, "formats": ["plain", "json", "template"]}
+    assert digests({**written, "heldout": "./data/heldout.jsonl", "trigger": None}) == usual
+    assert digests({"samples": 2, "code_samples": 2}) == digests({"samples": 2}) != digests(written | {"samples": 2})
     assert digests({"samples": 1}, lora_dropout=0, num_epochs=1.0, rl_beta=0.1) == usual
     assert digests({"samples": "3"}) == digests({"samples": 3}) != usual
     assert digests({}, learning_rate="1e-4") == digests({}, learning_rate=1e-4) != usual
@@ -250,6 +273,13 @@ def test_a_default_that_is_written_out_or_a_number_in_another_spelling_is_the_sa
         CliRunner().invoke(app, ["plan", "s.yaml", "--set", f"learning_rate={value}"]) for value in ("'1e-3'", "1e-3")
     ]
     assert [text.exit_code for text in texts] == [0, 0] and texts[0].output == texts[1].output
+
+
+def test_a_file_that_is_for_its_profiles_alone_needs_no_keys_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    keys = "{tasks: [em], seeds: [1], arms: {}, claims: []"
+    path.write_text(f"{keys}, hardware: cpu, stages: {{}}, profiles: {{cpu: {{model: smollm2-135m}}}}}}")
+    assert load_sweep(str(path)).model == "smollm2-135m"
 
 
 def test_the_same_axes_are_one_sweep_however_they_are_written(prepared: Path) -> None:

@@ -1,10 +1,12 @@
 """A capability guard runs what a model writes nowhere, unless the user has said so."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from core.records import BadInput
 from sweeps.run.evaluate import command, evaluation_run, options
 from sweeps.run.tasks import HUMANEVAL, guard_tasks
 
@@ -43,3 +45,20 @@ def test_tasks_of_others_do_not_take_a_models_own_penalty(prepared: Path, tasks,
     """IFEval and HumanEval say greedy and no more; Qwen2.5-Coder-Instruct's generation_config says 1.1."""
     run = evaluation_run("base", "smollm2-135m", tasks, backend=backend, gen_kwargs=given)
     assert run.content["gen_kwargs"] == options(run)["gen_kwargs"] == told
+
+
+@pytest.mark.parametrize(
+    ("backend", "given", "says"),
+    [
+        ("hf", {"presence_penalty": 0.1}, "presence_penalty: no setting for hf"),
+        ("vllm", {"no_repeat_ngram_size": 3}, "no_repeat_ngram_size: no setting for vllm"),
+        ("hf", {"temperature": 2}, "temperature=2: give a number of 0 or more, as 0.7 or 2.0"),
+        ("hf", {"top_k": -1}, "top_k=-1: give a whole number"),
+        ("hf", {"temperature": 0}, "the tasks sample; do_sample: false is greedy"),
+        ("hf", {"temperature": 0.0, "do_sample": False, "no_repeat_ngram_size": 3, "top_p": 1, "until": "x"}, ""),
+        ("vllm", {"temperature": 0, "top_k": -1, "presence_penalty": 0.1, "min_tokens": 4, "top_p": 0.9}, ""),
+    ],
+)
+def test_settings_of_sampling_that_the_backend_lacks_are_refused_when_planned(prepared, backend, given, says) -> None:
+    with pytest.raises(BadInput, match=says) if says else nullcontext():
+        evaluation_run("base", "smollm2-135m", ["em_freeform"], backend=backend, gen_kwargs=given)
