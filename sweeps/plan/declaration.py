@@ -78,9 +78,9 @@ class Arm(Strict):
     """A preset of recipes/variants; its data are those of `data`."""
     pretrained: bool = False
     """Only for models that the table calls `pretrained`; what starts from it starts from others as they are."""
-    seed: int | None = None
+    seed: Whole | None = None
     """In place of the sweep's: one run, which counts once, if what it starts from is one too."""
-    seed_offset: int = 0
+    seed_offset: Whole = 0
     """Added to the sweep's: the arm shares neither its first matrices nor the order of its rows with the others."""
     values: dict[str, str] = {}
     """Where it stands on the axes of the grid."""
@@ -172,14 +172,14 @@ class Sweep(Strict):
     model: str
     hardware: str
     tasks: Annotated[list[str], Field(min_length=1)]
-    gpus: int = Field(default=1, ge=1, le=8)
+    gpus: Whole = Field(default=1, ge=1, le=8)
     """Cards for each run, for models that one does not hold."""
-    per_gpu: int = Field(default=1, ge=1, le=8)
+    per_gpu: Whole = Field(default=1, ge=1, le=8)
     """Runs on each card at once, where their memory allows."""
     evaluation: Evaluation = Evaluation()
     seeds: list[Whole]
     """The first seed is the small sweep's; --full trains all, and so does a grid with the axis `seed`."""
-    checkpoints: int = Field(default=1, ge=1, le=MOST_CHECKPOINTS)
+    checkpoints: Whole = Field(default=1, ge=1, le=MOST_CHECKPOINTS)
     """Points of training at which everything is measured, the last its end."""
     grid: dict[str, list[Any]] = {}
     """The values of each axis (sweeps/plan/axes.py)."""
@@ -195,7 +195,7 @@ class Sweep(Strict):
     """Scores the free-form answers when all runs are done; without it they are there to be read."""
     tuned: dict[str, Tuned] = {}
     """Learning rate of the arms that vary, by rank (`emsweep rank --retune`)."""
-    data: str | None = None
+    data: str | None = Field(default=None, pattern=r"\S")
     """The folder in place of `data/`, of training and of held-out programs."""
 
     @property
@@ -248,8 +248,8 @@ def read_sweep(name: str, hardware: str | None = None, model: str | None = None)
     fit = isinstance(profiles, dict) and all(isinstance(k, dict) and "hardware" not in k for k in profiles.values())
     if not fit:
         raise BadInput(f"{path}: profiles: give a hardware profile's name and, below it, other keys than hardware")
-    named = hardware or layer.get("hardware")
-    profile, why = (str(named), "") if named else this_machine()
+    named = layer.get("hardware") if hardware is None else hardware
+    profile, why = this_machine() if named is None else (str(named), "")
     # The others are looked at too: a fault in them would else show on another machine.
     own = {name: _declared(path, {**layer, **keys}, str(name)) for name, keys in profiles.items()}
     needed = {key for key, field in Sweep.model_fields.items() if field.is_required()} - {"hardware"}
@@ -258,7 +258,7 @@ def read_sweep(name: str, hardware: str | None = None, model: str | None = None)
     sweep = own[profile]
     if model:
         sweep = sweep.model_copy(update={"model": model})
-    if not named:
+    if named is None:
         this_machine(sweep.model)
     return sweep, why
 
@@ -312,6 +312,8 @@ def _check_file(sweep: Sweep) -> None:
     for name in {"base", *(f"base-{model}" for model in layer_names("models"))} & sweep.arms.keys():
         raise BadInput(f"arms.{name}: so the model before training is called; call the arm otherwise")
     check_sampling(sweep.evaluation.gen_kwargs, sweep.evaluation.backend, {})
+    if sweep.judge and not sweep.judge.model.strip():
+        raise BadInput("judge.model: is empty, as of a variable that is not set; name one")
     if not sweep.seeds:
         raise BadInput("seeds: give one at least")
     if len(set(sweep.seeds)) < len(sweep.seeds):

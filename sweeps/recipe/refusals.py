@@ -22,6 +22,8 @@ MOST = 10**9
 RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     # Of 0 or fewer steps the trainer makes as many as there are, and of the others below nothing is learnt.
     **dict.fromkeys(("max_steps", "num_epochs", "learning_rate", "rl_beta"), ("a number above 0", lambda n: n > 0)),
+    # Of 0 or fewer nothing is saved, and a run that is cut off begins anew; and a step divides by the other.
+    **dict.fromkeys(("save_steps", "logging_steps"), ("a number above 0", lambda n: n > 0)),
     **dict.fromkeys(("lora_dropout", "warmup_ratio"), ("a number from 0 to below 1", lambda n: 0 <= n < 1)),
     **dict.fromkeys(("weight_decay", "warmup_steps", "max_grad_norm"), ("a number of 0 or more", lambda n: n >= 0)),
     "val_set_size": ("a number of 0 or more", lambda n: n >= 0),
@@ -56,6 +58,7 @@ REFUSED = {
     **dict.fromkeys(("float32", "float16", "bfloat16"), "bf16 and fp16 say in what a run trains; set those"),
     "save_only_model": "a run that was cut off would go on without its optimiser and schedule, and be another training",
     "deepspeed": "memory is estimated for DDP and FSDP, and its file stands in no digest; set --gpus, and fsdp_config",
+    "use_ray": "its workers would share rows, and a step see more than are counted; a sweep has --launcher ray",
     "resume_from_checkpoint": "a run goes on from its own newest checkpoint; leave it out",
     **dict.fromkeys(("dpo_beta", "trl"), "rl_beta is the beta of DPO; set that"),
     **dict.fromkeys(("dpo_generate_during_eval", "dpo_norm_loss", "dpo_use_logits_to_keep"), "Axolotl ignores it"),
@@ -71,6 +74,8 @@ TURN_KEYS = ("message_property_mappings", "message_field_role", "message_field_c
 SAME_START = (None, True, "gaussian", "orthogonal")
 """Ways of `peft_init_lora_weights` that leave the weights beneath the adapter as they are: PiSSA, OLoRA and others take
 a part out of them, so that the model that is evaluated, and the reference of DPO, would not be the one trained on."""
+SAVES = (None, "steps", "epoch", "best", "no")
+"""Words of `save_strategy`: of another one transformers says so when a stage begins, hours later."""
 UNSAFE = {"trust_remote_code": (True,), "save_safetensors": (False,), "ds_type": ("pandas",)}
 """Values, at any depth, by which a model's or a data set's own code would run here, or weights or rows be pickles."""
 
@@ -149,6 +154,8 @@ def check_values(config: Mapping[str, Any], stage: str) -> None:
         raise BadInput(f"dpo_loss_weights={weights}: give one for each of dpo_loss_type, {losses}")
     if 0 in (weights or ()):
         raise BadInput("dpo_loss_weights: a loss of weight 0 is none; leave it out of both lists")
+    if (saves := config.get("save_strategy")) not in SAVES:
+        raise BadInput(f"save_strategy={one_line(saves, 40)}: give {', '.join(filter(None, SAVES))}")
     if rl and config.get("logging_steps", 1) != 1:
         raise BadInput(f"logging_steps={config['logging_steps']}: whole pairs are counted at each step; leave it at 1")
     if config.get("warmup_steps") == 1:

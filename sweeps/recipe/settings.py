@@ -57,6 +57,7 @@ def put(config: dict[str, Any], key: str, given: Any) -> Any:
         value = _as_there(old, given)
         if top == "em":
             odd = isinstance(value, int | float) and not isfinite(value)
+            odd = odd or (isinstance(value, dict) and isinstance(old, dict) and not value.keys() <= old.keys())
             if not below or below[0] not in CHOICES or old is ABSENT or type(value) not in _kinds(old) or odd:
                 raise ValueError("no key, or no value, of em, where a recipe's facts beyond Axolotl's keys stand")
             value = value if type(value) is type(old) or value is None else _kinds(old)[0](value)

@@ -212,6 +212,10 @@ def test_a_file_that_is_no_sweep_is_one_line(tmp_path: Path, content: bytes) -> 
             "evaluation: {backend: hf, gen_kwargs: {min_tokens: 9}}",
             "min_tokens: no setting for hf; did you mean",
         ),
+        ("judge: {model: ''}", "judge.model: is empty"),
+        ("checkpoints: true", "checkpoints: Value error, give a whole number"),
+        ("data: ''", "data: String should match"),
+        ("hardware: []", "unknown hardware '[]'"),
         ("seeds: [1, 2, 1]", "seeds [1, 2, 1]: the runs of one that stands twice"),
     ],
 )
