@@ -134,7 +134,7 @@ class TaskSettings(Strict):
 
     def named(self) -> dict[str, Any]:
         """As numbers, and without what the tasks would do anyway, which would make other evaluations."""
-        usual = {"samples": 1, "code_samples": self.samples, "deception_samples": self.samples}
+        usual: dict[str, Any] = {"samples": 1, "code_samples": self.samples, "deception_samples": self.samples}
         if not self.questions:  # a file of them brings its own
             usual["formats"] = list(get_args(Format))
         said = self.model_dump(mode="json", exclude_defaults=True)
