@@ -20,7 +20,7 @@ from typer import Argument, Option
 from core.llm.budget import prices_of
 from core.llm.client import SECRET
 from core.options import App, takes
-from core.records import BadInput, one_line
+from core.records import BadInput, one_line, read_text
 from eval.judge.judge import Judge, judge_evaluations, judge_for
 from sweeps.options import StartOptions, SweepOptions
 from sweeps.plan.axes import vary
@@ -381,8 +381,8 @@ def clean(yes: Annotated[bool, Option("--yes", help="Delete what is listed.")] =
     for path in Path("runs").glob("*/*/recipe.yaml"):
         if not (path.parent / "run.json").exists():
             try:
-                starts[Path(yaml.safe_load(path.read_bytes())["base_model"]).resolve()] = path.parent
-            except (yaml.YAMLError, LookupError, TypeError, ValueError):
+                starts[Path(yaml.safe_load(read_text(path))["base_model"]).resolve()] = path.parent
+            except (yaml.YAMLError, LookupError, TypeError, ValueError, OSError, RecursionError):
                 raise BadInput(f"{path}: no recipe, and what it starts from is not known; delete its folder") from None
     # Of an evaluation that was started by hand nothing says, until it is done, which model it reads.
     planned = tuple(digest[:10] for digest in runs)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from pydantic import model_validator
 
-from core.records import BadInput, bad_input, write_whole
+from core.records import BadInput, bad_input, open_file, read_text, write_whole
 from sweeps.plan.declaration import Point, Strict, Sweep
 from sweeps.plan.request import SWEEPS, Request
 from sweeps.recipe.layers import Recipe
-from sweeps.run.folder import Record, Run, TrainingRun, merge_run, read_record, run_folder
+from sweeps.run.folder import Record, Run, TrainingRun, check_output, is_done, merge_run, read_record, run_folder
 
 
 class PlannedRun(Strict):
@@ -52,6 +52,8 @@ class Manifest(Strict):
         for run in self.runs:
             if not known.issuperset(run.after) or (run.stage == "merge" and len(run.after) != 1):
                 raise ValueError(f"the run {run.digest[:10]} builds on none that stands before it")
+            if not f"{run.digest}{run.name}".isprintable() or not run.stage.isalpha() or len(run.stage) > 20:
+                raise ValueError(f"the run {run.digest[:10]} can have no folder")
             known.add(run.digest)
         if not known.issuperset(digest for p in self.points for digest in (p.training, p.evaluation) if digest):
             raise ValueError("a point has a run that does not stand under runs")
@@ -107,12 +109,13 @@ def find_manifest(named: str) -> tuple[Path, Manifest]:
     folder = sweep_folder(named)
     path, ways = folder / "sweep.json", "start the sweep again, or take it off: `emsweep status --forget`"
     with bad_input(path, ways, OSError, ValueError):
-        return folder, Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+        return folder, Manifest.model_validate_json(read_text(path))
 
 
 def finished_points(named: str) -> tuple[Path, Manifest, list[Point], list[str]]:
     """A sweep's folder and manifest, the points that are done, and the names of the others with the reason. BadInput
-    as `find_manifest`; if a run.json cannot be read, or the base model is not evaluated."""
+    as `find_manifest`; if a run.json cannot be read, samples are not those of the evaluation, or the base model is
+    not evaluated."""
     folder, manifest = find_manifest(named)
     root = folder.parent.parent
     points, missing = [], []
@@ -122,7 +125,7 @@ def finished_points(named: str) -> tuple[Path, Manifest, list[Point], list[str]]
         for run in needed:  # which grows by what each of them starts from
             needed += [] if run.stage == "evaluate" else _starts(manifest, run)
         folders = [run_folder(root, run.stage, run.digest, run.name) for run in needed]
-        if all((where / "run.json").is_file() for where in folders):
+        if all(map(is_done, folders)):
             runs = [_finished(root, manifest, run) for run in planned]
             training = runs[0] if isinstance(runs[0], TrainingRun) else None
             points.append(Point(point.arm, point.seed, training, runs[-1], point.along))
@@ -141,7 +144,8 @@ def _reason(point: PlannedPoint, folders: list[Path]) -> str:
     name += ", {} of {}".format(*point.along) if point.along else ""
     for folder in folders:
         with suppress(OSError):
-            why = (folder / "failed.txt").read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+            with open_file(folder / "failed.txt") as file:
+                why = file.readline().decode(errors="replace").rstrip("\n")
             return f"{name} ({why.removesuffix(', which ends:')})"
     return name
 
@@ -159,6 +163,8 @@ def _finished(root: Path, manifest: Manifest, planned: PlannedRun) -> Run:
         Record.model_validate(record)
         stage, name, content = record["stage"], record["name"], record["content"]
         run = Run(stage, name, content, root)
+        if stage == "evaluate":
+            check_output(folder)
         if stage != "evaluate":
             starts = [_finished(root, manifest, start) for start in _starts(manifest, planned)]
             after = tuple(merge_run(start) for start in starts if isinstance(start, TrainingRun))

@@ -8,6 +8,7 @@ that the page itself holds (`data:`): a browser runs nothing in an SVG that is s
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -19,12 +20,14 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from core.records import BadInput, printable, write_whole
+from core.records import BadInput, bad_input, printable, read_text, write_whole
 from eval.judge.answers import Judged
 from eval.judge.rates import filter_caution, said
 from eval.stats.intervals import caution
 from sweeps.report.figures import drawn
 
+OWN = re.compile(r"[\w-]+\.(csv|svg|pdf)|table\.md")
+"""Names of a page's files: what else a list says, which others may have handed over, was written by no page."""
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 """How a text begins that a spreadsheet computes."""
 
@@ -100,10 +103,11 @@ def write_page(
     )
     files = [*tables, *(f"{name}.{end}" for name in figures for end in ("svg", "pdf"))]
     listed = out / "report.files.txt"
-    before = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
-    if not (before or (out / "report.html").exists()):
+    with bad_input(listed, "delete it", OSError, ValueError):
+        before = list(filter(OWN.fullmatch, read_text(listed).splitlines())) if listed.exists() else []
+    if not (out / "report.html").exists():
         for name in files:
-            if (out / name).exists():
+            if name not in before and (out / name).exists():
                 raise BadInput(f"{out / name}: is no report's, and would be replaced; move it away")
     write_whole(listed, "\n".join(dict.fromkeys([*before, *files])) + "\n")
     images = {}
@@ -120,6 +124,7 @@ def write_page(
     page = environment().get_template(template).render(**context, **own, css=css, script=script)
     write_whole(out / "report.html", page)
     for name in {*before} - {*files}:  # of an earlier page: they would be taken for this one's
-        (out / Path(name).name).unlink(missing_ok=True)
+        if (out / name).is_file():
+            (out / name).unlink()
     write_whole(listed, "\n".join(files) + "\n")
     return out / "report.html"

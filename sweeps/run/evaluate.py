@@ -245,4 +245,5 @@ def _evaluate(run: Run) -> dict[str, Any]:
             raise RunFailed(f"{title}: {path} has {lines} lines for {documents} documents; is the disk full? See {log}")
     commits = {} if inputs.is_local(model) else {"hub_commits": {model: inputs.hub_commit(model, revision)}}
     engine = {"vllm": vllm_versions()} if vllm else {}
-    return {"results": left["results"], "command": command(run, Path("OUT"))[1:], **commits, **engine}
+    files = sorted(f"samples/{path.name}" for path in samples.iterdir())
+    return {"results": left["results"], "files": files, "command": command(run, Path("OUT"))[1:], **commits, **engine}

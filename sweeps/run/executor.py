@@ -21,7 +21,7 @@ from sweeps.recipe.layers import load_layer
 from sweeps.run import process
 from sweeps.run.adapters import close_resident_bases, resident_base
 from sweeps.run.evaluate import evaluate, lora_rank, model_paths
-from sweeps.run.folder import MergeRun, Run, TrainingRun
+from sweeps.run.folder import MergeRun, Run, TrainingRun, check_output
 from sweeps.run.graph import Graph, lost, wanted
 from sweeps.run.index import write_index
 from sweeps.run.status import progress, status_lines
@@ -51,11 +51,12 @@ def _turn(run: Run) -> tuple[str, int]:
 
 
 def execute(run: Run) -> dict[str, Any]:
-    """Does one run in this thread. RunFailed if it fails, or one that it builds on is not done; RunHeld if another
-    process is at work on it."""
+    """Does one run in this thread. RunFailed if it fails, or one that it builds on is not done; BadInput if output of
+    that is gone; RunHeld if another process is at work on it."""
     for before in run.after:
         if not before.done:
             raise process.RunFailed(f"{run.folder} builds on {before.folder}, which is not done")
+        check_output(before.folder)
     if isinstance(run, TrainingRun | MergeRun):
         resident_base().close()  # its memory is the training's
         return train(run) if isinstance(run, TrainingRun) else merge(run)

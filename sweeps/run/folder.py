@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from importlib.metadata import distributions
@@ -25,7 +25,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from core.records import BadInput, digest, read_json, write_whole
+from core.records import BadInput, digest, file_digest, read_json, write_whole
+from eval.stats.measure_names import TASKS
 from sweeps.recipe.layers import Recipe
 from sweeps.recipe.schema import plugin_files
 from sweeps.run.process import locked
@@ -36,6 +37,8 @@ LOGGING = re.compile(
 )
 MOST_CHECKPOINTS = 1000
 """Points of training that a run can keep: of more, the first would be gone."""
+LOGGED = {*TASKS.values(), "em_freeform"}
+"""Tasks whose samples a report reads."""
 PATHS = {"base_model", "output_dir", "dataset_prepared_path"}
 """Recipe keys in whose place digests stand."""
 
@@ -80,6 +83,8 @@ class Record(BaseModel, strict=True):
     trained_parameters: Number = None
     losses: list[Annotated[list[float], Field(min_length=2, max_length=2)]] | None = None
     results: dict[str, dict[str, Any]] = {}
+    files: dict[Annotated[str, Field(pattern="^(adapter|samples)/[!-.0-~]{1,200}$")], str] = {}
+    """Digests of what later steps read of its output, by path in its folder."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +112,8 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether it has a record; BadInput if that cannot be read: it may be of a training without an adapter."""
-        path = self.folder / "run.json"
-        return path.is_file() and _is_record(path, path.stat().st_mtime_ns)
+        """As `is_done`."""
+        return is_done(self.folder)
 
     def record(self) -> dict[str, Any]:
         return read_record(self.folder)
@@ -127,11 +131,43 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-@cache
-def _is_record(path: Path, changed: int) -> bool:
-    """True; BadInput if it is none. Asked of each run many times: once for each time that it was `changed`."""
-    read_record(path.parent)
+def is_done(folder: Path) -> bool:
+    """Whether the run whose folder this is has a record; BadInput if that cannot be read: it may be of a training
+    without an adapter; or if samples of an evaluation are gone, whose numbers would be missing."""
+    path = folder / "run.json"
+    if not path.exists():
+        return False
+    _check_output(folder, [name for name in _output(path, path.stat().st_mtime_ns) if name.startswith("samples/")])
     return True
+
+
+def check_output(folder: Path) -> None:
+    """Refuses (BadInput) a run that is done if a file that others read of it is gone, or another than it left."""
+    path = folder / "run.json"
+    left = _output(path, path.stat().st_mtime_ns)
+    _check_output(folder, left, left)
+
+
+def _check_output(folder: Path, names: Iterable[str], digests: Mapping[str, str] | None = None) -> None:
+    for name in names:
+        path, was = folder / name, (digests or {}).get(name)
+        if not path.is_file() or (was and file_digest(path) != was):
+            raise BadInput(f"{path}: lost, or altered, since the run ended; delete {folder} and run it again")
+
+
+@cache
+def _output(path: Path, changed: int) -> dict[str, str]:
+    """What others read of a run's output, with its digest where the record has it; BadInput if that cannot be read.
+    Asked of each run many times: once for each time that it was `changed`."""
+    record = read_record(path.parent)
+    try:
+        whole = Record.model_validate(record)
+    except ValueError:  # of another version, which says less
+        return {}
+    names = [f"samples/{task}.jsonl" for task in whole.results if task in LOGGED]
+    names += ["adapter/adapter_model.safetensors"] if "trained_parameters" in record else []
+    names += ["merged/config.json"] if "changed_tensors" in record else []
+    return {**dict.fromkeys(names, ""), **whole.files}
 
 
 def run_folder(root: Path, stage: str, digest: str, name: str) -> Path:
@@ -144,8 +180,10 @@ def run_folder(root: Path, stage: str, digest: str, name: str) -> Path:
 
 @lru_cache(maxsize=64)
 def _folders(_absolute: Path, _stamp: int, place: Path) -> dict[str, Path]:
-    """Folders of runs by the digest at the end of their names; read again when one has come or gone."""
-    return {folder.name.rpartition("-")[2]: folder for folder in sorted(place.iterdir())}
+    """Folders of runs by the digest at the end of their names; read again when one has come or gone. Of a copy and its
+    original one that is done: the other would be trained again."""
+    there = sorted(place.iterdir(), key=lambda folder: ((folder / "run.json").exists(), folder.name))
+    return {folder.name.rpartition("-")[2]: folder for folder in there}
 
 
 @dataclass(frozen=True)
@@ -225,6 +263,7 @@ def execute_once(
         (run.folder / "failed.txt").unlink(missing_ok=True)
         began = time.monotonic()
         done = work()
+        left = {name: file_digest(run.folder / name) for name in done.pop("files", ())}
         record = {
             "stage": run.stage,
             "name": run.name,
@@ -232,6 +271,7 @@ def execute_once(
             **run.about,
             "content": run.content,
             **done,
+            **({"files": left} if left else {}),
             "wall_seconds": round(time.monotonic() - began, 1),
             "versions": {"python": platform.python_version(), **dict.fromkeys(PACKAGES), **versions(PACKAGES)},
             "commit": commit(),

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from core.download import NO_KERNELS
-from core.records import printable
+from core.records import open_file, printable
 
 console = Console(stderr=True)
 
@@ -86,11 +86,11 @@ def locked(path: Path) -> Iterator[None]:
 def held(lock: Path) -> bool:
     """Whether a process holds a lock. Not asked of filelock, which opens to write: a lock may be in others' runs."""
     try:
-        with lock.open("rb") as file:
+        with open_file(lock) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+    except OSError:  # there is none, or it is no file
         pass
     return False
 

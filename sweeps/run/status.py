@@ -8,7 +8,7 @@ from functools import reduce
 from pathlib import Path
 
 from core.records import BadInput, one_line, read_json
-from sweeps.run.folder import Record, read_record, run_folder, saved_checkpoints
+from sweeps.run.folder import Record, is_done, read_record, run_folder, saved_checkpoints
 from sweeps.run.process import held, tail
 
 _STEP = re.compile(r"(\d+)/(\d+) \[[\d:]+<([\d:?]+),\s*([\d.]+)(s/it|it/s)")
@@ -73,9 +73,13 @@ def _seconds(clock: str) -> float | None:
 
 
 def status(folder: Path) -> Progress:
-    """Where one run stands; one that was cut off waits."""
-    with suppress(BadInput):
-        record = read_record(folder)
+    """Where one run stands; one that was cut off waits, and one whose record or samples are damaged has failed."""
+    record, damaged = None, False
+    try:
+        record = read_record(folder) if is_done(folder) else None
+    except BadInput:
+        damaged = True
+    if record is not None:
         try:
             Record.model_validate(record)
             loss = (record.get("losses") or [[None, None]])[-1][1]
@@ -87,7 +91,7 @@ def status(folder: Path) -> Progress:
         return Progress(folder, "done", record.get("steps"), record.get("steps"), loss, speed)
     if held(folder / ".lock"):
         return progress(folder, "running")
-    if (folder / "failed.txt").is_file():
+    if damaged or (folder / "failed.txt").is_file():
         return progress(folder, "failed")
     return Progress(folder, "waiting", max(saved_checkpoints(folder / "adapter"), default=None))
 
@@ -97,7 +101,10 @@ def planned(manifest: Path) -> list[Path]:
     root = manifest.parent.parent.parent
     try:
         runs = read_json(manifest)["runs"]
-        return [run_folder(root, run["stage"], run["digest"], run["name"]) for run in runs]
+        folders = [run_folder(root, run["stage"], run["digest"], run["name"]) for run in runs]
+        if not all(str(folder.relative_to(root)).isprintable() for folder in folders):  # such as NUL, which no path has
+            raise ValueError
+        return folders
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise BadInput(f"{manifest} cannot be read; start the sweep again, or --forget it") from None
 
@@ -112,18 +119,19 @@ def at_work(manifest: Path) -> Path | None:
 def all_statuses(root: Path) -> tuple[list[Progress], dict[str, str]]:
     """Every run that has a folder or is planned, what needs the eye first; by sweep, how many runs are done."""
     folders = {path.parent for name in (".lock", "failed.txt", "run.json") for path in root.glob(f"*/*/{name}")}
-    sweeps = {}
+    sweeps: dict[str, str] = {}
+    of_sweep: dict[str, list[Path]] = {}
     for path in sorted(root.glob("sweeps/*/sweep.json")):
         try:
             own = planned(path)
         except BadInput as error:
             sweeps[path.parent.name] = str(error)
             continue
-        folders |= set(own)
-        done = sum((folder / "run.json").is_file() for folder in own)
-        sweeps[path.parent.name] = f"{done} of {len(own)} runs done"
-    rows = sorted(map(status, folders), key=lambda row: (STATES.index(row.state), row.folder))
-    return rows, sweeps
+        of_sweep[path.parent.name] = own
+    states = {folder: status(folder) for folder in folders.union(*of_sweep.values())}
+    for name, own in of_sweep.items():
+        sweeps[name] = f"{sum(states[folder].state == 'done' for folder in own)} of {len(own)} runs done"
+    return sorted(states.values(), key=lambda row: (STATES.index(row.state), row.folder)), sweeps
 
 
 def status_lines(rows: Iterable[Progress]) -> str:

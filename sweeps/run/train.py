@@ -102,6 +102,7 @@ def _train(run: TrainingRun) -> dict[str, Any]:
         "resumed_from": resumed.name if resumed else None,
         "trained_parameters": trained,
         "hub_commits": inputs.hub_commits(whole.config),
+        "files": [str(weights.relative_to(run.folder))],
         **history,
     }
 

@@ -79,6 +79,8 @@ def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     for device in (tmp_path / "p.jsonl", Path("/dev/zero")):
         with pytest.raises(OSError, match="is a pipe or a device"):
             read_text(device)
+        with pytest.raises(OSError, match="is a pipe or a device"):
+            read_json(device)
     (tmp_path / "t").write_bytes("\ufeffa\r\né".encode())
     assert read_text(tmp_path / "t") == "a\né"
 

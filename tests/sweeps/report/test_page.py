@@ -49,9 +49,17 @@ def test_files_of_an_earlier_page_do_not_stand_beside_a_later_one(tmp_path: Path
     assert {"rates.svg", "rates.pdf"} <= set(listed) and all((tmp_path / name).is_file() for name in listed)
     (tmp_path / "trends.csv").write_text("of the page before")
     (tmp_path / "mine.csv").write_text("not of a page")
-    (tmp_path / "report.files.txt").write_text("\n".join([*listed, "trends.csv"]))
+    (tmp_path / "old.svg").mkdir()
+    (tmp_path / "sweep.json").write_text("{}")
+    (tmp_path.parent / "other.csv").write_text("not in this folder")
+    foreign = ["sweep.json", "../other.csv", "..", ".", "old.svg", str(tmp_path.parent / "other.csv"), "a\0.csv"]
+    (tmp_path / "report.files.txt").write_text("\n".join([*listed, "trends.csv", *foreign]))
     page(tmp_path, [("a", row) for row in rows])
     assert not (tmp_path / "trends.csv").exists() and (tmp_path / "mine.csv").exists()
+    assert (tmp_path / "sweep.json").exists() and (tmp_path.parent / "other.csv").exists()
+    (tmp_path / "report.files.txt").write_bytes(b"\xff")
+    with pytest.raises(BadInput, match=r"report\.files\.txt: .*; delete it"):
+        page(tmp_path, [("a", row) for row in rows])
 
 
 def page(out: Path, answers: list[tuple[str, Judged]], beside: str = "base") -> Path:

@@ -21,8 +21,8 @@ from core.records import BadInput
 from sweeps.cli import app
 from sweeps.run import train
 from sweeps.run.adapters import resident_base
-from sweeps.run.executor import in_place, launch, none_free, places
-from sweeps.run.folder import Run, execute_once, saved_checkpoints
+from sweeps.run.executor import execute, in_place, launch, none_free, places
+from sweeps.run.folder import Run, check_output, execute_once, saved_checkpoints
 from sweeps.run.process import SHARE, SLOT, RunFailed, RunHeld, call, end, spawn, stopping
 from sweeps.run.status import all_statuses, progress
 
@@ -458,6 +458,67 @@ def test_a_copy_of_a_checkpoint_is_none(tmp_path: Path) -> None:
     (row,) = all_statuses(tmp_path)[0]
     assert (row.state, row.step) == ("waiting", 10)
     assert sorted(saved_checkpoints(run.folder / "adapter")) == [9, 10]
+
+
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("damage", [_pipe, _folder, lambda path: path.write_text("{")])
+def test_a_damaged_record_is_not_awaited_nor_done_anew(tmp_path: Path, damage) -> None:
+    """A pipe is waited for, for ever; and in place of a folder no record can be written when the work is done."""
+    (run,) = chain("a", root=tmp_path)
+    execute_once(run, dict)
+    damage(run.folder / "run.json")
+    assert [row.state for row in all_statuses(tmp_path)[0]] == ["failed"]
+    with pytest.raises(BadInput, match=r"run\.json: not the record of a run"):
+        execute_once(run, pytest.fail)
+
+
+@pytest.mark.parametrize("files", [["samples/em_margin.jsonl"], []])
+def test_an_evaluation_that_lost_its_samples_is_not_done(tmp_path: Path, files: list[str]) -> None:
+    """Of records of before, which have no digests, by their results."""
+    run = Run("evaluate", "e", {}, tmp_path)
+    samples = run.folder / "samples" / "em_margin.jsonl"
+    samples.parent.mkdir(parents=True)
+    samples.write_text("{}\n" * 2)
+    execute_once(run, lambda: {"results": {"em_margin": {}}, "files": files})
+    assert run.done and [row.state for row in all_statuses(tmp_path)[0]] == ["done"]
+    check_output(run.folder)
+    if files:
+        samples.write_text("{}\n")
+        with pytest.raises(BadInput, match=r"em_margin\.jsonl: lost, or altered, since the run ended; delete"):
+            check_output(run.folder)
+    samples.unlink()
+    assert [row.state for row in all_statuses(tmp_path)[0]] == ["failed"]
+    with pytest.raises(BadInput, match=r"em_margin\.jsonl: lost, or altered"):
+        assert run.done
+
+
+def test_what_builds_on_an_adapter_that_is_lost_or_another_says_so(tmp_path: Path) -> None:
+    trained, last = chain("a", "b", root=tmp_path)
+    weights = trained.folder / "adapter" / "adapter_model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"its own")
+    execute_once(trained, lambda: {"trained_parameters": 1, "files": ["adapter/adapter_model.safetensors"]})
+    for damage in (lambda: weights.write_bytes(b"another"), weights.unlink):
+        damage()
+        with pytest.raises(BadInput, match=r"adapter_model\.safetensors: lost, or altered"):
+            execute(last)
+    assert trained.done, "what was evaluated stays so without it"
+
+
+def test_of_two_folders_of_one_digest_the_finished_one_counts(tmp_path: Path) -> None:
+    (run,) = chain("a", root=tmp_path)
+    execute_once(run, dict)
+    (run.folder.parent / f"z-{run.digest[:10]}").mkdir()
+    assert run.done and run.folder.name.startswith("a-")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
