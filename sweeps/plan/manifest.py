@@ -171,8 +171,9 @@ def _finished(root: Path, manifest: Manifest, planned: PlannedRun) -> Run:
             recipe = Recipe(stage, content["recipe"], {"alpha": content["alpha"]})
             run = TrainingRun(stage, name, content, root, after, recipe=recipe)
             _ = recipe.scale  # what no digest holds of it, its policy, is as the report says it
-    except (ValueError, KeyError, TypeError):
+        digest = run.digest
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise BadInput(f"{folder / 'run.json'}: not the record of a run; delete the folder and run it again") from None
-    if run.digest != planned.digest:
+    if digest != planned.digest:
         raise BadInput(f"{folder / 'run.json'}: of another run, or of an earlier version; start the sweep again")
     return run

@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from core.records import BadInput, write_whole
+from core.records import BadInput, printable, write_whole
 from sweeps.run.folder import Record, read_record
 from sweeps.run.workload import workload
 
@@ -78,6 +78,9 @@ def write_index(root: Path = Path("runs")) -> list[dict[str, Any]]:
             file = io.StringIO()
             writer = csv.DictWriter(file, [*COLUMNS, *scores], lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows)
+            for row in rows:  # a record may hold half a surrogate pair, or what a terminal obeys
+                writer.writerow(
+                    {name: printable(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
+                )
             write_whole(root / "index.csv", file.getvalue())
     return rows

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 from core.records import BadInput, one_line, read_json
 from sweeps.run.folder import Record, is_done, read_record, run_folder, saved_checkpoints
@@ -74,7 +75,8 @@ def _seconds(clock: str) -> float | None:
 
 def status(folder: Path) -> Progress:
     """Where one run stands; one that was cut off waits, and one whose record or samples are damaged has failed."""
-    record, damaged = None, False
+    record: dict[str, Any] | None = None
+    damaged = False
     try:
         record = read_record(folder) if is_done(folder) else None
     except BadInput:

@@ -569,6 +569,8 @@ def test_a_sweep_is_found_again_with_what_is_missing(tmp_path: Path, monkeypatch
         (record, whole.replace('"content": {', '"content": {"another": 1, ')),
         (trained, trained.read_text().replace("60.0", '"60"')),
         (trained, trained.read_text().replace('"value": 2', '"value": "x"')),
+        (trained, trained.read_text().replace('[{"path": "d.jsonl"}]', '["d.jsonl"]')),
+        (trained, trained.read_text().replace('"lora_alpha": 2', f'"lora_alpha": {10**400}')),
     ):
         record.write_text(whole)
         file.write_text(text)

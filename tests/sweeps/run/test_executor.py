@@ -23,6 +23,7 @@ from sweeps.run import train
 from sweeps.run.adapters import resident_base
 from sweeps.run.executor import execute, in_place, launch, none_free, places
 from sweeps.run.folder import Run, check_output, execute_once, saved_checkpoints
+from sweeps.run.index import write_index
 from sweeps.run.process import SHARE, SLOT, RunFailed, RunHeld, call, end, spawn, stopping
 from sweeps.run.status import all_statuses, progress
 
@@ -519,6 +520,15 @@ def test_of_two_folders_of_one_digest_the_finished_one_counts(tmp_path: Path) ->
     execute_once(run, dict)
     (run.folder.parent / f"z-{run.digest[:10]}").mkdir()
     assert run.done and run.folder.name.startswith("a-")
+
+
+def test_an_index_holds_any_name(tmp_path: Path) -> None:
+    (run,) = chain("a", root=tmp_path)
+    execute_once(run, dict)
+    record = json.loads((run.folder / "run.json").read_text())
+    (run.folder / "run.json").write_text(json.dumps({**record, "name": "\ud800\x1b[31m"}))
+    write_index(tmp_path)
+    assert "\\ud800\\u001b[31m" in (tmp_path / "index.csv").read_text()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
