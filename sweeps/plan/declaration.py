@@ -249,7 +249,9 @@ def read_sweep(name: str, hardware: str | None = None, model: str | None = None)
     if not fit:
         raise BadInput(f"{path}: profiles: give a hardware profile's name and, below it, other keys than hardware")
     named = layer.get("hardware") if hardware is None else hardware
-    profile, why = this_machine() if named is None else (str(named), "")
+    if not isinstance(named, str | None):
+        raise BadInput(f"{path}: hardware: give the name of one profile")
+    profile, why = this_machine() if named is None else (named, "")
     # The others are looked at too: a fault in them would else show on another machine.
     own = {name: _declared(path, {**layer, **keys}, str(name)) for name, keys in profiles.items()}
     needed = {key for key, field in Sweep.model_fields.items() if field.is_required()} - {"hardware"}

@@ -215,7 +215,7 @@ def test_a_file_that_is_no_sweep_is_one_line(tmp_path: Path, content: bytes) -> 
         ("judge: {model: ''}", "judge.model: is empty"),
         ("checkpoints: true", "checkpoints: Value error, give a whole number"),
         ("data: ''", "data: String should match"),
-        ("hardware: []", "unknown hardware '[]'"),
+        ("hardware: []", "hardware: give the name of one profile"),
         ("seeds: [1, 2, 1]", "seeds [1, 2, 1]: the runs of one that stands twice"),
     ],
 )
