@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from core.llm.client import Access
 
 # Before anything imports axolotl: no telemetry from tests either. No vLLM where a test does not name one.
 os.environ.update(AXOLOTL_DO_NOT_TRACK="1", DO_NOT_TRACK="1", HF_HUB_OFFLINE="1", EM_VLLM="")
+# Begun in the background, the suite has Ctrl-C ignored, and so would have the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["AXOLOTL_TEE_STDOUT"] = "0"  # it would stand in the place of pytest's own streams, beyond the test
 # lm-eval brings absl, whose handler closes its stream when Axolotl configures logging: never one of pytest's.
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__

@@ -451,7 +451,7 @@ def test_a_record_that_cannot_be_read_is_refused_by_name(workspace: Path, broken
     for read in (merged.record, lambda: start_digest(merged.model)):
         with pytest.raises(BadInput, match=r"run\.json: not the record of a run; delete the folder and run it again"):
             read()
-    assert not write_index(merged.root) and status(merged.folder).state == "waiting"
+    assert not write_index(merged.root) and status(merged.folder).state == "failed"
 
 
 def test_two_that_want_the_model_at_once_fetch_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
