@@ -137,20 +137,21 @@ def is_done(folder: Path) -> bool:
     path = folder / "run.json"
     if not path.exists():
         return False
-    _check_output(folder, [name for name in _output(path, path.stat().st_mtime_ns) if name.startswith("samples/")])
+    left = _output(path, path.stat().st_mtime_ns)
+    _check_output(folder, {name: "" for name in left if name.startswith("samples/")})
     return True
 
 
 def check_output(folder: Path) -> None:
     """Refuses (BadInput) a run that is done if a file that others read of it is gone, or another than it left."""
     path = folder / "run.json"
-    left = _output(path, path.stat().st_mtime_ns)
-    _check_output(folder, left, left)
+    _check_output(folder, _output(path, path.stat().st_mtime_ns))
 
 
-def _check_output(folder: Path, names: Iterable[str], digests: Mapping[str, str] | None = None) -> None:
-    for name in names:
-        path, was = folder / name, (digests or {}).get(name)
+def _check_output(folder: Path, left: Mapping[str, str]) -> None:
+    """That the files are there, and of those with a digest that they have it."""
+    for name, was in left.items():
+        path = folder / name
         if not path.is_file() or (was and file_digest(path) != was):
             raise BadInput(f"{path}: lost, or altered, since the run ended; delete {folder} and run it again")
 
